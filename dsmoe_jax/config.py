@@ -1,0 +1,322 @@
+"""The configuration every run shares: plain typed dataclasses, one section per concern.
+
+Owns: the sections, their defaults (the paper's, arXiv 2601.02368, where it states one) and the
+checks across sections. Does not own: a method's hyper-parameters, which live in the method's file
+as a subclass of `MatcherConfig` or `RankerConfig`; a data set's columns, which live in its file
+under `data/prepare/` as a subclass of `DataConfig`; the choice of values for a run, which
+`configs/*.py` make.
+
+A section is mutable because command-line overrides (`--config.train.learning_rate=3e-4`) assign to
+it; after `Experiment.validate` nothing changes it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from typing import Any
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Where the raw rows are and how days become splits. Data sets extend it.
+
+    Attributes:
+      raw_dir: Folder with the data set's official files; empty means the data set's own default.
+      store_dir: Folder of the prepared store; empty means `<workdir>/store`.
+      validation_days: Days before the test days that validate, at least 1.
+      test_days: Last days, held out for the final report, at least 1.
+      drop_last_days: Days at the end of the log that are left out before splitting, so that the
+        same configuration can be judged on earlier days.
+    """
+
+    raw_dir: str = ""
+    store_dir: str = ""
+    validation_days: int = 2
+    test_days: int = 2
+    drop_last_days: int = 0
+
+    def prepare(self, store_dir: str) -> None:
+        """Writes the store (see `data/store.py`) of this data set into `store_dir`.
+
+        Reuses a store whose inputs and settings are unchanged.
+
+        Raises:
+          ValueError: On bad input, naming file, row and column.
+        """
+        raise NotImplementedError(f"{type(self).__name__} prepares nothing")
+
+
+@dataclasses.dataclass
+class FeatureConfig:
+    """Which of the store's features a run uses, and how they are embedded.
+
+    Attributes:
+      embedding_dim: Width E of every field's embedding (paper: 16).
+      history_length: Longest all-scenario history, in items.
+      scenario_history_length: Longest history of the query's own scenario, in items.
+      exclude: Names of features of the store that the models do not see, e.g. `("user_id",)`.
+    """
+
+    embedding_dim: int = 16
+    history_length: int = 50
+    scenario_history_length: int = 50
+    exclude: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class MatcherConfig:
+    """A two-tower method's hyper-parameters; each method extends it in its own file."""
+
+    def make(self, spec: Any) -> Any:
+        """Builds the `models.matching.two_tower.Matcher` for a `features.FeatureSpec`."""
+        raise NotImplementedError(f"{type(self).__name__} makes no matcher")
+
+
+@dataclasses.dataclass
+class RankerConfig:
+    """A joint-input teacher's hyper-parameters; each method extends it in its own file."""
+
+    def make(self, spec: Any) -> Any:
+        """Builds the `models.ranking.ranker.Ranker` for a `features.FeatureSpec`."""
+        raise NotImplementedError(f"{type(self).__name__} makes no ranker")
+
+
+@dataclasses.dataclass
+class TeacherConfig:
+    """How the teacher is trained. It is selected by validation recall and then frozen.
+
+    Attributes:
+      model: The ranker.
+      max_epochs: Upper bound on passes over the training examples.
+      patience: Epochs without a better macro validation recall before training stops.
+      learning_rate: Adam's step size.
+      weight_decay: Coupled L2, added to the gradient before Adam's moments.
+    """
+
+    model: RankerConfig = dataclasses.field(default_factory=RankerConfig)
+    max_epochs: int = 50
+    patience: int = 5
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-6
+
+
+@dataclasses.dataclass
+class LossConfig:
+    """L = BCE + distill_weight * KL(teacher || student).
+
+    **Paper:** section "Distillation". The weight and the temperature are not stated; A20, A21.
+
+    Attributes:
+      distill_weight: lambda >= 0; 0 trains without a teacher.
+      distill_temperature: tau > 0 divides both logits inside the KL, which is then scaled by
+        tau^2. The paper's definition of the student's probability implies 1.
+      distill_warmup_epochs: First epochs of the student that train with lambda = 0.
+    """
+
+    distill_weight: float = 1.0
+    distill_temperature: float = 1.0
+    distill_warmup_epochs: int = 0
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """How the student is trained.
+
+    Attributes:
+      batch_size: Positives per step over all devices. The paper's 4,096 rows with four negatives
+        per positive are 816 x 5 = 4,080, which 16 divides.
+      num_negatives: Uniform negatives per positive, drawn anew each step (paper: unstated).
+      max_epochs: Upper bound on passes over the training examples (paper: 50).
+      patience: Epochs without a better macro validation recall before training stops.
+      learning_rate: Adam's step size (paper: 1e-4).
+      weight_decay: Coupled L2 (paper: 1e-6).
+      steps_per_report: Steps between two points of the logged training curves.
+    """
+
+    batch_size: int = 816
+    num_negatives: int = 4
+    max_epochs: int = 50
+    patience: int = 5
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-6
+    steps_per_report: int = 20
+
+
+@dataclasses.dataclass
+class EvalConfig:
+    """Full-corpus evaluation.
+
+    Attributes:
+      k: Cut-offs of recall, hit rate and NDCG, ascending; the smallest one selects epochs.
+      remove_seen: Whether items the user clicked before the split's first day are removed.
+      backend: "exact" (JAX top-k) or "faiss".
+      validation_queries: Student queries per scenario sampled (fixed by the seed) each epoch.
+      teacher_validation_queries: The same for the teacher, whose scoring is brute force.
+      teacher_test_queries: Teacher queries per scenario in the final report.
+      query_batch: Queries embedded and searched at once.
+      item_batch: Items embedded at once.
+      references: Whether the report computes the reference rows (popularity, SVD, EASE, ...).
+    """
+
+    k: tuple[int, ...] = (50, 100)
+    remove_seen: bool = True
+    backend: str = "exact"
+    validation_queries: int = 2000
+    teacher_validation_queries: int = 200
+    teacher_test_queries: int = 1000
+    query_batch: int = 512
+    item_batch: int = 4096
+    references: bool = True
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    """When state is written.
+
+    Attributes:
+      every_steps: Steps between two saves inside an epoch; 0 saves at epoch ends only. A signal
+        always saves first.
+    """
+
+    every_steps: int = 0
+
+
+@dataclasses.dataclass
+class Experiment:
+    """One run: everything that decides its numbers, and what it is called.
+
+    Attributes:
+      dataset: Name of the data set, as printed with results; synthetic rows say so here.
+      variant: The variant string the config file was asked for.
+      seed: Seed of initial parameters, example order, negatives and dropout.
+    """
+
+    dataset: str
+    data: DataConfig
+    model: MatcherConfig
+    teacher: TeacherConfig
+    variant: str = ""
+    seed: int = 0
+    features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+    def validate(self) -> None:
+        """Checks ranges and combinations of fields.
+
+        Raises:
+          ValueError: Naming the field, the value and what was expected.
+        """
+        for name, low in (
+            ("data.validation_days", 1),
+            ("data.test_days", 1),
+            ("data.drop_last_days", 0),
+            ("features.embedding_dim", 1),
+            ("features.history_length", 1),
+            ("features.scenario_history_length", 1),
+            ("train.batch_size", 1),
+            ("train.num_negatives", 1),
+            ("train.max_epochs", 1),
+            ("train.patience", 1),
+            ("train.weight_decay", 0),
+            ("train.steps_per_report", 1),
+            ("teacher.max_epochs", 1),
+            ("teacher.patience", 1),
+            ("teacher.weight_decay", 0),
+            ("loss.distill_weight", 0),
+            ("loss.distill_warmup_epochs", 0),
+            ("eval.validation_queries", 1),
+            ("eval.teacher_validation_queries", 1),
+            ("eval.teacher_test_queries", 1),
+            ("eval.query_batch", 1),
+            ("eval.item_batch", 1),
+            ("checkpoint.every_steps", 0),
+            ("seed", 0),
+        ):
+            value = self._get(name)
+            if not value >= low:
+                raise ValueError(f"{name}: expected a number >= {low}, got {value!r}")
+        for name in ("train.learning_rate", "teacher.learning_rate", "loss.distill_temperature"):
+            if not self._get(name) > 0:
+                raise ValueError(f"{name}: expected a number > 0, got {self._get(name)!r}")
+        if not self.eval.k or list(self.eval.k) != sorted(set(self.eval.k)) or self.eval.k[0] < 1:
+            raise ValueError(
+                f"eval.k: expected ascending distinct cut-offs >= 1, got {self.eval.k!r}"
+            )
+        if self.eval.backend not in ("exact", "faiss"):
+            raise ValueError(
+                f"eval.backend: expected 'exact' or 'faiss', got {self.eval.backend!r}"
+            )
+
+    def _get(self, name: str) -> Any:
+        value: Any = self
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value
+
+
+# Fields that may change between the runs that share a workdir: they decide when a run stops, where
+# it writes and how it is judged, not which numbers a step computes.
+RESUMABLE_FIELDS = (
+    "variant",
+    "data.raw_dir",
+    "data.store_dir",
+    "train.max_epochs",
+    "train.patience",
+    "train.steps_per_report",
+    "teacher.max_epochs",
+    "teacher.patience",
+    "eval",
+    "checkpoint",
+)
+
+
+def as_dict(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as JSON-ready nested dicts, each method and data section with its class."""
+
+    def convert(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {f.name: convert(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            if isinstance(value, DataConfig | MatcherConfig | RankerConfig):
+                return {"class": type(value).__name__, **fields}
+            return fields
+        if isinstance(value, dict):
+            return {str(key): convert(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [convert(entry) for entry in value]
+        return value
+
+    return typing.cast(dict[str, Any], convert(experiment))
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{path}."))
+        else:
+            flat[path] = value
+    return flat
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """The flat fields a checkpoint must share with the run that resumes from it."""
+    return {
+        name: value
+        for name, value in flatten(as_dict(experiment)).items()
+        if not any(name == field or name.startswith(f"{field}.") for field in RESUMABLE_FIELDS)
+    }
+
+
+def config_hash(experiment: Experiment) -> str:
+    """Twelve hexadecimal digits that name every field which decides a result."""
+    fields = flatten(as_dict(experiment))
+    for name in ("data.raw_dir", "data.store_dir", "variant", "train.steps_per_report"):
+        fields.pop(name, None)
+    text = json.dumps(fields, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,113 @@
+"""Typed feature specifications: what a model is told about the columns it receives.
+
+Owns the description only. The values are in `batch.Users` and `batch.Items`, in the order of the
+tuples here. Ids are dense, 0 is unknown or padding, and `num_ids` counts the 0.
+"""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseFeature:
+    """One categorical column; ids in [0, num_ids), 0 = unknown."""
+
+    name: str
+    num_ids: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseFeature:
+    """One real column, standardised by data preparation; 0 is the training mean or a null."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class BagFeature:
+    """A multi-valued categorical column, right-padded with 0 to `max_len` ids per row."""
+
+    name: str
+    num_ids: int
+    max_len: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceFeature:
+    """A user's chronological events, each described by ids of item-side fields.
+
+    Attributes:
+      name: `history` (clicks in all scenarios), `scenario_history` (clicks in the example's own
+        scenario) or a data set's behaviour log.
+      fields: Item sparse features whose tables embed the events: `("item_id",)` for clicks,
+        `("category", "brand")` for a log that holds no items.
+      max_len: Longest window a model sees, most recent events, in chronological order.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    max_len: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSpec:
+    """All features of a store, or of the part of it that a run uses.
+
+    `item_sparse[0]` is always `item_id`: ids in [0, num_items), one per row of the corpus, row 0
+    being padding that is never a candidate.
+
+    Attributes:
+      scenarios: Scenario names; a scenario id in [0, S) indexes them.
+    """
+
+    scenarios: tuple[str, ...]
+    user_sparse: tuple[SparseFeature, ...]
+    user_dense: tuple[DenseFeature, ...]
+    user_bags: tuple[BagFeature, ...]
+    item_sparse: tuple[SparseFeature, ...]
+    item_dense: tuple[DenseFeature, ...]
+    item_bags: tuple[BagFeature, ...]
+    sequences: tuple[SequenceFeature, ...]
+
+    def __post_init__(self) -> None:
+        if not self.item_sparse or self.item_sparse[0].name != "item_id":
+            raise ValueError("item_sparse: expected the first item feature to be 'item_id'")
+        fields = {feature.name for feature in self.item_sparse}
+        for sequence in self.sequences:
+            unknown = [name for name in sequence.fields if name not in fields]
+            if unknown:
+                raise ValueError(
+                    f"sequence {sequence.name!r}: expected fields among {sorted(fields)}, "
+                    f"got {unknown}"
+                )
+
+    @property
+    def num_scenarios(self) -> int:
+        """S."""
+        return len(self.scenarios)
+
+    @property
+    def num_items(self) -> int:
+        """V + 1: rows of the corpus, the padding row 0 included."""
+        return self.item_sparse[0].num_ids
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested plain values for the manifest."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> "FeatureSpec":
+        """The inverse of `to_json`."""
+        return cls(
+            scenarios=tuple(tree["scenarios"]),
+            user_sparse=tuple(SparseFeature(**f) for f in tree["user_sparse"]),
+            user_dense=tuple(DenseFeature(**f) for f in tree["user_dense"]),
+            user_bags=tuple(BagFeature(**f) for f in tree["user_bags"]),
+            item_sparse=tuple(SparseFeature(**f) for f in tree["item_sparse"]),
+            item_dense=tuple(DenseFeature(**f) for f in tree["item_dense"]),
+            item_bags=tuple(BagFeature(**f) for f in tree["item_bags"]),
+            sequences=tuple(
+                SequenceFeature(f["name"], tuple(f["fields"]), f["max_len"])
+                for f in tree["sequences"]
+            ),
+        )

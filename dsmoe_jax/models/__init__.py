@@ -1,0 +1,1 @@
+"""Methods: two-tower matchers and the rankers that teach them."""

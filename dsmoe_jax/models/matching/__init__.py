@@ -1,0 +1,1 @@
+"""Two-tower methods, one file each, behind `two_tower.Matcher`."""

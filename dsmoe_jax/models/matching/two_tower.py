@@ -1,0 +1,70 @@
+"""The interface of every matcher: two towers whose inner product is the logit.
+
+Owns the contract between methods, the training step, evaluation and export. Methods subclass
+`Matcher`; nothing else in the package knows which one it holds.
+
+Letters: B examples, G candidates per example, M interests, D tower output, S scenarios.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import features
+
+Aux = dict[str, jax.Array]
+
+
+class Matcher(nn.Module):
+    """A two-tower model.
+
+    `embed_user` and `embed_item` can be called alone (`apply(..., method="embed_item")`); neither
+    sees the other's input, which is what lets an index serve the model. Batch statistics and other
+    non-trained state live in mutable collections.
+
+    Attributes:
+      spec: The features the run uses.
+    """
+
+    spec: features.FeatureSpec
+
+    @property
+    def item_uses_scenario(self) -> bool:
+        """Whether item vectors differ between scenarios: one index per scenario, or one in all."""
+        raise NotImplementedError
+
+    def embed_user(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B M D"], Aux]:
+        """User vectors, one per interest, and auxiliary losses by name (scalars)."""
+        raise NotImplementedError
+
+    def embed_item(
+        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B D"], Aux]:
+        """Item vectors of `items` (leading axis B) in the scenarios, and auxiliary losses."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        users: batch_lib.Users,
+        items: batch_lib.Items,
+        scenario_B: Int[jax.Array, "B"],
+        *,
+        train: bool,
+    ) -> tuple[Float[jax.Array, "B G"], Aux]:
+        """Logits of G candidates per example; `items` has leading axes [B, G].
+
+        **Paper:** section "Prediction": the score is sigmoid(<e_u, e_v>); this returns the inner
+        product, the maximum over interests where a method has several. A user is embedded once
+        for all its candidates.
+        """
+        B, G = items.sparse_VF.shape[:2]
+        user_BMD, user_aux = self.embed_user(users, scenario_B, train=train)
+        flat = jax.tree.map(lambda leaf: leaf.reshape(B * G, *leaf.shape[2:]), items)
+        item_ND, item_aux = self.embed_item(flat, jnp.repeat(scenario_B, G), train=train)
+        item_BGD = item_ND.reshape(B, G, -1)
+        logit_BGM = jnp.einsum("bmd,bgd->bgm", user_BMD, item_BGD)
+        return logit_BGM.max(axis=-1), {**user_aux, **item_aux}

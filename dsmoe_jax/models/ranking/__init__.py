@@ -1,0 +1,1 @@
+"""Joint-input rankers, one file each, behind `ranker.Ranker`."""

@@ -1,0 +1,1 @@
+"""Maximum inner product search behind one protocol, `index.Index`."""

@@ -1,0 +1,1 @@
+"""Runs that make the tables and figures of the README."""
