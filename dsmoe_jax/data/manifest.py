@@ -1,0 +1,156 @@
+"""The store's manifest: reading it, hashes of files, damage, and what an unchanged store is.
+
+Owns `manifest.json` as a file. Does not own what preparation puts into it (`data/prepare/`) nor
+the arrays beside it (`data/store.py`).
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tqdm
+
+import dsmoe_jax
+
+FORMAT = 1
+FILE = "manifest.json"
+_REQUIRED = ("spec", "columns", "settings", "inputs", "files", "data_hash", "versions")
+_HASH_BLOCK = 1 << 22
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether a store, whole or damaged, is at `path`."""
+    return (pathlib.Path(path) / FILE).exists()
+
+
+def fingerprint(paths: Iterable[str | os.PathLike[str]]) -> dict[str, dict[str, Any]]:
+    """`{file name: {"bytes", "sha256"}}` of each file, with a progress bar when it takes long.
+
+    Raises:
+      ValueError: When two files share a name.
+    """
+    files = [pathlib.Path(path) for path in paths]
+    found: dict[str, dict[str, Any]] = {}
+    total = sum(file.stat().st_size for file in files)
+    with tqdm.tqdm(
+        total=total, desc="hash", unit="B", unit_scale=True, disable=None, delay=2, leave=False
+    ) as bar:
+        for file in files:
+            if file.name in found:
+                raise ValueError(
+                    f"{file}: expected files of different names, got {file.name} twice"
+                )
+            digest = hashlib.sha256()
+            with file.open("rb") as stream:
+                while block := stream.read(_HASH_BLOCK):
+                    digest.update(block)
+                    bar.update(len(block))
+            found[file.name] = {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+    return found
+
+
+def differences(
+    path: str | os.PathLike[str], settings: dict[str, Any], inputs: dict[str, dict[str, Any]]
+) -> list[str]:
+    """How the store at `path` differs from what these settings and inputs would give.
+
+    Args:
+      path: The store's folder, which must hold a store (see `exists`).
+      settings: What decides the content, JSON-ready.
+      inputs: `fingerprint` of the raw files.
+
+    Returns:
+      Readable differences such as "test_days 2 -> 3"; empty when the store can be reused.
+
+    Raises:
+      ValueError: When the store's manifest is damaged.
+    """
+    manifest = read(pathlib.Path(path))
+    found: list[str] = []
+    wanted = json.loads(json.dumps(settings))
+    for name in sorted({*manifest["settings"], *wanted}):
+        old, new = manifest["settings"].get(name), wanted.get(name)
+        if old != new:
+            found.append(f"{name} {old!r} -> {new!r}")
+    for name in sorted({*manifest["inputs"], *inputs}):
+        if manifest["inputs"].get(name) != inputs.get(name):
+            found.append(f"input {name} changed")
+    version = manifest["versions"]["dsmoe_jax"]
+    if version != versions()["dsmoe_jax"]:
+        found.append(f"dsmoe_jax {version} -> {versions()['dsmoe_jax']}")
+    return found
+
+
+def data_hash(files: dict[str, dict[str, Any]]) -> str:
+    """64 hexadecimal digits that name the content of all files, from their `fingerprint`."""
+    lines = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What a store's bytes may depend on beside its inputs and settings."""
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "polars": importlib.metadata.version("polars"),
+        "dsmoe_jax": dsmoe_jax.__version__,
+    }
+
+
+def read(root: pathlib.Path) -> dict[str, Any]:
+    """The manifest of the store in `root`.
+
+    Raises:
+      ValueError: When there is none, or it is damaged.
+    """
+    path = root / FILE
+    if not path.exists():
+        raise ValueError(f"{root}: expected a prepared store with {FILE}, found none")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, "JSON", str(error)) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise _damaged(path, f"format {FORMAT}", f"format {found!r}")
+    missing = [name for name in _REQUIRED if name not in manifest]
+    if missing:
+        raise _damaged(path, f"the key {missing[0]!r}", "none")
+    if data_hash(manifest["files"]) != manifest["data_hash"]:
+        raise _damaged(path, f"data hash {manifest['data_hash'][:12]}", "another")
+    return manifest
+
+
+def check_files(root: pathlib.Path, manifest: dict[str, Any], verify: bool) -> None:
+    """Compares the sizes (`verify`: also the hashes) of a store's files with its manifest.
+
+    Raises:
+      ValueError: On the first file that is missing or differs.
+    """
+    for name, expected in manifest["files"].items():
+        path = root / name
+        if not path.is_file():
+            raise _damaged(path, f"a file of {expected['bytes']} bytes", "none")
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise _damaged(path, f"{expected['bytes']} bytes", f"{size}")
+    if verify:
+        for name, found in fingerprint(root / name for name in manifest["files"]).items():
+            expected = manifest["files"][name]["sha256"]
+            if found["sha256"] != expected:
+                raise _damaged(
+                    root / name, f"sha256 {expected[:12]}...", f"{found['sha256'][:12]}..."
+                )
+
+
+def _damaged(path: pathlib.Path, expected: str, got: str) -> ValueError:
+    return ValueError(
+        f"{path}: the store is damaged: expected {expected}, got {got}; delete {path.parent} "
+        "and prepare again"
+    )

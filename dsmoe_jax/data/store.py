@@ -1,0 +1,276 @@
+"""The prepared store: memory-mapped `.npy` matrices and the JSON manifest that describes them.
+
+Owns the layout on disk, reading and atomic writing. Does not own how raw rows become arrays
+(`data/prepare/`) nor how arrays become batches (`data/pipeline.py`).
+
+    manifest.json                      what is in here; written last
+    users_sparse  int32 [U, F]         users_dense  float32 [U, F]   users_bag_<name>  int32 [U, P]
+    items_sparse  int32 [V, F]         items_dense  float32 [V, F]   items_bag_<name>  int32 [V, P]
+    users_raw_id, items_raw_id         the id in the raw files, by row: int64, or unicode
+    vocabulary_<feature>               the raw value of each id of a sparse feature; row 0 unknown
+    sequence_<name>  int32 [E, F]      sequence_<name>_time  int32 [E], unix seconds, 0 unknown
+    train  int64 [N, C]                training examples, C columns named by `Store.columns`
+    validation_queries, test_queries   int64 [Q, C], the same columns, item 0
+    <split>_relevant, _seen            int32 item ids, sorted within a query, with <..>_indptr
+    <split>_cold                       bool [Q]: the user has no training positive
+
+Row 0 of the user tables is the unknown user, row 0 of the item tables is padding; both are zeros.
+Column 0 of `users_sparse` and `items_sparse` is the row number itself. For every sequence an
+example carries a pair of columns `<name>_start, <name>_stop` (for `scenario_history` one pair per
+scenario, with `_<scenario id>` appended): rows [start, stop) of the sequence are all events of
+that user which came strictly before the example; readers take the last ones.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from dsmoe_jax import features
+from dsmoe_jax.data import manifest as manifest_lib
+
+SPLITS = ("validation", "test")
+
+
+class Ragged(NamedTuple):
+    """Rows of different lengths: row q is `items[indptr[q]:indptr[q + 1]]`.
+
+    Attributes:
+      indptr: int64 [Q + 1], ascending from 0.
+      items: int32, item ids, sorted within a row and without repetition.
+    """
+
+    indptr: np.ndarray
+    items: np.ndarray
+
+
+class QueryTable(NamedTuple):
+    """The evaluation queries of one split; a query is a (user, scenario) pair.
+
+    Attributes:
+      rows_QC: int64, columns as `Store.columns`; `item` is 0, `time_s` is the split's start.
+      relevant: What the user clicked in that scenario in the split and had not clicked before it.
+      seen: What the user clicked, in any kept scenario, before the split's first day.
+      cold_Q: bool, the user has no training positive.
+    """
+
+    rows_QC: np.ndarray
+    relevant: Ragged
+    seen: Ragged
+    cold_Q: np.ndarray
+
+
+class Store:
+    """A prepared data set, opened for reading; arrays are memory-mapped.
+
+    Attributes:
+      root: The store's folder.
+      manifest: What `manifest.json` holds.
+      spec: All features of the store; its sequences have `max_len` 0 (not limited here).
+      columns: Column index by name in `train_NC` and the queries.
+      users_sparse, users_dense, users_bags: User tables; bags by feature name.
+      items_sparse, items_dense, items_bags: Item tables; bags by feature name.
+      users_raw_id, items_raw_id: The raw files' id of each row.
+      sequences: `(ids_EF, time_E)` by sequence name.
+      train_NC: Training examples, user-major and chronological.
+    """
+
+    def __init__(self, root: pathlib.Path, manifest: dict[str, Any]):
+        self.root = root
+        self.manifest = manifest
+        self.spec = features.FeatureSpec.from_json(manifest["spec"])
+        self.columns = {name: i for i, name in enumerate(manifest["columns"]["examples"])}
+        spec = self.spec
+        self.users_sparse = self.load("users_sparse")
+        self.users_dense = self.load("users_dense")
+        self.users_bags = {bag.name: self.load(f"users_bag_{bag.name}") for bag in spec.user_bags}
+        self.users_raw_id = self.load("users_raw_id")
+        self.items_sparse = self.load("items_sparse")
+        self.items_dense = self.load("items_dense")
+        self.items_bags = {bag.name: self.load(f"items_bag_{bag.name}") for bag in spec.item_bags}
+        self.items_raw_id = self.load("items_raw_id")
+        self.sequences = {
+            sequence.name: (
+                self.load(f"sequence_{sequence.name}"),
+                self.load(f"sequence_{sequence.name}_time"),
+            )
+            for sequence in spec.sequences
+        }
+        self.train_NC = self.load("train")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], verify: bool = False) -> Self:
+        """Opens the store at `path`.
+
+        Args:
+          path: The store's folder.
+          verify: Whether to hash every file again; without it only sizes are checked.
+
+        Raises:
+          ValueError: In one line, when there is no store or it is damaged.
+        """
+        root = pathlib.Path(path)
+        manifest = manifest_lib.read(root)
+        manifest_lib.check_files(root, manifest, verify)
+        return cls(root, manifest)
+
+    def load(self, name: str) -> np.ndarray:
+        """The array `<name>.npy`, memory-mapped and read-only."""
+        return np.load(self.root / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    def queries(self, split: str) -> QueryTable:
+        """The queries of `split`, "validation" or "test".
+
+        Raises:
+          ValueError: On another split.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")
+        return QueryTable(
+            rows_QC=self.load(f"{split}_queries"),
+            relevant=Ragged(self.load(f"{split}_relevant_indptr"), self.load(f"{split}_relevant")),
+            seen=Ragged(self.load(f"{split}_seen_indptr"), self.load(f"{split}_seen")),
+            cold_Q=self.load(f"{split}_cold"),
+        )
+
+    @property
+    def data_hash(self) -> str:
+        """64 hexadecimal digits that name the content of all arrays."""
+        return self.manifest["data_hash"]
+
+
+class StoreWriter:
+    """Writes a store beside its place and renames it into place when everything is there.
+
+    Use as a context manager; call `manifest` once inside. When the block raises, nothing remains;
+    an older store at the same path stays until the new one is complete.
+
+        with StoreWriter(path) as writer:
+            writer.array("users_sparse", users_sparse_UF)
+            events = writer.open_array("sequence_history", np.int32, (num_events, 1))
+            events[:] = ...
+            writer.manifest(dataset=..., spec=..., columns=..., ...)
+
+    Raises:
+      ValueError: On entry, when `path` holds something that is not a store, or another process is
+        writing the same store.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.root = pathlib.Path(path)
+        self.partial = self.root.with_name(self.root.name + ".partial")
+        self._names: list[str] = []
+        self._open: list[np.memmap] = []
+        self._manifest: dict[str, Any] | None = None
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        if self.root.exists() and not manifest_lib.exists(self.root):
+            if not self.root.is_dir():
+                raise ValueError(f"{self.root}: expected a folder for the store, got a file")
+            if any(self.root.iterdir()):
+                raise ValueError(
+                    f"{self.root}: expected a store or an empty folder, got other files; "
+                    "choose another folder"
+                )
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.partial, os.O_RDONLY)
+        # The lock goes with its process, so what a killed run left behind can be told from work
+        # in progress.
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ValueError(
+                f"{self.partial}: another process is preparing this store; wait for it to end"
+            ) from None
+        for leftover in self.partial.iterdir():
+            leftover.unlink()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._open.clear()
+            shutil.rmtree(self.partial, ignore_errors=True)
+            os.close(self._lock)
+
+    def array(self, name: str, array: np.ndarray) -> None:
+        """Writes `<name>.npy`."""
+        if array.dtype.hasobject:
+            raise ValueError(f"{name}: expected a plain dtype, got {array.dtype}")
+        self._add(name)
+        np.save(self.partial / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+
+    def open_array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+        """Creates `<name>.npy` filled with zeros and returns it for writing in place."""
+        self._add(name)
+        array = np.lib.format.open_memmap(
+            self.partial / f"{name}.npy", mode="w+", dtype=np.dtype(dtype), shape=shape
+        )
+        self._open.append(array)
+        return array
+
+    def manifest(
+        self,
+        *,
+        dataset: str,
+        spec: features.FeatureSpec,
+        columns: dict[str, list[str]],
+        counts: dict[str, Any],
+        split: dict[str, Any],
+        settings: dict[str, Any],
+        inputs: dict[str, dict[str, Any]],
+        **more: Any,
+    ) -> None:
+        """Sets the manifest's content; `format`, `files`, hashes and versions are added here."""
+        self._manifest = {
+            "dataset": dataset,
+            "scenarios": list(spec.scenarios),
+            "spec": spec.to_json(),
+            "columns": columns,
+            "counts": counts,
+            "split": split,
+            "settings": settings,
+            "inputs": inputs,
+            **more,
+        }
+
+    def _add(self, name: str) -> None:
+        if name in self._names:
+            raise ValueError(f"{name}: expected each array once, got it twice")
+        self._names.append(name)
+
+    def _finish(self) -> None:
+        if self._manifest is None:
+            raise ValueError(f"{self.root}: expected `manifest` to be called, it was not")
+        for array in self._open:
+            array.flush()
+        files = manifest_lib.fingerprint(
+            self.partial / f"{name}.npy" for name in sorted(self._names)
+        )
+        manifest = {
+            "format": manifest_lib.FORMAT,
+            **self._manifest,
+            "files": files,
+            "data_hash": manifest_lib.data_hash(files),
+            "versions": manifest_lib.versions(),
+        }
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        (self.partial / manifest_lib.FILE).write_text(text, encoding="utf-8")
+        _replace(self.partial, self.root)
+
+
+def _replace(new: pathlib.Path, root: pathlib.Path) -> None:
+    old = root.with_name(root.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if root.exists():
+        root.rename(old)
+    new.rename(root)
+    shutil.rmtree(old, ignore_errors=True)
