@@ -11,6 +11,7 @@ it; after `Experiment.validate` nothing changes it.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import typing
@@ -256,6 +257,38 @@ class Experiment:
         for part in name.split("."):
             value = getattr(value, part)
         return value
+
+
+def parse_variant(variant: str, axes: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """Splits `token,token` into at most one token per axis, in any order.
+
+    Args:
+      variant: The text after the colon of `--config FILE:variant`; empty is allowed.
+      axes: The tokens of each axis.
+
+    Returns:
+      The chosen token by axis; an axis without a token is absent.
+
+    Raises:
+      ValueError: On an unknown token, with the nearest known one, or two of one axis.
+    """
+    axis_of = {token: axis for axis, tokens in axes.items() for token in tokens}
+    chosen: dict[str, str] = {}
+    for token in filter(None, variant.split(",")):
+        if token not in axis_of:
+            nearest = difflib.get_close_matches(token, axis_of, n=1)
+            hint = f"nearest: {nearest[0]!r}; " if nearest else ""
+            raise ValueError(
+                f"variant: unknown token {token!r}; {hint}known: {', '.join(sorted(axis_of))}"
+            )
+        axis = axis_of[token]
+        if axis in chosen:
+            raise ValueError(
+                f"variant: expected at most one token of the axis {axis!r}, "
+                f"got {chosen[axis]!r} and {token!r}"
+            )
+        chosen[axis] = token
+    return chosen
 
 
 # Fields that may change between the runs that share a workdir: they decide when a run stops, where

@@ -5,6 +5,7 @@ tuples here. Ids are dense, 0 is unknown or padding, and `num_ids` counts the 0.
 """
 
 import dataclasses
+import difflib
 from typing import Any
 
 
@@ -111,3 +112,48 @@ class FeatureSpec:
                 for f in tree["sequences"]
             ),
         )
+
+
+def select(
+    spec: FeatureSpec,
+    *,
+    exclude: tuple[str, ...],
+    history_length: int,
+    scenario_history_length: int,
+) -> FeatureSpec:
+    """The part of a store's features that a run uses, with its sequence lengths.
+
+    Args:
+      spec: All features of the store.
+      exclude: Names to leave out; `item_id` stays, since histories are embedded by its table.
+      history_length: Events a model sees of every sequence but `scenario_history`.
+      scenario_history_length: Events it sees of `scenario_history`.
+
+    Raises:
+      ValueError: When a name in `exclude` is no feature that can be left out.
+    """
+    groups = ("user_sparse", "user_dense", "user_bags", "item_sparse", "item_dense", "item_bags")
+    names = [f.name for group in groups for f in getattr(spec, group)]
+    names += [sequence.name for sequence in spec.sequences]
+    names.remove("item_id")
+    for name in exclude:
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=1)
+            hint = f"; nearest: {nearest[0]!r}" if nearest else ""
+            raise ValueError(
+                f"features.exclude: {name!r} is no feature of this store that can be left out{hint}"
+            )
+    kept = {
+        group: tuple(f for f in getattr(spec, group) if f.name not in exclude) for group in groups
+    }
+    sequences = tuple(
+        dataclasses.replace(
+            sequence,
+            max_len=scenario_history_length
+            if sequence.name == "scenario_history"
+            else history_length,
+        )
+        for sequence in spec.sequences
+        if sequence.name not in exclude
+    )
+    return FeatureSpec(scenarios=spec.scenarios, sequences=sequences, **kept)

@@ -1,0 +1,125 @@
+"""What a run tells people: console lines, a progress bar, metrics.jsonl and TensorBoard.
+
+Only process 0 speaks. Nothing here decides anything.
+"""
+
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+import tqdm
+
+
+class Reporter:
+    """Writes the metrics of a run and shows its progress."""
+
+    def __init__(self, workdir: pathlib.Path, *, is_main: bool):
+        """Opens the log files of the workdir.
+
+        Args:
+          workdir: The run's folder.
+          is_main: Whether this process is the one that speaks.
+        """
+        self._is_main = is_main
+        self._bar: tqdm.tqdm | None = None
+        self._path = workdir / "metrics.jsonl"
+        self._board = (
+            tensorboardX.SummaryWriter(str(workdir / "tensorboard"), max_queue=100)
+            if is_main
+            else None
+        )
+
+    def line(self, text: str) -> None:
+        """Prints one line above the progress bar."""
+        if self._is_main:
+            tqdm.tqdm.write(text)
+            sys.stdout.flush()
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drops logged points of a stage past the step that it resumes from."""
+        if not self._is_main or not self._path.exists():
+            return
+        kept = [
+            line
+            for line in self._path.read_text().splitlines()
+            if (point := json.loads(line))["stage"] != stage or point["step"] <= step
+        ]
+        replace_text(self._path, "".join(f"{line}\n" for line in kept))
+
+    def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Logs a point; keys are paths such as `train/loss_distill` or `eval/K1/recall@50`."""
+        if self._board is None:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"{stage}/{name}", value, step)
+
+    def start_epoch(self, stage: str, epoch: int, steps: int, done: int) -> None:
+        """Shows a progress bar of one epoch; none when the output is no terminal."""
+        if self._is_main:
+            self._bar = tqdm.tqdm(
+                total=steps,
+                initial=done,
+                desc=f"{stage} epoch {epoch + 1}",
+                unit="step",
+                leave=False,
+                disable=None,
+                dynamic_ncols=True,
+            )
+
+    def advance(self, steps: int, note: str) -> None:
+        """Moves the bar and shows losses and speed beside it."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(steps)
+
+    def end_epoch(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def close(self) -> None:
+        """Flushes the logs."""
+        self.end_epoch()
+        if self._board is not None:
+            self._board.close()
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file beside its place, then renames it there."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def describe_parameters(title: str, params: Any) -> list[str]:
+    """A table of the parameters and of the bytes they and their moments take on each device."""
+    rows = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [str(getattr(part, "key", part)) for part in path]
+        group = "/".join(names[:2])
+        on_device = int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        count, size = rows.get(group, (0, 0))
+        rows[group] = (count + leaf.size, size + 3 * on_device)
+    rows["total"] = tuple(np.sum(list(rows.values()), axis=0))
+    lines = [f"{title}: parameters, and MiB on each device with both Adam moments"]
+    lines += [
+        f"  {name:<40} {count:>13,} {size / 2**20:>10.2f}" for name, (count, size) in rows.items()
+    ]
+    return lines
+
+
+def count_parameters(params: Any) -> dict[str, int]:
+    """Numbers of dense and of embedding-table parameters."""
+    counts = {"dense": 0, "embedding": 0}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        kind = "embedding" if "table" in jax.tree_util.keystr(path) else "dense"
+        counts[kind] += int(leaf.size)
+    return counts

@@ -1,0 +1,353 @@
+"""The loop of one stage: data -> step -> report -> validation -> checkpoint.
+
+Owns every side effect of training. A stage is a model, its optimiser and its validation; teacher
+and student are stages of this one loop. What a step computes is in `train_step`.
+"""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import checkpoint, report, sharding, train_state, train_step
+from dsmoe_jax.data import pipeline
+
+# Mean BCE above this is divergence: an untrained model is at 0.69.
+DIVERGED_LOSS = 100.0
+
+Summary = dict[str, Any]
+
+
+class InterruptedRunError(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+class DivergedError(Exception):
+    """The loss is not finite or absurdly large."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is trained, and how it is judged.
+
+    Attributes:
+      name: `teacher`, `student`, ...
+      model: A matcher or a ranker.
+      optimizer: Its optimiser.
+      max_epochs: Upper bound on passes over the examples.
+      patience: Evaluations without a better score before the stage ends.
+      validate: Summary of a frozen state on validation queries, with `scenarios` and `macro` as in
+        results.json.
+      score_name: The macro metric that selects the epoch, e.g. `recall@50`.
+      constants: Values of the model's `constants` collection.
+      teacher: The module that teaches, if any.
+      frozen_teacher: Its parameters.
+      distill_weight: lambda.
+      distill_temperature: tau.
+      distill_warmup_epochs: First epochs with lambda = 0.
+    """
+
+    name: str
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    max_epochs: int
+    patience: int
+    validate: Callable[[train_state.Frozen], Summary]
+    score_name: str
+    constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    teacher: nn.Module | None = None
+    frozen_teacher: train_state.Frozen | None = None
+    distill_weight: float = 0.0
+    distill_temperature: float = 1.0
+    distill_warmup_epochs: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all stages of a run share.
+
+    Attributes:
+      mesh: The devices.
+      corpus: All items, on the devices.
+      source: The training batches.
+      key: Random key of the run; a stage folds its name in.
+      num_negatives: N.
+      steps_per_report: Steps between two logged points.
+      every_steps: Steps between two saves inside an epoch; 0 for none.
+      reporter: Where progress is told.
+      stop: Whether the run was asked to end.
+    """
+
+    mesh: jax.sharding.Mesh
+    corpus: batch_lib.Items
+    source: pipeline.BatchSource
+    key: jax.Array
+    num_negatives: int
+    steps_per_report: int
+    every_steps: int
+    reporter: report.Reporter
+    stop: "StopRequest"
+
+
+class StopRequest:
+    """Turns SIGTERM and Ctrl-C into a request that the loop honours at its next step.
+
+    With several processes all must stop at the same step: JAX's preemption service, which listens
+    to SIGTERM, agrees on it. A second Ctrl-C ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is requested yet."""
+        self._requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        handled = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+        for number in handled:
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and stop after `step`; all processes answer alike."""
+        if jax.process_count() > 1:
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self._requested
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._requested:
+            raise KeyboardInterrupt
+        self._requested = True
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def train_stage(
+    stage: Stage, setting: Setting, checkpoints: checkpoint.StageCheckpoints
+) -> tuple[train_state.TrainState, checkpoint.Progress]:
+    """Trains a stage, from its latest checkpoint where there is one, and returns its best state.
+
+    Raises:
+      InterruptedRunError: After a stop request, with the state saved.
+      DivergedError: When the loss is not finite, naming the step and the last good checkpoint.
+    """
+    loop = _Loop(stage, setting, checkpoints)
+    while not loop.is_done():
+        loop.run_epoch()
+    return loop.best()
+
+
+class _Loop:
+    """The mutable part of `train_stage`."""
+
+    def __init__(
+        self, stage: Stage, setting: Setting, checkpoints: checkpoint.StageCheckpoints
+    ) -> None:
+        self._stage, self._setting, self._checkpoints = stage, setting, checkpoints
+        # The stage's name decides its random stream, so that it is the same whatever ran before.
+        stage_key = jax.random.fold_in(
+            setting.key, int.from_bytes(stage.name.encode()[:4], "little") & 0x7FFFFFFF
+        )
+        init_key, self._step_key = jax.random.split(stage_key)
+        self._state = train_state.init_state(
+            stage.model,
+            stage.optimizer,
+            key=init_key,
+            mesh=setting.mesh,
+            constants=stage.constants,
+        )
+        self._progress = checkpoint.Progress(stage=stage.name)
+        for line in report.describe_parameters(stage.name, self._state.params):
+            setting.reporter.line(line)
+        restored = checkpoints.restore_latest(self._state, setting.mesh)
+        if restored is not None:
+            self._state, self._progress = restored
+            setting.reporter.forget_after(stage.name, self._progress.step)
+            setting.reporter.line(f"{stage.name}: resumes at step {self._progress.step}")
+        self._step = self._compile_step()
+        self._pending: list[tuple[int, train_step.Metrics]] = []
+        self._reported_s = time.perf_counter()
+
+    def is_done(self) -> bool:
+        progress, stage = self._progress, self._stage
+        return (
+            progress.epochs_evaluated >= stage.max_epochs or progress.bad_epochs >= stage.patience
+        )
+
+    def best(self) -> tuple[train_state.TrainState, checkpoint.Progress]:
+        self._checkpoints.wait()
+        best = self._checkpoints.restore_best(self._state, self._setting.mesh)
+        if best is None:
+            raise ValueError(
+                f"{self._checkpoints.latest_path()}: the stage is complete and its best state is "
+                "gone; delete the stage's folder and run again"
+            )
+        return best[0], self._progress
+
+    def run_epoch(self) -> None:
+        setting, progress, stage = self._setting, self._progress, self._stage
+        per_epoch = setting.source.steps_per_epoch
+        epoch = progress.epochs_evaluated
+        end = (epoch + 1) * per_epoch
+        weight = 0.0 if epoch < stage.distill_warmup_epochs else stage.distill_weight
+        distill_weight = jnp.asarray(weight, jnp.float32)
+        start_s = self._reported_s = time.perf_counter()
+        setting.reporter.start_epoch(
+            stage.name, epoch, per_epoch, progress.step - epoch * per_epoch
+        )
+        batches = pipeline.make_train_iterator(setting.source, start=progress.step)
+        while progress.step < end:
+            batch = sharding.put_batch(setting.mesh, next(batches))
+            self._state, metrics = self._step(
+                self._state,
+                stage.frozen_teacher,
+                setting.corpus,
+                batch,
+                distill_weight,
+                self._step_key,
+            )
+            progress.step += 1
+            self._pending.append((progress.step, metrics))
+            if len(self._pending) >= setting.steps_per_report or progress.step == end:
+                self._report_pending()
+            self._maybe_save(start_s, end)
+        setting.reporter.end_epoch()
+        progress.example_s += time.perf_counter() - start_s
+        self._validate()
+        progress.train_s += time.perf_counter() - start_s
+        self._checkpoints.save_latest(self._state, progress)
+        if setting.stop.reached(progress.step) and not self.is_done():
+            self._stop()
+
+    def _compile_step(self) -> train_step.Step:
+        stage, setting = self._stage, self._setting
+        step = train_step.make_train_step(
+            stage.model,
+            stage.optimizer,
+            num_items=setting.corpus.sparse_VF.shape[0],
+            num_negatives=setting.num_negatives,
+            teacher=stage.teacher,
+            distill_temperature=stage.distill_temperature,
+        )
+        layout = sharding.state_sharding(setting.mesh, self._state)
+        return jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(layout, sharding.replicated(setting.mesh)),
+        )
+
+    def _report_pending(self) -> None:
+        """Fetches the metrics of the steps since the last report: the loop's only wait."""
+        if not self._pending:
+            return
+        steps = [step for step, _ in self._pending]
+        fetched = jax.device_get([metrics for _, metrics in self._pending])
+        self._pending.clear()
+        for step, metrics in zip(steps, fetched, strict=True):
+            loss = float(metrics["loss"])
+            if not np.isfinite(loss) or loss > DIVERGED_LOSS:
+                self._raise_diverged(step, loss)
+        names = self._stage.model.spec.scenarios
+        rows_S = sum(metrics["rows"] for metrics in fetched)
+        values = {"train/loss": float(np.mean([metrics["loss"] for metrics in fetched]))}
+        for part in sorted(set(fetched[0]) - {"rows", "loss"}):
+            sum_S = sum(metrics[part] for metrics in fetched)
+            values[f"train/{part}"] = float(sum_S.sum() / rows_S.sum())
+            for name, total, rows in zip(names, sum_S, rows_S, strict=True):
+                if rows:
+                    values[f"train/{name}/{part}"] = float(total / rows)
+        progress, setting = self._progress, self._setting
+        now_s = time.perf_counter()
+        rate = len(steps) * setting.source.batch_size / (now_s - self._reported_s)
+        self._reported_s = now_s
+        values["perf/examples_per_s"] = rate
+        setting.reporter.metrics(self._stage.name, progress.step, values)
+        parts = " ".join(
+            f"{name.removeprefix('train/')} {value:.4f}"
+            for name, value in values.items()
+            if name.count("/") == 1 and name.startswith("train/")
+        )
+        setting.reporter.advance(len(steps), f"{parts} {rate:,.0f} examples/s")
+
+    def _raise_diverged(self, step: int, loss: float) -> None:
+        setting, stage = self._setting, self._stage
+        setting.reporter.end_epoch()
+        self._checkpoints.wait()
+        epoch, index = divmod(step - 1, setting.source.steps_per_epoch)
+        good = self._checkpoints.latest_step
+        saved = (
+            f"the last good checkpoint is step {good} in {self._checkpoints.latest_path()}"
+            if good is not None
+            else "no checkpoint was saved yet"
+        )
+        section = "teacher" if stage.name == "teacher" else "train"
+        raise DivergedError(
+            f"{stage.name}: the loss is {loss:g} at step {step} "
+            f"(epoch {epoch + 1}, batch {index}); "
+            f"{saved}; lower {section}.learning_rate"
+        )
+
+    def _maybe_save(self, start_s: float, end: int) -> None:
+        setting, progress = self._setting, self._progress
+        if progress.step == end:
+            return
+        stop = setting.stop.reached(progress.step)
+        due = setting.every_steps and progress.step % setting.every_steps == 0
+        if not (stop or due):
+            return
+        self._report_pending()
+        elapsed_s = time.perf_counter() - start_s
+        saved = dataclasses.replace(
+            progress,
+            train_s=progress.train_s + elapsed_s,
+            example_s=progress.example_s + elapsed_s,
+        )
+        self._checkpoints.save_latest(self._state, saved)
+        if stop:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._setting.reporter.end_epoch()
+        self._checkpoints.wait()
+        raise InterruptedRunError(
+            f"{self._stage.name}: stopped at step {self._progress.step}, state saved; the same "
+            "command resumes"
+        )
+
+    def _validate(self) -> None:
+        stage, progress, reporter = self._stage, self._progress, self._setting.reporter
+        summary = stage.validate(train_state.freeze(self._state))
+        score = summary["macro"][stage.score_name]
+        progress.epochs_evaluated += 1
+        is_best = score > progress.best_score
+        if is_best:
+            progress.best_score, progress.best_step, progress.bad_epochs = score, progress.step, 0
+            self._checkpoints.save_best(self._state, progress)
+        else:
+            progress.bad_epochs += 1
+        values = {f"eval/macro/{name}": value for name, value in summary["macro"].items()}
+        for scenario, row in summary["scenarios"].items():
+            values |= {f"eval/{scenario}/{name}": value for name, value in row.items()}
+        reporter.metrics(stage.name, progress.step, values)
+        recalls = "  ".join(
+            f"{scenario} {100 * row[stage.score_name]:.1f}"
+            for scenario, row in summary["scenarios"].items()
+        )
+        reporter.line(
+            f"{stage.name} epoch {progress.epochs_evaluated:>3}  validation {stage.score_name} % "
+            f"macro {100 * score:.2f}  {recalls}{'  best' if is_best else ''}"
+        )

@@ -1,0 +1,116 @@
+"""One step of training: candidates, logits, loss, gradient, update. Pure.
+
+Owns the objective that every stage shares: BCE over a positive and its sampled negatives, plus the
+model's auxiliary losses, plus the distillation term when a teacher is given. The teacher is an
+argument: it is no part of the state, and no gradient reaches it.
+
+Letters: B examples, N negatives, G = 1 + N candidates, S scenarios.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import losses, train_state
+from dsmoe_jax.data import negatives
+
+# Sums over the rows of each scenario, [S] per name; divided by "rows" once, when reported.
+Metrics = dict[str, jax.Array]
+Step = Callable[..., tuple[train_state.TrainState, Metrics]]
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_items: int,
+    num_negatives: int,
+    teacher: nn.Module | None = None,
+    distill_temperature: float = 1.0,
+) -> Step:
+    """Builds `step(state, frozen_teacher, corpus, batch, distill_weight, key)`.
+
+    The step returns the next state and sums per scenario of every loss. `frozen_teacher` is None
+    where `teacher` is. `distill_weight` is a traced scalar, so that a warm-up compiles nothing
+    anew. Everything random derives from `fold_in(key, state.step)`.
+
+    **Paper:** L = L_task + lambda * mean KL(p_teacher || p_student), section "Distillation".
+    **Deviation:** means over rows where the paper sums: Adam is indifferent to the scale.
+    """
+
+    def objective(
+        params: Any,
+        model_state: dict[str, Any],
+        batch: batch_lib.Batch,
+        items: batch_lib.Items,
+        teacher_logit_BG: jax.Array | None,
+        distill_weight: jax.Array,
+        dropout_key: jax.Array,
+    ) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
+        mutable = [name for name in model_state if name != "constants"]
+        (logit_BG, aux), updated = model.apply(
+            {"params": params, **model_state},
+            batch.users,
+            items,
+            batch.scenario_B,
+            train=True,
+            mutable=mutable,
+            rngs={"dropout": dropout_key},
+        )
+        label_BG = jnp.zeros_like(logit_BG).at[:, 0].set(1.0)
+        parts_BG = {"loss_task": losses.bce_with_logits(logit_BG, label_BG)}
+        total = parts_BG["loss_task"].mean()
+        if teacher_logit_BG is not None:
+            kl_BG = losses.bernoulli_kl(teacher_logit_BG, logit_BG, temperature=distill_temperature)
+            parts_BG["loss_distill"] = kl_BG
+            total = total + distill_weight * kl_BG.mean()
+        for value in aux.values():
+            total = total + value
+        one_hot_BS = jax.nn.one_hot(batch.scenario_B, model.spec.num_scenarios)
+        sums = {name: part.sum(axis=1) @ one_hot_BS for name, part in parts_BG.items()}
+        sums["rows"] = one_hot_BS.sum(axis=0) * logit_BG.shape[1]
+        sums["loss"] = total
+        return total, ({**model_state, **updated}, sums)
+
+    def step(
+        state: train_state.TrainState,
+        frozen_teacher: train_state.Frozen | None,
+        corpus: batch_lib.Items,
+        batch: batch_lib.Batch,
+        distill_weight: jax.Array,
+        key: jax.Array,
+    ) -> tuple[train_state.TrainState, Metrics]:
+        negative_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        candidate_BG = negatives.draw_candidates(
+            negative_key, batch.item_B, num_items=num_items, num_negatives=num_negatives
+        )
+        items = batch_lib.take_items(corpus, candidate_BG)
+        teacher_logit_BG = None
+        if teacher is not None and frozen_teacher is not None:
+            teacher_logit_BG, _ = teacher.apply(
+                {"params": frozen_teacher.params, **frozen_teacher.model_state},
+                batch.users,
+                items,
+                batch.scenario_B,
+                train=False,
+            )
+            teacher_logit_BG = jax.lax.stop_gradient(teacher_logit_BG)
+        gradient, (model_state, metrics) = jax.grad(objective, has_aux=True)(
+            state.params,
+            state.model_state,
+            batch,
+            items,
+            teacher_logit_BG,
+            distill_weight,
+            dropout_key,
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return train_state.TrainState(state.step + 1, params, model_state, opt_state), metrics
+
+    return step
