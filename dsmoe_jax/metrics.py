@@ -63,6 +63,7 @@ def recall_at_k(
     Args:
       hit_QT: Whether the item at each rank is relevant; lists may be shorter than k.
       relevant_Q: Number of relevant items, at least 1.
+      k: Cut-off, at least 1.
 
     Raises:
       ValueError: If a query has no relevant item: its recall is undefined.
@@ -162,6 +163,7 @@ def paired_bootstrap(
     Args:
       difference_Q: Metric of one system minus the other's on the same query.
       scenario_Q: In [0, S).
+      num_scenarios: S.
       resamples: Number of resampled means per scenario.
       seed: Of the resampling; the same arguments give the same intervals.
     """

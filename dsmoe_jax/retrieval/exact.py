@@ -1,0 +1,176 @@
+"""Exact maximum inner product search in JAX, the reference for every other index.
+
+Items and queries are taken in chunks with a running merge, so memory is bounded by one chunk of
+scores whatever the corpus. A corpus sharded by rows over a mesh is searched where it lies: each
+device finds its own best, and only those lists travel.
+
+Equal scores are returned in ascending order of item id, with any chunk size and device count.
+
+Letters: Q queries, M interests, D tower output, T retrieved list length, V rows of the corpus,
+W rows of one device's shard, N vectors searched at once, Z devices.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int
+
+from dsmoe_jax.retrieval import index as index_lib
+
+Array = jax.Array | np.ndarray
+
+
+class ExactIndex:
+    """Chunked top-k; implements `index.Index`."""
+
+    def __init__(
+        self,
+        item_VD: Float[Array, "V D"],
+        *,
+        num_rows: int | None = None,
+        mesh: Mesh | None = None,
+        item_chunk: int = 16384,
+        query_chunk: int = 1024,
+    ):
+        """Places the corpus on the devices.
+
+        Args:
+          item_VD: Item vectors, row = item id; row 0 is padding and never returned.
+          num_rows: V; rows from here on are padding. All rows of `item_VD` by default.
+          mesh: Devices over which the rows are sharded; without one they stay where they are.
+          item_chunk: Rows of a device scored at once.
+          query_chunk: Queries searched at once.
+        """
+        rows, self._dim = item_VD.shape
+        self._num_rows = rows if num_rows is None else num_rows
+        self._mesh = mesh
+        self._query_chunk = query_chunk
+        shards = 1 if mesh is None else mesh.size
+        self._item_chunk = min(item_chunk, -(-rows // shards))
+        padding = -rows % (shards * self._item_chunk)
+        if padding:
+            item_VD = jnp.pad(item_VD, ((0, padding), (0, 0)))
+        if mesh is None:
+            self._item_VD = jnp.asarray(item_VD)
+        else:
+            sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            self._item_VD = jax.device_put(item_VD, sharding)
+
+    @property
+    def num_candidates(self) -> int:
+        """V - 1."""
+        return self._num_rows - 1
+
+    def search(
+        self, query_QMD: Float[Array, "Q M D"], k: int
+    ) -> tuple[Float[jax.Array, "Q T"], Int[jax.Array, "Q T"]]:
+        """See `index.Index.search`. Compiles once per number of queries and k."""
+        index_lib.check_search(query_QMD.shape, self._dim, k)
+        Q = len(query_QMD)
+        if self._query_chunk >= Q:
+            return self._search(query_QMD, k)
+        lists = []
+        for start in range(0, Q, self._query_chunk):
+            block = query_QMD[start : start + self._query_chunk]
+            missing = self._query_chunk - len(block)
+            if missing:  # one shape, one compilation
+                block = jnp.pad(block, ((0, missing), (0, 0), (0, 0)))
+            lists.append(self._search(block, k))
+        score_QT, item_QT = (jnp.concatenate(parts)[:Q] for parts in zip(*lists, strict=True))
+        return score_QT, item_QT
+
+    def _search(self, query_QMD: Array, k: int) -> tuple[jax.Array, jax.Array]:
+        return _search(
+            query_QMD, self._item_VD, self._num_rows, k=k, chunk=self._item_chunk, mesh=self._mesh
+        )
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def top_k(
+    score_QV: Float[Array, "Q V"], k: int
+) -> tuple[Float[jax.Array, "Q T"], Int[jax.Array, "Q T"]]:
+    """The k best of given scores, column = item id; column 0 and -inf are never returned."""
+    score_QV = jnp.asarray(score_QV).at[:, 0].set(-jnp.inf)
+    score_QT, item_QT = jax.lax.top_k(score_QV, min(k, score_QV.shape[1]))
+    return score_QT, jnp.where(jnp.isneginf(score_QT), 0, item_QT)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "chunk", "mesh"))
+def _search(
+    query_QMD: Float[Array, "Q M D"],
+    item_VD: Float[Array, "V D"],
+    num_rows: int | Int[Array, ""],
+    *,
+    k: int,
+    chunk: int,
+    mesh: Mesh | None,
+) -> tuple[Float[jax.Array, "Q k"], Int[jax.Array, "Q k"]]:
+    Q, M, D = query_QMD.shape
+    query_ND = jnp.asarray(query_QMD).reshape(Q * M, D)
+    if mesh is None:
+        score_NT, item_NT = _scan(query_ND, item_VD, jnp.int32(0), num_rows, k, chunk)
+    else:
+        score_NT, item_NT = _search_shards(query_ND, item_VD, num_rows, k, chunk, mesh)
+    return index_lib.merge_interests(
+        score_NT.reshape(Q, M, k), item_NT.reshape(Q, M, k).astype(jnp.int32), k
+    )
+
+
+def _search_shards(
+    query_ND: Array, item_VD: Array, num_rows: int | Array, k: int, chunk: int, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """Best k of each shard, then the best k of those lists."""
+    axes = mesh.axis_names
+
+    def search_shard(query_ND: Array, item_WD: Array, num_rows: Array) -> tuple[Array, Array]:
+        first = jax.lax.axis_index(axes) * item_WD.shape[0]
+        score_NT, item_NT = _scan(query_ND, item_WD, first, num_rows, k, chunk)
+        return score_NT[None], item_NT[None]
+
+    score_ZNT, item_ZNT = jax.shard_map(
+        search_shard,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(axes), PartitionSpec()),
+        out_specs=(PartitionSpec(axes), PartitionSpec(axes)),
+        check_vma=False,
+    )(query_ND, item_VD, jnp.asarray(num_rows, jnp.int32))
+    N = query_ND.shape[0]
+    # Shards side by side in the order of their rows, so that ties still go to the smaller id.
+    score_NX = score_ZNT.swapaxes(0, 1).reshape(N, -1)
+    item_NX = item_ZNT.swapaxes(0, 1).reshape(N, -1)
+    score_NT, position_NT = jax.lax.top_k(score_NX, k)
+    return score_NT, jnp.take_along_axis(item_NX, position_NT, axis=1)
+
+
+def _scan(
+    query_ND: Array, item_WD: Array, first: Array, num_rows: int | Array, k: int, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """Running top-k over chunks of rows; `first` is the item id of row 0."""
+    N = query_ND.shape[0]
+    chunks = item_WD.reshape(-1, chunk, item_WD.shape[1])
+
+    def merge(best: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple, None]:
+        score_NT, item_NT = best
+        item_CD, start = part
+        id_C = start + jnp.arange(chunk, dtype=jnp.int32)
+        # Accelerators multiply float32 in lower precision by default; the reference must not.
+        score_NC = jnp.einsum("nd,cd->nc", query_ND, item_CD, precision=jax.lax.Precision.HIGHEST)
+        candidate_C = (id_C > 0) & (id_C < num_rows)
+        score_NC = jnp.where(candidate_C[None], score_NC, -jnp.inf)
+        # The running best stand first: at equal scores the smaller id wins.
+        score_NX = jnp.concatenate([score_NT, score_NC], axis=1)
+        item_NX = jnp.concatenate([item_NT, jnp.broadcast_to(id_C[None], score_NC.shape)], axis=1)
+        score_NT, position_NT = jax.lax.top_k(score_NX, k)
+        item_NT = jnp.take_along_axis(item_NX, position_NT, axis=1)
+        return (score_NT, jnp.where(jnp.isneginf(score_NT), 0, item_NT)), None
+
+    start_X = first + chunk * jnp.arange(len(chunks), dtype=jnp.int32)
+    empty = (
+        jnp.full((N, k), -jnp.inf, query_ND.dtype),
+        jnp.zeros((N, k), jnp.int32),
+    )
+    best, _ = jax.lax.scan(merge, empty, (chunks, start_X))
+    return best
