@@ -59,6 +59,7 @@ class FeatureSpec:
 
     Attributes:
       scenarios: Scenario names; a scenario id in [0, S) indexes them.
+      embedding_dim: Width E of every field's embedding (paper: 16).
     """
 
     scenarios: tuple[str, ...]
@@ -69,6 +70,7 @@ class FeatureSpec:
     item_dense: tuple[DenseFeature, ...]
     item_bags: tuple[BagFeature, ...]
     sequences: tuple[SequenceFeature, ...]
+    embedding_dim: int = 16
 
     def __post_init__(self) -> None:
         if not self.item_sparse or self.item_sparse[0].name != "item_id":
@@ -111,6 +113,7 @@ class FeatureSpec:
                 SequenceFeature(f["name"], tuple(f["fields"]), f["max_len"])
                 for f in tree["sequences"]
             ),
+            embedding_dim=tree.get("embedding_dim", cls.embedding_dim),
         )
 
 
@@ -120,6 +123,7 @@ def select(
     exclude: tuple[str, ...],
     history_length: int,
     scenario_history_length: int,
+    embedding_dim: int = FeatureSpec.embedding_dim,
 ) -> FeatureSpec:
     """The part of a store's features that a run uses, with its sequence lengths.
 
@@ -128,6 +132,7 @@ def select(
       exclude: Names to leave out; `item_id` stays, since histories are embedded by its table.
       history_length: Events a model sees of every sequence but `scenario_history`.
       scenario_history_length: Events it sees of `scenario_history`.
+      embedding_dim: Width E of every field's embedding.
 
     Raises:
       ValueError: When a name in `exclude` is no feature that can be left out.
@@ -156,4 +161,6 @@ def select(
         for sequence in spec.sequences
         if sequence.name not in exclude
     )
-    return FeatureSpec(scenarios=spec.scenarios, sequences=sequences, **kept)
+    return FeatureSpec(
+        scenarios=spec.scenarios, sequences=sequences, embedding_dim=embedding_dim, **kept
+    )

@@ -26,7 +26,7 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -103,7 +103,7 @@ class Store:
         self.train_NC = self.load("train")
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], verify: bool = False) -> Self:
+    def open(cls, path: str | os.PathLike[str], verify: bool = False) -> "Store":
         """Opens the store at `path`.
 
         Args:
@@ -168,7 +168,7 @@ class StoreWriter:
         self._manifest: dict[str, Any] | None = None
         self._lock = -1
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StoreWriter":
         if self.root.exists() and not manifest_lib.exists(self.root):
             if not self.root.is_dir():
                 raise ValueError(f"{self.root}: expected a folder for the store, got a file")

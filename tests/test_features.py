@@ -1,0 +1,50 @@
+import pytest
+
+from dsmoe_jax import features
+from tests import tiny
+
+
+def test_spec_survives_json():
+    spec = tiny.make_spec(max_len=7)
+    assert features.FeatureSpec.from_json(spec.to_json()) == spec
+
+
+def test_select_leaves_out_and_sets_lengths():
+    spec = features.select(
+        tiny.make_spec(),
+        exclude=("user_id", "tag"),
+        history_length=9,
+        scenario_history_length=4,
+        embedding_dim=8,
+    )
+    assert [f.name for f in spec.user_sparse] == ["age"]
+    assert spec.item_bags == ()
+    assert [(s.name, s.max_len) for s in spec.sequences] == [
+        ("history", 9),
+        ("scenario_history", 4),
+    ]
+    assert spec.embedding_dim == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("user_idd", "nearest: 'user_id'"), ("item_id", "can be left out")]
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name, hint):
+    with pytest.raises(ValueError, match=hint):
+        features.select(
+            tiny.make_spec(), exclude=(name,), history_length=1, scenario_history_length=1
+        )
+
+
+def test_a_sequence_of_unknown_fields_is_refused():
+    with pytest.raises(ValueError, match="expected fields among"):
+        features.FeatureSpec(
+            scenarios=("A",),
+            user_sparse=(),
+            user_dense=(),
+            user_bags=(),
+            item_sparse=(features.SparseFeature("item_id", 3),),
+            item_dense=(),
+            item_bags=(),
+            sequences=(features.SequenceFeature("history", ("brand",), 5),),
+        )
