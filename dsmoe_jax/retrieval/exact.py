@@ -46,17 +46,14 @@ class ExactIndex:
         """
         rows, self._dim = item_VD.shape
         self._num_rows = rows if num_rows is None else num_rows
-        self._mesh = mesh
-        self._query_chunk = query_chunk
-        shards = 1 if mesh is None else mesh.size
-        self._item_chunk = min(item_chunk, -(-rows // shards))
-        padding = -rows % (shards * self._item_chunk)
-        if padding:
-            item_VD = jnp.pad(item_VD, ((0, padding), (0, 0)))
-        if mesh is None:
+        self._mesh = mesh if mesh is not None and mesh.size > 1 else None
+        self._item_chunk, self._query_chunk = item_chunk, query_chunk
+        if self._mesh is None:
             self._item_VD = jnp.asarray(item_VD)
         else:
-            sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            if rows % self._mesh.size:
+                item_VD = jnp.pad(item_VD, ((0, -rows % self._mesh.size), (0, 0)))
+            sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
             self._item_VD = jax.device_put(item_VD, sharding)
 
     @property
@@ -149,16 +146,20 @@ def _scan(
     query_ND: Array, item_WD: Array, first: Array, num_rows: int | Array, k: int, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """Running top-k over chunks of rows; `first` is the item id of row 0."""
-    N = query_ND.shape[0]
-    chunks = item_WD.reshape(-1, chunk, item_WD.shape[1])
+    N, (W, _) = query_ND.shape[0], item_WD.shape
+    chunk = min(chunk, W)
 
-    def merge(best: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple, None]:
+    def merge(best: tuple[Array, Array], fresh: Array) -> tuple[tuple[Array, Array], None]:
         score_NT, item_NT = best
-        item_CD, start = part
-        id_C = start + jnp.arange(chunk, dtype=jnp.int32)
+        # The last chunk reaches back to stay inside the shard (padding would copy the corpus);
+        # rows below `fresh` were scored before.
+        start = jnp.minimum(fresh, W - chunk)
+        item_CD = jax.lax.dynamic_slice_in_dim(item_WD, start, chunk)
+        row_C = start + jnp.arange(chunk, dtype=jnp.int32)
+        id_C = first + row_C
         # Accelerators multiply float32 in lower precision by default; the reference must not.
         score_NC = jnp.einsum("nd,cd->nc", query_ND, item_CD, precision=jax.lax.Precision.HIGHEST)
-        candidate_C = (id_C > 0) & (id_C < num_rows)
+        candidate_C = (row_C >= fresh) & (id_C > 0) & (id_C < num_rows)
         score_NC = jnp.where(candidate_C[None], score_NC, -jnp.inf)
         # The running best stand first: at equal scores the smaller id wins.
         score_NX = jnp.concatenate([score_NT, score_NC], axis=1)
@@ -167,10 +168,6 @@ def _scan(
         item_NT = jnp.take_along_axis(item_NX, position_NT, axis=1)
         return (score_NT, jnp.where(jnp.isneginf(score_NT), 0, item_NT)), None
 
-    start_X = first + chunk * jnp.arange(len(chunks), dtype=jnp.int32)
-    empty = (
-        jnp.full((N, k), -jnp.inf, query_ND.dtype),
-        jnp.zeros((N, k), jnp.int32),
-    )
-    best, _ = jax.lax.scan(merge, empty, (chunks, start_X))
+    empty = (jnp.full((N, k), -jnp.inf, query_ND.dtype), jnp.zeros((N, k), jnp.int32))
+    best, _ = jax.lax.scan(merge, empty, jnp.arange(0, W, chunk, dtype=jnp.int32))
     return best
