@@ -1,0 +1,119 @@
+"""A tower of DSMOE: SAP experts, their scenario gate and the SAP forward layer.
+
+Owns the trunk that both towers and the small teacher share. Does not own embeddings.
+
+Letters: B examples, S scenarios, C scenario embedding, K experts, R rank, I input, H an expert's
+width, D the tower's output. Inputs may have axes between B and I (candidates of an example).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from dsmoe_jax.nn import dsbn, sap, scenario
+
+# PyTorch's initial slope, in which the paper was written.
+PRELU_SLOPE = 0.25
+
+GATE_INPUTS = ("scenario", "scenario_and_features")
+
+
+class ScenarioMixture(nn.Module):
+    """z = SAP_forward(sum_k alpha_k DSBN_k(PReLU_k(SAP_k(x)))), all conditioned on the scenario.
+
+    **Paper:** sections "Experts" (linear, PReLU, normalisation, in this order), "Gate" (softmax of
+    a linear map of the scenario embedding, hence one row of weights per scenario) and "Forward
+    network" (one SAP layer without activation).
+    **Deviation:** one learned PReLU slope per expert, initially 0.25, unstated in the paper.
+
+    Attributes:
+      in_dim: I.
+      hidden_dim: H.
+      output_dim: D.
+      scenario_dim: C.
+      num_scenarios: S.
+      num_experts: K.
+      rank: R of every SAP layer.
+      use_sap: False replaces SAP layers by linear ones.
+      norm: "dsbn", "bn" or "none".
+      momentum: Of the running statistics.
+      gate_input: "scenario", or "scenario_and_features" for a gate that also reads x.
+    """
+
+    in_dim: int
+    hidden_dim: int
+    output_dim: int
+    scenario_dim: int
+    num_scenarios: int
+    num_experts: int
+    rank: int
+    use_sap: bool = True
+    norm: str = "dsbn"
+    momentum: float = 0.1
+    gate_input: str = "scenario"
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        K, C, H = self.num_experts, self.scenario_dim, self.hidden_dim
+        self.experts = sap.SAP(self.in_dim, H, C, self.rank, K, self.use_sap)
+        slope = nn.initializers.constant(PRELU_SLOPE)
+        self.slope_K = self.param("prelu_slope", slope, (K,), jnp.float32)
+        self.norms = dsbn.ScenarioNorm(self.norm, self.num_scenarios, K * H, self.momentum)
+        reads_features = self.gate_input == "scenario_and_features"
+        shape_CK = (C + self.in_dim * reads_features, K)
+        lecun, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
+        self.gate_CK = self.param("gate_kernel", lecun, shape_CK, jnp.float32)
+        self.gate_K = self.param("gate_bias", zeros, (K,), jnp.float32)
+        self.forward = sap.SAP(H, self.output_dim, C, self.rank, 1, self.use_sap)
+
+    def coefficients(self, scenario_SC: Float[jax.Array, "S C"]) -> dict[str, jax.Array]:
+        """b_s [S, R] of every SAP layer: `expert_0`, ..., `forward`; empty without SAP."""
+        if not self.use_sap:
+            return {}
+        coef_SKR = self.experts.coefficients(scenario_SC)
+        table = {f"expert_{k}": coef_SKR[:, k] for k in range(self.num_experts)}
+        return {**table, "forward": self.forward.coefficients(scenario_SC)[:, 0]}
+
+    def gate_weights(self, scenario_SC: Float[jax.Array, "S C"]) -> Float[jax.Array, "S K"]:
+        """Expert weights, rows summing to 1; of a gate that reads features, those at x = 0."""
+        return nn.softmax(self._scenario_gate(scenario_SC))
+
+    def __call__(
+        self,
+        parts: tuple[jax.Array, ...],
+        scenario_SC: Float[jax.Array, "S C"],
+        one_hot_BS: Float[jax.Array, "B S"],
+        *,
+        train: bool,
+    ) -> Float[jax.Array, "B ... D"]:
+        """Runs the trunk on an input given in pieces (see `sap.SAP`)."""
+        K, H = self.num_experts, self.hidden_dim
+        hidden = self.experts(parts, scenario_SC, one_hot_BS)
+        slope_KH = jnp.broadcast_to(self.slope_K[:, None], (K, H))
+        slope = slope_KH.reshape(*(1,) * (hidden.ndim - 1), K * H)
+        hidden = jnp.where(hidden >= 0, hidden, slope * hidden)
+        hidden = self.norms(hidden, one_hot_BS, train=train)
+        gate = self._gate(parts, scenario_SC, one_hot_BS, hidden.ndim)
+        mixed = sum(gate[..., k, None] * hidden[..., k * H : (k + 1) * H] for k in range(K))
+        return self.forward((mixed,), scenario_SC, one_hot_BS)
+
+    def _scenario_gate(self, scenario_SC: Float[jax.Array, "S C"]) -> Float[jax.Array, "S K"]:
+        return scenario_SC @ self.gate_CK[: self.scenario_dim] + self.gate_K[None]
+
+    def _gate(
+        self,
+        parts: tuple[jax.Array, ...],
+        scenario_SC: Float[jax.Array, "S C"],
+        one_hot_BS: Float[jax.Array, "B S"],
+        ndim: int,
+    ) -> Float[jax.Array, "B ... K"]:
+        """Weights of each example, and of each candidate where the gate reads features."""
+        if self.gate_input == "scenario":
+            return scenario.pick(self.gate_weights(scenario_SC), one_hot_BS, ndim)
+        logit = scenario.pick(self._scenario_gate(scenario_SC), one_hot_BS, ndim)
+        start = self.scenario_dim
+        for part in parts:
+            logit = logit + part @ self.gate_CK[start : start + part.shape[-1]]
+            start += part.shape[-1]
+        return nn.softmax(logit)

@@ -1,0 +1,98 @@
+"""The scenario-adaptive projection (SAP): a linear layer with a low-rank scenario correction.
+
+Owns the layer alone. The scenario enters through the coefficients b_s, a linear map of the scenario
+embedding, which are computed once for all S scenarios and picked per example.
+
+Letters: B examples, S scenarios, C scenario embedding, K experts side by side, R rank, I input,
+O output of one expert.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from dsmoe_jax.nn import scenario
+
+
+class SAP(nn.Module):
+    """y = x (W + A diag(b_s) B) + bias with b_s = e_s C + c, for K experts that read one input.
+
+    Factored: x W + ((x A) * b_s) B, so that no scenario's matrix is ever built; the experts are
+    side by side in one product. B starts at 0 and b_s near 1: the layer starts as a plain linear
+    one, the start of its own ablation, and the correction is not silenced through both factors.
+
+    **Paper:** section "Scenario-adaptive projection". The paper calls b_s a bias vector; it
+    multiplies.
+    **Deviation:** initial values and the additive bias, shared by all scenarios, are unstated in
+    the paper. Each SAP layer has its own C and c.
+
+    Attributes:
+      in_dim: I.
+      out_dim: O.
+      scenario_dim: C.
+      rank: R >= 1.
+      num_experts: K.
+      use_sap: False leaves a linear layer, the ablation "w/o SAP".
+    """
+
+    in_dim: int
+    out_dim: int
+    scenario_dim: int
+    rank: int
+    num_experts: int = 1
+    use_sap: bool = True
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        lecun = nn.initializers.lecun_normal()
+        zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
+        K, R, outputs = self.num_experts, self.rank, self.num_experts * self.out_dim
+        self.shared_IO = self.param("shared", lecun, (self.in_dim, outputs), jnp.float32)
+        self.bias_O = self.param("bias", zeros, (outputs,), jnp.float32)
+        if self.use_sap:
+            self.down_IR = self.param("down", lecun, (self.in_dim, K * R), jnp.float32)
+            self.up_KRO = self.param("up", zeros, (K, R, self.out_dim), jnp.float32)
+            shape_CR = (self.scenario_dim, K * R)
+            self.coef_CR = self.param("coef_kernel", lecun, shape_CR, jnp.float32)
+            self.coef_R = self.param("coef_bias", ones, (K * R,), jnp.float32)
+
+    def coefficients(self, scenario_SC: Float[jax.Array, "S C"]) -> Float[jax.Array, "S K R"]:
+        """b_s of every scenario and expert; needs `use_sap`."""
+        coef_SR = scenario_SC @ self.coef_CR + self.coef_R[None]
+        return coef_SR.reshape(-1, self.num_experts, self.rank)
+
+    def __call__(
+        self,
+        parts: tuple[jax.Array, ...],
+        scenario_SC: Float[jax.Array, "S C"],
+        one_hot_BS: Float[jax.Array, "B S"],
+    ) -> Float[jax.Array, "..."]:
+        """Outputs [B, ..., K * O].
+
+        Args:
+          parts: The input in pieces whose widths sum to I, with leading axes that broadcast, e.g.
+            users [B, 1, I_u] and items [1, G, I_v]: each piece is multiplied before it is spread.
+          scenario_SC: Embeddings of the scenarios.
+          one_hot_BS: The scenario of each example.
+        """
+        output = self._multiply(parts, self.shared_IO)
+        output = output + self.bias_O.reshape(*(1,) * (output.ndim - 1), -1)
+        if not self.use_sap:
+            return output
+        K, R = self.num_experts, self.rank
+        coef_SR = self.coefficients(scenario_SC).reshape(-1, K * R)
+        down = self._multiply(parts, self.down_IR)
+        down = down * scenario.pick(coef_SR, one_hot_BS, down.ndim)
+        # A block-diagonal `up` keeps the experts side by side; batched small products would
+        # transpose the whole output.
+        up = jnp.einsum("kro,kj->krjo", self.up_KRO, jnp.eye(K, dtype=jnp.float32))
+        return output + down @ up.reshape(K * R, K * self.out_dim)
+
+    def _multiply(self, parts: tuple[jax.Array, ...], weight: Float[jax.Array, "I O"]) -> jax.Array:
+        start, total = 0, None
+        for part in parts:
+            product = part @ weight[start : start + part.shape[-1]]
+            total = product if total is None else total + product
+            start += part.shape[-1]
+        return total
