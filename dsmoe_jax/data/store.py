@@ -143,6 +143,52 @@ class Store:
         return self.manifest["data_hash"]
 
 
+class GrowingArray:
+    """An `.npy` file whose number of rows is known only at its end."""
+
+    def __init__(self, path: pathlib.Path, dtype: np.dtype, num_columns: int):
+        self.rows = 0
+        self._dtype = dtype
+        self._row_shape = (num_columns,) if num_columns else ()
+        self._stream = path.open("wb")
+        self._write_header()
+        self._start = self._stream.tell()
+
+    def append(self, block: np.ndarray) -> None:
+        """Adds rows.
+
+        Raises:
+          ValueError: When the block's dtype or columns are not the array's.
+        """
+        if block.dtype != self._dtype or block.shape[1:] != self._row_shape:
+            raise ValueError(
+                f"{self._stream.name}: expected {self._dtype} rows of shape {self._row_shape}, got "
+                f"{block.dtype} {block.shape}"
+            )
+        self._stream.write(np.ascontiguousarray(block).tobytes())
+        self.rows += len(block)
+
+    def close(self) -> None:
+        """Writes the final number of rows; may be called twice."""
+        if self._stream.closed:
+            return
+        self._stream.seek(0)
+        self._write_header()
+        # NumPy pads the header so that a longer shape still fits.
+        assert self._stream.tell() == self._start
+        self._stream.close()
+
+    def _write_header(self) -> None:
+        np.lib.format.write_array_header_1_0(
+            self._stream,
+            {
+                "descr": np.lib.format.dtype_to_descr(self._dtype),
+                "fortran_order": False,
+                "shape": (self.rows, *self._row_shape),
+            },
+        )
+
+
 class StoreWriter:
     """Writes a store beside its place and renames it into place when everything is there.
 
@@ -165,6 +211,7 @@ class StoreWriter:
         self.partial = self.root.with_name(self.root.name + ".partial")
         self._names: list[str] = []
         self._open: list[np.memmap] = []
+        self._growing: list[GrowingArray] = []
         self._manifest: dict[str, Any] | None = None
         self._lock = -1
 
@@ -198,6 +245,8 @@ class StoreWriter:
                 self._finish()
         finally:
             self._open.clear()
+            for growing in self._growing:
+                growing.close()
             shutil.rmtree(self.partial, ignore_errors=True)
             os.close(self._lock)
 
@@ -215,6 +264,13 @@ class StoreWriter:
             self.partial / f"{name}.npy", mode="w+", dtype=np.dtype(dtype), shape=shape
         )
         self._open.append(array)
+        return array
+
+    def append_array(self, name: str, dtype: Any, num_columns: int = 0) -> "GrowingArray":
+        """Creates `<name>.npy`, [rows] or [rows, num_columns], to be written block after block."""
+        self._add(name)
+        array = GrowingArray(self.partial / f"{name}.npy", np.dtype(dtype), num_columns)
+        self._growing.append(array)
         return array
 
     def manifest(
@@ -252,6 +308,8 @@ class StoreWriter:
             raise ValueError(f"{self.root}: expected `manifest` to be called, it was not")
         for array in self._open:
             array.flush()
+        for growing in self._growing:
+            growing.close()
         files = manifest_lib.fingerprint(
             self.partial / f"{name}.npy" for name in sorted(self._names)
         )

@@ -1,0 +1,295 @@
+"""From a data set in raw ids to the store: the steps every data set shares.
+
+Owns splitting by day, histories that hold only what came before, queries, writing and reuse. Does
+not own reading raw files (`read.py`, one file per data set).
+
+A data set's configuration implements `prepare` with one call:
+
+    def prepare(self, store_dir: str) -> None:
+        files = [...]                                # pathlib.Path of every input file
+        assemble.prepare(self, store_dir, files, lambda: self._load(files))
+
+where `_load` reads the files (`read.read`, `read.iterate`), checks them, and returns
+
+    assemble.Dataset(
+        name="KuaiRand-Pure",
+        scenarios=("K1", "K2"),
+        users=tables.Table(users, key="user_id", sparse=("age",), log_dense=("fans",)),
+        items=tables.Table(items, key="video_id", sparse=("author",), bags=("tag",)),
+        positives=frame,      # columns user, item (raw ids), scenario (id), time_s, day
+        days=days,            # every day of the log, so that a day without positives counts
+        utc_offset_s=8 * 3600,
+    )
+
+Everything is deterministic: equal inputs and settings give equal bytes.
+
+    X  rows (training examples or queries)     E  events or positives     C  columns of the rows
+"""
+
+import dataclasses
+import datetime
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from dsmoe_jax import config, features
+from dsmoe_jax.data import manifest as manifest_lib
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.data.prepare import events, examples, tables, windows
+
+# Raised when the same inputs and settings give another content than before.
+VERSION = 1
+_EPOCH = datetime.date(1970, 1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set in raw ids.
+
+    Attributes:
+      name: What results are labelled with; synthetic rows say so here.
+      scenarios: Scenario names; `positives.scenario` indexes them.
+      users: Every user that occurs in `positives`, and maybe more.
+      items: The candidate pool: every item that occurs in `positives`, and maybe more.
+      positives: Columns `user`, `item` (raw ids), `scenario` (integer id), `time_s` (integer unix
+        seconds, 1 to 2**31 - 2), `day` (`pl.Date`, the day that decides the split). Exact
+        repetitions are dropped.
+      days: All days of the log, in any order, repetitions allowed.
+      utc_offset_s: Seconds that the days' midnight is ahead of UTC's.
+      pre_history: Columns `user`, `item` (raw ids) in chronological order: clicks from before the
+        log, without time or scenario. They open the all-scenario history and count for nothing
+        else.
+      behavior: A further log of events, or None.
+      extra_values: By item sparse feature, raw values that need an id beside those of `items`,
+        e.g. categories that occur in the behaviour log alone.
+    """
+
+    name: str
+    scenarios: tuple[str, ...]
+    users: tables.Table
+    items: tables.Table
+    positives: pl.DataFrame
+    days: Sequence[datetime.date]
+    utc_offset_s: int = 0
+    pre_history: pl.DataFrame | None = None
+    behavior: events.BehaviorLog | None = None
+    extra_values: Mapping[str, pl.Series] = dataclasses.field(default_factory=dict)
+
+
+def prepare(
+    section: config.DataConfig,
+    store_dir: str,
+    inputs: Sequence[pathlib.Path],
+    load: Callable[[], Dataset],
+) -> None:
+    """Writes the store, or says that the one in place can be used as it is.
+
+    Args:
+      section: The data set's settings; all fields but the folders decide whether a store in place
+        is reused.
+      store_dir: The store's folder.
+      inputs: All files that decide the content; their names must differ.
+      load: Reads them; called only when a store has to be written.
+
+    Raises:
+      ValueError: On bad input, or a damaged store in `store_dir`. Nothing half-written remains.
+    """
+    start_s = time.monotonic()
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(section).items()
+        if name not in ("raw_dir", "store_dir")
+    }
+    settings |= {"class": type(section).__name__, "preparation": VERSION}
+    hashes = manifest_lib.fingerprint(inputs)
+    if manifest_lib.exists(store_dir):
+        changed = manifest_lib.differences(store_dir, settings, hashes)
+        store_lib.Store.open(store_dir, verify=True)
+        if not changed:
+            print(f"store {store_dir}: reused, inputs and settings are unchanged", flush=True)
+            return
+        print(f"store {store_dir}: prepared again, {'; '.join(changed)}", flush=True)
+    dataset = load()
+    counts = write(dataset, section, store_dir, settings, hashes)
+    print(
+        f"store {store_dir}: {dataset.name} prepared in {time.monotonic() - start_s:.1f} s: "
+        f"{counts['users']:,} users, {counts['items']:,} items, training positives "
+        + ", ".join(f"{name} {n:,}" for name, n in counts["train"].items()),
+        flush=True,
+    )
+
+
+def split_days(days: Sequence[datetime.date], section: config.DataConfig) -> examples.Days:
+    """Train, validation and test days: the last ones test, those before them validate.
+
+    Raises:
+      ValueError: When there are too few days.
+    """
+    ordered = sorted({(day - _EPOCH).days for day in days})
+    ordered = ordered[: len(ordered) - section.drop_last_days]
+    held_out = section.validation_days + section.test_days
+    if section.validation_days < 1 or section.test_days < 1 or len(ordered) <= held_out:
+        raise ValueError(
+            f"data.validation_days, data.test_days: expected at least 1 each and fewer than the "
+            f"{len(ordered)} days that the log has after data.drop_last_days="
+            f"{section.drop_last_days}, got {section.validation_days} + {section.test_days}; "
+            "add log files or hold out fewer days"
+        )
+    return examples.Days(
+        train=ordered[:-held_out],
+        validation=ordered[-held_out : -section.test_days],
+        test=ordered[-section.test_days :],
+    )
+
+
+def write(
+    dataset: Dataset,
+    section: config.DataConfig,
+    store_dir: str,
+    settings: dict[str, Any],
+    inputs: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Writes the store without asking whether one is in place; see `prepare`.
+
+    Returns:
+      The manifest's counts.
+    """
+    days = split_days(dataset.days, section)
+    kept = frozenset(dataset.behavior.fields) if dataset.behavior else frozenset()
+    users = tables.encode_table(dataset.users, "user_id", {})
+    items = tables.encode_table(dataset.items, "item_id", dataset.extra_values, kept)
+    _check_names(users, items)
+    positives = examples.number_positives(
+        dataset.positives, users, items, len(dataset.scenarios), days.test[-1]
+    )
+    examples.check_splits(positives, days, dataset.scenarios)
+    queries = {
+        split: examples.split_queries(positives, days, split, len(items.raw_id))
+        for split in store_lib.SPLITS
+    }
+    examples.check_queries(queries, dataset.scenarios)
+    counts = examples.count(positives, days, queries, dataset.scenarios)
+    counts = {"users": len(users.raw_id) - 1, "items": len(items.raw_id) - 1, **counts}
+    with store_lib.StoreWriter(store_dir) as writer:
+        _write_table(writer, users, "users")
+        _write_table(writer, items, "items")
+        columns = _write_rows(writer, dataset, users, items, positives, days, queries)
+        for split, query in queries.items():
+            writer.array(f"{split}_relevant_indptr", query.relevant.indptr)
+            writer.array(f"{split}_relevant", query.relevant.items)
+            writer.array(f"{split}_seen_indptr", query.seen.indptr)
+            writer.array(f"{split}_seen", query.seen.items)
+            writer.array(f"{split}_cold", query.cold_Q)
+        writer.manifest(
+            dataset=dataset.name,
+            spec=_make_spec(dataset, users, items),
+            columns={"examples": columns},
+            counts=counts,
+            split=examples.describe_splits(positives, days),
+            settings=settings,
+            inputs=inputs,
+            vocabularies={
+                name: len(vocabulary)
+                for table in (users, items)
+                for name, vocabulary in table.vocabularies.items()
+            },
+            dense={**users.moments, **items.moments},
+        )
+    return counts
+
+
+def _check_names(users: tables.EncodedTable, items: tables.EncodedTable) -> None:
+    names = [f.name for t in (users, items) for f in (*t.sparse, *t.dense, *t.bag)]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(
+            f"feature {repeated[0]!r}: expected each name once over users and items, got it twice; "
+            "rename one of them"
+        )
+
+
+def _make_spec(
+    dataset: Dataset, users: tables.EncodedTable, items: tables.EncodedTable
+) -> features.FeatureSpec:
+    sequences = [
+        features.SequenceFeature("history", ("item_id",), 0),
+        features.SequenceFeature("scenario_history", ("item_id",), 0),
+    ]
+    if dataset.behavior:
+        log = dataset.behavior
+        sequences.append(features.SequenceFeature(log.name, log.fields, 0))
+    return features.FeatureSpec(
+        scenarios=dataset.scenarios,
+        user_sparse=users.sparse,
+        user_dense=users.dense,
+        user_bags=users.bag,
+        item_sparse=items.sparse,
+        item_dense=items.dense,
+        item_bags=items.bag,
+        sequences=tuple(sequences),
+    )
+
+
+def _write_table(writer: store_lib.StoreWriter, table: tables.EncodedTable, side: str) -> None:
+    writer.array(f"{side}_raw_id", table.raw_id)
+    writer.array(f"{side}_sparse", table.sparse_XF)
+    writer.array(f"{side}_dense", table.dense_XF)
+    for name, ids_XP in table.bags.items():
+        writer.array(f"{side}_bag_{name}", ids_XP)
+    for name, vocabulary in table.vocabularies.items():
+        writer.array(f"vocabulary_{name}", tables.as_array(vocabulary))
+
+
+def _write_rows(
+    writer: store_lib.StoreWriter,
+    dataset: Dataset,
+    users: tables.EncodedTable,
+    items: tables.EncodedTable,
+    positives: examples.Positives,
+    days: examples.Days,
+    queries: dict[str, windows.QuerySet],
+) -> list[str]:
+    """Writes the sequences, and the training examples and queries with windows into them.
+
+    Returns:
+      The columns' names.
+    """
+    train = examples.train_rows(positives, days)
+    rows = {"train": train}
+    for split, query in queries.items():
+        rows[f"{split}_queries"] = examples.query_rows(
+            query, getattr(days, split)[0], dataset.utc_offset_s
+        )
+    history = examples.make_history(positives, dataset.pre_history, users, items)
+    pairs = [(["history_start", "history_stop"], history.find(list(rows.values()), scenario=None))]
+    _write_sequence(writer, "history", history)
+    scenario_history = examples.make_scenario_history(positives, len(dataset.scenarios))
+    _write_sequence(writer, "scenario_history", scenario_history)
+    for s in range(len(dataset.scenarios)):
+        names = [f"scenario_history_start_{s}", f"scenario_history_stop_{s}"]
+        pairs.append((names, scenario_history.find(list(rows.values()), scenario=s)))
+    if dataset.behavior:
+        log = dataset.behavior
+        found = events.write_behavior(
+            writer, log, users, items, list(rows.values()), dataset.utc_offset_s
+        )
+        pairs.append(([f"{log.name}_start", f"{log.name}_stop"], found))
+    columns = ["user", "scenario", "item", "time_s", *(n for names, _ in pairs for n in names)]
+    for i, (name, row) in enumerate(rows.items()):
+        matrix_XC = writer.open_array(name, np.int64, (len(row.user_X), len(columns)))
+        first = (row.user_X, row.scenario_X, row.item_X, row.time_X)
+        bounds = [bound for _, found in pairs for bound in found[i]]
+        for column, values_X in enumerate((*first, *bounds)):
+            matrix_XC[:, column] = values_X
+    return columns
+
+
+def _write_sequence(
+    writer: store_lib.StoreWriter, name: str, sequence: examples.ClickSequence
+) -> None:
+    writer.array(f"sequence_{name}", sequence.item_E.astype(np.int32)[:, None])
+    writer.array(f"sequence_{name}_time", sequence.time_E.astype(np.int32))

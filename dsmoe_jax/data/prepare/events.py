@@ -1,0 +1,115 @@
+"""Behaviour logs of any length: from blocks of raw rows to one chronological sequence per user.
+
+Owns the partitioned sort that keeps memory bounded: the rows of each block go to files by range of
+users, then one range at a time is read, de-duplicated, sorted, windowed and appended to the store.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import polars as pl
+import tqdm
+
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.data.prepare import tables, windows
+
+_PARTITIONS = 64
+_DAY_S = 86_400
+
+
+@dataclasses.dataclass(frozen=True)
+class BehaviorLog:
+    """Timed events that describe an item by fields of it, not by its id.
+
+    Events of users outside the user table, exact repetitions, and events whose first field is null
+    or outside its vocabulary are left out.
+
+    Attributes:
+      name: Name of the sequence, e.g. "behavior".
+      fields: Item sparse features whose vocabularies the events share, e.g. ("category", "brand").
+      blocks: Yields frames with the columns `user` (raw id), `time_s` (integer unix seconds from 1
+        to 2**31 - 2) and the fields (raw values); called once; in any order, of any length.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    blocks: Callable[[], Iterator[pl.DataFrame]]
+
+
+def write_behavior(
+    writer: store_lib.StoreWriter,
+    log: BehaviorLog,
+    users: tables.EncodedTable,
+    items: tables.EncodedTable,
+    rows: list[windows.Rows],
+    utc_offset_s: int,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Writes `sequence_<name>` and `sequence_<name>_time`, user-major and chronological.
+
+    Returns:
+      The windows `(start_X, stop_X)` of each of `rows`.
+    """
+    num_users = len(users.raw_id)
+    scratch = writer.partial / f"scratch_{log.name}"
+    scratch.mkdir()
+    _partition(log, users, items, scratch, num_users)
+    ids = writer.append_array(f"sequence_{log.name}", np.int32, len(log.fields))
+    times = writer.append_array(f"sequence_{log.name}_time", np.int32)
+    found = [(np.zeros(len(r.user_X), np.int64), np.zeros(len(r.user_X), np.int64)) for r in rows]
+    width = 2 + len(log.fields)
+    for part in tqdm.trange(_PARTITIONS, desc=f"sort {log.name}", disable=None, leave=False):
+        path = scratch / str(part)
+        if path.exists():
+            event_EF = np.fromfile(path, np.int32).reshape(-1, width)
+            path.unlink()
+            order = np.lexsort(event_EF.T[::-1])
+            event_EF = event_EF[order]
+            repeated_E = np.zeros(len(event_EF), bool)
+            repeated_E[1:] = np.all(event_EF[1:] == event_EF[:-1], axis=1)
+            event_EF = event_EF[~repeated_E]
+        else:
+            event_EF = np.zeros((0, width), np.int32)
+        low, high = _user_range(part, num_users)
+        user_E, time_E = event_EF[:, 0].astype(np.int64), event_EF[:, 1].astype(np.int64)
+        day_E = (time_E + utc_offset_s) // _DAY_S
+        for row, (start_X, stop_X) in zip(rows, found, strict=True):
+            here = slice(*np.searchsorted(row.user_X, [low, high]))
+            start, stop = windows.find_windows(
+                user_E, day_E, time_E, row.user_X[here], row.day_X[here], row.before_X[here]
+            )
+            start_X[here], stop_X[here] = start + ids.rows, stop + ids.rows
+        ids.append(event_EF[:, 2:])
+        times.append(event_EF[:, 1])
+    scratch.rmdir()
+    return found
+
+
+def _user_range(part: int, num_users: int) -> tuple[int, int]:
+    """Users [low, high) of a partition; ranges, so that partitions in order are user-major."""
+    size = -(-num_users // _PARTITIONS)
+    return part * size, (part + 1) * size
+
+
+def _partition(
+    log: BehaviorLog,
+    users: tables.EncodedTable,
+    items: tables.EncodedTable,
+    scratch: pathlib.Path,
+    num_users: int,
+) -> None:
+    size = -(-num_users // _PARTITIONS)
+    for block in log.blocks():
+        user_E = users.rows(block["user"])
+        columns = [user_E.astype(np.int32), block["time_s"].to_numpy().astype(np.int32)]
+        for name in log.fields:
+            columns.append(items.encode(name, block[name]))
+        event_EF = np.stack(columns, axis=1)
+        event_EF = event_EF[(event_EF[:, 0] > 0) & (event_EF[:, 2] > 0)]
+        part_E = event_EF[:, 0] // size
+        event_EF = event_EF[np.argsort(part_E, kind="stable")]
+        bounds = np.searchsorted(event_EF[:, 0] // size, np.arange(_PARTITIONS + 1))
+        for part in np.flatnonzero(np.diff(bounds)):
+            with (scratch / str(part)).open("ab") as stream:
+                stream.write(event_EF[bounds[part] : bounds[part + 1]].tobytes())

@@ -1,0 +1,217 @@
+"""User and item tables: vocabularies, standardised numbers and bags of ids.
+
+Owns how one raw value becomes an id or a standardised number. Does not own reading (`read.py`) nor
+the store's layout (`assemble.py`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from dsmoe_jax import features
+
+_ROW = "__table_row__"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All users or all items in raw values, one row each, and which columns are which features.
+
+    Columns that hold the same value in every row are left out of the store.
+
+    Attributes:
+      frame: The raw values.
+      key: Column of raw ids, integers or texts, unique and without nulls. It decides the order of
+        the rows; in the store it becomes the sparse feature `user_id` or `item_id`.
+      sparse: Categorical columns: integers, texts, dates or booleans; null is unknown (id 0).
+      dense: Numeric columns, standardised as they are; null becomes the mean.
+      log_dense: Numeric columns >= 0, standardised after log(1 + x).
+      bags: List columns of integers or texts; null is the empty list.
+    """
+
+    frame: pl.DataFrame
+    key: str
+    sparse: tuple[str, ...] = ()
+    dense: tuple[str, ...] = ()
+    log_dense: tuple[str, ...] = ()
+    bags: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedTable:
+    """A table as the store holds it; row 0 is zeros.
+
+    Attributes:
+      raw_id: The key's raw value by row; row 0 is -1 or "".
+      sparse_XF, dense_XF, bags: Arrays by row.
+      sparse, dense, bag: The features' descriptions, columns in that order.
+      vocabularies: By sparse or bag feature, the raw values of ids 1.. in ascending order.
+      moments: By dense feature, the transform, mean and standard deviation applied.
+    """
+
+    raw_id: np.ndarray
+    sparse_XF: np.ndarray
+    dense_XF: np.ndarray
+    bags: dict[str, np.ndarray]
+    sparse: tuple[features.SparseFeature, ...]
+    dense: tuple[features.DenseFeature, ...]
+    bag: tuple[features.BagFeature, ...]
+    vocabularies: dict[str, pl.Series]
+    moments: dict[str, dict[str, Any]]
+
+    def rows(self, raw: pl.Series) -> np.ndarray:
+        """Row numbers (int64) of raw ids; 0 where unknown or null."""
+        return encode(raw, pl.Series(self.raw_id[1:])).astype(np.int64)
+
+    def encode(self, name: str, raw: pl.Series) -> np.ndarray:
+        """Ids (int32) of raw values of the sparse feature `name`; 0 where unknown or null."""
+        return encode(_plain(raw), self.vocabularies[name])
+
+
+def quantile_buckets(value: pl.Series, num_buckets: int) -> pl.Series:
+    """Integer codes 0.. of about equally full ranges of a numeric column; null stays null."""
+    known = np.unique(value.drop_nulls().to_numpy())
+    if not len(known):
+        return pl.Series(value.name, [None] * len(value), dtype=pl.Int64)
+    edges = np.quantile(value.drop_nulls().to_numpy(), np.arange(1, num_buckets) / num_buckets)
+    code = np.searchsorted(np.unique(edges), value.fill_null(0).to_numpy(), side="right")
+    codes = pl.Series(value.name, code, dtype=pl.Int64)
+    return codes.set(value.is_null(), None)
+
+
+def make_vocabulary(*values: pl.Series) -> pl.Series:
+    """The distinct non-null values, ascending; value i has id i + 1."""
+    return pl.concat([value.rename("value") for value in values]).drop_nulls().unique().sort()
+
+
+def encode(raw: pl.Series, vocabulary: pl.Series) -> np.ndarray:
+    """Ids (int32) of raw values; 0 for null and for values outside the vocabulary."""
+    codes = pl.DataFrame({"value": vocabulary}).with_row_index("id", offset=1)
+    left = pl.DataFrame({"value": raw.cast(vocabulary.dtype)})
+    joined = left.join(codes, on="value", how="left", maintain_order="left")
+    return joined["id"].fill_null(0).to_numpy().astype(np.int32)
+
+
+def as_array(vocabulary: pl.Series) -> np.ndarray:
+    """A vocabulary or key column as int64 or fixed-width text, with a row 0 of -1 or ""."""
+    if vocabulary.dtype.is_integer():
+        return np.concatenate([[-1], vocabulary.to_numpy()]).astype(np.int64)
+    return np.array(["", *vocabulary.to_list()], dtype=np.str_)
+
+
+def encode_table(
+    table: Table,
+    id_name: str,
+    extra_values: Mapping[str, pl.Series],
+    kept: frozenset[str] = frozenset(),
+) -> EncodedTable:
+    """Turns raw values into ids and standardised numbers.
+
+    Args:
+      table: The raw table.
+      id_name: Name of the sparse feature made of the row number, "user_id" or "item_id".
+      extra_values: By sparse feature, values that need an id although no row of the table may hold
+        them (they occur in a behaviour log).
+      kept: Sparse features that stay although they are constant.
+
+    Raises:
+      ValueError: When a key is null or repeated, a name is used twice or a log column is negative.
+    """
+    frame = table.frame.sort(table.key)
+    names = [id_name, *table.sparse, *table.dense, *table.log_dense, *table.bags]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{id_name} table: expected each feature once, got {repeated[0]!r} twice")
+    if frame[table.key].null_count() or frame[table.key].n_unique() != frame.height:
+        raise ValueError(f"column {table.key!r}: expected distinct ids without nulls")
+    num_rows = frame.height + 1
+    vocabularies: dict[str, pl.Series] = {}
+    sparse = [features.SparseFeature(id_name, num_rows)]
+    columns = [np.arange(num_rows, dtype=np.int32)]
+    for name in table.sparse:
+        if frame[name].n_unique() < 2 and name not in kept:
+            continue
+        raw, extra = _plain(frame[name]), extra_values.get(name)
+        vocabulary = make_vocabulary(raw, *([] if extra is None else [_plain(extra)]))
+        vocabularies[name] = vocabulary
+        sparse.append(features.SparseFeature(name, len(vocabulary) + 1))
+        columns.append(np.append(np.int32(0), encode(raw, vocabulary)))
+    dense, dense_XF, moments = _encode_dense(table, frame)
+    bag, bags = [], {}
+    for name in table.bags:
+        vocabulary, ids_XP = _encode_bag(frame[name])
+        if len(vocabulary) > 0:
+            vocabularies[name] = vocabulary
+            bags[name] = ids_XP
+            bag.append(features.BagFeature(name, len(vocabulary) + 1, ids_XP.shape[1]))
+    return EncodedTable(
+        raw_id=as_array(frame[table.key]),
+        sparse_XF=np.stack(columns, axis=1),
+        dense_XF=dense_XF,
+        bags=bags,
+        sparse=tuple(sparse),
+        dense=tuple(dense),
+        bag=tuple(bag),
+        vocabularies=vocabularies,
+        moments=moments,
+    )
+
+
+def _plain(value: pl.Series) -> pl.Series:
+    """Integers as int64, everything else as text, so that a vocabulary can be written."""
+    if value.dtype.is_float():
+        raise ValueError(
+            f"column {value.name!r}: expected a categorical column (integers, texts, dates), got "
+            f"{value.dtype}; round it or make it dense"
+        )
+    if value.dtype.is_integer() or value.dtype == pl.Boolean:
+        return value.cast(pl.Int64)
+    return value.cast(pl.String)
+
+
+def _encode_dense(
+    table: Table, frame: pl.DataFrame
+) -> tuple[list[features.DenseFeature], np.ndarray, dict[str, dict[str, Any]]]:
+    found, columns, moments = [], [], {}
+    for name in (*table.dense, *table.log_dense):
+        # NumPy sums in one fixed order, whatever the number of threads.
+        value = frame[name].cast(pl.Float64).fill_nan(None).to_numpy().astype(np.float64)
+        known = ~np.isnan(value)
+        transform = "log1p" if name in table.log_dense else "identity"
+        if transform == "log1p":
+            if np.any(value[known] < 0):
+                raise ValueError(
+                    f"column {name!r}: expected numbers >= 0 for log(1 + x), got "
+                    f"{value[known].min()}; use `dense` for it"
+                )
+            value = np.log1p(value)
+        if not known.any() or np.ptp(value[known]) == 0:
+            continue
+        mean, std = float(value[known].mean()), float(value[known].std())
+        scaled = np.where(known, (value - mean) / std, 0.0).astype(np.float32)
+        columns.append(np.append(np.float32(0), scaled))
+        moments[name] = {"transform": transform, "mean": mean, "std": std}
+        found.append(features.DenseFeature(name))
+    empty = np.zeros((frame.height + 1, 0), np.float32)
+    return found, np.stack(columns, axis=1) if columns else empty, moments
+
+
+def _encode_bag(bag: pl.Series) -> tuple[pl.Series, np.ndarray]:
+    """The bag's vocabulary and its ids, right-padded with 0, one row per row plus row 0."""
+    flat = (
+        pl.DataFrame({"value": bag.list.unique(maintain_order=True)})
+        .with_row_index(_ROW, offset=1)
+        .explode("value")
+        .drop_nulls("value")
+    )
+    value = _plain(flat["value"])
+    vocabulary = make_vocabulary(value)
+    row = flat[_ROW].to_numpy()
+    first = np.searchsorted(row, row, side="left")
+    column = np.arange(len(row)) - first
+    ids_XP = np.zeros((len(bag) + 1, int(column.max(initial=0)) + 1), np.int32)
+    ids_XP[row, column] = encode(value, vocabulary)
+    return vocabulary, ids_XP
