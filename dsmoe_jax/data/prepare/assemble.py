@@ -9,7 +9,8 @@ A data set's configuration implements `prepare` with one call:
         files = [...]                                # pathlib.Path of every input file
         assemble.prepare(self, store_dir, files, lambda: self._load(files))
 
-where `_load` reads the files (`read.read`, `read.iterate`), checks them, and returns
+where `_load` reads the files (`read.read`, `read.iterate`), checks what only it can know
+(`columns.check`), and returns
 
     assemble.Dataset(
         name="KuaiRand-Pure",
@@ -203,7 +204,7 @@ def write(
 
 
 def _check_names(users: tables.EncodedTable, items: tables.EncodedTable) -> None:
-    names = [f.name for t in (users, items) for f in (*t.sparse, *t.dense, *t.bag)]
+    names = [name for table in (users, items) for name in table.names]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(

@@ -186,7 +186,7 @@ def count(
     days: Days,
     queries: dict[str, windows.QuerySet],
     scenarios: tuple[str, ...],
-) -> dict[str, dict[str, int]]:
+) -> dict[str, Any]:
     """Training positives, queries and held-out positives by scenario.
 
     Held-out positives are those of the log; a query's relevant items may be fewer.

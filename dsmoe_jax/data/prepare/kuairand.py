@@ -16,7 +16,7 @@ from typing import ClassVar
 import polars as pl
 
 from dsmoe_jax import config
-from dsmoe_jax.data.prepare import assemble, read, tables
+from dsmoe_jax.data.prepare import assemble, columns, read, tables
 
 SAMPLE_DIR = pathlib.Path(__file__).resolve().parent.parent / "sample"
 USERS_FILE = "user_features_pure.csv"
@@ -30,12 +30,12 @@ _NUM_TABS = 15
 _DURATION_BUCKETS = 20
 
 _LOG_COLUMNS = (
-    read.Column("user_id", "int", low=0),
-    read.Column("video_id", "int", low=0),
-    read.Column("date", "yyyymmdd"),
-    read.Column("time_ms", "int", low=1, high=2**31 * 1000 - 2000),
-    read.Column("is_click", "int", low=0, high=1),
-    read.Column("tab", "int", low=0, high=_NUM_TABS - 1),
+    columns.Column("user_id", "int", low=0),
+    columns.Column("video_id", "int", low=0),
+    columns.Column("date", "yyyymmdd"),
+    columns.Column("time_ms", "int", low=1, high=2**31 * 1000 - 2000),
+    columns.Column("is_click", "int", low=0, high=1),
+    columns.Column("tab", "int", low=0, high=_NUM_TABS - 1),
 )
 _RANGES = (
     "follow_user_num_range",
@@ -46,27 +46,27 @@ _RANGES = (
 _COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
 _ONEHOTS = tuple(f"onehot_feat{i}" for i in range(18))
 _USER_COLUMNS = (
-    read.Column("user_id", "int", low=0),
-    read.Column("user_active_degree", "str", nullable=True),
-    read.Column("is_live_streamer", "code", nullable=True),
-    read.Column("is_video_author", "code", nullable=True),
-    *(read.Column(name, "str", nullable=True) for name in _RANGES),
-    *(read.Column(name, "float", nullable=True, low=0) for name in _COUNTS),
-    *(read.Column(name, "code", nullable=True) for name in _ONEHOTS),
+    columns.Column("user_id", "int", low=0),
+    columns.Column("user_active_degree", "str", nullable=True),
+    columns.Column("is_live_streamer", "code", nullable=True),
+    columns.Column("is_video_author", "code", nullable=True),
+    *(columns.Column(name, "str", nullable=True) for name in _RANGES),
+    *(columns.Column(name, "float", nullable=True, low=0) for name in _COUNTS),
+    *(columns.Column(name, "code", nullable=True) for name in _ONEHOTS),
 )
 _SIZES = ("video_duration", "server_width", "server_height")
 _ITEM_CODES = ("author_id", "music_id", "music_type")
 _ITEM_TEXTS = ("video_type", "upload_dt", "upload_type")
 _ITEM_COLUMNS = (
-    read.Column("video_id", "int", low=0),
-    *(read.Column(name, "code", nullable=True) for name in _ITEM_CODES),
-    *(read.Column(name, "str", nullable=True) for name in _ITEM_TEXTS),
-    *(read.Column(name, "float", nullable=True, low=0) for name in _SIZES),
-    read.Column("tag", "str", nullable=True),
+    columns.Column("video_id", "int", low=0),
+    *(columns.Column(name, "code", nullable=True) for name in _ITEM_CODES),
+    *(columns.Column(name, "str", nullable=True) for name in _ITEM_TEXTS),
+    *(columns.Column(name, "float", nullable=True, low=0) for name in _SIZES),
+    columns.Column("tag", "str", nullable=True),
 )
 _HISTORY_COLUMNS = (
-    read.Column("user_id", "int", low=0),
-    read.Column("long_watch_seq", "str", nullable=True),
+    columns.Column("user_id", "int", low=0),
+    columns.Column("long_watch_seq", "str", nullable=True),
 )
 
 
@@ -146,8 +146,8 @@ class KuaiRandConfig(config.DataConfig):
         clicks, days = [], set()
         for path in files.logs:
             for frame in read.iterate(path, _LOG_COLUMNS):
-                read.check_known(path, frame, "user_id", users["user_id"], files.users.name)
-                read.check_known(path, frame, "video_id", items["video_id"], files.items.name)
+                columns.check_known(path, frame, "user_id", users["user_id"], files.users.name)
+                columns.check_known(path, frame, "video_id", items["video_id"], files.items.name)
                 days.update(frame["date"].unique().to_list())
                 kept = (pl.col("is_click") == 1) & pl.col("tab").is_in(self.tabs)
                 clicks.append(frame.filter(kept))
@@ -214,7 +214,7 @@ def find_files(folder: pathlib.Path) -> Files:
 def read_users(path: pathlib.Path) -> pl.DataFrame:
     """`user_features_pure`, one row a user; unknown codes are null."""
     users = read.read(path, _USER_COLUMNS)
-    read.check_unique(path, users, "user_id")
+    columns.check_unique(path, users, "user_id")
     streamer = pl.col("is_live_streamer")
     # -124 is the data set's code for unknown.
     return users.with_columns(pl.when(streamer != -124).then(streamer))
@@ -223,7 +223,7 @@ def read_users(path: pathlib.Path) -> pl.DataFrame:
 def read_items(path: pathlib.Path) -> pl.DataFrame:
     """`video_features_basic_pure`, one row a video, with a bucketed duration and tags as lists."""
     items = read.read(path, _ITEM_COLUMNS)
-    read.check_unique(path, items, "video_id")
+    columns.check_unique(path, items, "video_id")
     duration = tables.quantile_buckets(items["video_duration"], _DURATION_BUCKETS)
     return items.with_columns(
         duration.alias("video_duration_bucket"), _split_ids(path, items, "tag", ",")
@@ -238,14 +238,14 @@ def read_history(
     `long_watch_seq` stands for clicks: nearly every long view was clicked.
     """
     history = read.read(path, _HISTORY_COLUMNS)
-    read.check_unique(path, history, "user_id")
-    read.check_known(path, history, "user_id", users["user_id"], files.users.name)
+    columns.check_unique(path, history, "user_id")
+    columns.check_known(path, history, "user_id", users["user_id"], files.users.name)
     flat = (
         history.with_columns(_split_ids(path, history, "long_watch_seq", " "))
         .explode("long_watch_seq")
         .drop_nulls("long_watch_seq")
     )
-    read.check_known(path, flat, "long_watch_seq", items["video_id"], files.items.name)
+    columns.check_known(path, flat, "long_watch_seq", items["video_id"], files.items.name)
     return flat.select(pl.col("user_id").alias("user"), pl.col("long_watch_seq").alias("item"))
 
 
@@ -253,7 +253,7 @@ def _split_ids(path: pathlib.Path, frame: pl.DataFrame, column: str, separator: 
     """A text column of ids joined by `separator` as a list column of integers."""
     parts = pl.col(column).str.split(separator)
     ids = parts.cast(pl.List(pl.Int64), strict=False)
-    read.check(
+    columns.check(
         path,
         frame,
         ids.list.eval(pl.element().is_null()).list.any(),

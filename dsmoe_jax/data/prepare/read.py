@@ -1,96 +1,32 @@
-"""Typed reading of raw tables in blocks, where every error names file, row and column in one line.
+"""Raw tables, read in typed blocks of rows.
 
-Owns reading of comma-separated files (`.csv`, `.csv.gz`) and Parquet, and the form of the
-messages. Does not own what the columns mean (each data set's file does).
+Owns reading of comma-separated files (`.csv`, `.csv.gz`) and Parquet, and finding the row that is
+to blame when that fails. Does not own what a cell may hold (`columns.py`).
 
 Rows are numbered as a person sees them in the file: in a CSV file the header is row 1; in a
 Parquet file the first record is row 1. Blocks keep memory bounded whatever the file's size. A line
 break inside a quoted field is refused, so that a row is a line.
 
-    columns = [read.Column("user", "int", low=0), read.Column("price", "float", nullable=True)]
-    for frame in read.iterate(path, columns):   # pl.DataFrame with user, price and read.ROW
-        read.check(path, frame, pl.col("price") > 1e9, "price", "at most 1e9")
+    for frame in read.iterate(path, COLUMNS):   # pl.DataFrame, typed and checked, see `columns.py`
+        ...
 """
 
 import csv
-import dataclasses
 import gzip
 import io
 import pathlib
-import re
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
 import tqdm
 
-# Name of the extra column with the row number in the file (int64).
-ROW = "__row__"
+from dsmoe_jax.data.prepare import columns as columns_lib
+
 BLOCK_BYTES = 1 << 25
 _PARQUET_BLOCK_ROWS = 1 << 20
-_CORRECT = "correct or remove the row"
-_INTEGER = re.compile(r"\s*-?\d+\s*")
-
-Kind = Literal["int", "code", "float", "str", "yyyymmdd"]
-_RAW_TYPE: dict[str, type[pl.DataType]] = {
-    "int": pl.Int64,
-    "code": pl.Float64,
-    "float": pl.Float64,
-    "str": pl.String,
-    "yyyymmdd": pl.Int64,
-}
-_NOUN = {
-    "int": "an integer",
-    "code": "a whole number",
-    "float": "a finite number",
-    "str": "text",
-    "yyyymmdd": "a date as YYYYMMDD",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """One column to read; columns of the file that are not asked for are ignored.
-
-    Attributes:
-      name: Header name; spaces around a header name in the file do not count.
-      kind: "int" (int64); "code" (int64 from a whole number that may be written `1.0`, as a
-        column with nulls often is); "float" (float64, finite); "str"; "yyyymmdd" (`pl.Date` from
-        an integer).
-      nullable: Whether an empty cell is allowed; it becomes null.
-      low, high: Allowed range, inclusive, of "int", "code" and "float".
-      null: Text that means null beside the empty cell, e.g. "NULL"; CSV only.
-    """
-
-    name: str
-    kind: Kind
-    nullable: bool = False
-    low: float | None = None
-    high: float | None = None
-    null: str = ""
-
-    @property
-    def expected(self) -> str:
-        """What a cell should hold, in words."""
-        text = _NOUN[self.kind]
-        if self.low is not None and self.high is not None:
-            text += f" from {self.low} to {self.high}"
-        elif self.low is not None:
-            text += f" >= {self.low}"
-        elif self.high is not None:
-            text += f" <= {self.high}"
-        return text + (" or nothing" if self.nullable else "")
-
-
-def error(
-    path: pathlib.Path, row: int, column: str, expected: str, got: str, todo: str = _CORRECT
-) -> ValueError:
-    """The one-line error every finding about a cell is reported with."""
-    return ValueError(
-        f"{path}: row {row}, column {column!r}: expected {expected}, got {got}; {todo}"
-    )
 
 
 def find(folder: str | pathlib.Path, name: str) -> pathlib.Path | None:
@@ -101,13 +37,13 @@ def find(folder: str | pathlib.Path, name: str) -> pathlib.Path | None:
     return None
 
 
-def read(path: pathlib.Path, columns: Sequence[Column]) -> pl.DataFrame:
-    """The whole table: the columns asked for, then `ROW`; see `iterate`."""
+def read(path: pathlib.Path, columns: Sequence[columns_lib.Column]) -> pl.DataFrame:
+    """The whole table: the columns asked for, then `columns.ROW`; see `iterate`."""
     return pl.concat(list(iterate(path, columns)))
 
 
 def iterate(
-    path: pathlib.Path, columns: Sequence[Column], block_bytes: int = BLOCK_BYTES
+    path: pathlib.Path, columns: Sequence[columns_lib.Column], block_bytes: int = BLOCK_BYTES
 ) -> Iterator[pl.DataFrame]:
     """Yields the table in blocks of rows, in order, typed and checked.
 
@@ -117,7 +53,7 @@ def iterate(
       block_bytes: Text parsed at once from a CSV file.
 
     Yields:
-      Frames with the columns asked for, in that order, and `ROW`.
+      Frames with the columns asked for, in that order, and `columns.ROW`.
 
     Raises:
       ValueError: Missing file or column, a row too short or too long, a cell that is not what its
@@ -135,70 +71,8 @@ def iterate(
         raise ValueError(f"{path}: expected at least one row, found none; add rows to the file")
 
 
-def check(
-    path: pathlib.Path,
-    frame: pl.DataFrame,
-    violated: pl.Expr,
-    column: str,
-    expected: str,
-    todo: str = _CORRECT,
-) -> None:
-    """Refuses the first row (by `ROW`) of `frame` for which `violated` is true.
-
-    Raises:
-      ValueError: Naming the file, the row, `column`, what was expected and what it holds.
-    """
-    if not frame.select(violated.fill_null(False).any()).item():
-        return
-    first = frame.filter(violated).sort(ROW).row(0, named=True)
-    raise error(path, first[ROW], column, expected, _show(first[column]), todo)
-
-
-def check_unique(path: pathlib.Path, frame: pl.DataFrame, key: str) -> None:
-    """Refuses a table in which two rows share `key`.
-
-    Raises:
-      ValueError: Naming the second of them.
-    """
-    if frame.select(pl.col(key).n_unique()).item() == frame.height:
-        return
-    repeated = pl.col(key).cum_count().over(key) > 1
-    second = frame.sort(ROW).filter(repeated).row(0, named=True)
-    first = frame.filter(pl.col(key) == second[key]).select(pl.col(ROW).min()).item()
-    raise error(
-        path,
-        second[ROW],
-        key,
-        "every id once",
-        f"{_show(second[key])} again (first in row {first})",
-        "remove one of the two rows",
-    )
-
-
-def check_known(
-    path: pathlib.Path, frame: pl.DataFrame, column: str, known: pl.Series, source: str
-) -> None:
-    """Refuses a row whose `column` is not among `known`, the ids of the file named `source`.
-
-    Raises:
-      ValueError: Naming the first such row.
-    """
-    check(
-        path,
-        frame,
-        ~pl.col(column).is_in(known.implode()),
-        column,
-        f"an id that is in {source}",
-        f"add it to {source} or remove the row",
-    )
-
-
-def _show(value: object) -> str:
-    return "nothing" if value is None or value == "" else repr(value)
-
-
 def _csv_blocks(
-    path: pathlib.Path, columns: Sequence[Column], block_bytes: int
+    path: pathlib.Path, columns: Sequence[columns_lib.Column], block_bytes: int
 ) -> Iterator[pl.DataFrame]:
     size = path.stat().st_size
     with (
@@ -234,7 +108,9 @@ def _csv_blocks(
                 return
 
 
-def _read_some(path: pathlib.Path, stream: BinaryIO, read_from) -> bytes:  # type: ignore[no-untyped-def]
+def _read_some(
+    path: pathlib.Path, stream: BinaryIO, read_from: Callable[[BinaryIO], bytes]
+) -> bytes:
     try:
         return read_from(stream)
     except EOFError:
@@ -249,7 +125,9 @@ def _read_some(path: pathlib.Path, stream: BinaryIO, read_from) -> bytes:  # typ
         ) from None
 
 
-def _read_header(path: pathlib.Path, line: bytes, columns: Sequence[Column]) -> list[str]:
+def _read_header(
+    path: pathlib.Path, line: bytes, columns: Sequence[columns_lib.Column]
+) -> list[str]:
     text = line.decode("utf-8-sig", errors="replace")
     names = [name.strip() for name in next(csv.reader([text]), [])]
     for column in columns:
@@ -263,14 +141,18 @@ def _read_header(path: pathlib.Path, line: bytes, columns: Sequence[Column]) -> 
 
 
 def _parse_block(
-    path: pathlib.Path, text: bytes, row: int, names: list[str], columns: Sequence[Column]
+    path: pathlib.Path,
+    text: bytes,
+    row: int,
+    names: list[str],
+    columns: Sequence[columns_lib.Column],
 ) -> pl.DataFrame:
     """Types a block of whole lines; only when that fails it is searched for the reason."""
     lines = text.count(b"\n") + (not text.endswith(b"\n"))
     wanted = {column.name: column for column in columns}
     schema = {
         # Columns nobody asked for may share a name.
-        name if name in wanted else f"{name}@{i}": _RAW_TYPE[wanted[name].kind]
+        name if name in wanted else f"{name}@{i}": columns_lib.RAW_TYPE[wanted[name].kind]
         if name in wanted
         else pl.String
         for i, name in enumerate(names)
@@ -288,8 +170,10 @@ def _parse_block(
     else:
         # A short row arrives as nulls, so the separators are counted.
         if frame.height == lines and _separators(text) == lines * (len(names) - 1):
-            numbered = frame.with_columns(pl.int_range(row, row + frame.height).alias(ROW))
-            return _to_types(path, numbered, columns)
+            numbered = frame.with_columns(
+                pl.int_range(row, row + frame.height).alias(columns_lib.ROW)
+            )
+            return columns_lib.to_types(path, numbered, columns)
         reason = "rows of different lengths"
     _locate(path, text, row, names, wanted)
     raise ValueError(
@@ -308,14 +192,18 @@ def _separators(text: bytes) -> int:
 
 
 def _locate(
-    path: pathlib.Path, text: bytes, row: int, names: list[str], wanted: dict[str, Column]
+    path: pathlib.Path,
+    text: bytes,
+    row: int,
+    names: list[str],
+    wanted: dict[str, columns_lib.Column],
 ) -> None:
     """Raises the error of the first line that does not parse."""
     for number, line in enumerate(text.splitlines(), start=row):
         if line.count(b'"') % 2:
             raise ValueError(
                 f"{path}: row {number}: expected every quoted field to end on its line, "
-                f"got {_shorten(line)}; {_CORRECT}"
+                f"got {_shorten(line)}; {columns_lib.CORRECT}"
             )
         try:
             cells = next(csv.reader([line.decode("utf-8")]), [])
@@ -327,24 +215,16 @@ def _locate(
         if len(cells) != len(names):
             raise ValueError(
                 f"{path}: row {number}: expected {len(names)} columns, got {len(cells)}: "
-                f"{_shorten(line)}; {_CORRECT}"
+                f"{_shorten(line)}; {columns_lib.CORRECT}"
             )
         for name, cell in zip(names, cells, strict=True):
             column = wanted.get(name)
-            if column and cell not in ("", column.null) and not _parses(cell, column.kind):
-                raise error(path, number, name, column.expected, repr(cell))
-
-
-def _parses(cell: str, kind: Kind) -> bool:
-    if kind == "str":
-        return True
-    if _RAW_TYPE[kind] == pl.Int64:
-        return bool(_INTEGER.fullmatch(cell)) and abs(int(cell)) < 2**63
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell
+            if (
+                column
+                and cell not in ("", column.null)
+                and not columns_lib.parses(cell, column.kind)
+            ):
+                raise columns_lib.error(path, number, name, column.expected, repr(cell))
 
 
 def _shorten(line: bytes) -> str:
@@ -352,50 +232,8 @@ def _shorten(line: bytes) -> str:
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
-def _to_types(path: pathlib.Path, frame: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
-    """Checks parsed cells against their columns and gives them their final types."""
-    violations = {column.name: _violated(column) for column in columns}
-    found = frame.select(rule.fill_null(False).any().alias(n) for n, rule in violations.items())
-    for column in columns:
-        if found[column.name].item():
-            check(path, frame, violations[column.name], column.name, column.expected)
-    final = []
-    for column in columns:
-        value = pl.col(column.name)
-        if column.kind == "code":
-            value = value.cast(pl.Int64)
-        elif column.kind == "yyyymmdd":
-            value = _to_date(value)
-        elif column.kind == "str":
-            value = pl.when(value != "").then(value)
-        final.append(value.alias(column.name))
-    return frame.select(*final, ROW)
-
-
-def _violated(column: Column) -> pl.Expr:
-    value = pl.col(column.name)
-    rules = []
-    if not column.nullable:
-        rules.append(value.is_null() if column.kind != "str" else value.fill_null("") == "")
-    if column.kind in ("code", "float"):
-        rules.append(~value.is_finite())
-    if column.kind == "code":
-        rules.append(value != value.floor())
-    if column.kind == "yyyymmdd":
-        rules.append(value.is_not_null() & _to_date(value).is_null())
-    if column.low is not None:
-        rules.append(value < column.low)
-    if column.high is not None:
-        rules.append(value > column.high)
-    return pl.any_horizontal([rule.fill_null(False) for rule in rules] or [pl.lit(False)])
-
-
-def _to_date(value: pl.Expr) -> pl.Expr:
-    return value.cast(pl.String).str.to_date("%Y%m%d", strict=False)
-
-
 def _parquet_blocks(
-    path: pathlib.Path, columns: Sequence[Column], block_bytes: int
+    path: pathlib.Path, columns: Sequence[columns_lib.Column], block_bytes: int
 ) -> Iterator[pl.DataFrame]:
     del block_bytes  # records are counted instead
     try:
@@ -411,21 +249,15 @@ def _parquet_blocks(
                 f"{path}: column {column.name!r}: expected it in the file, got "
                 f"{', '.join(schema)}; check that this is the right file"
             )
-        if not _fits(schema[column.name], column.kind):
+        if not columns_lib.fits(schema[column.name], column.kind):
             raise ValueError(
                 f"{path}: column {column.name!r}: expected {column.expected}, got the type "
                 f"{schema[column.name]}; write the column with another type"
             )
-    casts = [pl.col(column.name).cast(_RAW_TYPE[column.kind]) for column in columns]
+    casts = [pl.col(column.name).cast(columns_lib.RAW_TYPE[column.kind]) for column in columns]
     for offset in range(0, height, _PARQUET_BLOCK_ROWS):
         frame = table.select(casts).slice(offset, _PARQUET_BLOCK_ROWS).collect()
-        numbered = frame.with_columns(pl.int_range(offset + 1, offset + 1 + pl.len()).alias(ROW))
-        yield _to_types(path, numbered, columns)
-
-
-def _fits(dtype: pl.DataType, kind: Kind) -> bool:
-    if kind == "str":
-        return dtype in (pl.String, pl.Categorical, pl.Enum)
-    if _RAW_TYPE[kind] == pl.Int64:
-        return dtype.is_integer() or dtype == pl.Boolean
-    return dtype.is_numeric()
+        numbered = frame.with_columns(
+            pl.int_range(offset + 1, offset + 1 + pl.len()).alias(columns_lib.ROW)
+        )
+        yield columns_lib.to_types(path, numbered, columns)

@@ -62,6 +62,15 @@ class EncodedTable:
     vocabularies: dict[str, pl.Series]
     moments: dict[str, dict[str, Any]]
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all features."""
+        return [
+            *(feature.name for feature in self.sparse),
+            *(feature.name for feature in self.dense),
+            *(feature.name for feature in self.bag),
+        ]
+
     def rows(self, raw: pl.Series) -> np.ndarray:
         """Row numbers (int64) of raw ids; 0 where unknown or null."""
         return encode(raw, pl.Series(self.raw_id[1:])).astype(np.int64)
