@@ -1,0 +1,363 @@
+"""A synthetic twin of Alimama's display-advertising logs: the official files, at any size.
+
+Owns: the four CSV files, with the official columns, shares, nulls and quirks; who clicks what
+follows `synthetic_preferences.py`. Users are generated in blocks, each with all of its behaviours
+and impressions, so memory does not grow with the 723 million behaviours of the official log.
+Reading the files is `alimama.py`'s.
+"""
+
+import itertools
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import tqdm
+
+from dsmoe_jax.data.prepare import synthetic, synthetic_tables
+from dsmoe_jax.data.prepare import synthetic_preferences as preferences_lib
+
+OFFICIAL_USERS = 1_141_729
+OFFICIAL_ADS = 846_811
+OFFICIAL_IMPRESSIONS = 26_557_961
+OFFICIAL_BEHAVIORS = 723_268_134
+
+_CLICK_RATE = 1_366_056 / OFFICIAL_IMPRESSIONS
+_USERS_WITHOUT_PROFILE = OFFICIAL_USERS - 1_061_768
+_DUPLICATE_SHARE = 0.0706
+_IMPOSSIBLE_TIMES = 26_278
+# City levels 1..4 and the share of users in each; hidden for the share below.
+_LEVEL_SHARE = np.array([0.10, 0.45, 0.25, 0.20])
+_LEVEL_NULL_SHARE = 0.3249
+_PVALUE_NULL_SHARE = 0.5424
+_BRAND_NULL_SHARE = 0.29
+
+_TAGS = ["pv", "cart", "fav", "buy"]
+_TAG_SHARE = np.array([638.6, 15.9, 9.3, 8.4])
+_PIDS = ["430548_1007", "430539_1007"]
+
+# 2017-05-06 00:00 in Beijing; impressions last eight days from here.
+_FIRST_DAY_S = 1_494_000_000
+_IMPRESSION_DAYS = 8
+# Behaviours begin fourteen days earlier and end with the impressions.
+_BEHAVIOR_DAYS = 22
+_BEHAVIOR_START_S = _FIRST_DAY_S - 14 * synthetic.DAY_S
+
+_RECENT = 10
+_INTERESTS = 8
+_BLOCK_BEHAVIORS = 1_500_000
+
+NOTE = (
+    "Planted: users' and ads' taste; a taste shift per city level of rank 4; ad popularity per "
+    "city level; and an ad is clicked more if its brand is among the brands of the user's last 10 "
+    "behaviours. Numbers of distinct values, shares, nulls and quirks imitate the official files: "
+    "the trailing space of `new_user_class_level `, brands that are NULL or empty, users of "
+    "raw_sample without a profile, impossible timestamps, repeated behaviour rows, and behaviours "
+    "in categories and brands that no ad has."
+)
+
+
+class AlimamaSize(NamedTuple):
+    """How much is generated.
+
+    Attributes:
+      num_users: Users of raw_sample.csv; official 1,141,729. Seven per cent have no profile.
+      num_items: Rows of ad_feature.csv; official 846,811.
+      num_impressions: Rows of raw_sample.csv, at least one per user; official 26,557,961.
+      num_behaviors: Rows of behavior_log.csv; official 723,268,134.
+      seed: Decides every byte.
+    """
+
+    num_users: int
+    num_items: int
+    num_impressions: int
+    num_behaviors: int
+    seed: int
+
+
+class _Ads(NamedTuple):
+    """Ads, by row. Codes are 0.. and what the preferences know; ids are what the files hold."""
+
+    adgroup_id_V: np.ndarray
+    category_id_V: np.ndarray
+    # The brand a behaviour on this ad shows; an ad without a brand shows one that no ad has.
+    brand_id_V: np.ndarray
+    brand_code_V: np.ndarray
+    other_category_ids: np.ndarray
+
+
+def write_alimama(folder: pathlib.Path, size: AlimamaSize) -> None:
+    """Writes the four CSV files into `folder`.
+
+    Raises:
+      ValueError: If a size is too small for the tables' distinct values.
+    """
+    for name, value, low in (
+        ("num_users", size.num_users, 400),
+        ("num_items", size.num_items, 400),
+        ("num_impressions", size.num_impressions, size.num_users),
+        ("num_behaviors", size.num_behaviors, size.num_users),
+    ):
+        if value < low:
+            raise ValueError(f"data.{name}: expected at least {low}, got {value}")
+    rng = synthetic.random_stream(size.seed, "brands")
+    num_brands = synthetic.scaled(99_814, OFFICIAL_ADS, size.num_items)
+    brand_V = np.full(size.num_items, -1)
+    branded_V = ~synthetic.exact_mask(
+        rng, size.num_items, round(_BRAND_NULL_SHARE * size.num_items)
+    )
+    brand_V[branded_V] = synthetic.covering_codes(rng, int(branded_V.sum()), num_brands, 0.7)
+    preferences = preferences_lib.make_preferences(
+        size.seed, share_S=_LEVEL_SHARE, num_users=size.num_users, creator_V=brand_V
+    )
+    ads = _write_ads(folder, size, preferences)
+    level_U = synthetic_tables.deal(rng, _LEVEL_SHARE, size.num_users)
+    user_id_U = 1 + rng.permutation(size.num_users)
+    _write_profiles(folder, size, preferences, level_U, user_id_U)
+    _write_logs(folder, size, preferences, ads, level_U, user_id_U)
+
+
+def _write_ads(
+    folder: pathlib.Path, size: AlimamaSize, preferences: preferences_lib.Preferences
+) -> _Ads:
+    rng = synthetic.random_stream(size.seed, "ads")
+    num_ads, brand_V = size.num_items, preferences.creator_V
+    # Fewer ads do not come in proportionally fewer categories.
+    num_categories = round(6_769 * min(1.0, num_ads / OFFICIAL_ADS) ** 0.5)
+    share = synthetic.zipf_shares(num_categories)
+    category_V = synthetic_tables.by_score(rng, preferences.item_VD[:, 0], share)
+    num_brands = int(brand_V.max()) + 1
+    # The behaviour log knows about twice the categories and five times the brands.
+    category_ids = 1 + rng.permutation(2 * num_categories)
+    brand_ids = 1 + rng.permutation(5 * num_brands)
+    other_V = num_brands + rng.integers(0, 4 * num_brands, num_ads)
+    brand_id_V = brand_ids[np.where(brand_V >= 0, brand_V, other_V)]
+    price_V = np.exp(rng.normal(5.3, 1.6, num_ads)).clip(0.01, 99_999_999.0).round(2)
+    price_V[rng.choice(num_ads, 2, replace=False)] = [0.01, 99_999_999.0]
+    literal = pl.when(pl.Series(rng.random(num_ads) < 0.5)).then(pl.lit("NULL"))
+    brand = pl.when(pl.Series(brand_V >= 0)).then(pl.Series(brand_id_V).cast(pl.String))
+    adgroup_id_V = 1 + rng.permutation(num_ads)
+    campaign_V, customer_V = (
+        synthetic.covering_codes(
+            rng, num_ads, synthetic.scaled(distinct, OFFICIAL_ADS, num_ads), 0.5
+        )
+        for distinct in (423_436, 255_876)
+    )
+    frame = pl.DataFrame(
+        {
+            "adgroup_id": adgroup_id_V,
+            "cate_id": category_ids[category_V],
+            "campaign_id": 1 + campaign_V,
+            "customer": 1 + customer_V,
+            "brand": pl.select(brand.otherwise(literal)).to_series(),
+            "price": price_V,
+        }
+    )
+    with synthetic.CsvFile(folder / "ad_feature.csv") as file:
+        file.append(frame)
+    return _Ads(
+        adgroup_id_V=adgroup_id_V,
+        category_id_V=category_ids[category_V],
+        brand_id_V=brand_id_V,
+        brand_code_V=brand_V,
+        other_category_ids=category_ids[num_categories:],
+    )
+
+
+def _write_profiles(
+    folder: pathlib.Path,
+    size: AlimamaSize,
+    preferences: preferences_lib.Preferences,
+    level_U: np.ndarray,
+    user_id_U: np.ndarray,
+) -> None:
+    rng = synthetic.random_stream(size.seed, "profiles")
+    missing = synthetic.scaled(_USERS_WITHOUT_PROFILE, OFFICIAL_USERS, size.num_users)
+    user = np.flatnonzero(~synthetic.exact_mask(rng, size.num_users, missing))
+    taste_UD = preferences.user_UD[user]
+
+    def codes(dim: int, count: int, exponent: float = 0.5) -> np.ndarray:
+        share = synthetic.zipf_shares(count, exponent)
+        return synthetic_tables.by_score(rng, taste_UD[:, dim], share)
+
+    def hide(values: np.ndarray, share: float) -> pl.Series:
+        mask = synthetic.exact_mask(rng, len(user), round(share * len(user)))
+        return synthetic_tables.with_nulls(values, mask)
+
+    frame = pl.DataFrame(
+        {
+            "userid": user_id_U[user],
+            "cms_segid": codes(0, 97),
+            "cms_group_id": codes(1, 13),
+            "final_gender_code": 1 + codes(2, 2),
+            "age_level": codes(3, 7),
+            "pvalue_level": hide(1 + codes(4, 3), _PVALUE_NULL_SHARE),
+            "shopping_level": 1 + codes(5, 3, 1.5),
+            "occupation": codes(6, 2, 3.0),
+            "new_user_class_level ": hide(1 + level_U[user], _LEVEL_NULL_SHARE),
+        }
+    )
+    with synthetic.CsvFile(folder / "user_profile.csv") as file:
+        file.append(frame.sort("userid"))
+
+
+def _write_logs(
+    folder: pathlib.Path,
+    size: AlimamaSize,
+    preferences: preferences_lib.Preferences,
+    ads: _Ads,
+    level_U: np.ndarray,
+    user_id_U: np.ndarray,
+) -> None:
+    rng = synthetic.random_stream(size.seed, "activity")
+    activity_U = np.exp(rng.standard_normal(size.num_users))
+    impressions_U = 1 + synthetic.spread_counts(activity_U, size.num_impressions - size.num_users)
+    repeats = round(_DUPLICATE_SHARE * size.num_behaviors)
+    # Who sees many ads does much else too, but not in proportion.
+    activity_U = activity_U**0.5 * np.exp(0.8 * rng.standard_normal(size.num_users))
+    behaviors_U = synthetic.spread_counts(activity_U, size.num_behaviors - repeats)
+    exposures = preferences_lib.Exposures(preferences, follow_share=0.2)
+    edges = _block_edges(behaviors_U + impressions_U)
+    kept_N = np.diff(np.concatenate([[0], np.cumsum(behaviors_U)])[edges])
+    repeats_N = synthetic.spread_counts(kept_N, repeats)
+    impossible = synthetic.scaled(_IMPOSSIBLE_TIMES, OFFICIAL_BEHAVIORS, size.num_behaviors, 3)
+    impossible_N = synthetic.spread_counts(kept_N, impossible)
+    with (
+        synthetic.CsvFile(folder / "raw_sample.csv") as samples,
+        synthetic.CsvFile(folder / "behavior_log.csv") as behaviors,
+        tqdm.tqdm(total=size.num_behaviors, desc="generate", disable=None, delay=2) as bar,
+    ):
+        for block, (low, high) in enumerate(itertools.pairwise(edges)):
+            rng = synthetic.random_stream(size.seed, "block", block)
+            user_B = np.arange(low, high)
+            log = _draw_behaviors(rng, exposures, level_U, user_B, behaviors_U[low:high])
+            frame = _behavior_frame(
+                rng, ads, user_id_U, log, int(repeats_N[block]), int(impossible_N[block])
+            )
+            behaviors.append(frame)
+            user_B = np.repeat(user_B, impressions_U[low:high])
+            samples.append(_sample_frame(rng, exposures, ads, level_U, user_id_U, log, user_B))
+            bar.update(frame.height)
+
+
+def _block_edges(rows_U: np.ndarray) -> np.ndarray:
+    """Users at which blocks of at most about `_BLOCK_BEHAVIORS` rows begin, and the end."""
+    stop_U = np.cumsum(rows_U)
+    cuts = np.searchsorted(stop_U, np.arange(_BLOCK_BEHAVIORS, stop_U[-1], _BLOCK_BEHAVIORS))
+    return np.unique(np.concatenate([[0], cuts, [len(rows_U)]]))
+
+
+class _Behaviors(NamedTuple):
+    """Behaviours of a block of users, user-major and chronological."""
+
+    user_E: np.ndarray
+    time_E: np.ndarray
+    item_E: np.ndarray
+    # Not a brand that an ad has: -1.
+    brand_code_E: np.ndarray
+    is_elsewhere_E: np.ndarray
+
+
+def _draw_behaviors(
+    rng: np.random.Generator,
+    exposures: preferences_lib.Exposures,
+    level_U: np.ndarray,
+    user_B: np.ndarray,
+    count_B: np.ndarray,
+) -> _Behaviors:
+    """Behaviours on what a user likes: a few interests, and at times something popular."""
+    recent_BL = np.zeros((len(user_B) * _INTERESTS, 0), np.int64)
+    owner = np.repeat(user_B, _INTERESTS)
+    interest, _ = exposures.draw(rng, owner, level_U[owner], recent_BL)
+    rows = int(count_B.sum())
+    place_E = np.repeat(np.arange(len(user_B)), count_B)
+    pick_E = synthetic.draw_shares(rng, synthetic.zipf_shares(_INTERESTS), rows)
+    item_E = interest[place_E * _INTERESTS + pick_E]
+    # Every tenth behaviour is on what somebody else likes.
+    stray_E = rng.random(rows) < 0.1
+    item_E[stray_E] = interest[rng.integers(0, len(interest), int(stray_E.sum()))]
+    is_elsewhere_E = rng.random(rows) < 0.05
+    brand_code_E = exposures.preferences.creator_V[item_E]
+    brand_code_E[is_elsewhere_E] = -1
+    time_E = _draw_times(rng, rows, _BEHAVIOR_START_S, _BEHAVIOR_DAYS)
+    # All else is independent of time, so sorting times within users sorts the rows.
+    time_E = np.sort((place_E << 32) + time_E) & (2**32 - 1)
+    return _Behaviors(user_B[place_E], time_E, item_E, brand_code_E, is_elsewhere_E)
+
+
+def _draw_times(rng: np.random.Generator, rows: int, start_s: int, days: int) -> np.ndarray:
+    day_B = rng.integers(0, days, rows)
+    return start_s + day_B * synthetic.DAY_S + synthetic.draw_time_of_day_ms(rng, rows) // 1000
+
+
+def _behavior_frame(
+    rng: np.random.Generator,
+    ads: _Ads,
+    user_id_U: np.ndarray,
+    log: _Behaviors,
+    repeats: int,
+    impossible: int,
+) -> pl.DataFrame:
+    """The rows of behavior_log.csv, shuffled, some of them twice, few with absurd times."""
+    rows = len(log.user_E)
+    tag_E = synthetic.draw_shares(rng, _TAG_SHARE, rows)
+    category_E = ads.category_id_V[log.item_E]
+    elsewhere = np.flatnonzero(log.is_elsewhere_E)
+    other = rng.integers(0, len(ads.other_category_ids), len(elsewhere))
+    category_E[elsewhere] = ads.other_category_ids[other]
+    time_E = log.time_E.copy()
+    absurd = rng.choice(rows, min(impossible, rows), replace=False)
+    # Before the epoch, at it, years before the log and years after it.
+    values = np.array([-2_114_566_861, 0, 978_307_200, 2_088_422_400])
+    time_E[absurd] = values[rng.integers(0, len(values), len(absurd))]
+    source = np.concatenate([np.arange(rows), rng.choice(rows, min(repeats, rows), replace=False)])
+    source = rng.permutation(source)
+    return pl.DataFrame(
+        {
+            "user": user_id_U[log.user_E[source]],
+            "time_stamp": time_E[source],
+            "btag": synthetic_tables.take(_TAGS, tag_E[source]),
+            "cate": category_E[source],
+            "brand": ads.brand_id_V[log.item_E[source]],
+        }
+    )
+
+
+def _sample_frame(
+    rng: np.random.Generator,
+    exposures: preferences_lib.Exposures,
+    ads: _Ads,
+    level_U: np.ndarray,
+    user_id_U: np.ndarray,
+    log: _Behaviors,
+    user_B: np.ndarray,
+) -> pl.DataFrame:
+    """The rows of raw_sample.csv, shuffled, one for each of `user_B` (which ascends)."""
+    time_B = _draw_times(rng, len(user_B), _FIRST_DAY_S, _IMPRESSION_DAYS)
+    recent_BL = _recent_brands(log, user_B, time_B)
+    item_B, utility_B = exposures.draw(rng, user_B, level_U[user_B], recent_BL)
+    rate_S = np.full(len(_LEVEL_SHARE), _CLICK_RATE)
+    click_B = preferences_lib.draw_clicks(rng, utility_B, level_U[user_B], rate_S)
+    order = rng.permutation(len(user_B))
+    click_B = click_B[order].astype(np.int64)
+    return pl.DataFrame(
+        {
+            "user": user_id_U[user_B[order]],
+            "time_stamp": time_B[order],
+            "adgroup_id": ads.adgroup_id_V[item_B[order]],
+            "pid": synthetic_tables.take(_PIDS, (rng.random(len(order)) < 0.4).astype(np.int64)),
+            "nonclk": 1 - click_B,
+            "clk": click_B,
+        }
+    )
+
+
+def _recent_brands(log: _Behaviors, user_B: np.ndarray, time_B: np.ndarray) -> np.ndarray:
+    """Brand codes [B, L] of each user's last behaviours before the time; -1 where none."""
+    key_E = (log.user_E << 32) + log.time_E
+    start_B = np.searchsorted(key_E, user_B << 32)
+    stop_B = np.searchsorted(key_E, (user_B << 32) + time_B)
+    index_BL = stop_B[:, None] - 1 - np.arange(_RECENT)[None]
+    inside_BL = index_BL >= start_B[:, None]
+    # The index is only looked at where it is inside.
+    return np.where(inside_BL, log.brand_code_E[np.maximum(index_BL, 0)], -1)
