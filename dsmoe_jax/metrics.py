@@ -69,7 +69,7 @@ def recall_at_k(
       ValueError: If a query has no relevant item: its recall is undefined.
     """
     _check_relevant(relevant_Q)
-    return hit_QT[:, :k].sum(axis=1) / relevant_Q
+    return np.asarray(hit_QT[:, :k].sum(axis=1) / relevant_Q)
 
 
 def hit_rate_at_k(hit_QT: Bool[np.ndarray, "Q T"], k: int) -> Float[np.ndarray, "Q"]:
@@ -90,14 +90,14 @@ def ndcg_at_k(
     _check_relevant(relevant_Q)
     discount = 1.0 / np.log2(np.arange(2, k + 2))
     gain_Q = hit_QT[:, :k] @ discount[: hit_QT.shape[1]]
-    return gain_Q / np.cumsum(discount)[np.minimum(relevant_Q, k) - 1]
+    return np.asarray(gain_Q / np.cumsum(discount)[np.minimum(relevant_Q, k) - 1])
 
 
 def log_loss(
     logit: Float[np.ndarray, "*shape"], label: Bool[np.ndarray, "*shape"]
 ) -> Float[np.ndarray, "*shape"]:
     """-log sigmoid(logit) of positives and -log sigmoid(-logit) of negatives, in nats."""
-    return np.logaddexp(0.0, np.where(label, -logit, logit))
+    return np.asarray(np.logaddexp(0.0, np.where(label, -logit, logit)))
 
 
 class Estimate(NamedTuple):

@@ -44,7 +44,8 @@ class ExactIndex:
           item_chunk: Rows of a device scored at once.
           query_chunk: Queries searched at once.
         """
-        rows, self._dim = item_VD.shape
+        rows = item_VD.shape[0]
+        self._dim: int = item_VD.shape[1]
         self._num_rows = rows if num_rows is None else num_rows
         self._mesh = mesh if mesh is not None and mesh.size > 1 else None
         self._item_chunk, self._query_chunk = item_chunk, query_chunk
@@ -149,7 +150,9 @@ def _scan(
     N, (W, _) = query_ND.shape[0], item_WD.shape
     chunk = min(chunk, W)
 
-    def merge(best: tuple[Array, Array], fresh: Array) -> tuple[tuple[Array, Array], None]:
+    def merge(
+        best: tuple[jax.Array, jax.Array], fresh: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
         score_NT, item_NT = best
         # The last chunk reaches back to stay inside the shard (padding would copy the corpus);
         # rows below `fresh` were scored before.

@@ -6,6 +6,8 @@ with `exact.ExactIndex` to rounding; items of equal score may come in another or
 Letters: Q queries, M interests, D tower output, T retrieved list length, V rows of the corpus.
 """
 
+from typing import Any
+
 import faiss
 import jax
 import numpy as np
@@ -28,7 +30,7 @@ class FaissIndex:
         """
         # Row 0 is left out, so FAISS's position p is item p + 1.
         item_XD = np.ascontiguousarray(np.asarray(item_VD)[1:], dtype=np.float32)
-        self._index = faiss.IndexFlatIP(item_XD.shape[1])
+        self._index: Any = faiss.IndexFlatIP(item_XD.shape[1])
         # faiss-cpu has neither GPUs nor the function that counts them.
         self.on_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
         if self.on_gpu:

@@ -10,7 +10,7 @@ Letters: Q queries, M interests, D tower output, T retrieved list length, V rows
 """
 
 import functools
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 Array = jax.Array | np.ndarray
 
 
+@runtime_checkable
 class Index(Protocol):
     """Maximum inner product search over the rows 1..V-1 of a corpus."""
 
@@ -52,6 +53,7 @@ def merge_interests(
     The k best of the union are exactly the k best by maximum over interests as long as every list
     holds at least k: an item that misses the list of its best interest is beaten there k times.
     """
+    score_QMT, item_QMT = jnp.asarray(score_QMT), jnp.asarray(item_QMT)
     Q, M, T = score_QMT.shape
     if M == 1:
         return score_QMT[:, 0, :k], item_QMT[:, 0, :k]

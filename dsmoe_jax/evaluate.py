@@ -1,0 +1,293 @@
+"""Full-corpus evaluation of a matcher, a ranker or anything else that scores the corpus.
+
+Owns how a system's lists are made: a matcher embeds the corpus per scenario and is searched through
+an index; a ranker scores the catalogue by brute force. What is asked and how lists are judged is in
+`judge.py`. No parameter is trained here, and models run as in serving (`train=False`).
+
+Letters: Q queries of a split, B queries of a batch, V rows of the corpus (row 0 is padding),
+T retrieved list length, D tower output, G candidates of a chunk, Z devices, W rows of a device's
+shard.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jaxtyping import Float, Int
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import config as config_lib
+from dsmoe_jax import features, sharding, train_state
+from dsmoe_jax import judge as judge_lib
+from dsmoe_jax.data import pipeline
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.models.ranking import ranker as ranker_lib
+from dsmoe_jax.retrieval import exact
+from dsmoe_jax.retrieval import index as index_lib
+
+# (user, item) pairs that a ranker scores at once on a device: at most about 1 GB of activations
+# for a ranker that attends over 50 events.
+_PAIRS_PER_DEVICE = 1 << 15
+# Bytes of scores [B, V] held at once.
+_SCORE_BYTES = 1 << 28
+
+# Scores of every item for the queries with these ids (rows of the split's query table).
+Scores = Callable[[np.ndarray], np.ndarray | jax.Array]
+
+
+class MatcherEvaluator:
+    """Evaluates a matcher through an index of its item vectors.
+
+    Holds the compiled functions: make one per model and call it after every epoch.
+    """
+
+    def __init__(
+        self,
+        store: store_lib.Store,
+        spec: features.FeatureSpec,
+        corpus: batch_lib.Items,
+        matcher: two_tower.Matcher,
+        config: config_lib.EvalConfig,
+        mesh: jax.sharding.Mesh,
+    ):
+        """Builds the functions; they compile at the first call.
+
+        Args:
+          store: The prepared data.
+          spec: The features the model sees.
+          corpus: All items, on the devices.
+          matcher: The model.
+          config: Cut-offs, batch sizes, backend and removal rule.
+          mesh: The devices: queries and corpus are split over them.
+        """
+        self._store, self._spec, self._corpus, self._config = store, spec, corpus, config
+        self._mesh, self._matcher = mesh, matcher
+        self._batch_size = _round_up(config.query_batch, mesh.size)
+        self._embed_users = jax.jit(
+            lambda frozen, users, scenario_B: _apply(
+                matcher, frozen, users, scenario_B, method="embed_user"
+            )[0],
+            out_shardings=sharding.replicated(mesh),
+        )
+        self._embed_corpus = jax.jit(self._trace_corpus, out_shardings=sharding.by_rows(mesh))
+
+    def __call__(
+        self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
+    ) -> judge_lib.Evaluation:
+        """Evaluates the parameters on the given queries of a split."""
+        judge = judge_lib.Judge(self._store, self._config, split)
+        groups = list(judge.group_by_scenario(query_Q, self._batch_size))
+        index: index_lib.Index | None = None
+        indexed = -1
+        with _progress(f"evaluate {split}", len(groups)) as bar:
+            pending: list[tuple[np.ndarray, Any, Any]] = []
+            for scenario, ids in groups:
+                if index is None or (self._matcher.item_uses_scenario and scenario != indexed):
+                    index, indexed = None, scenario  # frees the former index first
+                    index = self._make_index(frozen, scenario)
+                pending.append((ids, *self._search(frozen, index, judge, ids)))
+                # The host judges one batch while the devices search the next.
+                if len(pending) > 1:
+                    judge.add_lists(*pending.pop(0))
+                bar.update()
+            for lists in pending:
+                judge.add_lists(*lists)
+        return judge.finish()
+
+    def embed_corpus(self, frozen: train_state.Frozen, scenario: int) -> Float[jax.Array, "rows D"]:
+        """Item vectors in a scenario, row = item id; rows from V on are padding."""
+        return self._embed_corpus(frozen, self._corpus, jnp.int32(scenario))
+
+    def _make_index(self, frozen: train_state.Frozen, scenario: int) -> index_lib.Index:
+        item_VD = self.embed_corpus(frozen, scenario)
+        if self._config.backend == "faiss":
+            from dsmoe_jax.retrieval import faiss_index  # an optional extra
+
+            return faiss_index.FaissIndex(np.asarray(item_VD)[: self._spec.num_items])
+        return exact.ExactIndex(item_VD, num_rows=self._spec.num_items, mesh=self._mesh)
+
+    def _search(
+        self,
+        frozen: train_state.Frozen,
+        index: index_lib.Index,
+        judge: judge_lib.Judge,
+        ids: np.ndarray,
+    ) -> tuple[Any, Any]:
+        batch = next(
+            pipeline.query_batches(self._store, self._spec, judge.split, ids, self._batch_size)
+        )
+        users, scenario_B = _put(self._mesh, (batch.users, batch.scenario_Q))
+        query_BMD = self._embed_users(frozen, users, scenario_B)
+        return index.search(query_BMD, judge.list_length(ids))
+
+    def _trace_corpus(
+        self, frozen: train_state.Frozen, corpus: batch_lib.Items, scenario: jax.Array
+    ) -> jax.Array:
+        # Device z owns rows [z * W, (z + 1) * W) and embeds them in chunks of its own, so that
+        # vectors are made where they stay.
+        V, Z = self._spec.num_items, self._mesh.size
+        chunk = min(-(-self._config.item_batch // Z), -(-V // Z))
+        steps = -(-V // (Z * chunk))
+        W = steps * chunk
+
+        def embed(start: jax.Array) -> jax.Array:
+            row_Zw = jnp.arange(Z)[:, None] * W + start + jnp.arange(chunk)[None]
+            id_B = jax.lax.with_sharding_constraint(
+                jnp.minimum(row_Zw, V - 1).reshape(-1), sharding.by_rows(self._mesh)
+            )
+            item_BD, _ = _apply(
+                self._matcher,
+                frozen,
+                batch_lib.take_items(corpus, id_B),
+                jnp.full(id_B.shape, scenario, jnp.int32),
+                method="embed_item",
+            )
+            return item_BD.reshape(Z, chunk, -1)
+
+        item_XZwD = jax.lax.map(embed, chunk * jnp.arange(steps))
+        return item_XZwD.swapaxes(0, 1).reshape(Z * W, -1)
+
+
+class RankerEvaluator:
+    """Evaluates a ranker by brute force over the catalogue; holds its compiled functions."""
+
+    def __init__(
+        self,
+        store: store_lib.Store,
+        spec: features.FeatureSpec,
+        corpus: batch_lib.Items,
+        ranker: ranker_lib.Ranker,
+        config: config_lib.EvalConfig,
+        mesh: jax.sharding.Mesh,
+        *,
+        num_negatives: int = 4,
+        seed: int = 0,
+    ):
+        """Builds the function; it compiles at the first call.
+
+        Args:
+          store: The prepared data.
+          spec: The features the model sees.
+          corpus: All items, on the devices.
+          ranker: The model.
+          config: Cut-offs, batch sizes and removal rule.
+          mesh: The devices: queries are split over them.
+          num_negatives: Uniform negatives per relevant item in the log-loss.
+          seed: Of those negatives.
+        """
+        self._store, self._spec, self._corpus, self._config = store, spec, corpus, config
+        self._mesh, self._num_negatives, self._seed = mesh, num_negatives, seed
+        per_device = min(64, -(-config.query_batch // mesh.size))
+        self._batch_size = per_device * mesh.size
+        V, G = spec.num_items, min(spec.num_items, _PAIRS_PER_DEVICE // per_device)
+
+        def score(
+            frozen: train_state.Frozen,
+            corpus: batch_lib.Items,
+            users: batch_lib.Users,
+            scenario_B: jax.Array,
+        ) -> jax.Array:
+            encoded = _apply(ranker, frozen, users, scenario_B, method="encode_user")
+
+            def score_chunk(start: jax.Array) -> jax.Array:
+                id_1G = jnp.minimum(start + jnp.arange(G), V - 1)[None]
+                items = batch_lib.take_items(corpus, id_1G)
+                return _apply(ranker, frozen, encoded, items, scenario_B, method="score")
+
+            logit_XBG = jax.lax.map(score_chunk, jnp.arange(0, V, G))
+            return logit_XBG.swapaxes(0, 1).reshape(len(scenario_B), -1)[:, :V]
+
+        self._score = jax.jit(score, out_shardings=sharding.replicated(mesh))
+
+    def __call__(
+        self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
+    ) -> judge_lib.Evaluation:
+        """Evaluates the parameters on the given queries of a split, log-loss included."""
+
+        def scores(ids: np.ndarray) -> jax.Array:
+            batch = next(
+                pipeline.query_batches(self._store, self._spec, split, ids, self._batch_size)
+            )
+            users, scenario_B = _put(self._mesh, (batch.users, batch.scenario_Q))
+            return self._score(frozen, self._corpus, users, scenario_B)
+
+        return evaluate_scores(
+            self._store,
+            self._config,
+            split,
+            query_Q,
+            scores,
+            batch_size=self._batch_size,
+            num_negatives=self._num_negatives,
+            seed=self._seed,
+        )
+
+
+def evaluate_scores(
+    store: store_lib.Store,
+    config: config_lib.EvalConfig,
+    split: str,
+    query_Q: Int[np.ndarray, "Q"],
+    scores: Scores,
+    *,
+    batch_size: int | None = None,
+    num_negatives: int = 0,
+    seed: int = 0,
+) -> judge_lib.Evaluation:
+    """Evaluates anything that scores the whole corpus.
+
+    Args:
+      store: The prepared data.
+      config: Cut-offs, batch size and removal rule.
+      split: "validation" or "test".
+      query_Q: Ids of the queries.
+      scores: Maps at most `batch_size` query ids to scores [B, V], column = item id (column 0 is
+        ignored); rows past the given ids are padding.
+      batch_size: Queries scored at once; `config.query_batch`, or what memory allows.
+      num_negatives: Uniform negatives per relevant item; above 0, scores are read as logits and
+        their log-loss is evaluated.
+      seed: Of the negatives, which are the same for every system.
+    """
+    judge = judge_lib.Judge(store, config, split)
+    V = store.spec.num_items
+    if batch_size is None:
+        batch_size = max(1, min(config.query_batch, _SCORE_BYTES // (4 * V)))
+    query_Q = np.sort(query_Q)
+    starts = range(0, len(query_Q), batch_size)
+    with _progress(f"evaluate {split}", len(starts)) as bar:
+        for start in starts:
+            ids = query_Q[start : start + batch_size]
+            score_BV = np.array(scores(ids))[: len(ids)]  # a copy: seen items are struck out
+            if num_negatives:
+                judge.add_log_loss(ids, score_BV, num_negatives, seed)
+            judge.add_scores(ids, score_BV)
+            bar.update()
+    return judge.finish()
+
+
+def _apply(model: nn.Module, frozen: train_state.Frozen, *args: Any, method: str) -> Any:
+    variables = {"params": frozen.params, **frozen.model_state}
+    return model.apply(variables, *args, train=False, method=method)
+
+
+def _put(mesh: jax.sharding.Mesh, tree: Any) -> Any:
+    """Host arrays that every process holds whole, as global arrays split by rows."""
+    layout = sharding.by_rows(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(leaf.shape, layout, leaf.__getitem__), tree
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+# Shown on a terminal only, and by one process.
+def _progress(title: str, total: int) -> tqdm.tqdm:
+    hidden = True if jax.process_index() else None
+    return tqdm.tqdm(total=total, desc=title, unit="batch", leave=False, disable=hidden)
