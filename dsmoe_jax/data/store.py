@@ -236,7 +236,7 @@ class StoreWriter:
                 f"{self.partial}: another process is preparing this store; wait for it to end"
             ) from None
         for leftover in self.partial.iterdir():
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

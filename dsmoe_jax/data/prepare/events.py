@@ -62,13 +62,8 @@ def write_behavior(
     for part in tqdm.trange(_PARTITIONS, desc=f"sort {log.name}", disable=None, leave=False):
         path = scratch / str(part)
         if path.exists():
-            event_EF = np.fromfile(path, np.int32).reshape(-1, width)
+            event_EF = _sort_distinct(np.fromfile(path, np.int32).reshape(-1, width))
             path.unlink()
-            order = np.lexsort(event_EF.T[::-1])
-            event_EF = event_EF[order]
-            repeated_E = np.zeros(len(event_EF), bool)
-            repeated_E[1:] = np.all(event_EF[1:] == event_EF[:-1], axis=1)
-            event_EF = event_EF[~repeated_E]
         else:
             event_EF = np.zeros((0, width), np.int32)
         low, high = _user_range(part, num_users)
@@ -84,6 +79,21 @@ def write_behavior(
         times.append(event_EF[:, 1])
     scratch.rmdir()
     return found
+
+
+def _sort_distinct(event_EF: np.ndarray) -> np.ndarray:
+    """Rows without repetitions, ascending by user, time, then fields."""
+    key_E = event_EF[:, 0].astype(np.int64) << 32 | event_EF[:, 1]
+    order = np.argsort(key_E)
+    key_E, event_EF = key_E[order], event_EF[order]
+    # Few events share user and time; only those need their fields compared.
+    same_E = np.append(key_E[1:] == key_E[:-1], False)
+    tied_E = np.flatnonzero(same_E | np.roll(same_E, 1))
+    tied_EF = event_EF[tied_E]
+    event_EF[tied_E] = tied_EF[np.lexsort(tied_EF.T[::-1])]
+    repeated_E = np.zeros(len(event_EF), bool)
+    repeated_E[1:] = np.all(event_EF[1:] == event_EF[:-1], axis=1)
+    return event_EF[~repeated_E]
 
 
 def _user_range(part: int, num_users: int) -> tuple[int, int]:

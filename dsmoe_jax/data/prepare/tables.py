@@ -82,13 +82,12 @@ class EncodedTable:
 
 def quantile_buckets(value: pl.Series, num_buckets: int) -> pl.Series:
     """Integer codes 0.. of about equally full ranges of a numeric column; null stays null."""
-    known = np.unique(value.drop_nulls().to_numpy())
+    known = value.drop_nulls().to_numpy()
     if not len(known):
         return pl.Series(value.name, [None] * len(value), dtype=pl.Int64)
-    edges = np.quantile(value.drop_nulls().to_numpy(), np.arange(1, num_buckets) / num_buckets)
-    code = np.searchsorted(np.unique(edges), value.fill_null(0).to_numpy(), side="right")
-    codes = pl.Series(value.name, code, dtype=pl.Int64)
-    return codes.set(value.is_null(), None)
+    edges = np.unique(np.quantile(known, np.arange(1, num_buckets) / num_buckets))
+    code = np.searchsorted(edges, value.fill_null(0).to_numpy(), side="right")
+    return pl.Series(value.name, code, dtype=pl.Int64).set(value.is_null(), None)
 
 
 def make_vocabulary(*values: pl.Series) -> pl.Series:
@@ -98,6 +97,13 @@ def make_vocabulary(*values: pl.Series) -> pl.Series:
 
 def encode(raw: pl.Series, vocabulary: pl.Series) -> np.ndarray:
     """Ids (int32) of raw values; 0 for null and for values outside the vocabulary."""
+    if len(vocabulary) and vocabulary.dtype.is_integer() and raw.dtype.is_integer():
+        low, high = vocabulary[0] - 1, vocabulary[-1] + 1
+        if high - low < 8 * len(vocabulary) + 2**20:
+            # Ids are mostly dense, and then one gather is several times faster than a join.
+            id_of = np.zeros(high - low + 1, np.int32)
+            id_of[vocabulary.to_numpy() - low] = np.arange(1, len(vocabulary) + 1)
+            return id_of[raw.cast(pl.Int64).fill_null(low).clip(low, high).to_numpy() - low]
     codes = pl.DataFrame({"value": vocabulary}).with_row_index("id", offset=1)
     left = pl.DataFrame({"value": raw.cast(vocabulary.dtype)})
     joined = left.join(codes, on="value", how="left", maintain_order="left")
