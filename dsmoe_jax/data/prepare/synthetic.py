@@ -12,6 +12,7 @@ import io
 import json
 import pathlib
 import shutil
+import time
 import zlib
 from collections.abc import Callable
 from types import TracebackType
@@ -42,7 +43,7 @@ def generate(
     note: str,
     settings: dict[str, Any],
     write: Callable[[pathlib.Path], None],
-) -> bool:
+) -> pathlib.Path:
     """Fills `folder` with generated files, unless it already holds just these.
 
     Args:
@@ -53,7 +54,7 @@ def generate(
       write: Writes all files into the folder it is given.
 
     Returns:
-      Whether files were written; False when an unchanged folder was reused.
+      The folder.
 
     Raises:
       ValueError: If the folder holds files that no generator wrote.
@@ -70,7 +71,8 @@ def generate(
             )
         sizes = {n: (folder / n).stat().st_size for n in written["files"] if (folder / n).exists()}
         if {**written, "files": None} == {**identity, "files": None} and sizes == written["files"]:
-            return False
+            return folder
+    start_s = time.monotonic()
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -84,7 +86,13 @@ def generate(
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return True
+    size_mb = sum(files.values()) / 1e6
+    print(
+        f"synthetic files {folder}: {size_mb:,.1f} MB in the layout of {title} generated in "
+        f"{time.monotonic() - start_s:.1f} s",
+        flush=True,
+    )
+    return folder
 
 
 def _read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -101,8 +109,8 @@ def _note(title: str, note: str, settings: dict[str, Any]) -> str:
         [
             f"# Synthetic rows in the layout of {title}",
             "",
-            f"These files were generated. No row of them comes from {title} or from any person,",
-            "and numbers measured on them say nothing about the real data set.",
+            "These files were generated. No row comes from the real data set or from any person, and",
+            "numbers measured on them say nothing about it.",
             "",
             note,
             "",

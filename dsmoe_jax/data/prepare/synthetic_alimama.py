@@ -6,32 +6,26 @@ and impressions, so memory does not grow with the 723 million behaviours of the 
 Reading the files is `alimama.py`'s.
 """
 
+import dataclasses
 import itertools
 import pathlib
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import polars as pl
 import tqdm
 
-from dsmoe_jax.data.prepare import synthetic, synthetic_tables
+from dsmoe_jax.data.prepare import alimama, synthetic, synthetic_tables
+from dsmoe_jax.data.prepare import synthetic_alimama_tables as alimama_tables
+from dsmoe_jax.data.prepare import synthetic_exposures as exposures_lib
 from dsmoe_jax.data.prepare import synthetic_preferences as preferences_lib
 
-OFFICIAL_USERS = 1_141_729
-OFFICIAL_ADS = 846_811
 OFFICIAL_IMPRESSIONS = 26_557_961
 OFFICIAL_BEHAVIORS = 723_268_134
 
 _CLICK_RATE = 1_366_056 / OFFICIAL_IMPRESSIONS
-_USERS_WITHOUT_PROFILE = OFFICIAL_USERS - 1_061_768
 _DUPLICATE_SHARE = 0.0706
 _IMPOSSIBLE_TIMES = 26_278
-# City levels 1..4 and the share of users in each; hidden for the share below.
-_LEVEL_SHARE = np.array([0.10, 0.45, 0.25, 0.20])
-_LEVEL_NULL_SHARE = 0.3249
-_PVALUE_NULL_SHARE = 0.5424
-_BRAND_NULL_SHARE = 0.29
-
 _TAGS = ["pv", "cart", "fav", "buy"]
 _TAG_SHARE = np.array([638.6, 15.9, 9.3, 8.4])
 _PIDS = ["430548_1007", "430539_1007"]
@@ -57,33 +51,58 @@ NOTE = (
 )
 
 
-class AlimamaSize(NamedTuple):
-    """How much is generated.
+@dataclasses.dataclass
+class SyntheticAlimamaConfig(alimama.AlimamaConfig):
+    """A generated twin of Alimama's logs, read by the same loader.
+
+    `raw_dir` is where the files are generated; empty means beside the store. Files in place are
+    reused when these settings are unchanged. The official size is num_users=1141729,
+    num_items=846811, num_impressions=26557961, num_behaviors=723268134 (24 GB of files).
 
     Attributes:
-      num_users: Users of raw_sample.csv; official 1,141,729. Seven per cent have no profile.
-      num_items: Rows of ad_feature.csv; official 846,811.
-      num_impressions: Rows of raw_sample.csv, at least one per user; official 26,557,961.
-      num_behaviors: Rows of behavior_log.csv; official 723,268,134.
-      seed: Decides every byte.
+      num_users: Users of raw_sample.csv. Seven per cent have no profile.
+      num_items: Rows of ad_feature.csv.
+      num_impressions: Rows of raw_sample.csv, at least one per user.
+      num_behaviors: Rows of behavior_log.csv.
+      generator_seed: Decides every byte of the files.
     """
+
+    num_users: int = 25_000
+    num_items: int = 18_000
+    num_impressions: int = 600_000
+    num_behaviors: int = 1_500_000
+    generator_seed: int = 0
+
+    NAME: ClassVar[str] = "Alimama (synthetic)"
+
+    def prepare(self, store_dir: str) -> None:
+        """Generates the files, then writes the store; see `config.DataConfig.prepare`."""
+        size = AlimamaSize(
+            self.num_users,
+            self.num_items,
+            self.num_impressions,
+            self.num_behaviors,
+            self.generator_seed,
+        )
+        folder = synthetic.generate(
+            self.raw_dir or f"{store_dir}.synthetic",
+            title="Alimama's display-advertising logs",
+            note=NOTE,
+            settings=size._asdict(),
+            write=lambda partial: write_alimama(partial, size),
+        )
+        real = dataclasses.replace(self, raw_dir=str(folder))
+        super(SyntheticAlimamaConfig, real).prepare(store_dir)
+
+
+class AlimamaSize(NamedTuple):
+    """How much is generated; see `SyntheticAlimamaConfig`."""
 
     num_users: int
     num_items: int
     num_impressions: int
     num_behaviors: int
     seed: int
-
-
-class _Ads(NamedTuple):
-    """Ads, by row. Codes are 0.. and what the preferences know; ids are what the files hold."""
-
-    adgroup_id_V: np.ndarray
-    category_id_V: np.ndarray
-    # The brand a behaviour on this ad shows; an ad without a brand shows one that no ad has.
-    brand_id_V: np.ndarray
-    brand_code_V: np.ndarray
-    other_category_ids: np.ndarray
 
 
 def write_alimama(folder: pathlib.Path, size: AlimamaSize) -> None:
@@ -100,112 +119,28 @@ def write_alimama(folder: pathlib.Path, size: AlimamaSize) -> None:
     ):
         if value < low:
             raise ValueError(f"data.{name}: expected at least {low}, got {value}")
-    rng = synthetic.random_stream(size.seed, "brands")
-    num_brands = synthetic.scaled(99_814, OFFICIAL_ADS, size.num_items)
-    brand_V = np.full(size.num_items, -1)
-    branded_V = ~synthetic.exact_mask(
-        rng, size.num_items, round(_BRAND_NULL_SHARE * size.num_items)
-    )
-    brand_V[branded_V] = synthetic.covering_codes(rng, int(branded_V.sum()), num_brands, 0.7)
     preferences = preferences_lib.make_preferences(
-        size.seed, share_S=_LEVEL_SHARE, num_users=size.num_users, creator_V=brand_V
+        size.seed,
+        share_S=alimama_tables.LEVEL_SHARE,
+        num_users=size.num_users,
+        creator_V=alimama_tables.draw_brands(size.seed, size.num_items),
     )
-    ads = _write_ads(folder, size, preferences)
-    level_U = synthetic_tables.deal(rng, _LEVEL_SHARE, size.num_users)
+    rng = synthetic.random_stream(size.seed, "levels")
+    level_U = synthetic_tables.deal(rng, alimama_tables.LEVEL_SHARE, size.num_users)
     user_id_U = 1 + rng.permutation(size.num_users)
-    _write_profiles(folder, size, preferences, level_U, user_id_U)
-    _write_logs(folder, size, preferences, ads, level_U, user_id_U)
-
-
-def _write_ads(
-    folder: pathlib.Path, size: AlimamaSize, preferences: preferences_lib.Preferences
-) -> _Ads:
-    rng = synthetic.random_stream(size.seed, "ads")
-    num_ads, brand_V = size.num_items, preferences.creator_V
-    # Fewer ads do not come in proportionally fewer categories.
-    num_categories = round(6_769 * min(1.0, num_ads / OFFICIAL_ADS) ** 0.5)
-    share = synthetic.zipf_shares(num_categories)
-    category_V = synthetic_tables.by_score(rng, preferences.item_VD[:, 0], share)
-    num_brands = int(brand_V.max()) + 1
-    # The behaviour log knows about twice the categories and five times the brands.
-    category_ids = 1 + rng.permutation(2 * num_categories)
-    brand_ids = 1 + rng.permutation(5 * num_brands)
-    other_V = num_brands + rng.integers(0, 4 * num_brands, num_ads)
-    brand_id_V = brand_ids[np.where(brand_V >= 0, brand_V, other_V)]
-    price_V = np.exp(rng.normal(5.3, 1.6, num_ads)).clip(0.01, 99_999_999.0).round(2)
-    price_V[rng.choice(num_ads, 2, replace=False)] = [0.01, 99_999_999.0]
-    literal = pl.when(pl.Series(rng.random(num_ads) < 0.5)).then(pl.lit("NULL"))
-    brand = pl.when(pl.Series(brand_V >= 0)).then(pl.Series(brand_id_V).cast(pl.String))
-    adgroup_id_V = 1 + rng.permutation(num_ads)
-    campaign_V, customer_V = (
-        synthetic.covering_codes(
-            rng, num_ads, synthetic.scaled(distinct, OFFICIAL_ADS, num_ads), 0.5
-        )
-        for distinct in (423_436, 255_876)
-    )
-    frame = pl.DataFrame(
-        {
-            "adgroup_id": adgroup_id_V,
-            "cate_id": category_ids[category_V],
-            "campaign_id": 1 + campaign_V,
-            "customer": 1 + customer_V,
-            "brand": pl.select(brand.otherwise(literal)).to_series(),
-            "price": price_V,
-        }
-    )
-    with synthetic.CsvFile(folder / "ad_feature.csv") as file:
+    frame, ads = alimama_tables.make_ads(size.seed, preferences)
+    with synthetic.CsvFile(folder / alimama.ADS_FILE) as file:
         file.append(frame)
-    return _Ads(
-        adgroup_id_V=adgroup_id_V,
-        category_id_V=category_ids[category_V],
-        brand_id_V=brand_id_V,
-        brand_code_V=brand_V,
-        other_category_ids=category_ids[num_categories:],
-    )
-
-
-def _write_profiles(
-    folder: pathlib.Path,
-    size: AlimamaSize,
-    preferences: preferences_lib.Preferences,
-    level_U: np.ndarray,
-    user_id_U: np.ndarray,
-) -> None:
-    rng = synthetic.random_stream(size.seed, "profiles")
-    missing = synthetic.scaled(_USERS_WITHOUT_PROFILE, OFFICIAL_USERS, size.num_users)
-    user = np.flatnonzero(~synthetic.exact_mask(rng, size.num_users, missing))
-    taste_UD = preferences.user_UD[user]
-
-    def codes(dim: int, count: int, exponent: float = 0.5) -> np.ndarray:
-        share = synthetic.zipf_shares(count, exponent)
-        return synthetic_tables.by_score(rng, taste_UD[:, dim], share)
-
-    def hide(values: np.ndarray, share: float) -> pl.Series:
-        mask = synthetic.exact_mask(rng, len(user), round(share * len(user)))
-        return synthetic_tables.with_nulls(values, mask)
-
-    frame = pl.DataFrame(
-        {
-            "userid": user_id_U[user],
-            "cms_segid": codes(0, 97),
-            "cms_group_id": codes(1, 13),
-            "final_gender_code": 1 + codes(2, 2),
-            "age_level": codes(3, 7),
-            "pvalue_level": hide(1 + codes(4, 3), _PVALUE_NULL_SHARE),
-            "shopping_level": 1 + codes(5, 3, 1.5),
-            "occupation": codes(6, 2, 3.0),
-            "new_user_class_level ": hide(1 + level_U[user], _LEVEL_NULL_SHARE),
-        }
-    )
-    with synthetic.CsvFile(folder / "user_profile.csv") as file:
-        file.append(frame.sort("userid"))
+    with synthetic.CsvFile(folder / alimama.PROFILES_FILE) as file:
+        file.append(alimama_tables.make_profiles(size.seed, preferences, level_U, user_id_U))
+    _write_logs(folder, size, preferences, ads, level_U, user_id_U)
 
 
 def _write_logs(
     folder: pathlib.Path,
     size: AlimamaSize,
     preferences: preferences_lib.Preferences,
-    ads: _Ads,
+    ads: alimama_tables.Ads,
     level_U: np.ndarray,
     user_id_U: np.ndarray,
 ) -> None:
@@ -216,15 +151,15 @@ def _write_logs(
     # Who sees many ads does much else too, but not in proportion.
     activity_U = activity_U**0.5 * np.exp(0.8 * rng.standard_normal(size.num_users))
     behaviors_U = synthetic.spread_counts(activity_U, size.num_behaviors - repeats)
-    exposures = preferences_lib.Exposures(preferences, follow_share=0.2)
+    exposures = exposures_lib.Exposures(preferences, follow_share=0.2)
     edges = _block_edges(behaviors_U + impressions_U)
     kept_N = np.diff(np.concatenate([[0], np.cumsum(behaviors_U)])[edges])
     repeats_N = synthetic.spread_counts(kept_N, repeats)
     impossible = synthetic.scaled(_IMPOSSIBLE_TIMES, OFFICIAL_BEHAVIORS, size.num_behaviors, 3)
     impossible_N = synthetic.spread_counts(kept_N, impossible)
     with (
-        synthetic.CsvFile(folder / "raw_sample.csv") as samples,
-        synthetic.CsvFile(folder / "behavior_log.csv") as behaviors,
+        synthetic.CsvFile(folder / alimama.SAMPLES_FILE) as samples,
+        synthetic.CsvFile(folder / alimama.BEHAVIORS_FILE) as behaviors,
         tqdm.tqdm(total=size.num_behaviors, desc="generate", disable=None, delay=2) as bar,
     ):
         for block, (low, high) in enumerate(itertools.pairwise(edges)):
@@ -260,7 +195,7 @@ class _Behaviors(NamedTuple):
 
 def _draw_behaviors(
     rng: np.random.Generator,
-    exposures: preferences_lib.Exposures,
+    exposures: exposures_lib.Exposures,
     level_U: np.ndarray,
     user_B: np.ndarray,
     count_B: np.ndarray,
@@ -292,7 +227,7 @@ def _draw_times(rng: np.random.Generator, rows: int, start_s: int, days: int) ->
 
 def _behavior_frame(
     rng: np.random.Generator,
-    ads: _Ads,
+    ads: alimama_tables.Ads,
     user_id_U: np.ndarray,
     log: _Behaviors,
     repeats: int,
@@ -325,8 +260,8 @@ def _behavior_frame(
 
 def _sample_frame(
     rng: np.random.Generator,
-    exposures: preferences_lib.Exposures,
-    ads: _Ads,
+    exposures: exposures_lib.Exposures,
+    ads: alimama_tables.Ads,
     level_U: np.ndarray,
     user_id_U: np.ndarray,
     log: _Behaviors,
@@ -336,8 +271,8 @@ def _sample_frame(
     time_B = _draw_times(rng, len(user_B), _FIRST_DAY_S, _IMPRESSION_DAYS)
     recent_BL = _recent_brands(log, user_B, time_B)
     item_B, utility_B = exposures.draw(rng, user_B, level_U[user_B], recent_BL)
-    rate_S = np.full(len(_LEVEL_SHARE), _CLICK_RATE)
-    click_B = preferences_lib.draw_clicks(rng, utility_B, level_U[user_B], rate_S)
+    rate_S = np.full(len(alimama_tables.LEVEL_SHARE), _CLICK_RATE)
+    click_B = exposures_lib.draw_clicks(rng, utility_B, level_U[user_B], rate_S)
     order = rng.permutation(len(user_B))
     click_B = click_B[order].astype(np.int64)
     return pl.DataFrame(

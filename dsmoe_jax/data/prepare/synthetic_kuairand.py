@@ -6,15 +6,17 @@ official rows; who clicks what follows `synthetic_preferences.py`. The two featu
 the users' state and the (user, video) pairs already shown. Reading the files is `kuairand.py`'s.
 """
 
+import dataclasses
 import datetime
 import pathlib
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import polars as pl
 import tqdm
 
-from dsmoe_jax.data.prepare import synthetic
+from dsmoe_jax.data.prepare import kuairand, synthetic
+from dsmoe_jax.data.prepare import synthetic_exposures as exposures_lib
 from dsmoe_jax.data.prepare import synthetic_kuairand_tables as kuairand_tables
 from dsmoe_jax.data.prepare import synthetic_preferences as preferences_lib
 
@@ -55,15 +57,46 @@ NOTE = (
 )
 
 
-class KuaiRandSize(NamedTuple):
-    """How much is generated.
+@dataclasses.dataclass
+class SyntheticKuaiRandConfig(kuairand.KuaiRandConfig):
+    """A generated twin of KuaiRand-Pure, read by the same loader.
+
+    `raw_dir` is where the files are generated; empty means beside the store. Files in place are
+    reused when these settings are unchanged. The official size is num_users=27285,
+    num_items=7583, num_impressions=1436609.
 
     Attributes:
-      num_users: Rows of the user file; official 27,285.
-      num_items: Rows of the video file; official 7,583.
-      num_impressions: Rows of the two standard logs, to within a few per cent; official 1,436,609.
-      seed: Decides every byte.
+      num_users: Rows of the user file.
+      num_items: Rows of the video file.
+      num_impressions: Rows of the two standard logs, to within a few per cent.
+      generator_seed: Decides every byte of the files.
     """
+
+    num_users: int = 4_000
+    num_items: int = 2_000
+    num_impressions: int = 200_000
+    generator_seed: int = 0
+
+    NAME: ClassVar[str] = "KuaiRand-Pure (synthetic)"
+
+    def prepare(self, store_dir: str) -> None:
+        """Generates the files, then writes the store; see `config.DataConfig.prepare`."""
+        size = KuaiRandSize(
+            self.num_users, self.num_items, self.num_impressions, self.generator_seed
+        )
+        folder = synthetic.generate(
+            self.raw_dir or f"{store_dir}.synthetic",
+            title="KuaiRand-Pure",
+            note=NOTE,
+            settings=size._asdict(),
+            write=lambda partial: write_kuairand(partial, size),
+        )
+        real = dataclasses.replace(self, raw_dir=str(folder))
+        super(SyntheticKuaiRandConfig, real).prepare(store_dir)
+
+
+class KuaiRandSize(NamedTuple):
+    """How much is generated; see `SyntheticKuaiRandConfig`."""
 
     num_users: int
     num_items: int
@@ -94,9 +127,9 @@ def write_kuairand(folder: pathlib.Path, size: KuaiRandSize) -> None:
     )
     users = kuairand_tables.make_users(size.seed, preferences)
     videos = kuairand_tables.make_videos(size.seed, preferences)
-    with synthetic.CsvFile(folder / "user_features_pure.csv") as file:
+    with synthetic.CsvFile(folder / kuairand.USERS_FILE) as file:
         file.append(users)
-    with synthetic.CsvFile(folder / "video_features_basic_pure.csv") as file:
+    with synthetic.CsvFile(folder / kuairand.ITEMS_FILE) as file:
         file.append(videos)
     duration_V = videos["video_duration"].fill_null(0.0).cast(pl.Int64).to_numpy()
     _write_standard(folder, size, preferences, duration_V)
@@ -141,7 +174,7 @@ class _Feed:
     def __init__(self, size: KuaiRandSize, preferences: preferences_lib.Preferences):
         rng = synthetic.random_stream(size.seed, "feed")
         self._preferences = preferences
-        self._exposures = preferences_lib.Exposures(preferences, follow_share=0.2)
+        self._exposures = exposures_lib.Exposures(preferences, follow_share=0.2)
         self._activity_U = rng.standard_gamma(1.5, size.num_users) + 0.02
         share = _TAB_ROWS / _TAB_ROWS.sum()
         mix_US = rng.standard_gamma(_TAB_CONCENTRATION * share[None], (size.num_users, len(share)))
@@ -164,10 +197,10 @@ class _Feed:
         item_B, utility_B = self._exposures.draw(rng, user_B, tab_B, self._recent_UL[user_B])
         kept = self._keep_new(user_B * len(self._preferences.item_VD) + item_B, rows)
         user_B, tab_B, item_B = user_B[kept], tab_B[kept], item_B[kept]
-        click_B = preferences_lib.draw_clicks(rng, utility_B[kept], tab_B, _TAB_CLICK_RATE)
+        click_B = exposures_lib.draw_clicks(rng, utility_B[kept], tab_B, _TAB_CLICK_RATE)
         # Rows are independent given the day before, so times can be dealt out in order.
         time_ms_B = np.sort(synthetic.draw_time_of_day_ms(rng, len(user_B)))
-        self._recent_UL = preferences_lib.update_recent(
+        self._recent_UL = exposures_lib.update_recent(
             self._recent_UL, user_B[click_B], self._preferences.creator_V[item_B[click_B]]
         )
         return user_B, tab_B, item_B, click_B, time_ms_B
@@ -206,7 +239,7 @@ def _write_random(
             vector_BD = preferences_lib.user_vectors(preferences, user_B, tab_B)
             utility_B = np.einsum("bd,bd->b", vector_BD, preferences.item_VD[item_B])
             rate_S = np.full(len(_TAB_ROWS), 0.2)
-            click_B = preferences_lib.draw_clicks(rng, utility_B, tab_B, rate_S)
+            click_B = exposures_lib.draw_clicks(rng, utility_B, tab_B, rate_S)
             time_ms_B = np.sort(synthetic.draw_time_of_day_ms(rng, rows))
             frame = _to_frame(rng, day, user_B, tab_B, item_B, click_B, time_ms_B, duration_V)
             file.append(frame.with_columns(is_rand=pl.lit(1)))
