@@ -93,6 +93,8 @@ class TeacherConfig:
       patience: Epochs without a better macro validation recall before training stops.
       learning_rate: Adam's step size.
       weight_decay: Coupled L2, added to the gradient before Adam's moments.
+      from_workdir: Folder of another run whose finished teacher is used; empty trains one. Its
+        configuration and data must be those of this run's teacher.
     """
 
     model: RankerConfig = dataclasses.field(default_factory=RankerConfig)
@@ -100,6 +102,7 @@ class TeacherConfig:
     patience: int = 5
     learning_rate: float = 1e-3
     weight_decay: float = 1e-6
+    from_workdir: str = ""
 
 
 @dataclasses.dataclass
@@ -302,6 +305,7 @@ RESUMABLE_FIELDS = (
     "train.steps_per_report",
     "teacher.max_epochs",
     "teacher.patience",
+    "teacher.from_workdir",
     "eval",
     "checkpoint",
 )
@@ -337,19 +341,35 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def identity(experiment: Experiment) -> dict[str, Any]:
-    """The flat fields a checkpoint must share with the run that resumes from it."""
+# Fields that a teacher does not depend on.
+STUDENT_FIELDS = ("model", "loss", "train.learning_rate", "train.weight_decay")
+
+
+def identity(experiment: Experiment, *, stage: str) -> dict[str, Any]:
+    """The flat fields a checkpoint of a stage must share with the run that resumes from it.
+
+    Args:
+      experiment: The run.
+      stage: `teacher` leaves out the student's fields; any other stage depends on all.
+    """
+    free = RESUMABLE_FIELDS + (STUDENT_FIELDS if stage == "teacher" else ())
     return {
         name: value
         for name, value in flatten(as_dict(experiment)).items()
-        if not any(name == field or name.startswith(f"{field}.") for field in RESUMABLE_FIELDS)
+        if not any(name == field or name.startswith(f"{field}.") for field in free)
     }
 
 
 def config_hash(experiment: Experiment) -> str:
     """Twelve hexadecimal digits that name every field which decides a result."""
     fields = flatten(as_dict(experiment))
-    for name in ("data.raw_dir", "data.store_dir", "variant", "train.steps_per_report"):
+    for name in (
+        "data.raw_dir",
+        "data.store_dir",
+        "teacher.from_workdir",
+        "train.steps_per_report",
+        "variant",
+    ):
         fields.pop(name, None)
     text = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -222,7 +222,7 @@ class _Loop:
             )
             progress.step += 1
             self._pending.append((progress.step, metrics))
-            if len(self._pending) >= setting.steps_per_report or progress.step == end:
+            if progress.step % setting.steps_per_report == 0 or progress.step == end:
                 self._report_pending()
             self._maybe_save(start_s, end)
         setting.reporter.end_epoch()

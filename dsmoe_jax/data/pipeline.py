@@ -91,6 +91,10 @@ class BatchSource:
     """Random access to this process's slice of the training batches of a whole run.
 
     Element `step` is batch `step % steps_per_epoch` of epoch `step // steps_per_epoch`.
+
+    Attributes:
+      batch_size: Examples per batch over all processes.
+      steps_per_epoch: Batches per epoch.
     """
 
     def __init__(
@@ -132,7 +136,7 @@ class BatchSource:
         self._store = store
         self._reader = UserReader(store, spec)
         self._seed = seed
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._local_size = batch_size // process_count
         self._offset = self._local_size * process_index
         # The last partial batch of an epoch is dropped; the next epoch's order reaches its rows.
@@ -145,15 +149,15 @@ class BatchSource:
 
     def __repr__(self) -> str:
         # Grain compares this text when its iterator state is restored.
-        return f"BatchSource(seed={self._seed}, batch_size={self._batch_size})"
+        return f"BatchSource(seed={self._seed}, batch_size={self.batch_size})"
 
     def __getitem__(self, step: int) -> batch_lib.Batch:
         epoch, index = divmod(int(step), self.steps_per_epoch)
-        first = index * self._batch_size
+        first = index * self.batch_size
         # Sorted reads follow the memory map; the order within a batch has no meaning. Sorting
         # before slicing keeps every example's position, and so its negatives, for any number of
         # processes.
-        example_B = np.sort(self._epoch_order(epoch)[first : first + self._batch_size])
+        example_B = np.sort(self._epoch_order(epoch)[first : first + self.batch_size])
         rows_BC = self._store.train_NC[example_B[self._offset : self._offset + self._local_size]]
         columns = self._store.columns
         return batch_lib.Batch(

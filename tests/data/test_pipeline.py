@@ -90,7 +90,7 @@ def test_every_epoch_holds_each_example_at_most_once_in_another_order(store):
     all_times = sorted(store.train_NC[:, store.columns["time_s"]])
     for times in seen:
         assert len(times) == source.steps_per_epoch * 64
-        counts = {t: c for t, c in zip(*np.unique(times, return_counts=True), strict=True)}
+        counts = dict(zip(*np.unique(times, return_counts=True), strict=True))
         assert all(all_times.count(t) >= c for t, c in counts.items())
     assert (seen[0] != seen[1]).any()
 

@@ -1,0 +1,96 @@
+"""`results.json`: the record of a run that tables and figures are made from.
+
+Owns its schema. Recalls are fractions; a metric of a scenario without queries is null.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+
+from dsmoe_jax import config as config_lib
+from dsmoe_jax import judge, report
+from dsmoe_jax.data import store as store_lib
+
+FILE = "results.json"
+_PACKAGES = ("dsmoe_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def make(
+    *,
+    experiment: config_lib.Experiment,
+    store: store_lib.Store,
+    test: judge.Evaluation,
+    validation: judge.Evaluation,
+    teacher: dict[str, Any] | None,
+    references: dict[str, Any],
+    params: dict[str, int],
+    time_s: dict[str, float],
+    examples_per_s: float,
+) -> dict[str, Any]:
+    """Joins what a run measured, in the order people read it.
+
+    Args:
+      experiment: The resolved configuration.
+      store: The prepared data.
+      test: The student on all test queries.
+      validation: The student on all validation queries.
+      teacher: The teacher's summary, or None without one.
+      references: Summaries of the reference rows by name.
+      params: Numbers of dense and embedding parameters of the student.
+      time_s: Seconds of `prepare`, `teacher`, `student`, `evaluate`.
+      examples_per_s: Positives per second in the student's training.
+    """
+    return {
+        "dataset": store.manifest["dataset"],
+        "variant": experiment.variant,
+        "seed": experiment.seed,
+        "config_hash": config_lib.config_hash(experiment),
+        "data_hash": store.data_hash,
+        "versions": versions(),
+        "device": describe_devices(),
+        "split": store.manifest["split"],
+        "candidates": test.num_candidates,
+        "seen_items_removed": test.seen_removed,
+        "k": list(experiment.eval.k),
+        **test.summarise(),
+        "validation": validation.summarise(),
+        "teacher": teacher,
+        "references": references,
+        "params": params,
+        "time_s": time_s,
+        "examples_per_s": examples_per_s,
+    }
+
+
+def save(path: pathlib.Path, results: dict[str, Any]) -> None:
+    """Writes the file beside its place, then renames it there."""
+    report.replace_text(path, json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def describe_devices() -> str:
+    """The accelerators, e.g. `2 x NVIDIA H100` or `1 x cpu (2 cores)`."""
+    kind = jax.devices()[0].device_kind
+    cores = f" ({os.cpu_count()} cores)" if jax.default_backend() == "cpu" else ""
+    return f"{jax.device_count()} x {kind}{cores}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,364 @@
+"""A whole run: prepare the data, train the teacher, distil the student, evaluate, report.
+
+Owns the order of things and what each mode leaves in the workdir. Every part resumes from there:
+
+    store/  config.json  checkpoints/teacher/  checkpoints/student/  metrics.jsonl  tensorboard/
+    results.json  figures/
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dsmoe_jax import (
+    batch as batch_lib,
+)
+from dsmoe_jax import (
+    checkpoint,
+    config,
+    evaluate,
+    features,
+    figures,
+    judge,
+    optim,
+    references,
+    report,
+    results,
+    sharding,
+    train,
+    train_state,
+)
+from dsmoe_jax.data import pipeline, statistics
+from dsmoe_jax.data import store as store_lib
+
+# Which queries a sample holds does not depend on the run's seed: all runs are compared on the same.
+QUERY_SEED = 0
+
+
+def run(
+    experiment: config.Experiment, overrides: dict[str, Any], workdir: pathlib.Path, mode: str
+) -> None:
+    """Runs one mode of an experiment.
+
+    Args:
+      experiment: The resolved and validated configuration.
+      overrides: Fields set on the command line, for the record.
+      workdir: The run's folder; made if missing.
+      mode: `all`, `prepare`, `teacher`, `student` or `evaluate`.
+
+    Raises:
+      ValueError: On bad data, or when a part needs one that is not there.
+      train.InterruptedRunError: When asked to stop.
+      train.DivergedError: When training diverges.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    store_dir = pathlib.Path(experiment.data.store_dir or workdir / "store").expanduser()
+    start_s = time.perf_counter()
+    if jax.process_index() == 0:
+        experiment.data.prepare(str(store_dir))
+    _wait_for_all("prepared")
+    prepare_s = time.perf_counter() - start_s
+    reporter = report.Reporter(workdir, is_main=jax.process_index() == 0)
+    try:
+        with train.StopRequest() as stop:
+            session = Session(experiment, workdir, store_dir, reporter, stop, prepare_s)
+            if jax.process_index() == 0:
+                record = {"overrides": overrides, "config": config.as_dict(experiment)}
+                report.replace_text(workdir / "config.json", json.dumps(record, indent=1) + "\n")
+            session.describe()
+            if mode in ("all", "teacher") and (session.needs_teacher or mode == "teacher"):
+                session.train_teacher()
+            if mode in ("all", "student"):
+                session.train_student()
+            if mode in ("all", "evaluate"):
+                session.report()
+    finally:
+        reporter.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished stage: its best state and how it got there."""
+
+    frozen: train_state.Frozen
+    progress: checkpoint.Progress
+
+
+class Session:
+    """The objects that the parts of a run share."""
+
+    def __init__(
+        self,
+        experiment: config.Experiment,
+        workdir: pathlib.Path,
+        store_dir: pathlib.Path,
+        reporter: report.Reporter,
+        stop: train.StopRequest,
+        prepare_s: float,
+    ):
+        """Opens the store and puts the corpus on the devices."""
+        self.experiment, self.workdir = experiment, workdir
+        self.reporter, self._stop, self._prepare_s = reporter, stop, prepare_s
+        self.store = store_lib.Store.open(store_dir)
+        self.spec = features.select(
+            self.store.spec,
+            exclude=tuple(experiment.features.exclude),
+            history_length=experiment.features.history_length,
+            scenario_history_length=experiment.features.scenario_history_length,
+            embedding_dim=experiment.features.embedding_dim,
+        )
+        self.mesh = sharding.make_mesh()
+        self.corpus: batch_lib.Items = sharding.put_replicated(
+            self.mesh, pipeline.read_corpus(self.store, self.spec)
+        )
+        self.matcher = experiment.model.make(self.spec)
+        self.ranker = experiment.teacher.model.make(self.spec)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the student is distilled."""
+        return self.experiment.loss.distill_weight > 0
+
+    @functools.cached_property
+    def evaluate_matcher(self) -> evaluate.MatcherEvaluator:
+        """The student's evaluator, compiled once per run."""
+        return evaluate.MatcherEvaluator(
+            self.store, self.spec, self.corpus, self.matcher, self.experiment.eval, self.mesh
+        )
+
+    @functools.cached_property
+    def evaluate_ranker(self) -> evaluate.RankerEvaluator:
+        """The teacher's evaluator, compiled once per run."""
+        return evaluate.RankerEvaluator(
+            self.store, self.spec, self.corpus, self.ranker, self.experiment.eval, self.mesh
+        )
+
+    def describe(self) -> None:
+        """Prints the data's counts, the split and the devices."""
+        manifest, line = self.store.manifest, self.reporter.line
+        counts = manifest["counts"]
+        line(
+            f"{manifest['dataset']}: {counts['users']:,} users, {counts['items']:,} items, "
+            f"data {self.store.data_hash[:12]}, config {config.config_hash(self.experiment)}"
+        )
+        for split, entry in manifest["split"].items():
+            days = entry["days"]
+            line(f"  {split:<10} {days[0]} to {days[-1]}  {entry['examples']:>11,} positives")
+        line(f"  {'scenario':<10} {'train':>11} {'validation':>11} {'test':>11}  (queries)")
+        for name in self.spec.scenarios:
+            row = [counts[key][name] for key in ("train", "validation_queries", "test_queries")]
+            line(f"  {name:<10} {row[0]:>11,} {row[1]:>11,} {row[2]:>11,}")
+        line(f"devices: {results.describe_devices()}, {jax.process_count()} process(es)")
+
+    def train_teacher(self) -> Trained:
+        """Trains or resumes the teacher, or takes it from another run."""
+        teacher = self.experiment.teacher
+        if teacher.from_workdir:
+            return self.load_teacher()
+        sample_Q = self._sample("validation", self.experiment.eval.teacher_validation_queries)
+        stage = train.Stage(
+            name="teacher",
+            model=self.ranker,
+            optimizer=optim.make_optimizer(teacher.learning_rate, teacher.weight_decay),
+            max_epochs=teacher.max_epochs,
+            patience=teacher.patience,
+            validate=lambda frozen: self.evaluate_ranker(
+                frozen, "validation", sample_Q
+            ).summarise(),
+            score_name=self._score_name,
+            constants=self._constants,
+        )
+        return self._train(stage)
+
+    def train_student(self) -> Trained:
+        """Trains or resumes the student.
+
+        Raises:
+          ValueError: When it is to be distilled and there is no trained teacher.
+        """
+        experiment = self.experiment
+        sample_Q = self._sample("validation", experiment.eval.validation_queries)
+        teacher = self.load_teacher() if self.needs_teacher else None
+        stage = train.Stage(
+            name="student",
+            model=self.matcher,
+            optimizer=optim.make_optimizer(
+                experiment.train.learning_rate, experiment.train.weight_decay
+            ),
+            max_epochs=experiment.train.max_epochs,
+            patience=experiment.train.patience,
+            validate=lambda frozen: self.evaluate_matcher(
+                frozen, "validation", sample_Q
+            ).summarise(),
+            score_name=self._score_name,
+            teacher=self.ranker if teacher else None,
+            frozen_teacher=teacher.frozen if teacher else None,
+            distill_weight=experiment.loss.distill_weight,
+            distill_temperature=experiment.loss.distill_temperature,
+            distill_warmup_epochs=experiment.loss.distill_warmup_epochs,
+        )
+        return self._train(stage)
+
+    def load_teacher(self) -> Trained:
+        """The best teacher of this workdir, or of the one the configuration names."""
+        folder = self.experiment.teacher.from_workdir
+        workdir = pathlib.Path(folder).expanduser() if folder else self.workdir
+        return self._load("teacher", self.ranker, self._constants, workdir)
+
+    def report(self) -> None:
+        """Evaluates the best states on all queries; writes results.json and the figures."""
+        start_s = time.perf_counter()
+        config_eval = self.experiment.eval
+        student = self._load("student", self.matcher, {}, self.workdir)
+        splits = {}
+        for split in ("validation", "test"):
+            splits[split] = self.evaluate_matcher(student.frozen, split, self._sample(split, None))
+            self.reporter.line(splits[split].describe())
+        teacher = self._report_teacher(splits) if self.needs_teacher else None
+        reference_rows = {}
+        if config_eval.references:
+            reference_rows = references.evaluate_all(self.store, config_eval, self.reporter.line)
+        progress = student.progress
+        summary = results.make(
+            experiment=self.experiment,
+            store=self.store,
+            test=splits["test"],
+            validation=splits["validation"],
+            teacher=teacher["summary"] if teacher else None,
+            references=reference_rows,
+            params=report.count_parameters(student.frozen.params),
+            time_s={
+                "prepare": self._prepare_s,
+                "teacher": teacher["train_s"] if teacher else 0.0,
+                "student": progress.train_s,
+                "evaluate": time.perf_counter() - start_s,
+            },
+            examples_per_s=progress.step
+            * self.experiment.train.batch_size
+            / max(progress.example_s, 1e-9),
+        )
+        if jax.process_index() == 0:
+            results.save(self.workdir / results.FILE, summary)
+            self._draw(student, summary)
+        for line in results.table(summary):
+            self.reporter.line(line)
+        self.reporter.line(f"results: {self.workdir / results.FILE}")
+
+    def _report_teacher(self, student: dict[str, judge.Evaluation]) -> dict[str, Any]:
+        teacher = self.load_teacher()
+        limit = self.experiment.eval.teacher_test_queries
+        found = {
+            split: self.evaluate_ranker(teacher.frozen, split, self._sample(split, limit))
+            for split in ("validation", "test")
+        }
+        summary = {
+            **found["test"].summarise(),
+            "validation": found["validation"].summarise(),
+        }
+        k = self.experiment.eval.k[0]
+        for split, evaluation in found.items():
+            shared = student[split].restrict(evaluation.query_Q)
+            comparison = judge.compare(evaluation, shared, k)
+            holder = summary if split == "test" else summary["validation"]
+            holder[f"minus_student_recall@{k}"] = comparison.summarise()
+        return {"summary": summary, "train_s": teacher.progress.train_s}
+
+    def _draw(self, student: Trained, summary: dict[str, Any]) -> None:
+        figures.draw_all(
+            self.workdir / "figures",
+            results=summary,
+            metrics_path=self.workdir / "metrics.jsonl",
+            fig4=_scenario_views(self.matcher, student.frozen),
+        )
+
+    @property
+    def _score_name(self) -> str:
+        return f"recall@{self.experiment.eval.k[0]}"
+
+    @functools.cached_property
+    def _constants(self) -> dict[str, np.ndarray]:
+        return statistics.make_constants(self.store, self.ranker.constant_shapes)
+
+    def _sample(self, split: str, per_scenario: int | None) -> np.ndarray:
+        return judge.sample_queries(self.store, split, per_scenario, QUERY_SEED)
+
+    def _train(self, stage: train.Stage) -> Trained:
+        experiment = self.experiment
+        setting = train.Setting(
+            mesh=self.mesh,
+            corpus=self.corpus,
+            source=pipeline.BatchSource(
+                self.store,
+                self.spec,
+                seed=experiment.seed,
+                batch_size=experiment.train.batch_size,
+                max_epochs=stage.max_epochs,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            ),
+            key=jax.random.key(experiment.seed),
+            num_negatives=experiment.train.num_negatives,
+            steps_per_report=experiment.train.steps_per_report,
+            every_steps=experiment.checkpoint.every_steps,
+            reporter=self.reporter,
+            stop=self._stop,
+        )
+        checkpoints = self._checkpoints(stage.name, self.workdir)
+        try:
+            state, progress = train.train_stage(stage, setting, checkpoints)
+        finally:
+            checkpoints.close()
+        return Trained(train_state.freeze(state), progress)
+
+    def _load(
+        self, stage: str, model: nn.Module, constants: dict[str, np.ndarray], workdir: pathlib.Path
+    ) -> Trained:
+        checkpoints = self._checkpoints(stage, workdir)
+        try:
+            # Only the shapes matter; the optimiser's do not depend on its constants.
+            like = train_state.init_state(
+                model,
+                optim.make_optimizer(1e-3, 0.0),
+                key=jax.random.key(0),
+                mesh=self.mesh,
+                constants=constants,
+            )
+            best = checkpoints.restore_best(like, self.mesh)
+            latest = checkpoints.restore_latest(like, self.mesh)
+        finally:
+            checkpoints.close()
+        if best is None or latest is None:
+            raise ValueError(
+                f"{workdir}: expected a trained {stage}, found none; run --mode {stage} first"
+            )
+        return Trained(train_state.freeze(best[0]), latest[1])
+
+    def _checkpoints(self, stage: str, workdir: pathlib.Path) -> checkpoint.StageCheckpoints:
+        identity = config.identity(self.experiment, stage=stage)
+        identity["data_hash"] = self.store.data_hash
+        return checkpoint.StageCheckpoints(workdir, stage, identity)
+
+
+def _scenario_views(
+    matcher: nn.Module, frozen: train_state.Frozen
+) -> dict[str, dict[str, np.ndarray]]:
+    """The tables of the paper's Fig. 4, of a model that has them."""
+    variables = {"params": frozen.params, **frozen.model_state}
+    return {
+        name: jax.device_get(matcher.apply(variables, method=name))
+        for name in ("scenario_coefficients", "gate_weights")
+        if hasattr(matcher, name)
+    }
+
+
+def _wait_for_all(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
