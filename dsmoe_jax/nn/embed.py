@@ -74,6 +74,19 @@ def masked_mean(
     return value_BLE.sum(axis=-2) / count_B1
 
 
+def recent_first(sequence: batch_lib.Sequence) -> batch_lib.Sequence:
+    """The same events in reverse order, so that the most recent ones are a static slice."""
+    count_B1 = (sequence.ids_BLF[..., 0] > 0).sum(axis=-1, keepdims=True)
+    position_BL = count_B1 - 1 - jnp.arange(sequence.ids_BLF.shape[1])[None]
+    mask_BL = position_BL >= 0
+    position_BL = jnp.maximum(position_BL, 0)
+    ids_BLF = jnp.take_along_axis(sequence.ids_BLF, position_BL[..., None], axis=1)
+    time_BL = jnp.take_along_axis(sequence.time_BL, position_BL, axis=1)
+    return batch_lib.Sequence(
+        jnp.where(mask_BL[..., None], ids_BLF, 0), jnp.where(mask_BL, time_BL, 0)
+    )
+
+
 def _look_up(
     table_VE: Float[jax.Array, "V E"], row: Int[jax.Array, "..."], known: Bool[jax.Array, "..."]
 ) -> Float[jax.Array, "... E"]:

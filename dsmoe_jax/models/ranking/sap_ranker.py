@@ -1,0 +1,124 @@
+"""The small teacher: the student's trunk on the joint input of user and item.
+
+Owns the joining and the logit head; the trunk is `nn/mixture.py`.
+
+Letters: B examples, G candidates, S scenarios, I width of the user's input, D the trunk's output.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+from jaxtyping import Float, Int
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import config, features
+from dsmoe_jax.models.ranking import ranker
+from dsmoe_jax.nn import dsbn, embed, mixture, scenario
+
+
+@dataclasses.dataclass
+class SAPRankerConfig(config.RankerConfig):
+    """Hyper-parameters of the small teacher; they mean what they mean for the student.
+
+    Attributes:
+      num_experts: K.
+      rank: R of every SAP layer.
+      hidden_dim: Width of each expert.
+      output_dim: D, what the linear logit head reads.
+      input_dropout: Rate in [0, 1) on the joint input.
+      norm: "dsbn", "bn" or "none".
+      bn_momentum: Share of a batch in the running statistics, in (0, 1].
+    """
+
+    num_experts: int = 3
+    rank: int = 4
+    hidden_dim: int = 256
+    output_dim: int = 128
+    input_dropout: float = 0.0
+    norm: str = "dsbn"
+    bn_momentum: float = 0.1
+
+    def make(self, spec: features.FeatureSpec) -> "SAPRanker":
+        """Builds the model.
+
+        Raises:
+          ValueError: When a field is out of range.
+        """
+        for name in ("num_experts", "rank", "hidden_dim", "output_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"teacher.model.{name}: expected a number >= 1, got {getattr(self, name)!r}"
+                )
+        if not 0 <= self.input_dropout < 1:
+            raise ValueError(
+                f"teacher.model.input_dropout: expected a rate in [0, 1), got "
+                f"{self.input_dropout!r}"
+            )
+        if not 0 < self.bn_momentum <= 1:
+            raise ValueError(
+                f"teacher.model.bn_momentum: expected a number in (0, 1], got {self.bn_momentum!r}"
+            )
+        if self.norm not in dsbn.KINDS:
+            raise ValueError(f"teacher.model.norm: expected one of {dsbn.KINDS}, got {self.norm!r}")
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return SAPRanker(spec=spec, **values)
+
+
+class SAPRanker(ranker.Ranker):
+    """SAP experts, scenario gate and SAP forward layer on [user; item], and a linear logit head.
+
+    The smallest reading of the paper's teacher: joint features, the student's own layers. Both
+    inputs are multiplied before they are spread over pairs.
+
+    **Paper:** section "Distillation", "joint user-item features".
+
+    Attributes: see `SAPRankerConfig`.
+    """
+
+    num_experts: int
+    rank: int
+    hidden_dim: int
+    output_dim: int
+    input_dropout: float
+    norm: str
+    bn_momentum: float
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        self.embedder = embed.Embedder(self.spec)
+        self.drop = nn.Dropout(self.input_dropout)
+        self.trunk = mixture.ScenarioMixture(
+            in_dim=self.embedder.user_dim + self.embedder.item_dim,
+            hidden_dim=self.hidden_dim,
+            output_dim=self.output_dim,
+            scenario_dim=self.spec.embedding_dim,
+            num_scenarios=self.spec.num_scenarios,
+            num_experts=self.num_experts,
+            rank=self.rank,
+            norm=self.norm,
+            momentum=self.bn_momentum,
+        )
+        self.head = nn.Dense(1)
+
+    def encode_user(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> Float[jax.Array, "B I"]:
+        """The user's part of the input."""
+        input_BI = self.embedder.users(users).input_BI
+        return self.drop(input_BI, deterministic=not train)
+
+    def score(
+        self,
+        encoded: Float[jax.Array, "B I"],
+        items: batch_lib.Items,
+        scenario_B: Int[jax.Array, "B"],
+        *,
+        train: bool,
+    ) -> Float[jax.Array, "B G"]:
+        """Logits of candidates [B, G], or [1, G] shared by all users."""
+        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
+        item = self.drop(self.embedder.items(items).input_BI, deterministic=not train)
+        parts = (encoded[:, None], item)
+        output_BGD = self.trunk(parts, self.embedder.scenarios(), one_hot_BS, train=train)
+        return self.head(output_BGD)[..., 0]
