@@ -5,13 +5,17 @@ once.
 """
 
 import dataclasses
-import difflib
 import os
 import pathlib
 import re
+import signal
 import sys
 import traceback
+import typing
 from typing import Any
+
+from dsmoe_jax import config as config_lib
+from dsmoe_jax import overrides
 
 HELP = """\
 dsmoe_jax: train, distil, evaluate and serve multi-scenario matching models.
@@ -26,8 +30,9 @@ usage: python -m dsmoe_jax.main --config FILE[:token,token] [--workdir DIR] [--m
                           what the earlier ones left
   --config.FIELD=VALUE    overrides one field, e.g. --config.train.learning_rate=3e-4
   --coordinator HOST:PORT, --num_processes N, --process_id I
-                          several processes or hosts (also from DSMOE_COORDINATOR,
-                          DSMOE_NUM_PROCESSES, DSMOE_PROCESS_ID; SLURM is detected)
+                          several processes or hosts, see launch/README.md (also from
+                          DSMOE_COORDINATOR, DSMOE_NUM_PROCESSES, DSMOE_PROCESS_ID; SLURM is
+                          detected)
   --traceback             show where an error came from
 
 examples:
@@ -52,10 +57,15 @@ results: <workdir>/results.json, figures/, checkpoints/, metrics.jsonl, tensorbo
 
 MODES = ("all", "prepare", "teacher", "student", "evaluate")
 FLAGS = ("config", "workdir", "mode", "coordinator", "num_processes", "process_id", "traceback")
-
-
-class UsageError(Exception):
-    """The command line is wrong; the message is one line."""
+# What `jax.distributed.initialize` reads inside `srun`. A batch script outside `srun` has some of
+# them but not the step's: there the other tasks do not exist and waiting for them would hang.
+SLURM_VARIABLES = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +82,7 @@ class Options:
       process_id: This process, or None.
     """
 
-    experiment: Any
+    experiment: config_lib.Experiment
     overrides: dict[str, Any]
     workdir: pathlib.Path
     mode: str
@@ -90,48 +100,61 @@ def parse(argv: list[str]) -> Options:
     from absl import flags
     from ml_collections import config_flags
 
-    for argument in argv[1:]:
-        name = re.match(r"--?(?:no)?([^=.]+)", argument)
-        if name and argument.startswith("-") and name[1] not in FLAGS:
-            raise UsageError(f"unknown flag {argument.split('=')[0]!r}{_nearest(name[1], FLAGS)}")
+    path, variant, arguments = overrides.take_config(argv)
+    experiment = overrides.load_experiment(path, variant)
+    fields = overrides.field_names(experiment)
+    overrides.check_names(arguments, fields)
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_enum("mode", "all", MODES, "", flag_values=values)
-    flags.DEFINE_string("coordinator", os.environ.get("DSMOE_COORDINATOR"), "", flag_values=values)
-    for name, variable in (
-        ("num_processes", "DSMOE_NUM_PROCESSES"),
-        ("process_id", "DSMOE_PROCESS_ID"),
-    ):
-        flags.DEFINE_integer(name, os.environ.get(variable), "", flag_values=values)
-    flags.DEFINE_boolean("traceback", False, "", flag_values=values)
-    path, variant = _config_argument(argv)
-    if not pathlib.Path(path).is_file():
-        raise UsageError(f"--config: no such file {path!r}{_nearest(path, _config_files(path))}")
     try:
-        _check_fields(argv, f"{path}:{variant}" if variant else path)
-        rest = values(argv)
-    except UsageError:
-        raise
-    except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UsageError(_one_line(error)) from error
-    if rest[1:]:
-        raise UsageError(f"expected flags only, got {rest[1]!r}; flags start with --")
-    name = pathlib.Path(path).stem + (f"-{variant.replace(',', '-')}" if variant else "")
-    workdir = pathlib.Path(values.workdir or f"runs/{name}").expanduser()
+        # The library reads sys.argv unless it is told which arguments there are.
+        config_flags.DEFINE_config_dataclass(
+            "config", experiment, flag_values=values, sys_argv=arguments
+        )
+        for flag in ("workdir", "mode", "coordinator", "num_processes", "process_id"):
+            flags.DEFINE_string(flag, None, "", flag_values=values)
+        flags.DEFINE_boolean("traceback", False, "", flag_values=values)
+        positional = values(arguments)[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = [*FLAGS, *(f"config.{field}" for field in fields)]
+        nearest = overrides.nearest(error.flagname, known, prefix="--")
+        raise overrides.UsageError(f"unknown flag '--{error.flagname}'{nearest}") from error
+    except flags.Error as error:
+        raise overrides.UsageError(overrides.explain(error, experiment)) from error
+    if positional:
+        raise overrides.UsageError(
+            f"expected only flags, got {positional[0]!r}; write a value as --name=value"
+        )
+    changed = config_flags.get_override_values(values["config"])
+    for field, value in changed.items():
+        overrides.check_elements(experiment, field, value)
+    mode = values["mode"].value or MODES[0]
+    if mode not in MODES:
+        raise overrides.UsageError(
+            f"--mode: expected one of {', '.join(MODES)}, got {mode!r}"
+            f"{overrides.nearest(mode, MODES)}"
+        )
+    coordinator, num_processes, process_id = _processes(values)
+    run_name = pathlib.Path(path).stem + (f"-{variant.replace(',', '-')}" if variant else "")
     return Options(
-        experiment=holder.value,
-        overrides=config_flags.get_override_values(values["config"]),
-        workdir=workdir,
-        mode=values.mode,
-        coordinator=values.coordinator,
-        num_processes=values.num_processes,
-        process_id=values.process_id,
+        experiment=typing.cast(config_lib.Experiment, values["config"].value),
+        overrides=changed,
+        workdir=pathlib.Path(values["workdir"].value or f"runs/{run_name}").expanduser(),
+        mode=mode,
+        coordinator=coordinator,
+        num_processes=num_processes,
+        process_id=process_id,
     )
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command; returns the exit status."""
+    """Runs one command.
+
+    Args:
+      argv: The command line, program name first.
+
+    Returns:
+      The exit status: 0 done, 1 the loss diverged, 2 bad input, 130 stopped with its state saved.
+    """
     if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
         print(HELP, end="")
         return 0
@@ -139,10 +162,10 @@ def main(argv: list[str]) -> int:
     try:
         options = parse(argv)
         options.experiment.validate()
-    except (UsageError, ValueError) as error:
+    except (overrides.UsageError, ValueError) as error:
         if show_traceback:
             traceback.print_exc()
-        print(f"error: {_one_line(error)} (--help shows examples)", file=sys.stderr)
+        print(f"error: {overrides.one_line(error)} (--help shows examples)", file=sys.stderr)
         return 2
     return _run(options, show_traceback)
 
@@ -152,8 +175,38 @@ def entry_point() -> None:
     sys.exit(main(sys.argv))
 
 
+def start_jax(options: Options) -> bool:
+    """Sets the compilation cache up and connects to the other processes, if there are any.
+
+    Returns:
+      Whether it connected.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "dsmoe_jax" / "xla"))
+    if options.coordinator is not None:
+        # All is given, so that neither SLURM's variables nor Kubernetes' API are asked.
+        jax.distributed.initialize(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            cluster_detection_method="deactivate",
+        )
+        return True
+    in_slurm = all(variable in os.environ for variable in SLURM_VARIABLES)
+    if in_slurm and int(os.environ["SLURM_NTASKS"]) > 1:
+        jax.distributed.initialize()
+        return True
+    return False
+
+
 def _run(options: Options, show_traceback: bool) -> int:
-    _start_jax(options)
+    if not start_jax(options):
+        # Before the loop takes the signal over, being asked to end cleans up as Ctrl-C does. With
+        # several processes the signal belongs to JAX's preemption service.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     from dsmoe_jax import run, train
 
     try:
@@ -167,7 +220,7 @@ def _run(options: Options, show_traceback: bool) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was saved before stays", file=sys.stderr)
         return 130
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         # One line is a message for the user; more lines come from a library and need their trace.
         if show_traceback or "\n" in str(error):
             raise
@@ -176,65 +229,39 @@ def _run(options: Options, show_traceback: bool) -> int:
     return 0
 
 
-def _start_jax(options: Options) -> None:
-    import jax
-
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if cache is None:
-        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "dsmoe_jax" / "xla"))
-    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    if options.coordinator or options.num_processes:
-        jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
-    elif slurm:
-        jax.distributed.initialize()
-
-
-def _config_argument(argv: list[str]) -> tuple[str, str]:
-    for i, argument in enumerate(argv):
-        if argument in ("--config", "-config") and i + 1 < len(argv):
-            text = argv[i + 1]
-            break
-        if argument.startswith(("--config=", "-config=")):
-            text = argument.split("=", 1)[1]
-            break
-    else:
-        raise UsageError("expected --config FILE[:token,token], got none")
-    path, _, variant = text.partition(":")
-    return path, variant
-
-
-def _check_fields(argv: list[str], config: str) -> None:
-    """Refuses an override of a field that the configuration does not have."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    from dsmoe_jax import config as config_lib
-
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values)
-    values([argv[0], f"--config={config}"])
-    tree = config_lib.as_dict(holder.value)
-    fields = [name for name in config_lib.flatten(tree) if not name.endswith("class")]
-    for argument in argv[1:]:
-        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
-        if match and match[1] not in fields:
-            raise UsageError(f"unknown field 'config.{match[1]}'{_nearest(match[1], fields)}")
-
-
-def _config_files(path: str) -> list[str]:
-    folder = pathlib.Path(path).parent
-    return [str(entry) for entry in folder.glob("*.py")] if folder.is_dir() else []
-
-
-def _nearest(name: str, known: Any) -> str:
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"; nearest: {match[0]!r}" if match else ""
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return " ".join(text.split())
+def _processes(values: Any) -> tuple[str | None, int | None, int | None]:
+    """Coordinator, process count and process id, from flags or else the environment."""
+    given = {}
+    for flag in ("coordinator", "num_processes", "process_id"):
+        variable = f"DSMOE_{flag.upper()}"
+        text = values[flag].value
+        if text is not None:
+            given[flag] = (f"--{flag}", text)
+        elif os.environ.get(variable):
+            given[flag] = (variable, os.environ[variable])
+    if not given:
+        return None, None, None
+    numbers = {}
+    for flag, low in (("num_processes", 1), ("process_id", 0)):
+        origin, text = given.get(flag, ("", ""))
+        if text and not (re.fullmatch(r"\d+", text) and int(text) >= low):
+            raise overrides.UsageError(f"{origin}: expected an integer >= {low}, got {text!r}")
+        numbers[flag] = int(text or 0)
+    for flag in ("coordinator", "num_processes", "process_id"):
+        if flag not in given:
+            raise overrides.UsageError(
+                f"--coordinator, --num_processes and --process_id belong together; --{flag} "
+                f"(or DSMOE_{flag.upper()}) is missing"
+            )
+    origin, coordinator = given["coordinator"]
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise overrides.UsageError(f"{origin}: expected host:port, got {coordinator!r}")
+    if numbers["process_id"] >= numbers["num_processes"]:
+        raise overrides.UsageError(
+            f"{given['process_id'][0]}: expected less than the {numbers['num_processes']} "
+            f"processes, got {numbers['process_id']}"
+        )
+    return coordinator, numbers["num_processes"], numbers["process_id"]
 
 
 if __name__ == "__main__":

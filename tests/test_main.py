@@ -1,0 +1,416 @@
+"""The command line: what it accepts, what it refuses and how, how it ends."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import dsmoe_jax
+from dsmoe_jax import config as config_lib
+from dsmoe_jax import main, overrides, train
+
+CONFIG = """
+import dataclasses
+from dsmoe_jax import config
+
+@dataclasses.dataclass
+class StubMatcher(config.MatcherConfig):
+    num_experts: int = 3
+    rank: int = 4
+    hidden: tuple[int, ...] = (8, 4)
+
+def get_config(variant):
+    chosen = config.parse_variant(variant, {"data": ("sample", "synthetic"), "cut": ("no_sap",)})
+    return config.Experiment(
+        dataset="stub",
+        data=config.DataConfig(),
+        model=StubMatcher(),
+        teacher=config.TeacherConfig(),
+        variant=",".join(chosen.values()),
+    )
+"""
+
+
+@pytest.fixture(autouse=True)
+def stub_config(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration `stub.py` in the current folder, and no environment of other launchers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stub.py").write_text(CONFIG)
+    for name in ("DSMOE_COORDINATOR", "DSMOE_NUM_PROCESSES", "DSMOE_PROCESS_ID", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def parse(*arguments: str) -> main.Options:
+    return main.parse(["main", *arguments])
+
+
+def parse_error(*arguments: str) -> str:
+    with pytest.raises(overrides.UsageError) as raised:
+        parse(*arguments)
+    return str(raised.value)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "dsmoe_jax.main", "--help"]
+    root = pathlib.Path(main.__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "dsmoe_jax" in imported
+    heavy = {"jax", "flax", "orbax", "grain", "polars", "numpy", "absl", "ml_collections", "optax"}
+    assert not {name.partition(".")[0] for name in imported} & heavy
+    assert done.stdout == main.HELP
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "-help", "--helpfull"])
+def test_help_shows_examples_and_every_flag(flag: str, capsys: pytest.CaptureFixture) -> None:
+    assert main.main(["main", "--config", "nowhere.py", flag]) == 0
+    text = capsys.readouterr().out
+    assert "python -m dsmoe_jax.main --config configs/kuairand.py:sample\n" in text
+    assert all(f"--{name}" in text for name in main.FLAGS)
+
+
+def test_fields_named_in_the_help_exist() -> None:
+    listed = main.HELP.partition("fields worth knowing:")[2].partition("results:")[0]
+    names = [part.split()[0] for part in listed.split(",")]
+    assert len(names) == 12
+    assert set(names) <= {
+        *overrides.field_names(parse("--config=stub.py").experiment),
+        "model.rank",
+    }
+
+
+def test_defaults_come_from_the_file() -> None:
+    options = parse("--config", "stub.py")
+    assert options.experiment.train == config_lib.TrainConfig()
+    assert options.overrides == {}
+    assert options.mode == "all"
+    assert options.workdir == pathlib.Path("runs/stub")
+    assert (options.coordinator, options.num_processes, options.process_id) == (None, None, None)
+
+
+def test_variant_reaches_the_file_and_names_the_workdir() -> None:
+    options = parse("--config=stub.py:sample,no_sap")
+    assert options.experiment.variant == "sample,no_sap"
+    assert options.workdir == pathlib.Path("runs/stub-sample-no_sap")
+
+
+def test_overrides_are_typed_whatever_their_order() -> None:
+    options = parse(
+        "--config.train.learning_rate=3e-4",
+        "--config.model.num_experts",
+        "5",
+        "--noconfig.eval.remove_seen",
+        "--config.eval.k=10,20",
+        "--config.features.exclude=user_id",
+        "--workdir=~/x",
+        "--mode=student",
+        "--config",
+        "stub.py",
+    )
+    experiment = options.experiment
+    assert experiment.train.learning_rate == 3e-4
+    assert experiment.model.num_experts == 5
+    assert experiment.eval.remove_seen is False
+    assert experiment.eval.k == (10, 20)
+    assert experiment.features.exclude == ("user_id",)
+    assert options.overrides == {
+        "train.learning_rate": 3e-4,
+        "model.num_experts": 5,
+        "eval.remove_seen": False,
+        "eval.k": (10, 20),
+        "features.exclude": ("user_id",),
+    }
+    assert options.workdir == pathlib.Path.home() / "x"
+    assert options.mode == "student"
+
+
+def test_every_field_can_be_set_to_the_value_it_has() -> None:
+    before = config_lib.flatten(config_lib.as_dict(parse("--config=stub.py").experiment))
+    fields = overrides.field_names(parse("--config=stub.py").experiment)
+    assert len(fields) > 30
+    flags = [
+        f"--config.{name}={tuple(before[name]) if type(before[name]) is list else before[name]}"
+        for name in fields
+    ]
+    options = parse("--config=stub.py", *flags)
+    assert config_lib.flatten(config_lib.as_dict(options.experiment)) == before
+    assert len(options.overrides) == len(fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected --config FILE[:token,token], got none"),
+        (["--config"], "expected --config FILE[:token,token], got none"),
+        (["--confg=stub.py"], "unknown flag '--confg'; nearest: '--config'"),
+        (["--config=stubb.py"], "--config: no such file 'stubb.py'; nearest: 'stub.py'"),
+        (["--config=absent/x.py"], "--config: no such file 'absent/x.py'"),
+        (["--config=stub.py", "--wrkdir=x"], "unknown flag '--wrkdir'; nearest: '--workdir'"),
+        (
+            ["--config=stub.py", "--learning_rate=1"],
+            "unknown flag '--learning_rate'; nearest: '--config.train.learning_rate'",
+        ),
+        (
+            ["--config=stub.py", "--config.train.learing_rate=1"],
+            "unknown field 'config.train.learing_rate'; nearest: 'config.train.learning_rate'",
+        ),
+        (
+            ["--config=stub.py", "--config.xyzzy"],
+            "unknown field 'config.xyzzy'",
+        ),
+        (
+            ["--config=stub.py", "--noconfig.eval.remov_seen"],
+            "unknown field 'config.eval.remov_seen'; nearest: 'config.eval.remove_seen'",
+        ),
+        (
+            ["--config=stub.py", "--config.model=mmoe"],
+            "'config.model' is a section; set its fields, e.g. --config.model.num_experts=...",
+        ),
+        (
+            ["--config=stub.py", "--config.train.learning_rate=fast"],
+            "config.train.learning_rate: expected float, got 'fast'",
+        ),
+        (
+            ["--config=stub.py", "--config.train.max_epochs=2.5"],
+            "config.train.max_epochs: expected int, got '2.5'",
+        ),
+        (
+            ["--config=stub.py", "--config.eval.remove_seen=maybe"],
+            "config.eval.remove_seen: expected bool, got 'maybe'",
+        ),
+        (
+            ["--config=stub.py", "--config.model.hidden=(8,'a')"],
+            "config.model.hidden: expected elements of type int, got 'a'",
+        ),
+        (
+            ["--config=stub.py:smaple"],
+            "--config stub.py: variant: unknown token 'smaple'; nearest: 'sample'; "
+            "known: no_sap, sample, synthetic",
+        ),
+        (
+            ["--config=stub.py:sample,synthetic"],
+            "--config stub.py: variant: expected at most one token of the axis 'data', "
+            "got 'sample' and 'synthetic'",
+        ),
+        (
+            ["--config=stub.py", "--mode=studnt"],
+            "--mode: expected one of all, prepare, teacher, student, evaluate, got 'studnt'; "
+            "nearest: 'student'",
+        ),
+        (
+            ["--config=stub.py", "extra"],
+            "expected only flags, got 'extra'; write a value as --name=value",
+        ),
+        (["--config=stub.py", "--workdir"], "Missing value for flag --workdir"),
+    ],
+)
+def test_wrong_command_line_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert parse_error(*arguments) == message
+    assert main.main(["main", *arguments]) == 2
+    streams = capsys.readouterr()
+    assert streams.err == f"error: {message} (--help shows examples)\n"
+    assert streams.out == ""
+
+
+def test_value_out_of_range_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    assert main.main(["main", "--config=stub.py", "--config.train.learning_rate", "-1"]) == 2
+    assert capsys.readouterr().err == (
+        "error: train.learning_rate: expected a number > 0, got -1.0 (--help shows examples)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(variant:\n", "--config bad.py: '(' was never closed (bad.py, line 1)"),
+        ("x = 1\n", "--config bad.py: expected a function get_config(variant), found none"),
+    ],
+)
+def test_file_that_is_no_configuration_is_one_line(text: str, message: str) -> None:
+    pathlib.Path("bad.py").write_text(text)
+    assert parse_error("--config=bad.py") == message
+
+
+def test_traceback_is_shown_on_request(capsys: pytest.CaptureFixture) -> None:
+    assert main.main(["main", "--config=stub.py", "--traceback", "--mode=x"]) == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_processes_come_from_flags_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSMOE_COORDINATOR", "host0:1234")
+    monkeypatch.setenv("DSMOE_NUM_PROCESSES", "4")
+    monkeypatch.setenv("DSMOE_PROCESS_ID", "3")
+    options = parse("--config=stub.py")
+    assert (options.coordinator, options.num_processes, options.process_id) == ("host0:1234", 4, 3)
+    options = parse("--config=stub.py", "--process_id=0", "--coordinator", "other:1")
+    assert (options.coordinator, options.num_processes, options.process_id) == ("other:1", 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "message"),
+    [
+        (
+            {"DSMOE_NUM_PROCESSES": "two"},
+            [],
+            "DSMOE_NUM_PROCESSES: expected an integer >= 1, got 'two'",
+        ),
+        ({"DSMOE_PROCESS_ID": "-1"}, [], "DSMOE_PROCESS_ID: expected an integer >= 0, got '-1'"),
+        ({}, ["--num_processes=0"], "--num_processes: expected an integer >= 1, got '0'"),
+        ({}, ["--process_id=1.5"], "--process_id: expected an integer >= 0, got '1.5'"),
+        (
+            {"DSMOE_NUM_PROCESSES": "2"},
+            ["--process_id=0"],
+            "--coordinator, --num_processes and --process_id belong together; --coordinator "
+            "(or DSMOE_COORDINATOR) is missing",
+        ),
+        (
+            {"DSMOE_COORDINATOR": "host0"},
+            ["--process_id=0", "--num_processes=2"],
+            "DSMOE_COORDINATOR: expected host:port, got 'host0'",
+        ),
+        (
+            {"DSMOE_COORDINATOR": "host0:1"},
+            ["--process_id=2", "--num_processes=2"],
+            "--process_id: expected less than the 2 processes, got 2",
+        ),
+    ],
+)
+def test_wrong_processes_are_one_line(
+    environment: dict[str, str],
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert parse_error("--config=stub.py", *arguments) == message
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple, dict]]:
+    """The calls of `jax.distributed.initialize`, none of which connects."""
+    calls: list[tuple[tuple, dict]] = []
+    monkeypatch.setattr(
+        "jax.distributed.initialize", lambda *args, **kwargs: calls.append((args, kwargs))
+    )
+    return calls
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+}
+
+
+def test_one_process_connects_to_nobody(connections: list) -> None:
+    assert not main.start_jax(parse("--config=stub.py"))
+    assert connections == []
+
+
+def test_given_processes_are_used_as_they_are(
+    connections: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    flags = ["--coordinator=host0:1", "--num_processes=3", "--process_id=2"]
+    assert main.start_jax(parse("--config=stub.py", *flags))
+    assert connections == [(("host0:1", 3, 2), {"cluster_detection_method": "deactivate"})]
+
+
+def test_slurm_tasks_are_detected(connections: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    assert main.start_jax(parse("--config=stub.py"))
+    assert connections == [((), {})]
+
+
+@pytest.mark.parametrize("change", [{"SLURM_STEP_NODELIST": None}, {"SLURM_NTASKS": "1"}])
+def test_slurm_without_other_tasks_connects_to_nobody(
+    change: dict[str, str | None], connections: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (SLURM | change).items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert not main.start_jax(parse("--config=stub.py"))
+    assert connections == []
+
+
+@pytest.fixture
+def run_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[..., None]], int]]:
+    """Runs a command whose work is the given function; puts the handler of SIGTERM back."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(work: Callable[..., None]) -> int:
+        monkeypatch.setattr(dsmoe_jax, "run", types.SimpleNamespace(run=work), raising=False)
+        return main.main(["main", "--config=stub.py", "--config.seed=3", "--mode=teacher"])
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_run_gets_what_was_parsed(run_with: Callable) -> None:
+    received: list[Any] = []
+    assert run_with(lambda *arguments: received.extend(arguments)) == 0
+    experiment, changed, workdir, mode = received
+    assert experiment.seed == 3
+    assert (changed, workdir, mode) == ({"seed": 3}, pathlib.Path("runs/stub"), "teacher")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (train.InterruptedRunError("saved at step 3"), 130, "saved at step 3\n"),
+        (train.DivergedError("the loss is nan"), 1, "error: the loss is nan\n"),
+        (ValueError("a.csv: row 3: expected"), 2, "error: a.csv: row 3: expected\n"),
+        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
+        (KeyboardInterrupt(), 130, "interrupted; what was saved before stays\n"),
+    ],
+)
+def test_ends_are_one_line_and_a_status(
+    error: BaseException,
+    status: int,
+    message: str,
+    run_with: Callable,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def work(*arguments: object) -> None:
+        raise error
+
+    assert run_with(work) == status
+    assert capsys.readouterr().err == message
+
+
+def test_error_of_a_library_keeps_its_trace(run_with: Callable) -> None:
+    def work(*arguments: object) -> None:
+        raise ValueError("shapes differ\n  (3,) and (4,)")
+
+    with pytest.raises(ValueError, match="shapes differ"):
+        run_with(work)
+
+
+def test_sigterm_before_training_cleans_up(run_with: Callable) -> None:
+    cleaned = []
+
+    def work(*arguments: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            cleaned.append(True)
+
+    assert run_with(work) == 130
+    assert cleaned == [True]
