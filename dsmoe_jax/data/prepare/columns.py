@@ -18,7 +18,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
@@ -28,7 +28,7 @@ CORRECT = "correct or remove the row"
 _INTEGER = re.compile(r"\s*-?\d+\s*")
 
 Kind = Literal["int", "code", "float", "str", "yyyymmdd"]
-RAW_TYPE: dict[str, type[pl.DataType]] = {
+RAW_TYPE: dict[str, Any] = {
     "int": pl.Int64,
     "code": pl.Float64,
     "float": pl.Float64,
@@ -61,8 +61,8 @@ class Column:
     name: str
     kind: Kind
     nullable: bool = False
-    low: float | None = None
-    high: float | None = None
+    low: int | float | None = None
+    high: int | float | None = None
     null: str = ""
 
     @property
@@ -208,10 +208,12 @@ def _to_date(value: pl.Expr) -> pl.Expr:
     return value.cast(pl.String).str.to_date("%Y%m%d", strict=False)
 
 
-def fits(dtype: pl.DataType, kind: Kind) -> bool:
+def fits(dtype: Any, kind: Kind) -> bool:
     """Whether a typed column (of a Parquet file) can serve as `kind`."""
     if kind == "str":
-        return dtype in (pl.String, pl.Categorical, pl.Enum)
+        # Ids, categories and times all have one text each; real numbers have several.
+        texts = (pl.String, pl.Categorical, pl.Enum, pl.Boolean)
+        return dtype in texts or dtype.is_integer() or dtype.is_temporal()
     if RAW_TYPE[kind] == pl.Int64:
         return dtype.is_integer() or dtype == pl.Boolean
     return dtype.is_numeric()

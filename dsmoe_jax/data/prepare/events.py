@@ -50,6 +50,9 @@ def write_behavior(
 
     Returns:
       The windows `(start_X, stop_X)` of each of `rows`.
+
+    Raises:
+      ValueError: When an event's time is missing or out of range.
     """
     num_users = len(users.raw_id)
     scratch = writer.partial / f"scratch_{log.name}"
@@ -111,8 +114,14 @@ def _partition(
 ) -> None:
     size = -(-num_users // _PARTITIONS)
     for block in log.blocks():
+        time_s = block["time_s"]
+        if time_s.null_count() or not time_s.is_between(1, windows.END_OF_DAY - 1).all():
+            raise ValueError(
+                f"{log.name}: expected unix seconds from 1 to 2**31 - 2, got "
+                f"{time_s.min()!r} to {time_s.max()!r}; remove such rows while reading"
+            )
         user_E = users.rows(block["user"])
-        columns = [user_E.astype(np.int32), block["time_s"].to_numpy().astype(np.int32)]
+        columns = [user_E.astype(np.int32), time_s.to_numpy().astype(np.int32)]
         for name in log.fields:
             columns.append(items.encode(name, block[name]))
         event_EF = np.stack(columns, axis=1)

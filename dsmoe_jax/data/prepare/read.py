@@ -17,7 +17,6 @@ import io
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO
 
 import numpy as np
 import polars as pl
@@ -87,19 +86,14 @@ def _csv_blocks(
             leave=False,
         ) as bar,
     ):
-        stream: BinaryIO = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
+        stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
         names = _read_header(path, _read_some(path, stream, lambda s: s.readline()), columns)
         row, rest = 2, b""
         while True:
             text = _read_some(path, stream, lambda s: s.read(block_bytes))
             end = not text
-            text = rest + text
-            # A line may be longer than a block; only whole lines are parsed.
-            cut = len(text) if end else text.rfind(b"\n") + 1
-            rest, text = text[cut:], text[:cut]
-            if end:
-                text = text.rstrip(b"\r\n")
-            if text.strip():
+            text, rest = _cut_lines(rest + text, end)
+            if text:
                 frame = _parse_block(path, text, row, names, columns)
                 row += frame.height
                 yield frame
@@ -108,8 +102,17 @@ def _csv_blocks(
                 return
 
 
+def _cut_lines(text: bytes, end: bool) -> tuple[bytes, bytes]:
+    """Whole lines to parse, and the rest; empty lines wait for what follows them."""
+    if end:
+        return text.rstrip(b"\r\n"), b""
+    last = len(text[: text.rfind(b"\n") + 1].rstrip(b"\r\n"))
+    cut = text.find(b"\n", last) + 1 if last else 0
+    return text[:cut], text[cut:]
+
+
 def _read_some(
-    path: pathlib.Path, stream: BinaryIO, read_from: Callable[[BinaryIO], bytes]
+    path: pathlib.Path, stream: io.BufferedIOBase, read_from: Callable[[io.BufferedIOBase], bytes]
 ) -> bytes:
     try:
         return read_from(stream)
@@ -131,11 +134,15 @@ def _read_header(
     text = line.decode("utf-8-sig", errors="replace")
     names = [name.strip() for name in next(csv.reader([text]), [])]
     for column in columns:
-        if names.count(column.name) != 1:
+        if column.name not in names:
+            raise ValueError(
+                f"{path}: row 1, column {column.name!r}: expected it in the header, got "
+                f"{', '.join(names) or 'an empty line'}; check that this is the right file"
+            )
+        if names.count(column.name) > 1:
             raise ValueError(
                 f"{path}: row 1, column {column.name!r}: expected it once in the header, got it "
-                f"{names.count(column.name)} times among {', '.join(names) or 'nothing'}; "
-                "check that this is the right file"
+                f"{names.count(column.name)} times; rename the others"
             )
     return names
 

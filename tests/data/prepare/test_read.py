@@ -1,0 +1,203 @@
+import datetime
+import gzip
+
+import polars as pl
+import pytest
+
+from dsmoe_jax.data.prepare import columns, read
+
+COLUMNS = (
+    columns.Column("user", "int", low=0, high=100),
+    columns.Column("code", "code", nullable=True, null="NULL"),
+    columns.Column("name", "str", nullable=True),
+    columns.Column("day", "yyyymmdd"),
+    columns.Column("price", "float", nullable=True, low=0),
+)
+# The header has a column that nobody asks for and a name with a space after it.
+HEADER = b"user,code ,other,name,price,day\n"
+GOOD = b"1,2.0,q,x,1.5,20220401\n"
+
+
+def write(path, content):
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def rows(path, **options):
+    return pl.concat(list(read.iterate(path, COLUMNS, **options))).rows()
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_cells_are_typed_and_rows_numbered_as_in_the_file(tmp_path, name):
+    content = HEADER + b'7,2.0,q,"a,b",1e2,20220401\n8,NULL,"",,,20220402\r\n9,,,"",0,20220403'
+    frame = read.read(write(tmp_path / name, content), COLUMNS)
+    assert frame.columns == ["user", "code", "name", "day", "price", columns.ROW]
+    assert frame.rows() == [
+        (7, 2, "a,b", datetime.date(2022, 4, 1), 100.0, 2),
+        (8, None, None, datetime.date(2022, 4, 2), None, 3),
+        (9, None, None, datetime.date(2022, 4, 3), 0.0, 4),
+    ]
+
+
+def test_blocks_of_any_size_give_the_same_table(tmp_path):
+    lines = [b'%d,%d.0,q,"n,%d",,20220401\n' % (i, i, i) for i in range(50)]
+    path = write(tmp_path / "t.csv", HEADER + b"".join(lines))
+    whole = rows(path)
+    assert len(whole) == 50 and whole[49][-1] == 51
+    for block_bytes in (1, 30, 200):
+        assert rows(path, block_bytes=block_bytes) == whole
+
+
+def test_a_byte_order_mark_and_empty_lines_at_the_end_do_not_count(tmp_path):
+    path = write(tmp_path / "t.csv", b"\xef\xbb\xbf" + HEADER + GOOD + b"\n\r\n")
+    assert len(rows(path)) == 1
+
+
+def test_columns_that_nobody_asks_for_may_share_a_name(tmp_path):
+    path = write(tmp_path / "t.csv", b"a,b,a\n1,2,3\n")
+    assert read.read(path, [columns.Column("b", "int")]).rows() == [(2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"z,2,q,x,1,20220401", "row 3, column 'user': expected an integer from 0 to 100, got 'z'"),
+        (b"1.0,2,q,x,1,20220401", "row 3, column 'user': expected an integer .*, got '1.0'"),
+        (b"9" * 20 + b",2,q,x,1,20220401", "row 3, column 'user': .* got '9{20}'"),
+        (b"101,2,q,x,1,20220401", "row 3, column 'user': expected .*0 to 100, got 101"),
+        (b"-1,2,q,x,1,20220401", "row 3, column 'user': expected .*0 to 100, got -1"),
+        (b",2,q,x,1,20220401", "row 3, column 'user': expected .*, got nothing"),
+        (b"1,2.5,q,x,1,20220401", "row 3, column 'code': expected a whole number or nothing, got"),
+        (b"1,2,q,x,-1,20220401", "row 3, column 'price': expected a finite number >= 0 or nothing"),
+        (b"1,2,q,x,inf,20220401", "row 3, column 'price': expected a finite number .* got inf"),
+        (b"1,2,q,x,1_0,20220401", "row 3, column 'price': expected a finite number .* got '1_0'"),
+        (b"1,2,q,x,1,20220431", "row 3, column 'day': expected a date as YYYYMMDD, got 20220431"),
+        (b"1,2,q,x,1,2022-04-01", "row 3, column 'day': expected a date .* got '2022-04-01'"),
+        (b"1,2,q,x,1", "row 3: expected 6 columns, got 5: '1,2,q,x,1'"),
+        (b"1,2,q,x,1,20220401,5", "row 3: expected 6 columns, got 7"),
+        (b"", "row 3: expected 6 columns, got 0"),
+        (b'1,2,q,"x,1,20220401', "row 3: expected every quoted field to end on its line"),
+        (b'1,2,q,"x\ny",1,20220401', "row 3: expected every quoted field to end on its line"),
+        (b"1,2,q,\xff,1,20220401", "row 3: expected UTF-8 text"),
+    ],
+)
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+def test_a_bad_row_is_named_in_one_line(tmp_path, line, message, block_bytes):
+    path = write(tmp_path / "t.csv", HEADER + GOOD + line + b"\n" + GOOD)
+    with pytest.raises(ValueError, match=message) as caught:
+        rows(path, block_bytes=block_bytes)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_short_row_is_found_although_its_missing_cells_may_be_empty(tmp_path):
+    nullable = [columns.Column("a", "int"), columns.Column("b", "int", nullable=True)]
+    path = write(tmp_path / "t.csv", b'x,a,b\n"p,q",1,2\nr,3,\ns,4\n')
+    with pytest.raises(ValueError, match="row 4: expected 3 columns, got 2"):
+        read.read(path, nullable)
+
+
+def test_a_short_and_a_long_row_do_not_hide_each_other(tmp_path):
+    path = write(tmp_path / "t.csv", b"a,b,c\n1,2\n1,2,3,4\n")
+    with pytest.raises(ValueError, match="row 2: expected 3 columns, got 2"):
+        read.read(path, [columns.Column("a", "int")])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"user,name,day,price\n", "row 1, column 'code': expected it in the header"),
+        (HEADER.replace(b"other", b"user"), "row 1, column 'user': expected it once"),
+        (HEADER, "expected at least one row"),
+        (b"", "row 1, column 'user': expected it in the header"),
+    ],
+)
+def test_a_bad_header_or_empty_table_is_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        rows(write(tmp_path / "t.csv", content))
+
+
+def test_a_truncated_archive_is_named(tmp_path):
+    path = write(tmp_path / "t.csv.gz", HEADER + GOOD * 10_000)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"t\.csv\.gz: expected a whole gzip file, .*ends early"):
+        rows(path)
+
+
+@pytest.mark.parametrize("damage", [b"no archive", None])
+def test_a_damaged_archive_is_named(tmp_path, damage):
+    path = tmp_path / "t.csv.gz"
+    content = bytearray(gzip.compress(HEADER + GOOD * 10_000))
+    content[len(content) // 2] ^= 255
+    path.write_bytes(damage or bytes(content))
+    with pytest.raises(ValueError, match="expected a gzip file, got damaged content"):
+        rows(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"absent\.csv: expected a file, found none"):
+        rows(tmp_path / "absent.csv")
+
+
+def test_find_prefers_the_plain_file(tmp_path):
+    assert read.find(tmp_path, "t.csv") is None
+    write(tmp_path / "t.csv.gz", HEADER)
+    assert read.find(tmp_path, "t.csv") == tmp_path / "t.csv.gz"
+    write(tmp_path / "t.csv", HEADER)
+    assert read.find(tmp_path, "t.csv") == tmp_path / "t.csv"
+
+
+def parquet(path, **replaced):
+    values = {
+        "user": [1, 2],
+        "code": [2.0, None],
+        "name": ["x", None],
+        "price": [1, 2],
+        "day": [20220401, 20220402],
+    }
+    pl.DataFrame({**values, **replaced}).write_parquet(path)
+    return path
+
+
+def test_parquet_gives_the_same_types_and_counts_records_from_1(tmp_path):
+    assert read.read(parquet(tmp_path / "t.parquet"), COLUMNS).rows() == [
+        (1, 2, "x", datetime.date(2022, 4, 1), 1.0, 1),
+        (2, None, None, datetime.date(2022, 4, 2), 2.0, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [([7, None], ["7", None]), ([datetime.date(2022, 4, 1)] * 2, ["2022-04-01"] * 2)],
+)
+def test_parquet_values_of_one_text_each_can_be_read_as_text(tmp_path, values, texts):
+    assert (
+        read.read(parquet(tmp_path / "t.parquet", name=values), COLUMNS)["name"].to_list() == texts
+    )
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"user": [1, 101]}, "row 2, column 'user': expected an integer from 0 to 100, got 101"),
+        ({"user": [1, None]}, "row 2, column 'user': .* got nothing"),
+        ({"user": ["1", "2"]}, "column 'user': expected an integer .*, got the type String"),
+        ({"user": [1.0, 2.0]}, "column 'user': expected an integer .*, got the type Float64"),
+        ({"name": [1.5, 2]}, "column 'name': expected text or nothing, got the type Float64"),
+        ({"code": [2.5, 1]}, "row 1, column 'code': expected a whole number or nothing, got 2.5"),
+    ],
+)
+def test_parquet_errors_name_file_record_and_column(tmp_path, replaced, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        rows(parquet(tmp_path / "t.parquet", **replaced))
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_without_a_column_or_broken_is_named(tmp_path):
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"user": [1]}).write_parquet(path)
+    with pytest.raises(ValueError, match="column 'code': expected it in the file, got user"):
+        rows(path)
+    path.write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet: expected a Parquet file"):
+        rows(path)

@@ -1,0 +1,63 @@
+import hashlib
+import pathlib
+import tomllib
+
+import pytest
+
+import dsmoe_jax
+from dsmoe_jax.data import manifest as manifest_lib
+from dsmoe_jax.data import store as store_lib
+from tests.data import test_store
+
+INPUTS = {"a.csv": {"bytes": 3, "sha256": "00"}}
+SETTINGS = {"test_days": 2, "tabs": (1, 4)}
+
+
+@pytest.fixture
+def root(tmp_path):
+    with store_lib.StoreWriter(tmp_path / "store") as writer:
+        test_store.fill(writer)
+    return tmp_path / "store"
+
+
+def test_an_unchanged_preparation_differs_in_nothing(root):
+    assert manifest_lib.differences(root, SETTINGS, INPUTS) == []
+
+
+def test_every_difference_is_named(root):
+    settings = {"test_days": 3, "new": True}
+    inputs = {"b.csv": {"bytes": 3, "sha256": "00"}}
+    assert manifest_lib.differences(root, settings, inputs) == [
+        "new None -> True",
+        "tabs [1, 4] -> None",
+        "test_days 2 -> 3",
+        "input a.csv changed",
+        "input b.csv changed",
+    ]
+
+
+def test_another_version_of_the_package_prepares_again(root, monkeypatch):
+    monkeypatch.setattr(dsmoe_jax, "__version__", "9.9.9")
+    (difference,) = manifest_lib.differences(root, SETTINGS, INPUTS)
+    assert difference.endswith("-> 9.9.9")
+
+
+def test_a_fingerprint_is_size_and_sha256(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"abc")
+    assert manifest_lib.fingerprint([tmp_path / "x.csv"]) == {
+        "x.csv": {"bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
+    }
+
+
+def test_a_fingerprint_needs_distinct_names(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.csv").write_bytes(b"abc")
+    with pytest.raises(ValueError, match=r"got x\.csv twice"):
+        manifest_lib.fingerprint([tmp_path / "a" / "x.csv", tmp_path / "b" / "x.csv"])
+
+
+def test_the_package_and_its_metadata_agree_on_the_version():
+    root = pathlib.Path(__file__).parents[2]
+    with (root / "pyproject.toml").open("rb") as stream:
+        assert tomllib.load(stream)["project"]["version"] == dsmoe_jax.__version__
