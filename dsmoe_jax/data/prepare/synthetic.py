@@ -109,8 +109,8 @@ def _note(title: str, note: str, settings: dict[str, Any]) -> str:
         [
             f"# Synthetic rows in the layout of {title}",
             "",
-            "These files were generated. No row comes from the real data set or from any person, and",
-            "numbers measured on them say nothing about it.",
+            "These files were generated. No row comes from the real data set or from any person,",
+            "and numbers measured on them say nothing about it.",
             "",
             note,
             "",

@@ -118,7 +118,7 @@ class Exposures:
             return
         creator_B = recent_BL[np.arange(rows), rng.integers(0, length, rows)]
         follows_B = (rng.random(rows) < self.follow_share) & (creator_B >= 0)
-        position_B = rng.random(rows)
+        position_B = rng.random(len(item_B))
         row = np.flatnonzero(follows_B)
         creator = creator_B[row]
         start, stop = self._start_C[creator], self._start_C[creator + 1]

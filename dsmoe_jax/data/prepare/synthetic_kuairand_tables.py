@@ -122,7 +122,7 @@ def make_users(seed: int, preferences: preferences_lib.Preferences) -> pl.DataFr
     columns["user_active_degree"] = synthetic_tables.take(list(_DEGREES), degree_U)
     columns["is_lowactive_period"] = np.zeros(num_users, np.int64)
     columns["is_live_streamer"] = np.where(rng.random(num_users) < 0.7743, -124, 1)
-    columns["is_video_author"] = (rng.random(num_users) < 0.8164).astype(np.int64)
+    columns["is_video_author"] = np.where(rng.random(num_users) < 0.8164, 1, 0)
     for name, (edge, cumulative, ranges) in _COUNTS.items():
         steps = synthetic_tables.draw_steps(rng, num_users, np.array(edge), np.array(cumulative))
         value_U = np.minimum(steps.astype(np.int64), edge[-1] - 1)
@@ -141,12 +141,12 @@ def make_users(seed: int, preferences: preferences_lib.Preferences) -> pl.DataFr
         else:
             share = np.array(rows, np.float64)
         code_U = synthetic_tables.by_score(rng, preferences.user_UD[:, i % num_dims], share)
-        value = code_U.astype(np.float64) if i == 4 or i >= 12 else code_U
-        if i == 4:
-            value = synthetic_tables.with_nulls(value, no_fourth_U)
-        elif i >= 12:
-            value = synthetic_tables.with_nulls(value, no_last_six_U)
-        columns[f"onehot_feat{i}"] = value
+        columns[f"onehot_feat{i}"] = code_U
+        # Columns with nulls are written as floats.
+        if i == 4 or i >= 12:
+            columns[f"onehot_feat{i}"] = synthetic_tables.with_nulls(
+                code_U.astype(np.float64), no_fourth_U if i == 4 else no_last_six_U
+            )
     return pl.DataFrame(columns)
 
 
