@@ -124,7 +124,7 @@ def test_loss_falls_and_one_trace_serves_the_run(store, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train.train_step, "make_train_step", counting)
     session = Session(
-        store, tmp_path / "run", max_epochs=6, devices=tiny.one_device(), distill_warmup_epochs=2
+        store, tmp_path / "run", max_epochs=15, devices=tiny.one_device(), distill_warmup_epochs=2
     )
     session.run()
     curve = session.curve()
