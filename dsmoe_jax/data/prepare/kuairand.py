@@ -103,6 +103,8 @@ class KuaiRandConfig(config.DataConfig):
         pre_history = None
         if files.history and min(days) >= _HISTORY_END:
             pre_history = read_history(files.history, users, items, files)
+        elif files.history:
+            print(f"{files.history} is left out: the logs begin on {min(days)}", flush=True)
         return assemble.Dataset(
             name=self.NAME,
             scenarios=tuple(f"K{i + 1}" for i in range(len(self.tabs))),
