@@ -3,6 +3,7 @@
 Owns its schema. Recalls are fractions; a metric of a scenario without queries is null.
 """
 
+import datetime
 import importlib.metadata
 import json
 import math
@@ -54,6 +55,7 @@ def make(
         "data_hash": store.data_hash,
         "versions": versions(),
         "device": describe_devices(),
+        "date": datetime.date.today().isoformat(),
         "split": store.manifest["split"],
         "candidates": test.num_candidates,
         "seen_items_removed": test.seen_removed,
@@ -94,3 +96,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value.item() if hasattr(value, "item") else value
+
+
+def table(results: dict[str, Any]) -> list[str]:
+    """The result as console lines: test recall per scenario of every row, in %."""
+    metric = f"recall@{results['k'][0]}"
+    names = list(results["scenarios"])
+    lines = [
+        f"test {metric} in %, {results['candidates']:,} candidates, seen items "
+        f"{'removed' if results['seen_items_removed'] else 'kept'}",
+        "  " + " ".join([f"{'':<34}", *[f"{name:>6}" for name in names], f"{'macro':>6}"]),
+    ]
+    rows = {**results["references"], "teacher (sampled queries)": results["teacher"]}
+    for label, summary in {**rows, "student": results}.items():
+        if summary is None:
+            continue
+        values = [summary["scenarios"][name][metric] for name in names]
+        values.append(summary["macro"][metric])
+        lines.append("  " + " ".join([f"{label:<34}", *[f"{100 * v:>6.1f}" for v in values]]))
+    return lines

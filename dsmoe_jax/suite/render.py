@@ -1,0 +1,112 @@
+"""Markdown tables from the records of finished cells.
+
+Owns the layout and the statistics over seeds: a number is the mean over seeds, with their standard
+deviation where there are several; nothing is typed but the paper's printed values.
+"""
+
+import json
+import pathlib
+import statistics
+from typing import Any
+
+from dsmoe_jax import report
+from dsmoe_jax.suite import rows
+
+BEGIN, END = "<!-- results: begin (generated) -->", "<!-- results: end -->"
+
+# arXiv 2601.02368, Table 2, KuaiRand-Pure, Recall@50: other rows and another, unknown split.
+PAPER_RECALL = {"K1": 0.189, "K2": 0.310, "K3": 0.203, "K4": 0.219}
+
+
+def load(published: pathlib.Path, table: tuple[rows.Row, ...]) -> dict[str, list[dict[str, Any]]]:
+    """Records by row name, in the order of seeds; a row without finished cells is absent."""
+    found = {}
+    for row in table:
+        paths = sorted(published.glob(f"{row.name}-seed*.json"))
+        if paths:
+            found[row.name] = [json.loads(path.read_text()) for path in paths]
+    return found
+
+
+def results_table(records: dict[str, list[dict[str, Any]]], table: tuple[rows.Row, ...]) -> str:
+    """The README's table: validation macro, then test recall per scenario and macro, in %.
+
+    Raises:
+      ValueError: When there are no records.
+    """
+    if not records:
+        raise ValueError("results table: expected finished cells, found none; run the suite first")
+    first = next(iter(records.values()))[0]
+    metric = f"recall@{first['k'][0]}"
+    scenarios = list(first["scenarios"])
+    heads = ["", "validation macro", *[f"test {name}" for name in scenarios], "test macro"]
+    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    for name, summary in first["references"].items():
+        lines.append(_entry(name, [summary], metric, scenarios))
+    for row in table:
+        if row.name in records:
+            lines.append(_entry(row.label, records[row.name], metric, scenarios))
+        taught = [r["teacher"] for r in records.get(row.name, []) if r["teacher"]]
+        if taught and not row.teacher_of:
+            label = f"_teacher of: {row.label.replace('**', '')}_"
+            lines.append(_entry(label, taught, metric, scenarios))
+    paper = [
+        f"{100 * PAPER_RECALL[name]:.1f}" if name in PAPER_RECALL else "" for name in scenarios
+    ]
+    mean = 100 * statistics.mean(PAPER_RECALL.values())
+    lines.append(_line(["paper, full data, unknown split", "", *paper, f"{mean:.1f}"]))
+    return "\n".join([*lines, "", _caption(first, records, metric)])
+
+
+def write_into(readme: pathlib.Path, text: str) -> None:
+    """Replaces what is between the markers of a Markdown file.
+
+    Raises:
+      ValueError: When the markers are not there once each.
+    """
+    page = readme.read_text()
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"{readme}: expected the markers {BEGIN} and {END} once each")
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    report.replace_text(readme, f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def _entry(label: str, summaries: list[dict[str, Any]], metric: str, scenarios: list[str]) -> str:
+    cells = [
+        [summary["validation"]["macro"][metric] for summary in summaries],
+        *[[summary["scenarios"][name][metric] for summary in summaries] for name in scenarios],
+        [summary["macro"][metric] for summary in summaries],
+    ]
+    return _line([label, *[_mean_and_spread(values) for values in cells]])
+
+
+def _mean_and_spread(values: list[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "n/a"
+    spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.1f}{spread}"
+
+
+def _caption(first: dict[str, Any], records: dict[str, list[dict[str, Any]]], metric: str) -> str:
+    seeds = sorted({record["seed"] for entries in records.values() for record in entries})
+    errors = ", ".join(
+        f"{name} {100 * entry[f'{metric}_se']:.1f}" for name, entry in first["scenarios"].items()
+    )
+    split = first["split"]
+    days = "; ".join(
+        f"{name} {entry['days'][0]}..{entry['days'][-1]}" for name, entry in split.items()
+    )
+    seen = "removed" if first["seen_items_removed"] else "kept"
+    return (
+        f"{metric.capitalize()} in %, mean ± standard deviation over seeds "
+        f"{', '.join(map(str, seeds))}. {first['dataset']}; {days}; {first['candidates']:,} "
+        f"candidates in every scenario; items seen before are {seen}. Standard error over test "
+        f"queries: {errors}. Made by `python -m dsmoe_jax.suite render` from "
+        f"`dsmoe_jax/suite/published/`; {first['device']}, {first['date']}."
+    )
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,50 @@
+"""The rows of the README's results table: which command makes each of them."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One system of a table, run once per seed.
+
+    Attributes:
+      name: Short name, part of a cell's folder.
+      label: What the table prints.
+      config: `FILE:variant`, as on the command line.
+      overrides: Further flags.
+      teacher_of: Name of the row whose teacher this one is distilled from; empty trains its own.
+    """
+
+    name: str
+    label: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    teacher_of: str = ""
+
+
+_FILE = "configs/kuairand.py"
+
+README_ROWS = (
+    Row("dsmoe", "**DSMOE**, distilled from the default teacher", f"{_FILE}:sample"),
+    Row(
+        "same_fields",
+        "DSMOE, distilled from a teacher with the student's fields",
+        f"{_FILE}:sample,teacher_fields=same",
+    ),
+    Row("no_distill", "DSMOE without distillation", f"{_FILE}:sample,no_distill"),
+    Row("no_sap", "DSMOE without SAP", f"{_FILE}:sample,no_sap", teacher_of="dsmoe"),
+    Row("no_dsbn", "DSMOE without DSBN", f"{_FILE}:sample,no_dsbn", teacher_of="dsmoe"),
+    Row(
+        "shared_item_tower",
+        "DSMOE with one item index for all scenarios",
+        f"{_FILE}:sample,shared_item_tower",
+        teacher_of="dsmoe",
+    ),
+    Row("paper_exact", "DSMOE as printed (`paper_exact`)", f"{_FILE}:sample,paper_exact"),
+    Row(
+        "earlier_days",
+        "DSMOE, distilled, two days earlier",
+        f"{_FILE}:sample",
+        ("--config.data.drop_last_days=2",),
+    ),
+)
