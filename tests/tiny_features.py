@@ -1,5 +1,7 @@
 """A small feature spec with every kind of feature, and random rows for it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,15 +77,24 @@ def make_scenarios(spec, B):
     return _int(np.arange(B) % spec.num_scenarios)
 
 
-def randomise(variables, seed=0, scale=0.3):
-    """Every parameter moved away from its initial value, so that no factor is 0."""
-    leaves, structure = jax.tree.flatten(variables["params"])
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [
-        leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return {**variables, "params": jax.tree.unflatten(structure, moved)}
+def make_variables(model, users, items, scenario_B, seed=0):
+    """Random variables of a model, so that no factor is 0 and no statistic is at its start."""
+    init = functools.partial(model.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), users, items, scenario_B)
+    return randomise(shapes, seed)
+
+
+def randomise(variables, seed=0):
+    """Random values in the shapes of `variables`; variances and slopes are positive."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        value = 0.4 * rng.normal(size=leaf.shape)
+        name = path[-1].key
+        positive = name in ("var", "scale", "prelu_slope")
+        return jnp.asarray(np.abs(value) + 0.5 if positive else value, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, variables)
 
 
 def _int(values):

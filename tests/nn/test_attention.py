@@ -80,7 +80,7 @@ def test_gradient_is_finite_with_an_empty_history():
     def total(params, query_BGE):
         return jnp.square(unit.apply({"params": params}, events, query_BGE)).sum()
 
-    params_gradient, query_gradient = jax.grad(total, argnums=(0, 1))(
+    params_gradient, query_gradient = jax.jit(jax.grad(total, argnums=(0, 1)))(
         variables["params"], query_BGE
     )
     for leaf in jax.tree.leaves(params_gradient):

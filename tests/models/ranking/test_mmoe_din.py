@@ -25,21 +25,22 @@ def make(spec=SPEC, **changes):
         "use_log_prior": True, "collaborative": True, "collaborative_dim": 3,
     }  # fmt: skip
     model = mmoe_din.MMoEDINConfig(**{**fields, **changes}).make(spec)
-    init = jax.jit(functools.partial(model.init, train=False))
-    variables = init(jax.random.key(0), tiny_features.make_users(spec, B), ITEMS, SCENARIO_B)
-    rng = np.random.default_rng(0)
-    constants = {
-        name: jnp.asarray(rng.normal(size=shape), jnp.float32)
-        for name, shape in model.constant_shapes.items()
-    }
-    variables = tiny_features.randomise(variables)
-    return model, {**variables, "constants": constants}
+    users = tiny_features.make_users(spec, B)
+    return model, tiny_features.make_variables(model, users, ITEMS, SCENARIO_B)
 
 
 def evaluate(model, variables, items, users=USERS, scenario_B=SCENARIO_B):
-    return jax.jit(functools.partial(model.apply, train=False))(
-        variables, users, items, scenario_B
-    )[0]
+    return _score(model, variables, users, items, scenario_B)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(model, variables, users, items, scenario_B):
+    return model.apply(variables, users, items, scenario_B, train=False)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(model, variables, users):
+    return model.apply(variables, users, SCENARIO_B, train=False, method="encode_user")
 
 
 def test_shared_candidates_equal_repeated_ones():
@@ -115,18 +116,16 @@ def test_collaborative_weight_multiplies_the_inner_product_of_pooled_history_and
 
 def test_sqrt_pooling_divides_by_the_root_of_the_length():
     model, variables = make()
-    encode = functools.partial(model.apply, train=False, method="encode_user")
-    mean_BC = encode(variables, USERS, SCENARIO_B).collaborative_BC
+    mean_BC = encode(model, variables, USERS).collaborative_BC
     model, variables = make(collaborative_pooling="sqrt")
-    encode = functools.partial(model.apply, train=False, method="encode_user")
-    sqrt_BC = encode(variables, USERS, SCENARIO_B).collaborative_BC
+    sqrt_BC = encode(model, variables, USERS).collaborative_BC
     length_B = (USERS.sequences["history"].ids_BLF[..., 0] > 0).sum(axis=1)
     np.testing.assert_allclose(sqrt_BC, mean_BC * np.sqrt(length_B)[:, None], atol=1e-5)
 
 
 def test_attention_sees_the_most_recent_events_only():
     model, variables = make(attention_sequences=("history",))
-    encoded = model.apply(variables, USERS, SCENARIO_B, train=False, method="encode_user")
+    encoded = encode(model, variables, USERS)
     events = encoded.attended["history"].events
     assert events.event_BLE.shape == (B, 4, 4)
     table = variables["params"]["embedder"]["item_tables"]["item_id"]
@@ -141,14 +140,14 @@ def test_user_id_crosses_the_item_id_only_where_it_is_a_feature():
     spec = tiny_features.make_spec(user_sparse=SPEC.user_sparse[1:])
     model, variables = make(spec)
     users = tiny_features.make_users(spec, B)
-    encoded = model.apply(variables, users, SCENARIO_B, train=False, method="encode_user")
+    encoded = encode(model, variables, users)
     assert encoded.user_id_BE is None
     assert np.isfinite(evaluate(model, variables, ITEMS, users)).all()
 
 
 def test_without_options_there_are_no_constants():
     model, variables = make(use_log_prior=False, collaborative=False)
-    assert model.constant_shapes == {} and variables["constants"] == {}
+    assert model.constant_shapes == {} and "constants" not in variables
     assert np.isfinite(evaluate(model, variables, ITEMS)).all()
 
 

@@ -18,8 +18,7 @@ SCENARIO_B = tiny_features.make_scenarios(SPEC, B)
 def teacher():
     model = sap_ranker.SAPRankerConfig(hidden_dim=6, output_dim=4, rank=2).make(SPEC)
     items = tiny_features.make_items(SPEC, (B, G))
-    init = jax.jit(functools.partial(model.init, train=False))
-    return model, tiny_features.randomise(init(jax.random.key(0), USERS, items, SCENARIO_B))
+    return model, tiny_features.make_variables(model, USERS, items, SCENARIO_B)
 
 
 def test_shared_candidates_equal_repeated_ones(teacher):
@@ -27,7 +26,7 @@ def test_shared_candidates_equal_repeated_ones(teacher):
     shared = tiny_features.make_items(SPEC, (1, 7))
     repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, B, axis=0), shared)
     got, expected = (
-        model.apply(variables, USERS, items, SCENARIO_B, train=False)[0]
+        jax.jit(functools.partial(model.apply, train=False))(variables, USERS, items, SCENARIO_B)[0]
         for items in (shared, repeated)
     )
     np.testing.assert_allclose(got, expected, atol=1e-4)
