@@ -1,5 +1,6 @@
 import csv
 import datetime
+import functools
 import gzip
 import pathlib
 import shutil
@@ -24,6 +25,7 @@ def packaged(tmp_path_factory):
     return prepare("", tmp_path_factory.mktemp("kuairand") / "store")
 
 
+@functools.cache
 def read_csv(path):
     with gzip.open(path, "rt") as stream:
         return list(csv.DictReader(stream))
@@ -291,6 +293,15 @@ def test_official_files_are_read_plain_or_compressed(tmp_path):
         path.unlink()
     packed = prepare(raw, tmp_path / "packed", **CHANGES)
     assert packed.data_hash == store.data_hash
+
+
+def test_a_repetition_on_another_date_counts_once_on_the_first(tmp_path):
+    files = make_files()
+    expected = prepare(write_files(tmp_path / "raw", files), tmp_path / "store", **CHANGES)
+    # The click of user 3 on the first day, again with the next day's date.
+    files[LOG].insert(1, files[LOG][4].replace("20220425", "20220426"))
+    store = prepare(write_files(tmp_path / "twice", files), tmp_path / "other", **CHANGES)
+    assert store.data_hash == expected.data_hash
 
 
 def test_any_subset_of_the_logs_is_taken(tmp_path):

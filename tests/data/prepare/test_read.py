@@ -44,8 +44,9 @@ def test_blocks_of_any_size_give_the_same_table(tmp_path):
     path = write(tmp_path / "t.csv", HEADER + b"".join(lines))
     whole = rows(path)
     assert len(whole) == 50 and whole[49][-1] == 51
-    for block_bytes in (1, 30, 200):
+    for block_bytes, fewest in ((1, 50), (30, 20), (200, 5)):
         assert rows(path, block_bytes=block_bytes) == whole
+        assert len(list(read.iterate(path, COLUMNS, block_bytes))) >= fewest
 
 
 def test_a_byte_order_mark_and_empty_lines_at_the_end_do_not_count(tmp_path):
@@ -95,6 +96,12 @@ def test_a_short_row_is_found_although_its_missing_cells_may_be_empty(tmp_path):
     path = write(tmp_path / "t.csv", b'x,a,b\n"p,q",1,2\nr,3,\ns,4\n')
     with pytest.raises(ValueError, match="row 4: expected 3 columns, got 2"):
         read.read(path, nullable)
+
+
+def test_a_line_break_in_quotes_is_found_without_separators_to_count(tmp_path):
+    path = write(tmp_path / "t.csv", b'a\n"x"\n"y\nz"\n')
+    with pytest.raises(ValueError, match="row 3: expected every quoted field to end on its line"):
+        read.read(path, [columns.Column("a", "str")])
 
 
 def test_a_short_and_a_long_row_do_not_hide_each_other(tmp_path):
