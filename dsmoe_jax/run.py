@@ -18,9 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dsmoe_jax import (
-    batch as batch_lib,
-)
+from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import (
     checkpoint,
     config,
@@ -28,6 +26,7 @@ from dsmoe_jax import (
     features,
     figures,
     judge,
+    metrics,
     optim,
     references,
     report,
@@ -225,7 +224,15 @@ class Session:
         teacher = self._report_teacher(splits) if self.needs_teacher else None
         reference_rows = {}
         if config_eval.references:
-            reference_rows = references.evaluate_all(self.store, config_eval, self.reporter.line)
+            found = references.evaluate_references(self.store, config_eval, seed=QUERY_SEED)
+            reference_rows = {
+                row.name: {
+                    **row.test.summarise(),
+                    "validation": row.validation.summarise(),
+                    "settings": row.settings,
+                }
+                for row in found
+            }
         progress = student.progress
         summary = results.make(
             experiment=self.experiment,
@@ -266,9 +273,19 @@ class Session:
         k = self.experiment.eval.k[0]
         for split, evaluation in found.items():
             shared = student[split].restrict(evaluation.query_Q)
-            comparison = judge.compare(evaluation, shared, k)
+            difference = _as_rows(judge.compare(evaluation, shared, k), self.spec.scenarios)
             holder = summary if split == "test" else summary["validation"]
-            holder[f"minus_student_recall@{k}"] = comparison.summarise()
+            holder[f"minus_student_recall@{k}"] = difference
+            cells = "  ".join(
+                f"{name} {100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, "
+                f"{100 * row['high']:+.1f}]"
+                for name, row in difference.items()
+            )
+            self.reporter.line(f"{split}: teacher minus student, recall@{k} in %: {cells}")
+        if summary["validation"][f"minus_student_recall@{k}"]["macro"]["difference"] <= 0:
+            self.reporter.line(
+                "the teacher is not better than the student on validation: it teaches nothing"
+            )
         return {"summary": summary, "train_s": teacher.progress.train_s}
 
     def _draw(self, student: Trained, summary: dict[str, Any]) -> None:
@@ -356,6 +373,19 @@ def _scenario_views(
         name: jax.device_get(matcher.apply(variables, method=name))
         for name in ("scenario_coefficients", "gate_weights")
         if hasattr(matcher, name)
+    }
+
+
+def _as_rows(
+    comparison: metrics.Comparison, scenarios: tuple[str, ...]
+) -> dict[str, dict[str, float]]:
+    """Difference and 95 % interval per scenario and macro, as fractions."""
+    columns = (comparison.difference_S, comparison.low_S, comparison.high_S)
+    rows = {name: tuple(column[s] for column in columns) for s, name in enumerate(scenarios)}
+    rows["macro"] = comparison.macro
+    return {
+        name: dict(zip(("difference", "low", "high"), map(float, row), strict=True))
+        for name, row in rows.items()
     }
 
 
