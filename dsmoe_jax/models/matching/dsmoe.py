@@ -8,6 +8,7 @@ output.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,14 @@ from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import dsbn, embed, mixture, scenario
 
 ITEM_SCENARIOS = ("conditioned", "shared")
+
+# The paper's Table 4 and the choices beside it, as changes of `DSMOEConfig`'s fields.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no_sap": {"use_sap": False},
+    "no_dsbn": {"norm": "bn"},
+    "no_norm": {"norm": "none"},
+    "shared_item_tower": {"item_scenario": "shared"},
+}
 
 
 @dataclasses.dataclass

@@ -1,0 +1,87 @@
+"""Runs of the command line on small synthetic rows, in processes of their own."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# Runs share compilations, and skip the compiler's costly passes: numbers are compared between runs
+# that are compiled alike.
+_CACHE = tempfile.TemporaryDirectory(prefix="dsmoe_jax_e2e_")
+
+SMALL = (
+    "--config.data.num_users=300",
+    "--config.data.num_items=250",
+    "--config.data.num_impressions=8000",
+    "--config.train.batch_size=64",
+    "--config.train.max_epochs=2",
+    "--config.train.steps_per_report=1",
+    "--config.teacher.max_epochs=1",
+    "--config.model.hidden_dim=8",
+    "--config.model.output_dim=8",
+    "--config.eval.validation_queries=40",
+    "--config.eval.teacher_validation_queries=20",
+    "--config.eval.teacher_test_queries=20",
+)
+SMALL_TEACHER = (
+    "--config.teacher.model.expert_dims=(8,8)",
+    "--config.teacher.model.tower_dims=(8,)",
+    "--config.teacher.model.collaborative_dim=8",
+)
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen:
+    """Starts a run; its output is one stream of text."""
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONUNBUFFERED": "1",
+        **environment,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "dsmoe_jax.main", *arguments],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    """Waits for a run and returns what it said.
+
+    Raises:
+      AssertionError: When it ends with another status.
+    """
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == status, output
+    return output
+
+
+def run(*arguments: str, status: int = 0, **environment: str) -> str:
+    """Starts a run and waits for it."""
+    return finish(start(*arguments, **environment), status)
+
+
+def interrupt_when(
+    process: subprocess.Popen, path: pathlib.Path, text: str, number: signal.Signals
+) -> str:
+    """Sends a signal once `path` holds `text`; returns what the process said until its end."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and text in path.read_text():
+            process.send_signal(number)
+            break
+        time.sleep(0.02)
+    output, _ = process.communicate(timeout=300)
+    return output

@@ -1,0 +1,151 @@
+import json
+import pathlib
+import signal
+import socket
+
+import numpy as np
+import pytest
+
+from tests.e2e import commands
+
+CONFIG = "--config=configs/kuairand.py:synthetic"
+ARGUMENTS = (CONFIG, *commands.SMALL, *commands.SMALL_TEACHER)
+# What two runs of the same numbers may differ in.
+NOT_NUMBERS = ("time_s", "examples_per_s", "date", "device")
+
+
+def numbers(workdir: pathlib.Path) -> dict:
+    results = json.loads((workdir / "results.json").read_text())
+    return {key: value for key, value in results.items() if key not in NOT_NUMBERS}
+
+
+def losses(workdir: pathlib.Path, stage: str) -> dict[int, float]:
+    points = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        point["step"]: point["train/loss"]
+        for point in points
+        if point["stage"] == stage and "train/loss" in point
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> pathlib.Path:
+    """An uninterrupted run of everything."""
+    workdir = tmp_path_factory.mktemp("whole")
+    commands.run(*ARGUMENTS, f"--workdir={workdir}")
+    return workdir
+
+
+def test_a_run_leaves_results_in_the_published_schema(whole):
+    results = json.loads((whole / "results.json").read_text())
+    assert list(results) == [
+        "dataset",
+        "variant",
+        "seed",
+        "config_hash",
+        "data_hash",
+        "versions",
+        "device",
+        "date",
+        "split",
+        "candidates",
+        "seen_items_removed",
+        "k",
+        "scenarios",
+        "macro",
+        "cold",
+        "validation",
+        "teacher",
+        "references",
+        "params",
+        "time_s",
+        "examples_per_s",
+    ]
+    assert "synthetic" in results["dataset"]
+    assert list(results["split"]) == ["train", "validation", "test"]
+    assert all({"days", "examples"} <= set(entry) for entry in results["split"].values())
+    for summary in (results, results["validation"], results["teacher"]):
+        assert list(summary["scenarios"]) == ["K1", "K2", "K3", "K4"]
+        for row in summary["scenarios"].values():
+            assert {"share", "queries", "recall@50", "recall@50_se", "hit_rate@50"} <= set(row)
+            assert {"ndcg@50", "recall@100", "recall@100_se"} <= set(row)
+            assert row["queries"] == 0 or 0 <= row["recall@50"] <= row["recall@100"] <= 1
+        assert {"recall@50", "recall@100"} <= set(summary["macro"])
+    assert "log_loss" in results["teacher"]["scenarios"]["K1"]
+    assert {"popularity", "popularity in scenario", "SVD"} <= set(results["references"])
+    assert set(results["params"]) == {"dense", "embedding"}
+    assert set(results["time_s"]) == {"prepare", "teacher", "student", "evaluate"}
+    assert all(value > 0 for value in results["time_s"].values())
+
+
+def test_a_run_leaves_figures_and_its_configuration(whole):
+    assert len(list((whole / "figures").glob("*.png"))) >= 3
+    config = json.loads((whole / "config.json").read_text())
+    assert config["config"]["train"]["batch_size"] == 64
+    assert config["overrides"]["train.batch_size"] == 64
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, number):
+    arguments = (*ARGUMENTS, f"--workdir={tmp_path}", "--config.checkpoint.every_steps=3")
+    process = commands.start(*arguments)
+    output = commands.interrupt_when(
+        process, tmp_path / "metrics.jsonl", '"stage": "student", "step": 4', number
+    )
+    assert not (tmp_path / "results.json").exists()
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert "state saved; the same command resumes" in output
+    output = commands.run(*arguments)
+    assert "student: resumes at step" in output
+    assert numbers(tmp_path) == numbers(whole)
+    assert losses(tmp_path, "student") == losses(whole, "student")
+
+
+def test_parts_one_by_one_equal_all_at_once(whole, tmp_path):
+    arguments = (*ARGUMENTS, f"--workdir={tmp_path}")
+    for mode in ("prepare", "teacher", "student", "evaluate"):
+        commands.run(*arguments, f"--mode={mode}")
+    assert numbers(tmp_path) == numbers(whole)
+
+
+def test_a_part_without_the_one_before_says_what_to_run(tmp_path):
+    arguments = (*ARGUMENTS, f"--workdir={tmp_path}")
+    output = commands.run(*arguments, "--mode=student", status=2)
+    assert output.splitlines()[-1] == (
+        f"error: {tmp_path}: expected a trained teacher, found none; run --mode teacher first"
+    )
+
+
+def test_another_configuration_is_refused_in_one_line(whole):
+    output = commands.run(
+        *ARGUMENTS, f"--workdir={whole}", "--config.model.rank=2", "--mode=student", status=2
+    )
+    line = output.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "model.rank: checkpoint 4, run 2" in line
+
+
+def test_two_processes_give_the_losses_of_one(whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        commands.start(
+            *ARGUMENTS,
+            f"--workdir={tmp_path}",
+            f"--coordinator=127.0.0.1:{port}",
+            "--num_processes=2",
+            f"--process_id={i}",
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        commands.finish(process)
+    for stage in ("teacher", "student"):
+        expected, got = losses(whole, stage), losses(tmp_path, stage)
+        assert list(got) == list(expected)
+        np.testing.assert_allclose(list(got.values()), list(expected.values()), rtol=1e-5)
+    assert (tmp_path / "results.json").exists()
