@@ -13,14 +13,18 @@
 An array's name ends in `_` and its letters, in order. Scalars have no suffix.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-# Batches are assembled on the host (NumPy) and consumed on devices (JAX).
-Array = jax.Array | np.ndarray
+# Batches are assembled on the host (NumPy) and consumed on devices (JAX), often by one function, so
+# that a type checker is told neither.
+if TYPE_CHECKING:
+    Array = Any
+else:
+    Array = jax.Array | np.ndarray
 
 
 class Sequence(NamedTuple):

@@ -101,14 +101,15 @@ def replace_text(path: pathlib.Path, text: str) -> None:
 
 def describe_parameters(title: str, params: Any) -> list[str]:
     """A table of the parameters and of the bytes they and their moments take on each device."""
-    rows = {}
+    rows: dict[str, tuple[int, int]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [str(getattr(part, "key", part)) for part in path]
         group = "/".join(names[:2])
         on_device = int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         count, size = rows.get(group, (0, 0))
         rows[group] = (count + leaf.size, size + 3 * on_device)
-    rows["total"] = tuple(np.sum(list(rows.values()), axis=0))
+    counts, sizes = zip(*rows.values(), strict=True)
+    rows["total"] = (sum(counts), sum(sizes))
     lines = [f"{title}: parameters, and MiB on each device with both Adam moments"]
     lines += [
         f"  {name:<40} {count:>13,} {size / 2**20:>10.2f}" for name, (count, size) in rows.items()

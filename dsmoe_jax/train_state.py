@@ -63,7 +63,7 @@ def init_state(
     users, items, scenario_B = example_inputs(model.spec)
 
     def init(key: jax.Array) -> TrainState:
-        variables = model.init({"params": key}, users, items, scenario_B, train=False)
+        variables = dict(model.init({"params": key}, users, items, scenario_B, train=False))
         params = variables.pop("params")
         return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
 

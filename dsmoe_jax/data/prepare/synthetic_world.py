@@ -151,7 +151,7 @@ class SyntheticWorldConfig(config.DataConfig):
         for side, vector_BD in (("user", user_BD), ("item", item_BD)):
             noise_BD = self.feature_noise * rng.standard_normal(vector_BD.shape)
             seen_BD = (vector_BD + noise_BD).astype(np.float32)
-            table = {f"{side}_id": np.arange(len(seen_BD))}
+            table: dict[str, np.ndarray] = {f"{side}_id": np.arange(len(seen_BD))}
             table |= {f"{side}_{d}": seen_BD[:, d] for d in range(seen_BD.shape[1])}
             if side == "item":
                 table["creator"] = preferences.creator_V
