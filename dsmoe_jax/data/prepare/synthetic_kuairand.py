@@ -33,7 +33,7 @@ _TAB_CLICK_RATE = np.array([
 ])  # fmt: skip
 # Rows of these tabs appear twice, nearly always.
 _DOUBLED_TABS = (5, 6)
-_DOUBLED_SHARE = 0.92
+_DOUBLED_SHARE = 0.88
 # Concentration of the users' own tab mixes around the overall one: small means loyal to one tab.
 _TAB_CONCENTRATION = 1.5
 # Minutes between an event and the server's date and hour, on average.
@@ -231,7 +231,7 @@ def _write_random(
     )
     rows_D = synthetic.spread_counts(np.ones(len(days)), total)
     with synthetic.CsvFile(folder / "log_random_4_22_to_5_08_pure.csv") as file:
-        for day, rows in zip(days, rows_D, strict=True):
+        for day, rows in zip(days, rows_D.tolist(), strict=True):
             rng = synthetic.random_stream(size.seed, "random", day)
             user_B = rng.integers(0, size.num_users, rows)
             item_B = rng.integers(0, size.num_items, rows)

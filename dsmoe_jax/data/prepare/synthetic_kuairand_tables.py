@@ -113,7 +113,7 @@ _DURATION_SHARE = np.array([0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1])
 def make_users(seed: int, preferences: preferences_lib.Preferences) -> pl.DataFrame:
     """The rows of user_features_pure.csv: 31 columns, one row per user.
 
-    The onehot features and the degree of activity follow the users' planted vectors.
+    The onehot features follow the users' planted vectors.
     """
     rng = synthetic.random_stream(seed, "users")
     num_users, num_dims = preferences.user_UD.shape
@@ -214,8 +214,9 @@ def _make_tags(
 ) -> pl.Series:
     """Comma-joined tag ids: one for 3 of 4 videos, two for most others, rarely three or none."""
     num_videos = len(preferences.item_VD)
-    first_V = synthetic_tables.by_score(rng, preferences.item_VD[:, 0], _TAG_ROWS, noise=0.1) + 1
-    second_V = synthetic_tables.by_score(rng, preferences.item_VD[:, 1], _TAG_ROWS, noise=0.1) + 1
+    # The dimensions of taste that the users' onehot_feat1 and onehot_feat7 follow.
+    first_V = synthetic_tables.by_score(rng, preferences.item_VD[:, 1], _TAG_ROWS, noise=0.1) + 1
+    second_V = synthetic_tables.by_score(rng, preferences.item_VD[:, 7], _TAG_ROWS, noise=0.1) + 1
     third_V = synthetic.draw_shares(rng, _TAG_ROWS, num_videos) + 1
     count_V = 1 + synthetic.draw_shares(rng, np.array([5696.0, 1759, 32]), num_videos)
     # A video does not carry a tag twice.

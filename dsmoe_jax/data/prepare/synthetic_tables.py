@@ -7,7 +7,7 @@ value). Without that tie the features of a synthetic data set would be noise.
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from dsmoe_jax.data.prepare import synthetic
 
@@ -58,8 +58,8 @@ def by_score(
 def draw_steps(
     rng: np.random.Generator,
     rows: int,
-    edge: Float[np.ndarray, "C"],
-    cumulative: Float[np.ndarray, "C"],
+    edge: Real[np.ndarray, "C"],
+    cumulative: Real[np.ndarray, "C"],
 ) -> Float[np.ndarray, "R"]:
     """Non-negative numbers with P(x < edge[i]) = cumulative[i], log-linear in between.
 
