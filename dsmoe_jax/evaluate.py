@@ -254,9 +254,8 @@ def evaluate_scores(
       seed: Of the negatives, which are the same for every system.
     """
     judge = judge_lib.Judge(store, config, split)
-    V = store.spec.num_items
     if batch_size is None:
-        batch_size = max(1, min(config.query_batch, _SCORE_BYTES // (4 * V)))
+        batch_size = fit_rows(store.spec.num_items, at_most=config.query_batch)
     query_Q = np.sort(query_Q)
     starts = range(0, len(query_Q), batch_size)
     with _progress(f"evaluate {split}", len(starts)) as bar:
@@ -268,6 +267,11 @@ def evaluate_scores(
             judge.add_scores(ids, score_BV)
             bar.update()
     return judge.finish()
+
+
+def fit_rows(num_items: int, *, at_most: int) -> int:
+    """Rows of float32 scores over the corpus that are held at once, 1 to `at_most`."""
+    return max(1, min(at_most, _SCORE_BYTES // (4 * num_items)))
 
 
 def _apply(model: nn.Module, frozen: train_state.Frozen, *args: Any, method: str) -> Any:

@@ -74,7 +74,7 @@ def recall_at_k(
 
 def hit_rate_at_k(hit_QT: Bool[np.ndarray, "Q T"], k: int) -> Float[np.ndarray, "Q"]:
     """1 where any of the top k is relevant, else 0."""
-    return hit_QT[:, :k].any(axis=1).astype(np.float64)
+    return np.asarray(hit_QT[:, :k].any(axis=1), np.float64)
 
 
 def ndcg_at_k(

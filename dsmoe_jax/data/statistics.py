@@ -1,0 +1,178 @@
+"""Corpus statistics of the training period: who clicked what, popularity, collaborative vectors.
+
+Owns what is computed once from a store before training, for teachers that use it (the `constants`
+collection of a model) and for the reference rows. Nothing here reads an event of the validation or
+test days, except `read_windows`, which reads the histories that queries may see.
+
+Letters: U rows of the user table, V rows of the corpus (row 0 is padding), S scenarios, C width of
+a collaborative vector, Q queries, E events.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import scipy.sparse
+import scipy.sparse.linalg
+from jaxtyping import Float, Int
+
+from dsmoe_jax.data import store as store_lib
+
+DAY_S = 86_400
+# Weight of the all-scenario popularity in a scenario's, in clicks.
+PRIOR_CLICKS = 10.0
+
+
+def make_constants(
+    store: store_lib.Store, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The constants that a model declares, float32.
+
+    Args:
+      store: The prepared data.
+      shapes: Wanted shapes by name: `log_prior_SV` [S, V], see `log_prior`, and `item_vector_VC`
+        [V, C], see `item_vectors`.
+
+    Raises:
+      ValueError: On an unknown name, or a shape that the store does not give.
+    """
+    constants = {}
+    for name, shape in shapes.items():
+        if name == "log_prior_SV":
+            constants[name] = log_prior(store)
+        elif name == "item_vector_VC":
+            constants[name] = item_vectors(read_interactions(store), shape[-1])
+        else:
+            raise ValueError(
+                f"constant {name!r}: expected 'log_prior_SV' or 'item_vector_VC', the statistics "
+                "that can be computed"
+            )
+        if constants[name].shape != tuple(shape):
+            raise ValueError(
+                f"constant {name!r}: expected shape {constants[name].shape} for this store, got "
+                f"{tuple(shape)} from the model"
+            )
+    return constants
+
+
+def read_interactions(store: store_lib.Store) -> scipy.sparse.csr_matrix:
+    """Binary [U, V]: the user's clicks from before the log and training positives.
+
+    Users without any positive in the log have no row of the store that points at their earlier
+    clicks, and stay empty.
+    """
+    columns, train_NC = store.columns, store.train_NC
+    rows_XC = np.concatenate(
+        [train_NC, *(store.queries(split).rows_QC for split in ("validation", "test"))]
+    )
+    user_X, first_X = np.unique(rows_XC[:, columns["user"]], return_index=True)
+    start_X = rows_XC[first_X, columns["history_start"]]
+    ids_EF, time_E = store.sequences["history"]
+    # Clicks from before the log have no time and open a user's history; these users have at least
+    # one timed click, so the first one ends the run.
+    timed = np.append(np.flatnonzero(time_E), len(time_E))
+    stop_X = timed[np.searchsorted(timed, start_X)]
+    row, event = _expand(start_X, stop_X)
+    user = np.concatenate([user_X[row], train_NC[:, columns["user"]]])
+    item = np.concatenate([ids_EF[event, 0], train_NC[:, columns["item"]]])
+    return _binary(user, item, (len(store.users_sparse), store.spec.num_items))
+
+
+def read_windows(
+    store: store_lib.Store, rows_QC: Int[np.ndarray, "Q C"]
+) -> scipy.sparse.csr_matrix:
+    """Binary [Q, V]: everything in the rows' all-scenario history windows, however long."""
+    start_Q = rows_QC[:, store.columns["history_start"]]
+    row, event = _expand(start_Q, rows_QC[:, store.columns["history_stop"]])
+    ids_EF, _ = store.sequences["history"]
+    return _binary(row, ids_EF[event, 0], (len(rows_QC), store.spec.num_items))
+
+
+def count_clicks(
+    store: store_lib.Store, half_life_days: float | None = None
+) -> Float[np.ndarray, "S V"]:
+    """Training positives per scenario and item.
+
+    Args:
+      store: The prepared data.
+      half_life_days: Age, before the first validation day, at which a click counts half; None
+        counts every click as 1.
+    """
+    columns, train_NC = store.columns, store.train_NC
+    V = store.spec.num_items
+    cell = train_NC[:, columns["scenario"]] * V + train_NC[:, columns["item"]]
+    weight_N = np.ones(len(train_NC))
+    if half_life_days is not None:
+        cut_s = store.queries("validation").rows_QC[0, columns["time_s"]]
+        # A few clicks of the last training day carry a time past the cut; they count as new.
+        age_days_N = np.maximum(cut_s - train_NC[:, columns["time_s"]], 0) / DAY_S
+        weight_N = 0.5 ** (age_days_N / half_life_days)
+    count = np.bincount(cell, weights=weight_N, minlength=store.spec.num_scenarios * V)
+    return count.reshape(-1, V)
+
+
+def log_prior(
+    store: store_lib.Store,
+    *,
+    half_life_days: float | None = None,
+    prior_clicks: float = PRIOR_CLICKS,
+) -> Float[np.ndarray, "S V"]:
+    """Logarithm of P(item | scenario) from training positives, float32, finite everywhere.
+
+    A scenario's counts are smoothed with `prior_clicks` pseudo-clicks that follow the popularity
+    over all scenarios, itself smoothed with one click an item. Row 0 of the corpus, which is no
+    candidate, holds the scenario's minimum.
+
+    Args:
+      store: The prepared data.
+      half_life_days: See `count_clicks`.
+      prior_clicks: Pseudo-clicks per scenario, above 0.
+    """
+    count_SV = count_clicks(store, half_life_days)[:, 1:]
+    overall_V = count_SV.sum(axis=0) + 1.0
+    overall_V /= overall_V.sum()
+    smooth_SV = count_SV + prior_clicks * overall_V[None]
+    log_SV = np.log(smooth_SV / smooth_SV.sum(axis=1, keepdims=True))
+    lowest_S1 = log_SV.min(axis=1, keepdims=True)
+    return np.concatenate([lowest_S1, log_SV], axis=1).astype(np.float32)
+
+
+def item_vectors(interactions_UV: scipy.sparse.csr_matrix, C: int) -> Float[np.ndarray, "V C"]:
+    """Collaborative item vectors by a truncated SVD, float32, of unit mean square.
+
+    The columns of the interaction matrix are divided by the square root of the item's clicks, and
+    so are the right singular vectors: an item's vector is then the mean of what its users like,
+    of comparable length for popular and rare items. The scale of the whole matrix is free; items
+    without a click are zero, and so are columns past the rank of the matrix.
+
+    Args:
+      interactions_UV: Binary, from `read_interactions`.
+      C: Width.
+    """
+    click_V = np.asarray(interactions_UV.sum(axis=0)).ravel()
+    root_V = np.sqrt(np.maximum(click_V, 1.0))
+    scaled_UV = (interactions_UV @ scipy.sparse.diags(1.0 / root_V)).astype(np.float32)
+    rank = min(C, min(scaled_UV.shape) - 1)
+    # A fixed start makes the iteration, and with it the vectors, repeatable.
+    start = np.ones(min(scaled_UV.shape), np.float32)
+    _, _, right_CV = scipy.sparse.linalg.svds(scaled_UV, k=rank, v0=start)
+    right_VC = right_CV[::-1].T  # largest singular value first
+    largest_C = right_VC[np.abs(right_VC).argmax(axis=0), np.arange(rank)]
+    vector_VC = right_VC * np.sign(largest_C)[None] / root_V[:, None]
+    vector_VC[click_V == 0] = 0.0
+    vector_VC /= np.sqrt(np.mean(vector_VC[click_V > 0] ** 2))
+    return np.pad(vector_VC, ((0, 0), (0, C - rank))).astype(np.float32)
+
+
+def _expand(start_X: np.ndarray, stop_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row number and position of every event of the windows `[start, stop)`."""
+    count_X = stop_X - start_X
+    row = np.repeat(np.arange(len(count_X)), count_X)
+    first = np.repeat(np.cumsum(count_X) - count_X, count_X)
+    return row, start_X[row] + np.arange(len(row)) - first
+
+
+def _binary(row: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> scipy.sparse.csr_matrix:
+    ones = np.ones(len(row), np.float32)
+    matrix = scipy.sparse.csr_matrix((ones, (row, item)), shape=shape)
+    matrix.data[:] = 1.0  # building sums what is repeated
+    return matrix
