@@ -6,6 +6,8 @@ Letters: B examples, S scenarios, C scenario embedding, K experts, R rank, I inp
 width, D the tower's output. Inputs may have axes between B and I (candidates of an example).
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -95,7 +97,8 @@ class ScenarioMixture(nn.Module):
         hidden = jnp.where(hidden >= 0, hidden, slope * hidden)
         hidden = self.norms(hidden, one_hot_BS, train=train)
         gate = self._gate(parts, scenario_SC, one_hot_BS, hidden.ndim)
-        mixed = sum(gate[..., k, None] * hidden[..., k * H : (k + 1) * H] for k in range(K))
+        blocks = (gate[..., k, None] * hidden[..., k * H : (k + 1) * H] for k in range(K))
+        mixed = functools.reduce(jnp.add, blocks)
         return self.forward((mixed,), scenario_SC, one_hot_BS)
 
     def _scenario_gate(self, scenario_SC: Float[jax.Array, "S C"]) -> Float[jax.Array, "S K"]:

@@ -7,6 +7,8 @@ Letters: B examples, S scenarios, C scenario embedding, K experts side by side, 
 O output of one expert.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -90,9 +92,8 @@ class SAP(nn.Module):
         return output + down @ up.reshape(K * R, K * self.out_dim)
 
     def _multiply(self, parts: tuple[jax.Array, ...], weight: Float[jax.Array, "I O"]) -> jax.Array:
-        start, total = 0, None
+        start, products = 0, []
         for part in parts:
-            product = part @ weight[start : start + part.shape[-1]]
-            total = product if total is None else total + product
+            products.append(part @ weight[start : start + part.shape[-1]])
             start += part.shape[-1]
-        return total
+        return functools.reduce(jnp.add, products)
