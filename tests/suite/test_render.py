@@ -1,0 +1,89 @@
+import json
+
+import pytest
+
+from dsmoe_jax.suite import render, rows
+
+TABLE = (
+    rows.Row("ours", "**ours**", "a.py:x"),
+    rows.Row("ablated", "ours without", "a.py:y", teacher_of="ours"),
+    rows.Row("unfinished", "never run", "a.py:z"),
+)
+
+
+def summary(test, validation):
+    def recalls(value):
+        return {"recall@50": value, "recall@50_se": 0.004}
+
+    return {
+        "scenarios": {"K1": recalls(test), "K2": recalls(test / 2)},
+        "macro": recalls(0.75 * test),
+        "validation": {"scenarios": {}, "macro": recalls(validation)},
+    }
+
+
+def record(seed, test, validation, teacher=None):
+    return {
+        "seed": seed,
+        "dataset": "rows",
+        "k": [50, 100],
+        **summary(test, validation),
+        "teacher": teacher,
+        "references": {"popularity": summary(0.1, 0.1)},
+        "split": {"test": {"days": ["a", "b"], "examples": 1}},
+        "candidates": 1000,
+        "seen_items_removed": True,
+        "device": "1 x cpu (2 cores)",
+        "date": "2026-01-02",
+    }
+
+
+@pytest.fixture
+def published(tmp_path):
+    for seed, value in ((0, 0.2), (1, 0.3)):
+        path = tmp_path / f"ours-seed{seed}.json"
+        path.write_text(json.dumps(record(seed, value, value, summary(0.4, 0.4))))
+    path = tmp_path / "ablated-seed0.json"
+    path.write_text(json.dumps(record(0, 0.2, 0.2, summary(0.4, 0.4))))
+    return tmp_path
+
+
+def test_numbers_are_means_with_their_standard_deviation(published):
+    table = render.results_table(render.load(published, TABLE), TABLE)
+    lines = table.splitlines()
+    assert lines[0] == "|  | validation macro | test K1 | test K2 | test macro |"
+    assert lines[2] == "| popularity | 10.0 | 10.0 | 5.0 | 7.5 |"
+    assert "| **ours** | 25.0 ± 7.1 | 25.0 ± 7.1 | 12.5 ± 3.5 | 18.8 ± 5.3 |" in lines
+    assert "| ours without | 20.0 | 20.0 | 10.0 | 15.0 |" in lines
+    assert "never run" not in table
+
+
+def test_a_teacher_is_shown_once_beside_the_row_that_trained_it(published):
+    table = render.results_table(render.load(published, TABLE), TABLE)
+    assert table.count("_teacher of") == 1
+    assert "| _teacher of: ours_ | 40.0 ± 0.0 | 40.0 ± 0.0 |" in table
+
+
+def test_the_caption_says_seeds_days_pool_machine_and_date(published):
+    caption = render.results_table(render.load(published, TABLE), TABLE).splitlines()[-1]
+    for part in ("seeds 0, 1", "test a..b", "1,000 candidates", "removed", "2 cores", "2026-01-02"):
+        assert part in caption
+
+
+def test_no_finished_cell_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected finished cells, found none"):
+        render.results_table(render.load(tmp_path, TABLE), TABLE)
+
+
+def test_only_the_text_between_the_markers_changes(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{render.BEGIN}\nold\n{render.END}\nafter\n")
+    render.write_into(page, "new")
+    assert page.read_text() == f"before\n{render.BEGIN}\nnew\n{render.END}\nafter\n"
+
+
+def test_a_page_without_markers_is_refused(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="expected the markers"):
+        render.write_into(page, "new")
