@@ -8,7 +8,7 @@ import re
 
 import polars as pl
 
-_CONDITION = re.compile(r"\s*(.+?)\s*(==|!=|>=|<=|>|<)\s*(.+?)\s*")
+_CONDITION = re.compile(r"\s*(.+?)\s*(==|!=|>=|<=|>|<)\s*([^\s=<>!].*?)\s*")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 

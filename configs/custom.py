@@ -1,0 +1,78 @@
+"""Your own logs: copy this file, say which column is what in `data_config`, and run it.
+
+    python -m dsmoe_jax.main --config configs/custom.py --config.data.raw_dir=FOLDER
+
+The example reads a folder with
+
+    log.csv      user,item,time,page,action          one row per event
+    users.csv    user,country,age,interests          one row per user
+    items.csv    item,brand,price,tags               one row per item
+
+    u7,i42,2024-05-01T12:30:00,home,view             a row of log.csv
+    u7,DE,34,music|travel                            a row of users.csv
+    i42,acme,19.99,shoes|sale                        a row of items.csv
+
+A file may as well be `.csv.gz` or `.parquet`. Users and items may go without a table: leave
+`users_file` or `items_file` empty, with no features named for them.
+
+Variants, at most one token per axis, in any order:
+    ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill
+"""
+
+from dsmoe_jax import config
+from dsmoe_jax.data.prepare import custom
+from dsmoe_jax.models.matching import dsmoe
+from dsmoe_jax.models.ranking import mmoe_din
+
+AXES = {"ablation": (*dsmoe.ABLATIONS, "no_distill")}
+
+
+def data_config() -> custom.CustomConfig:
+    """Which column is what. `custom.CustomConfig` explains every field."""
+    return custom.CustomConfig(
+        name="my shop",
+        # Names or patterns, such as "log_*.parquet".
+        log_files=("log.csv",),
+        users_file="users.csv",
+        items_file="items.csv",
+        # The log. A positive is any purchase; leave `positive` empty if every row is one.
+        user_id="user",
+        item_id="item",
+        time="time",
+        time_unit="iso",
+        utc_offset_hours=2.0,
+        positive="action == buy",
+        # A scenario is the page an event happened on; `scenarios` names the ones to keep.
+        scenario="page",
+        scenarios=("home", "search", "cart"),
+        # Features of users and items: categories, numbers, numbers on a log scale, lists.
+        user_sparse=("country",),
+        user_dense=("age",),
+        user_bags=("interests",),
+        item_sparse=("brand",),
+        item_log_dense=("price",),
+        item_bags=("tags",),
+        bag_separator="|",
+        # The last seven days test, the seven before them validate.
+        validation_days=7,
+        test_days=7,
+    )
+
+
+def get_config(variant: str = "") -> config.Experiment:
+    """The experiment of a variant."""
+    chosen = config.parse_variant(variant, AXES)
+    ablation = chosen.get("ablation", "")
+    data = data_config()
+    experiment = config.Experiment(
+        dataset=data.name,
+        variant=variant,
+        data=data,
+        model=dsmoe.DSMOEConfig(**dsmoe.ABLATIONS.get(ablation, {})),
+        teacher=config.TeacherConfig(
+            model=mmoe_din.MMoEDINConfig(use_log_prior=True, collaborative=True)
+        ),
+    )
+    if ablation == "no_distill":
+        experiment.loss.distill_weight = 0.0
+    return experiment
