@@ -296,7 +296,11 @@ BAD_FILES = {
         {"time_unit": "s"},
         r"row 2, column 'time': expected an integer, got '2024-05-01T",
     ),
-    "column missing": ({}, {"scenario": "tab"}, r"log\.csv: row 1, column 'tab': expected it in the header"),
+    "column missing": (
+        {},
+        {"scenario": "tab"},
+        r"log\.csv: row 1, column 'tab': expected it in the header",
+    ),
     "number missing": (
         {"items": make_items().with_columns(price=pl.lit("cheap"))},
         {"items_file": "items.csv", "item_log_dense": ("price",)},
