@@ -1,0 +1,316 @@
+"""Figures of a run: recall beside the references, the paper's Fig. 4, learning curves.
+
+Owns how numbers look; takes them from `results.json`, `metrics.jsonl` and the model's own tables
+and computes none but the cosine of Fig. 4a. Every figure is written as PNG and SVG, beside its
+place and then renamed. Colours are those of Okabe and Ito, which colour-blind readers tell apart.
+
+Letters: S scenarios, K experts, R SAP rank.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+Arrays = Mapping[str, Any]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_STUDENT, _TEACHER, _REFERENCE = COLOURS[0], COLOURS[4], "#B8BEC6"
+_STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#808080",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.titlesize": 11,
+    "font.size": 9,
+    "grid.color": "#E4E4E4",
+    "legend.frameon": False,
+    # Equal data give equal files.
+    "svg.hashsalt": "dsmoe_jax",
+}
+
+
+def draw_all(
+    folder: pathlib.Path,
+    *,
+    results: Mapping[str, Any],
+    metrics_path: pathlib.Path,
+    fig4: Mapping[str, Arrays],
+) -> list[pathlib.Path]:
+    """Draws every figure that a run has numbers for.
+
+    Args:
+      folder: Created where missing.
+      results: The content of results.json.
+      metrics_path: The run's metrics.jsonl; no learning curves where it is missing.
+      fig4: `scenario_coefficients` ([S, R] by layer) and `gate_weights` ([S, K] by tower), as far
+        as the model has them.
+
+    Returns:
+      The written files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scenarios = list(results["scenarios"])
+    written = []
+    for k in results["k"]:
+        written += draw_recall(folder / f"recall_at_{k}", results, k)
+    # A tower without the scenario has one row, and one layer's row has no angle to another.
+    coefficients = {
+        name: coef for name, coef in fig4.get("scenario_coefficients", {}).items() if len(coef) > 1
+    }
+    if coefficients:
+        written += draw_similarity(folder / "fig4a_scenario_similarity", coefficients, scenarios)
+    if fig4.get("gate_weights"):
+        written += draw_gates(folder / "fig4b_gate_weights", fig4["gate_weights"], scenarios)
+    points = _read_points(metrics_path)
+    if points:
+        written += draw_curves(folder / "learning_curves", points, results["k"][0])
+    return written
+
+
+def draw_recall(path: pathlib.Path, results: Mapping[str, Any], k: int) -> list[pathlib.Path]:
+    """Test recall@k of every row, one panel per scenario and one for the macro average."""
+    rows = {name: (summary, _REFERENCE) for name, summary in results["references"].items()}
+    if results["teacher"]:
+        rows["teacher (sampled queries)"] = (results["teacher"], _TEACHER)
+    rows["student"] = (results, _STUDENT)
+    panels = [*results["scenarios"], "macro"]
+    columns = min(len(panels), 5)
+    lines = -(-len(panels) // columns)
+    height = lines * (0.9 + 0.28 * len(rows)) + 0.5
+    with _figure(2.2 + 1.9 * columns, height) as figure:
+        axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
+        for panel, axis in zip(panels, axes.flat, strict=False):
+            _draw_recall_panel(axis, panel, rows, f"recall@{k}")
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        axes[0, 0].invert_yaxis()
+        figure.suptitle(
+            f"{results['dataset']}: test Recall@{k} (%), {results['candidates']:,} candidates, "
+            f"seen items {'removed' if results['seen_items_removed'] else 'kept'}"
+        )
+        figure.supxlabel("whiskers: one standard error over queries", fontsize=8)
+        return _save(figure, path)
+
+
+def draw_similarity(
+    path: pathlib.Path, coefficients: Arrays, scenarios: Sequence[str]
+) -> list[pathlib.Path]:
+    """Cosine between the scenarios' SAP coefficients b_s.
+
+    **Paper:** Fig. 4a. **Deviation:** the paper does not say whose b_s it shows, since every SAP
+    layer has its own: the first panel is the mean of the cosine over all layers, the others are
+    the layers.
+    """
+    similar = {name: cosine(np.asarray(coef)) for name, coef in coefficients.items()}
+    panels = {"mean over layers": np.mean(list(similar.values()), axis=0), **similar}
+    columns = min(len(panels), 5)
+    lines = -(-len(panels) // columns)
+    side = max(1.7, 0.42 * len(scenarios))
+    with _figure(0.9 + (side + 0.35) * columns, 0.8 + (side + 0.5) * lines) as figure:
+        axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+        image = None
+        for (title, similar_SS), axis in zip(panels.items(), axes.flat, strict=False):
+            image = axis.imshow(similar_SS, cmap="PuOr_r", vmin=-1, vmax=1)
+            _label_cells(axis, similar_SS)
+            axis.set_title(title.replace("/", " "))
+            axis.set_xticks(range(len(scenarios)), scenarios)
+            axis.set_yticks(range(len(scenarios)), scenarios)
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        figure.colorbar(image, ax=axes, label="cosine", shrink=0.8, pad=0.02)
+        figure.suptitle("Similarity of scenarios: cosine of the SAP coefficients $b_s$")
+        return _save(figure, path)
+
+
+def cosine(coef_SR: Float[np.ndarray, "S R"]) -> Float[np.ndarray, "S S"]:
+    """Cosine between rows; 0 with a row of zeros, which has no direction."""
+    norm_S1 = np.linalg.norm(coef_SR, axis=1, keepdims=True)
+    unit_SR = coef_SR / np.where(norm_S1 > 0, norm_S1, 1.0)
+    return unit_SR @ unit_SR.T
+
+
+def draw_gates(
+    path: pathlib.Path, gate_weights: Arrays, scenarios: Sequence[str]
+) -> list[pathlib.Path]:
+    """Expert weights per scenario, one panel per tower. **Paper:** Fig. 4b."""
+    towers = {name: np.asarray(gate_SK) for name, gate_SK in gate_weights.items()}
+    K = max(gate_SK.shape[1] for gate_SK in towers.values())
+    width = float(np.clip(2.0 + 0.26 * K * len(scenarios), 5.0, 14.0))
+    with _figure(width, 0.6 + 1.9 * len(towers)) as figure:
+        axes = figure.subplots(len(towers), 1, sharey=True, squeeze=False)[:, 0]
+        for (tower, gate_SK), axis in zip(towers.items(), axes, strict=True):
+            names = scenarios if len(gate_SK) == len(scenarios) else ["all scenarios"]
+            bar = 0.8 / K
+            for expert in range(gate_SK.shape[1]):
+                x = np.arange(len(gate_SK)) + (expert - (K - 1) / 2) * bar
+                axis.bar(x, gate_SK[:, expert], 0.9 * bar, **_look(expert, bar=True))
+            axis.axhline(1 / K, color="#606060", linewidth=0.8, linestyle=":")
+            axis.set_title(f"{tower} tower")
+            axis.set_xticks(range(len(names)), names)
+            axis.tick_params(axis="x", length=0)
+            axis.grid(axis="y")
+        axes[0].set_ylim(0, None)
+        figure.supylabel("gate weight (dotted: uniform)", fontsize=9)
+        handles = axes[0].containers
+        labels = [f"expert {expert + 1}" for expert in range(K)]
+        figure.legend(handles, labels, loc="outside right center")
+        figure.suptitle("Expert weights per scenario")
+        return _save(figure, path)
+
+
+def draw_curves(
+    path: pathlib.Path, points: Sequence[Mapping[str, Any]], k: int
+) -> list[pathlib.Path]:
+    """Losses and validation recall@k of every stage against its steps.
+
+    Args:
+      path: Without suffix.
+      points: The lines of metrics.jsonl.
+      k: Cut-off of the recall.
+    """
+    stages = list(dict.fromkeys(point["stage"] for point in points))
+    with _figure(9.0, 0.6 + 2.6 * len(stages)) as figure:
+        axes = figure.subplots(len(stages), 2, squeeze=False)
+        for stage, (left, right) in zip(stages, axes, strict=True):
+            mine = [point for point in points if point["stage"] == stage]
+            _draw_losses(left, stage, mine)
+            _draw_validation(right, stage, mine, f"recall@{k}")
+        for axis in axes[-1]:
+            axis.set_xlabel("step")
+        return _save(figure, path)
+
+
+def _draw_recall_panel(
+    axis: Any, panel: str, rows: Mapping[str, tuple[Mapping[str, Any], str]], metric: str
+) -> None:
+    entries = [
+        summary["macro"] if panel == "macro" else summary["scenarios"][panel]
+        for summary, _ in rows.values()
+    ]
+    value = 100 * np.array([_number(entry[metric]) for entry in entries])
+    error = 100 * np.array([_number(entry[f"{metric}_se"]) for entry in entries])
+    colours = [colour for _, colour in rows.values()]
+    y = np.arange(len(rows))
+    whisker = {"ecolor": "#404040", "elinewidth": 0.9}
+    axis.barh(y, value, 0.72, xerr=np.nan_to_num(error), color=colours, error_kw=whisker)
+    top = np.nanmax(value + np.nan_to_num(error), initial=0.0)
+    for row in np.flatnonzero(~np.isnan(value)):
+        # Beside the whisker, where neither the bar nor its error hides the number.
+        x = value[row] + np.nan_to_num(error[row]) + 0.02 * top
+        axis.text(x, row, f"{value[row]:.1f}", va="center", fontsize=8)
+    axis.set_xlim(0, 1.24 * top or 1.0)
+    axis.set_yticks(y, list(rows))
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x")
+    share = "" if panel == "macro" else f" ({entries[-1]['queries']:,} queries)"
+    axis.set_title(f"{panel}{share}")
+
+
+def _draw_losses(axis: Any, stage: str, points: Sequence[Mapping[str, Any]]) -> None:
+    names = _keys(points, lambda key: key.startswith("train/") and key.count("/") == 1)
+    for number, key in enumerate(names):
+        step, value = _curve(points, key)
+        label = key.removeprefix("train/").replace("_", " ")
+        axis.plot(step, value, label=label, linewidth=1.2, **_look(number))
+    axis.set_title(f"{stage}: training loss", loc="left")
+    axis.set_xlim(0, None)
+    axis.set_ylim(0, None)
+    axis.grid()
+    if names:
+        axis.legend(loc="upper right")
+
+
+def _draw_validation(
+    axis: Any, stage: str, points: Sequence[Mapping[str, Any]], metric: str
+) -> None:
+    keys = _keys(points, lambda key: key.startswith("eval/") and key.endswith(f"/{metric}"))
+    names = [key.split("/")[1] for key in keys]
+    note = ""
+    for number, name in enumerate([name for name in names if name != "macro"]):
+        step, value = _curve(points, f"eval/{name}/{metric}")
+        look = _look(number)
+        axis.plot(step, 100 * value, label=name, linewidth=1.2, marker=".", **look)
+    if "macro" in names:
+        step, value = _curve(points, f"eval/macro/{metric}")
+        axis.plot(step, 100 * value, label="macro", color="#202020", linewidth=2.2)
+        if not np.isnan(value).all():
+            best = int(np.nanargmax(value))
+            axis.axvline(step[best], color="#606060", linewidth=0.8, linestyle=":")
+            note = f", best macro {100 * value[best]:.1f} at step {step[best]:,.0f}"
+    title = f"{stage}: validation {metric.replace('recall', 'Recall')} (%){note}"
+    axis.set_title(title, loc="left")
+    axis.set_xlim(0, None)
+    axis.set_ylim(0, None)
+    axis.grid()
+    if names:
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _look(number: int, *, bar: bool = False) -> dict[str, Any]:
+    """Colour, and past the palette's end a pattern that tells repeated colours apart."""
+    colour, again = COLOURS[number % len(COLOURS)], number // len(COLOURS)
+    if bar:
+        return {"color": colour, "hatch": ("", "///", "...")[again % 3]}
+    return {"color": colour, "linestyle": ("-", "--", ":")[again % 3]}
+
+
+def _label_cells(axis: Any, value_SS: np.ndarray) -> None:
+    if len(value_SS) > 8:  # no room for numbers
+        return
+    for (row, column), value in np.ndenumerate(value_SS):
+        colour = "white" if abs(value) > 0.7 else "#202020"
+        text = f"{value:.2f}".replace("-0.00", "0.00")
+        axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+
+
+def _keys(points: Sequence[Mapping[str, Any]], wanted: Callable[[str], bool]) -> list[str]:
+    """The wanted keys of any point, in the order of their first appearance."""
+    return list(dict.fromkeys(key for point in points for key in point if wanted(key)))
+
+
+def _curve(points: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    known = [(point["step"], _number(point[key])) for point in points if key in point]
+    step, value = np.array(known, float).reshape(-1, 2).T
+    return step, value
+
+
+def _number(value: Any) -> float:
+    """JSON's null, a metric of a scenario without queries, as NaN."""
+    return float("nan") if value is None else float(value)
+
+
+def _read_points(path: pathlib.Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+@contextlib.contextmanager
+def _figure(width: float, height: float) -> Iterator[Any]:
+    """A matplotlib figure of that size in inches, in the house's style, without a display."""
+    # Imported here: a run that stops early should not wait for it.
+    import matplotlib
+    from matplotlib import figure
+
+    with matplotlib.rc_context(_STYLE):
+        yield figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: pathlib.Path) -> list[pathlib.Path]:
+    written = []
+    for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
+        target = path.with_name(f"{path.name}.{kind}")
+        partial = target.with_name(f"{target.name}.partial")
+        figure.savefig(partial, format=kind, **options)
+        os.replace(partial, target)
+        written.append(target)
+    return written
