@@ -19,7 +19,7 @@ from typing import ClassVar
 import polars as pl
 
 from dsmoe_jax import config
-from dsmoe_jax.data.prepare import assemble, columns, events, read, tables
+from dsmoe_jax.data.prepare import assemble, columns, events, read, synthetic, tables
 
 SAMPLES_FILE = "raw_sample.csv"
 ADS_FILE = "ad_feature.csv"
@@ -106,7 +106,7 @@ class AlimamaConfig(config.DataConfig):
         pool = ads.join(positives, left_on="adgroup_id", right_on="item", how="semi")
         features = [c.name for c in _PROFILE_COLUMNS if c.name not in ("userid", _LEVEL)]
         return assemble.Dataset(
-            name=self.NAME,
+            name=synthetic.label(self.NAME, files[SAMPLES_FILE].parent),
             scenarios=tuple(f"A{i + 1}" for i in range(len(self.levels))),
             users=tables.Table(users, key="userid", sparse=tuple(features)),
             items=tables.Table(

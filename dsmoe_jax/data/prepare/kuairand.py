@@ -16,7 +16,7 @@ from typing import ClassVar
 import polars as pl
 
 from dsmoe_jax import config
-from dsmoe_jax.data.prepare import assemble, columns, read, tables
+from dsmoe_jax.data.prepare import assemble, columns, read, synthetic, tables
 
 SAMPLE_DIR = pathlib.Path(__file__).resolve().parent.parent / "sample"
 USERS_FILE = "user_features_pure.csv"
@@ -106,7 +106,7 @@ class KuaiRandConfig(config.DataConfig):
         elif files.history:
             print(f"{files.history} is left out: the logs begin on {min(days)}", flush=True)
         return assemble.Dataset(
-            name=self.NAME,
+            name=synthetic.label(self.NAME, files.users.parent),
             scenarios=tuple(f"K{i + 1}" for i in range(len(self.tabs))),
             users=tables.Table(
                 users,

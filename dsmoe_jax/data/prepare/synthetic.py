@@ -8,13 +8,16 @@ distinct values or share of nulls. Does not own: what is in the files (`syntheti
 (`synthetic_preferences.py`).
 """
 
+import contextlib
+import fcntl
 import io
 import json
+import os
 import pathlib
 import shutil
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -57,7 +60,8 @@ def generate(
       The folder.
 
     Raises:
-      ValueError: If the folder holds files that no generator wrote.
+      ValueError: If the folder holds files that no generator wrote, or another process is
+        filling it.
     """
     folder = pathlib.Path(folder)
     identity = {"generator_version": GENERATOR_VERSION, "title": title, "settings": settings}
@@ -73,10 +77,7 @@ def generate(
         if {**written, "files": None} == {**identity, "files": None} and sizes == written["files"]:
             return folder
     start_s = time.monotonic()
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with _open_partial(folder) as partial:
         write(partial)
         (partial / NOTE_NAME).write_text(_note(title, note, settings))
         files = {p.name: p.stat().st_size for p in sorted(partial.iterdir())}
@@ -84,8 +85,6 @@ def generate(
         (partial / SETTINGS_NAME).write_text(text + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     size_mb = sum(files.values()) / 1e6
     print(
         f"synthetic files {folder}: {size_mb:,.1f} MB in the layout of {title} generated in "
@@ -93,6 +92,35 @@ def generate(
         flush=True,
     )
     return folder
+
+
+def label(name: str, folder: str | pathlib.Path) -> str:
+    """What results on the files of a folder are labelled with: generated ones say so."""
+    is_generated = _read_settings(pathlib.Path(folder)) is not None
+    return f"{name} (synthetic)" if is_generated else name
+
+
+@contextlib.contextmanager
+def _open_partial(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """`<folder>.partial`, empty and of this process alone; removed unless renamed."""
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        # The lock goes with its process, so what a killed run left behind is known to be free.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ValueError(
+            f"{partial}: another process is generating these files; wait for it to end"
+        ) from None
+    try:
+        for leftover in partial.iterdir():
+            leftover.unlink()
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
 
 
 def _read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -114,7 +142,7 @@ def _note(title: str, note: str, settings: dict[str, Any]) -> str:
             "",
             note,
             "",
-            "Settings (the same settings give the same bytes, with the same version of NumPy):",
+            "Settings (equal settings give equal bytes with the same NumPy on the same machine):",
             "",
             *lines,
             "",

@@ -9,7 +9,7 @@ Reading the files is `alimama.py`'s.
 import dataclasses
 import itertools
 import pathlib
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -72,8 +72,6 @@ class SyntheticAlimamaConfig(alimama.AlimamaConfig):
     num_impressions: int = 600_000
     num_behaviors: int = 1_500_000
     generator_seed: int = 0
-
-    NAME: ClassVar[str] = "Alimama (synthetic)"
 
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `config.DataConfig.prepare`."""

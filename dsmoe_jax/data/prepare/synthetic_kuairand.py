@@ -9,7 +9,7 @@ the users' state and the (user, video) pairs already shown. Reading the files is
 import dataclasses
 import datetime
 import pathlib
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -76,8 +76,6 @@ class SyntheticKuaiRandConfig(kuairand.KuaiRandConfig):
     num_items: int = 2_000
     num_impressions: int = 200_000
     generator_seed: int = 0
-
-    NAME: ClassVar[str] = "KuaiRand-Pure (synthetic)"
 
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `config.DataConfig.prepare`."""

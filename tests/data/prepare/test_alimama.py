@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import alimama
+from dsmoe_jax.data.prepare import alimama, synthetic
 
 MAY_6_S = 1_494_000_000
 DAY_S = 86_400
@@ -102,6 +102,13 @@ def test_scenarios_are_city_levels_in_the_documented_order(tmp_path):
     raw = store.users_raw_id[store.train_NC[:, c["user"]]]
     found = dict(zip((raw // 10).tolist(), store.train_NC[:, c["scenario"]].tolist(), strict=True))
     assert found == {2: 0, 3: 1, 4: 2, 1: 3}
+
+
+def test_generated_files_are_called_synthetic_by_every_loader(tmp_path):
+    assert prepare(tmp_path).manifest["dataset"] == "Alimama"
+    synthetic.generate(tmp_path / "made", "Alimama", "", {}, lambda path: write(path, make_rows()))
+    alimama.AlimamaConfig(raw_dir=str(tmp_path / "made")).prepare(str(tmp_path / "other"))
+    assert store_lib.Store.open(tmp_path / "other").manifest["dataset"] == "Alimama (synthetic)"
 
 
 def test_days_are_split_six_one_one_in_beijing(tmp_path):

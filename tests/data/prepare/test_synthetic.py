@@ -62,6 +62,24 @@ def test_failure_leaves_the_old_folder_and_nothing_half_written(tmp_path):
     assert (tmp_path / "raw" / "rows.csv").read_text() == "a,b\n1,2\n"
 
 
+def test_two_processes_do_not_generate_into_one_folder(tmp_path):
+    def generate_again(path):
+        with pytest.raises(ValueError, match="another process is generating these files"):
+            fill(tmp_path / "raw")
+        (path / "rows.csv").write_text("a\n")
+
+    synthetic.generate(tmp_path / "raw", "Some Data", "", {"n": 1}, generate_again)
+    assert (tmp_path / "raw" / "rows.csv").read_text() == "a\n"
+
+
+def test_what_a_killed_run_left_behind_is_cleared(tmp_path):
+    (tmp_path / "raw.partial").mkdir()
+    (tmp_path / "raw.partial" / "half.csv").write_text("a")
+    fill(tmp_path / "raw")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
+    assert not (tmp_path / "raw" / "half.csv").exists()
+
+
 def test_streams_differ_by_name_and_block_and_repeat_by_seed():
     def draw(*key):
         return synthetic.random_stream(*key).integers(0, 2**62, 4).tolist()
