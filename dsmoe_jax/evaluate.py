@@ -74,7 +74,12 @@ class MatcherEvaluator:
             )[0],
             out_shardings=sharding.replicated(mesh),
         )
-        self._embed_corpus = jax.jit(self._trace_corpus, out_shardings=sharding.by_rows(mesh))
+        # FAISS wants the whole corpus on the host of every process.
+        whole = config.backend == "faiss"
+        self._embed_corpus = jax.jit(
+            self._trace_corpus,
+            out_shardings=sharding.replicated(mesh) if whole else sharding.by_rows(mesh),
+        )
 
     def __call__(
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]

@@ -156,6 +156,7 @@ def draw_gates(
             axis.axhline(1 / K, color="#606060", linewidth=0.8, linestyle=":")
             axis.set_title(f"{tower} tower")
             axis.set_xticks(range(len(names)), names)
+            axis.set_xlim(-0.5, len(scenarios) - 0.5)  # bars of one width in every panel
             axis.tick_params(axis="x", length=0)
             axis.grid(axis="y")
         axes[0].set_ylim(0, None)

@@ -49,11 +49,11 @@ class TableRanker(ranker_lib.Ranker):
 
     def setup(self):
         draw = nn.initializers.normal(1.0)
-        self.user_UD = self.param("user", draw, (U, D))
+        self.user_UMD = self.param("user", draw, (U, 1, D))
         self.item_SVD = self.param("item", draw, (S, V, D))
 
     def encode_user(self, users, scenario_B, *, train):
-        return {"user": self.user_UD[users.sparse_BF[:, 0]]}
+        return {"user": self.user_UMD[users.sparse_BF[:, 0], 0]}
 
     def score(self, encoded, items, scenario_B, *, train):
         id_BG = jnp.broadcast_to(
@@ -77,9 +77,13 @@ def make_mesh(devices):
     return sharding.make_mesh(jax.devices()[:devices])
 
 
-def init(model, mesh):
-    state = train_state.init_state(model, optax.identity(), key=jax.random.key(2), mesh=mesh)
-    return train_state.freeze(state)
+def make_tables(mesh, interests=1):
+    """Parameters of a TableMatcher or, for one interest, of a TableRanker."""
+    rng = np.random.default_rng(2)
+    user_UMD = rng.normal(size=(U, interests, D)).astype(np.float32)
+    item_SVD = rng.normal(size=(S, V, D)).astype(np.float32)
+    tables = {"user": user_UMD, "item": item_SVD}
+    return train_state.Frozen(sharding.put_replicated(mesh, tables), {})
 
 
 def put_corpus(store, spec, mesh):
@@ -93,7 +97,7 @@ def evaluate_matcher(store, spec, matcher, devices=1, split="test", query_Q=None
         store, spec, put_corpus(store, spec, mesh), matcher, config, mesh
     )
     query_Q = np.arange(len(store.queries(split).rows_QC)) if query_Q is None else query_Q
-    return evaluator(init(matcher, mesh), split, query_Q)
+    return evaluator(make_tables(mesh, matcher.interests), split, query_Q)
 
 
 def table_scores(store, frozen, split, uses_scenario=True):
@@ -122,7 +126,7 @@ def assert_same(first, second):
 def test_matcher_equals_its_full_score_matrix(store, spec, interests, uses_scenario, remove_seen):
     matcher = TableMatcher(spec, interests=interests, uses_scenario=uses_scenario)
     found = evaluate_matcher(store, spec, matcher, remove_seen=remove_seen)
-    score_QV = table_scores(store, init(matcher, make_mesh(1)), "test", uses_scenario)
+    score_QV = table_scores(store, make_tables(make_mesh(1), interests), "test", uses_scenario)
     expected = evaluate.evaluate_scores(
         store,
         dataclasses.replace(CONFIG, remove_seen=remove_seen),
@@ -163,6 +167,10 @@ def test_matcher_on_eight_devices_equals_one(store, spec, interests):
 
 def test_item_vectors_do_not_depend_on_devices_or_chunks(store, spec):
     matcher = dsmoe.DSMOEConfig(hidden_dim=8, output_dim=4).make(spec)
+    state = train_state.init_state(
+        matcher, optax.identity(), key=jax.random.key(0), mesh=make_mesh(1)
+    )
+    frozen = jax.device_get(train_state.freeze(state))
     vectors = []
     for devices, item_batch in ((1, 64), (1, 5), (8, 12), (8, 64)):
         mesh = make_mesh(devices)
@@ -174,7 +182,9 @@ def test_item_vectors_do_not_depend_on_devices_or_chunks(store, spec):
             dataclasses.replace(CONFIG, item_batch=item_batch),
             mesh,
         )
-        vectors.append(np.asarray(evaluator.embed_corpus(init(matcher, mesh), 1))[:V])
+        vectors.append(
+            np.asarray(evaluator.embed_corpus(sharding.put_replicated(mesh, frozen), 1))[:V]
+        )
     for vector in vectors[1:]:
         np.testing.assert_allclose(vectors[0], vector, atol=1e-6)
 
@@ -185,7 +195,7 @@ def test_evaluating_again_compiles_nothing_anew(store, spec):
     evaluator = evaluate.MatcherEvaluator(
         store, spec, put_corpus(store, spec, mesh), matcher, CONFIG, mesh
     )
-    frozen = init(matcher, mesh)
+    frozen = make_tables(mesh)
     query_Q = np.arange(len(store.queries("test").rows_QC))
     first = evaluator(frozen, "test", query_Q)
     doubled = jax.tree.map(lambda leaf: 2 * leaf, frozen)
@@ -206,7 +216,7 @@ def test_ranker_equals_its_full_score_matrix(store, spec, devices, monkeypatch):
     monkeypatch.setattr(evaluate, "_PAIRS_PER_DEVICE", 100)  # several chunks of the catalogue
     ranker = TableRanker(spec)
     mesh = make_mesh(devices)
-    frozen = init(ranker, mesh)
+    frozen = make_tables(mesh)
     evaluator = evaluate.RankerEvaluator(
         store, spec, put_corpus(store, spec, mesh), ranker, CONFIG, mesh, seed=4
     )

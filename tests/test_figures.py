@@ -124,7 +124,7 @@ def test_towers_that_do_not_know_the_scenario_have_no_similarity(tmp_path):
 def test_many_scenarios_and_experts_fit(tmp_path):
     scenarios = tuple(f"S{i}" for i in range(12))
     fig4 = make_fig4(scenarios=12)
-    fig4["gate_weights"]["user"] = np.full((12, 10), 0.1)
+    fig4["gate_weights"] = {"user": np.full((12, 10), 0.1), "item": np.full((1, 10), 0.1)}
     missing = tmp_path / "missing.jsonl"
     written = draw(tmp_path, results=make_results(scenarios), fig4=fig4, metrics_path=missing)
     assert len(written) == 6

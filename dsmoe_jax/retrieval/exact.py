@@ -112,9 +112,14 @@ def _search(
         score_NT, item_NT = _scan(query_ND, item_VD, jnp.int32(0), num_rows, k, chunk)
     else:
         score_NT, item_NT = _search_shards(query_ND, item_VD, num_rows, k, chunk, mesh)
-    return index_lib.merge_interests(
+    score_QT, item_QT = index_lib.merge_interests(
         score_NT.reshape(Q, M, k), item_NT.reshape(Q, M, k).astype(jnp.int32), k
     )
+    if mesh is not None:
+        # Every process of a run reads the lists whole.
+        whole = NamedSharding(mesh, PartitionSpec())
+        score_QT, item_QT = jax.lax.with_sharding_constraint((score_QT, item_QT), whole)
+    return score_QT, item_QT
 
 
 def _search_shards(
