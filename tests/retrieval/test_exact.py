@@ -67,7 +67,7 @@ def test_eight_devices_equal_one(interests, items):
     one = exact.ExactIndex(item_VD).search(query_QMD, 12)
     eight = exact.ExactIndex(item_VD, mesh=mesh, item_chunk=10).search(query_QMD, 12)
     np.testing.assert_array_equal(one[1], eight[1])
-    np.testing.assert_allclose(one[0], eight[0], rtol=1e-6)
+    np.testing.assert_allclose(one[0], eight[0], rtol=1e-6, atol=1e-6)
 
 
 def test_eight_devices_break_ties_as_one_does():
