@@ -246,7 +246,7 @@ def _draw_validation(
         if not np.isnan(value).all():
             best = int(np.nanargmax(value))
             axis.axvline(step[best], color="#606060", linewidth=0.8, linestyle=":")
-            note = f", best macro {100 * value[best]:.1f} at step {step[best]:,.0f}"
+            note = f", best macro {100 * value[best]:.1f}"
     title = f"{stage}: validation {metric.replace('recall', 'Recall')} (%){note}"
     axis.set_title(title, loc="left")
     axis.set_xlim(0, None)
