@@ -14,12 +14,13 @@ from typing import Any
 
 import jax
 
+import dsmoe_jax
 from dsmoe_jax import config as config_lib
 from dsmoe_jax import judge, report
 from dsmoe_jax.data import store as store_lib
 
 FILE = "results.json"
-_PACKAGES = ("dsmoe_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def make(
@@ -78,7 +79,7 @@ def save(path: pathlib.Path, results: dict[str, Any]) -> None:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide numbers."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **found}
+    return {"python": platform.python_version(), "dsmoe_jax": dsmoe_jax.__version__, **found}
 
 
 def describe_devices() -> str:

@@ -15,9 +15,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 _CACHE = tempfile.TemporaryDirectory(prefix="dsmoe_jax_e2e_")
 
 SMALL = (
-    "--config.data.num_users=300",
-    "--config.data.num_items=250",
-    "--config.data.num_impressions=8000",
     "--config.train.batch_size=64",
     "--config.train.max_epochs=2",
     "--config.train.steps_per_report=1",
@@ -28,10 +25,24 @@ SMALL = (
     "--config.eval.teacher_validation_queries=20",
     "--config.eval.teacher_test_queries=20",
 )
-SMALL_TEACHER = (
+SMALL_MMOE = (
     "--config.teacher.model.expert_dims=(8,8)",
     "--config.teacher.model.tower_dims=(8,)",
     "--config.teacher.model.collaborative_dim=8",
+)
+SMALL_KUAIRAND = (
+    "--config.data.num_users=300",
+    "--config.data.num_items=250",
+    "--config.data.num_impressions=12000",
+    # The smallest scenario needs queries in both splits.
+    "--config.data.validation_days=5",
+    "--config.data.test_days=5",
+)
+SMALL_ALIMAMA = (
+    "--config.data.num_users=1500",
+    "--config.data.num_items=600",
+    "--config.data.num_impressions=30000",
+    "--config.data.num_behaviors=20000",
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.e2e import commands
 
 CONFIG = "--config=configs/kuairand.py:synthetic"
-ARGUMENTS = (CONFIG, *commands.SMALL, *commands.SMALL_TEACHER)
+ARGUMENTS = (CONFIG, *commands.SMALL, *commands.SMALL_MMOE, *commands.SMALL_KUAIRAND)
 # What two runs of the same numbers may differ in.
 NOT_NUMBERS = ("time_s", "examples_per_s", "date", "device")
 

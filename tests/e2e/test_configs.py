@@ -1,0 +1,115 @@
+"""Every configuration file runs whole; the full product of their variants is marked slow."""
+
+import itertools
+import json
+
+import pytest
+
+from tests.data.prepare import test_custom
+from tests.e2e import commands
+
+ABLATIONS = ("", "no_sap", "no_dsbn", "no_norm", "shared_item_tower", "no_distill")
+TEACHERS = ("", "teacher=sap")
+RECIPES = ("", "paper_exact")
+
+
+def check(workdir, *, taught=True):
+    results = json.loads((workdir / "results.json").read_text())
+    assert 0 <= results["macro"][f"recall@{results['k'][0]}"] <= 1
+    assert (results["teacher"] is not None) == taught
+    assert (workdir / "figures" / "recall_per_scenario.png").exists() or list(
+        (workdir / "figures").glob("*.png")
+    )
+    return results
+
+
+def variant_of(*tokens):
+    return ",".join(token for token in tokens if token)
+
+
+def teacher_flags(teacher):
+    if teacher == "teacher=sap":
+        return ("--config.teacher.model.hidden_dim=8", "--config.teacher.model.output_dim=8")
+    return commands.SMALL_MMOE
+
+
+def test_alimama_runs_on_its_synthetic_twin(tmp_path):
+    commands.run(
+        "--config=configs/alimama.py:synthetic,teacher=sap",
+        f"--workdir={tmp_path}",
+        *commands.SMALL,
+        *teacher_flags("teacher=sap"),
+        *commands.SMALL_ALIMAMA,
+        "--config.eval.k=(50,100)",
+    )
+    results = check(tmp_path)
+    assert results["dataset"] == "Alimama (synthetic)"
+    assert list(results["scenarios"]) == ["A1", "A2", "A3", "A4"]
+
+
+def test_the_readmes_own_data_example_runs(tmp_path):
+    folder = test_custom.write(tmp_path / "shop")
+    commands.run(
+        "--config=configs/custom.py",
+        f"--config.data.raw_dir={folder}",
+        f"--workdir={tmp_path / 'run'}",
+        *commands.SMALL,
+        *commands.SMALL_MMOE,
+        "--config.train.batch_size=16",
+        "--config.eval.k=(5,10)",
+        "--config.data.validation_days=4",
+        "--config.data.test_days=4",
+    )
+    results = check(tmp_path / "run")
+    assert results["dataset"] == "my shop"
+    assert list(results["scenarios"]) == ["home", "search", "cart"]
+
+
+def test_a_student_without_teacher_reports_none(tmp_path):
+    commands.run(
+        "--config=configs/kuairand.py:synthetic,no_distill",
+        f"--workdir={tmp_path}",
+        *commands.SMALL,
+        *commands.SMALL_KUAIRAND,
+        "--config.train.max_epochs=1",
+    )
+    check(tmp_path, taught=False)
+
+
+def test_alimama_without_its_files_says_what_to_do(tmp_path):
+    output = commands.run("--config=configs/alimama.py", f"--workdir={tmp_path}", status=2)
+    line = output.splitlines()[-1]
+    assert line.startswith("error: ")
+    for part in ("raw_sample.csv", "behavior_log.csv", "Ali_Display_Ad_Click", ":synthetic"):
+        assert part in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "ablation", "teacher"), itertools.product(RECIPES, ABLATIONS, TEACHERS)
+)
+def test_every_variant_of_kuairand_runs(tmp_path, recipe, ablation, teacher):
+    commands.run(
+        f"--config=configs/kuairand.py:{variant_of('synthetic', recipe, ablation, teacher)}",
+        f"--workdir={tmp_path}",
+        *commands.SMALL,
+        *teacher_flags(teacher),
+        *commands.SMALL_KUAIRAND,
+        "--config.train.max_epochs=1",
+    )
+    check(tmp_path, taught=ablation != "no_distill")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ablation", "teacher"), itertools.product(ABLATIONS, TEACHERS))
+def test_every_variant_of_alimama_runs(tmp_path, ablation, teacher):
+    commands.run(
+        f"--config=configs/alimama.py:{variant_of('synthetic', ablation, teacher)}",
+        f"--workdir={tmp_path}",
+        *commands.SMALL,
+        *teacher_flags(teacher),
+        *commands.SMALL_ALIMAMA,
+        "--config.train.max_epochs=1",
+        "--config.eval.k=(50,100)",
+    )
+    check(tmp_path, taught=ablation != "no_distill")
