@@ -261,16 +261,20 @@ class Session:
 
     def _report_teacher(self, student: dict[str, judge.Evaluation]) -> dict[str, Any]:
         teacher = self.load_teacher()
-        limit = self.experiment.eval.teacher_test_queries
+        config_eval = self.experiment.eval
+        limits = {
+            "validation": config_eval.teacher_validation_queries,
+            "test": config_eval.teacher_test_queries,
+        }
         found = {
             split: self.evaluate_ranker(teacher.frozen, split, self._sample(split, limit))
-            for split in ("validation", "test")
+            for split, limit in limits.items()
         }
         summary = {
             **found["test"].summarise(),
             "validation": found["validation"].summarise(),
         }
-        k = self.experiment.eval.k[0]
+        k = config_eval.k[0]
         for split, evaluation in found.items():
             shared = student[split].restrict(evaluation.query_Q)
             difference = _as_rows(judge.compare(evaluation, shared, k), self.spec.scenarios)

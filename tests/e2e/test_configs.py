@@ -86,7 +86,7 @@ def test_alimama_without_its_files_says_what_to_do(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "ablation", "teacher"), itertools.product(RECIPES, ABLATIONS, TEACHERS)
+    ("recipe", "ablation", "teacher"), list(itertools.product(RECIPES, ABLATIONS, TEACHERS))
 )
 def test_every_variant_of_kuairand_runs(tmp_path, recipe, ablation, teacher):
     commands.run(
@@ -101,7 +101,7 @@ def test_every_variant_of_kuairand_runs(tmp_path, recipe, ablation, teacher):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ablation", "teacher"), itertools.product(ABLATIONS, TEACHERS))
+@pytest.mark.parametrize(("ablation", "teacher"), list(itertools.product(ABLATIONS, TEACHERS)))
 def test_every_variant_of_alimama_runs(tmp_path, ablation, teacher):
     commands.run(
         f"--config=configs/alimama.py:{variant_of('synthetic', ablation, teacher)}",
