@@ -88,14 +88,11 @@ def recent_first(sequence: batch_lib.Sequence) -> batch_lib.Sequence:
     )
 
 
-def _look_up(
-    table_VE: Float[jax.Array, "V E"], row: Int[jax.Array, "..."], known: Bool[jax.Array, "..."]
-) -> Float[jax.Array, "... E"]:
-    """Rows of a table, 0 where the id is unknown: no gradient reaches the row of an unknown id.
-
-    Data preparation validates ids; "clip" only spares the wrap of negative indices.
-    """
-    return table_VE.at[row].get(mode="clip") * known[..., None].astype(table_VE.dtype)
+def _known_rows(num_ids: tuple[int, ...], rows: int) -> Bool[jax.Array, "V 1"]:
+    """Which rows of a table hold known ids: not id 0 of a field, not padding."""
+    row_V1 = jnp.arange(rows)[:, None]
+    first_1F = np.cumsum((0, *num_ids[:-1]))[None]
+    return (row_V1 < sum(num_ids)) & (row_V1 != first_1F).all(axis=1, keepdims=True)
 
 
 def _init_table(
@@ -103,10 +100,7 @@ def _init_table(
 ) -> Float[jax.Array, "rows dim"]:
     """A normal of 0.02, cut at two standard deviations; id 0 of each field and padding are 0."""
     table_VE = nn.initializers.truncated_normal(TABLE_STD)(key, (rows, dim), jnp.float32)
-    row_V1 = jnp.arange(rows)[:, None]
-    first_1F = np.cumsum((0, *num_ids[:-1]))[None]
-    known_V1 = (row_V1 < sum(num_ids)) & (row_V1 != first_1F).all(axis=1, keepdims=True)
-    return table_VE * known_V1.astype(jnp.float32)
+    return table_VE * _known_rows(num_ids, rows)
 
 
 class FieldTables(nn.Module):
@@ -130,18 +124,24 @@ class FieldTables(nn.Module):
 
     def setup(self) -> None:
         """Creates the parameters."""
-        small = [f for f in (*self.sparse, *self.bags) if not self.has_own_table(f)]
+        every: list[features.SparseFeature | features.BagFeature] = [*self.sparse, *self.bags]
+        small = [f for f in every if not self.has_own_table(f)]
         offsets = {}
         total = 0
         for feature in small:
             offsets[feature.name] = total
             total += feature.num_ids
         self.offsets = offsets
-        sizes = {f.name: (f.num_ids,) for f in (*self.sparse, *self.bags) if self.has_own_table(f)}
+        sizes: dict[str, tuple[int, ...]] = {
+            f.name: (f.num_ids,) for f in every if self.has_own_table(f)
+        }
         if small:
             sizes[SMALL_FIELDS] = tuple(feature.num_ids for feature in small)
+        # Masking the tables, not what is looked up, keeps gradients away from the rows of unknown
+        # ids: a lookup then is a bare gather, and a table is smaller than a batch of histories.
         self.tables = {
             name: self.param(name, _init_table, num_ids, padded_rows(sum(num_ids)), self.dim)
+            * _known_rows(num_ids, padded_rows(sum(num_ids)))
             for name, num_ids in sizes.items()
         }
 
@@ -150,14 +150,15 @@ class FieldTables(nn.Module):
         return feature.num_ids >= LARGE_TABLE_IDS or feature.name in self.own
 
     def field(self, name: str, ids: Int[jax.Array, "..."]) -> Float[jax.Array, "... E"]:
-        """Embeddings of ids of one field that has a table of its own."""
-        return _look_up(self.tables[name], ids, ids > 0)
+        """Embeddings of ids of one table; 0 for unknown ids."""
+        # Data preparation validates ids; "clip" only spares the wrap of negative indices.
+        return self.tables[name].at[ids].get(mode="clip")
 
     def __call__(
         self, sparse_BF: Int[jax.Array, "... F"], bags: dict[str, Int[jax.Array, "... P"]]
     ) -> tuple[list[jax.Array], dict[str, jax.Array]]:
         """All fields as blocks [..., width], and the fields with own tables by name."""
-        blocks, rows, known = [], [], []
+        blocks, rows = [], []
         own = {}
         for column, feature in enumerate(self.sparse):
             ids = sparse_BF[..., column]
@@ -165,27 +166,24 @@ class FieldTables(nn.Module):
                 own[feature.name] = self.field(feature.name, ids)
             else:
                 rows.append(ids[..., None] + self.offsets[feature.name])
-                known.append(ids[..., None] > 0)
         num_small = len(rows)
         pooled, small_bags = [], []
-        for feature in self.bags:
-            ids = bags[feature.name]
-            if self.has_own_table(feature):
-                pooled.append(masked_mean(self.field(feature.name, ids), ids > 0))
+        for bag in self.bags:
+            ids = bags[bag.name]
+            if self.has_own_table(bag):
+                pooled.append(masked_mean(self.field(bag.name, ids), ids > 0))
             else:
-                small_bags.append(feature)
-                rows.append(ids + self.offsets[feature.name])
-                known.append(ids > 0)
+                small_bags.append(bag)
+                rows.append(ids + self.offsets[bag.name])
         if rows:
-            row, is_known = jnp.concatenate(rows, axis=-1), jnp.concatenate(known, axis=-1)
-            small = _look_up(self.tables[SMALL_FIELDS], row, is_known)
+            small = self.field(SMALL_FIELDS, jnp.concatenate(rows, axis=-1))
             if num_small:
                 blocks.append(small[..., :num_small, :].reshape(*small.shape[:-2], -1))
             start = num_small
-            for feature in small_bags:
-                part = slice(start, start + feature.max_len)
-                pooled.append(masked_mean(small[..., part, :], is_known[..., part]))
-                start += feature.max_len
+            for bag in small_bags:
+                part = slice(start, start + bag.max_len)
+                pooled.append(masked_mean(small[..., part, :], bags[bag.name] > 0))
+                start += bag.max_len
         return [*blocks, *own.values(), *pooled], own
 
 
@@ -269,10 +267,9 @@ class Embedder(nn.Module):
         found = {}
         for field, uses in users_of.items():
             joint_BLE = self.item_tables.field(field, _concatenate(ids_BL for _, ids_BL in uses))
-            start = 0
-            for name, ids_BL in uses:
-                found[name, field] = joint_BLE[:, start : start + ids_BL.shape[1]]
-                start += ids_BL.shape[1]
+            stops = np.cumsum([ids_BL.shape[1] for _, ids_BL in uses])[:-1]
+            for (name, _), part_BLE in zip(uses, jnp.split(joint_BLE, stops, axis=1), strict=True):
+                found[name, field] = part_BLE
         return {
             sequence.name: Events(
                 _concatenate(found[sequence.name, field] for field in sequence.fields)

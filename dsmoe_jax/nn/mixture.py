@@ -97,8 +97,9 @@ class ScenarioMixture(nn.Module):
         hidden = jnp.where(hidden >= 0, hidden, slope * hidden)
         hidden = self.norms(hidden, one_hot_BS, train=train)
         gate = self._gate(parts, scenario_SC, one_hot_BS, hidden.ndim)
-        blocks = (gate[..., k, None] * hidden[..., k * H : (k + 1) * H] for k in range(K))
-        mixed = functools.reduce(jnp.add, blocks)
+        # `split`, not slices or a reshape: its gradient is one concatenation.
+        experts = jnp.split(hidden, K, axis=-1)
+        mixed = functools.reduce(jnp.add, (gate[..., k : k + 1] * experts[k] for k in range(K)))
         return self.forward((mixed,), scenario_SC, one_hot_BS)
 
     def _scenario_gate(self, scenario_SC: Float[jax.Array, "S C"]) -> Float[jax.Array, "S K"]:

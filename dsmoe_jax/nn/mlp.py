@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from dsmoe_jax.nn import dropout as dropout_lib
 from dsmoe_jax.nn import dsbn
 
 _STACKED = nn.initializers.lecun_normal(batch_axis=(0,))
@@ -65,9 +66,12 @@ class ExpertLinear(nn.Module):
         K, inputs, outputs = self.num_experts, self.in_dim, self.out_dim
         kernel_KIO = self.param("kernel", _STACKED, (K, inputs, outputs), jnp.float32)
         bias_O = self.param("bias", nn.initializers.zeros_init(), (K * outputs,), jnp.float32)
-        # Slices, not one batched product: that would transpose input and output.
-        product = [x[..., k * inputs : (k + 1) * inputs] @ kernel_KIO[k] for k in range(K)]
-        return jnp.concatenate(product, axis=-1) + bias_O.reshape(*(1,) * (x.ndim - 1), -1)
+        # Apart, not one batched product: that would transpose input and output.
+        flat = x.reshape(-1, x.shape[-1])
+        own = jnp.split(flat, K, axis=-1)
+        product = jnp.concatenate([own[k] @ kernel_KIO[k] for k in range(K)], axis=-1)
+        product = product + bias_O[None]
+        return product.reshape(*x.shape[:-1], -1)
 
 
 class ScenarioLinear(nn.Module):
@@ -134,4 +138,4 @@ class NormBlock(nn.Module):
             self.norm, self.num_scenarios, self.num_features, self.momentum, name="norm"
         )
         hidden = nn.relu(norm(x, one_hot_BS, train=train))
-        return nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        return dropout_lib.Dropout(self.dropout)(hidden, train=train)

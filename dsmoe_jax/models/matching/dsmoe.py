@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import config, features
 from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import dsbn, embed, mixture, scenario
+from dsmoe_jax.nn import dropout, dsbn, embed, mixture, scenario
 
 ITEM_SCENARIOS = ("conditioned", "shared")
 
@@ -128,7 +128,7 @@ class DSMOE(two_tower.Matcher):
         """Creates the parameters."""
         C = self.spec.embedding_dim
         self.embedder = embed.Embedder(self.spec)
-        self.dropout = nn.Dropout(self.input_dropout)
+        self.drop = dropout.Dropout(self.input_dropout)
         self.user_tower = self._make_tower(self.embedder.user_dim, self.spec.num_scenarios)
         item_scenarios = self.spec.num_scenarios if self.item_uses_scenario else 1
         self.item_tower = self._make_tower(self.embedder.item_dim, item_scenarios)
@@ -214,5 +214,5 @@ class DSMOE(two_tower.Matcher):
         if self.input_includes_scenario:
             embedding_BC = scenario.pick(scenario_SC, one_hot_BS)
             input_BI = jnp.concatenate([input_BI, embedding_BC], axis=-1)
-        input_BI = self.dropout(input_BI, deterministic=not train)
+        input_BI = self.drop(input_BI, train=train)
         return tower((input_BI,), scenario_SC, one_hot_BS, train=train)

@@ -8,6 +8,7 @@ collaborative vectors, L history length, V items, O outputs of the first layer.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import config, features
 from dsmoe_jax.models.ranking import ranker
 from dsmoe_jax.nn import attention, dsbn, embed, mlp, scenario
+from dsmoe_jax.nn import dropout as dropout_lib
 
 POOLINGS = ("mean", "sqrt")
 HISTORY = "history"
@@ -165,7 +167,7 @@ class MMoEDIN(ranker.Ranker):
         """Creates the parameters."""
         spec, K, S, E = self.spec, self.num_experts, self.spec.num_scenarios, self._dim
         self.embedder = embed.Embedder(spec)
-        self.drop = nn.Dropout(self.input_dropout)
+        self.drop = dropout_lib.Dropout(self.input_dropout)
         widths = {sequence.name: len(sequence.fields) * E for sequence in spec.sequences}
         C = self.collaborative_dim * self.collaborative
         pair = sum(widths.values()) + sum(widths[name] for name in self.attention_sequences)
@@ -219,7 +221,7 @@ class MMoEDIN(ranker.Ranker):
         collaborative_BC = self._pool_collaborative(sequences) if self.collaborative else None
         if collaborative_BC is not None:
             parts.append(collaborative_BC)
-        input_BI = self.drop(jnp.concatenate(parts, axis=-1), deterministic=not train)
+        input_BI = self.drop(jnp.concatenate(parts, axis=-1), train=train)
         attended = {}
         for name in self.attention_sequences:
             recent = jax.tree.map(lambda x: x[:, : self.attention_length], embedded.events[name])
@@ -244,7 +246,8 @@ class MMoEDIN(ranker.Ranker):
         K, one_hot_BS = self.num_experts, scenario.one_hot(scenario_B, self.spec.num_scenarios)
         item_BG = items.sparse_VF[..., 0]
         embedded = self.embedder.items(items)
-        item_parts, pair_parts, linear_BG = [embedded.input_BI], [], 0.0
+        item_parts, pair_parts = [embedded.input_BI], []
+        linear_BG: jax.Array | float = 0.0
         for sequence in self.spec.sequences:
             query_BGE = jnp.concatenate([embedded.fields[f] for f in sequence.fields], axis=-1)
             pair_parts.append(encoded.pooled[sequence.name][:, None] * query_BGE)
@@ -266,8 +269,8 @@ class MMoEDIN(ranker.Ranker):
             log_prior_BG = log_prior_BG + math.log(max(self.spec.num_items - 1, 1))
             weight_B = (one_hot_BS * self.prior_weight_S[None]).sum(axis=-1)
             linear_BG = linear_BG + weight_B[:, None] * log_prior_BG
-        item = self.drop(jnp.concatenate(item_parts, axis=-1), deterministic=not train)
-        pair = self.drop(jnp.concatenate(pair_parts, axis=-1), deterministic=not train)
+        item = self.drop(jnp.concatenate(item_parts, axis=-1), train=train)
+        pair = self.drop(jnp.concatenate(pair_parts, axis=-1), train=train)
         first = encoded.first_BO[:, None] + self.first(1, item) + self.first(2, pair)
         hidden, gate = jnp.split(first, [K * self.expert_dims[0]], axis=-1)
         return self._trunk(hidden, gate, one_hot_BS, train) + linear_BG
@@ -280,14 +283,15 @@ class MMoEDIN(ranker.Ranker):
         train: bool,
     ) -> Float[jax.Array, "B G"]:
         """Experts after their first product, the scenario's gate and the scenario's tower."""
-        K, H = self.num_experts, self.expert_dims[-1]
+        K = self.num_experts
         hidden = self.expert_blocks[0](hidden, one_hot_BS, train=train)
         for layer, block in zip(self.expert_layers, self.expert_blocks[1:], strict=True):
             hidden = block(layer(hidden), one_hot_BS, train=train)
         weight = nn.softmax(mlp.keep_own(gate, one_hot_BS, K))
-        mixed = sum(weight[..., k, None] * hidden[..., k * H : (k + 1) * H] for k in range(K))
-        for layer, block in zip(self.tower_layers, self.tower_blocks, strict=False):
-            mixed = block(layer(mixed, one_hot_BS), one_hot_BS, train=train)
+        experts = jnp.split(hidden, K, axis=-1)
+        mixed = functools.reduce(jnp.add, (weight[..., k : k + 1] * experts[k] for k in range(K)))
+        for tower, block in zip(self.tower_layers, self.tower_blocks, strict=False):
+            mixed = block(tower(mixed, one_hot_BS), one_hot_BS, train=train)
         return self.tower_layers[-1](mixed, one_hot_BS)[..., 0]
 
     def _pool_collaborative(

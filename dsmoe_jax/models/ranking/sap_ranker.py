@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import config, features
 from dsmoe_jax.models.ranking import ranker
-from dsmoe_jax.nn import dsbn, embed, mixture, scenario
+from dsmoe_jax.nn import dropout, dsbn, embed, mixture, scenario
 
 
 @dataclasses.dataclass
@@ -87,7 +87,7 @@ class SAPRanker(ranker.Ranker):
     def setup(self) -> None:
         """Creates the parameters."""
         self.embedder = embed.Embedder(self.spec)
-        self.drop = nn.Dropout(self.input_dropout)
+        self.drop = dropout.Dropout(self.input_dropout)
         self.trunk = mixture.ScenarioMixture(
             in_dim=self.embedder.user_dim + self.embedder.item_dim,
             hidden_dim=self.hidden_dim,
@@ -106,7 +106,7 @@ class SAPRanker(ranker.Ranker):
     ) -> Float[jax.Array, "B I"]:
         """The user's part of the input."""
         input_BI = self.embedder.users(users).input_BI
-        return self.drop(input_BI, deterministic=not train)
+        return self.drop(input_BI, train=train)
 
     def score(
         self,
@@ -118,7 +118,7 @@ class SAPRanker(ranker.Ranker):
     ) -> Float[jax.Array, "B G"]:
         """Logits of candidates [B, G], or [1, G] shared by all users."""
         one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
-        item = self.drop(self.embedder.items(items).input_BI, deterministic=not train)
+        item = self.drop(self.embedder.items(items).input_BI, train=train)
         parts = (encoded[:, None], item)
         output_BGD = self.trunk(parts, self.embedder.scenarios(), one_hot_BS, train=train)
         return self.head(output_BGD)[..., 0]
