@@ -59,6 +59,8 @@ def run(
       train.DivergedError: When training diverges.
     """
     workdir.mkdir(parents=True, exist_ok=True)
+    if experiment.data.raw_dir:
+        experiment.data.raw_dir = str(pathlib.Path(experiment.data.raw_dir).expanduser())
     store_dir = pathlib.Path(experiment.data.store_dir or workdir / "store").expanduser()
     start_s = time.perf_counter()
     if jax.process_index() == 0:

@@ -12,11 +12,15 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# XLA prints an error about pseudo features of the host for every cached CPU program it loads.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of a test's time is compilation, and its costly passes change no result.
+jax.config.update("jax_disable_most_optimizations", True)
 # Tests that build the same model share its compilation.
 _CACHE = tempfile.TemporaryDirectory(prefix="dsmoe_jax_test_")
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
