@@ -181,10 +181,10 @@ def start_jax(options: Options) -> bool:
     Returns:
       Whether it connected.
     """
-    import jax
-
     # XLA prints an error about pseudo features of the host for every cached CPU program it loads.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import jax
+
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "dsmoe_jax" / "xla"))
