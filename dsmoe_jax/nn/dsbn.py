@@ -91,8 +91,11 @@ class ScenarioNorm(nn.Module):
     def affine(self) -> tuple[Float[jax.Array, "S F"], Float[jax.Array, "S F"]]:
         """Gain and shift of every scenario at inference: y = x * gain_s + shift_s.
 
-        [1, F] for "bn"; needs a kind other than "none".
+        [1, F] for "bn"; 1 and 0 for "none".
         """
+        if self.kind == "none":
+            shape_SF = (1, self.num_features)
+            return jnp.ones(shape_SF, jnp.float32), jnp.zeros(shape_SF, jnp.float32)
         gain_SF = self.scale_SF * jax.lax.rsqrt(self.var_SF.value + EPSILON)
         return gain_SF, self.bias_SF - self.mean_SF.value * gain_SF
 

@@ -3,10 +3,12 @@
 Owns the trunk that both towers and the small teacher share. Does not own embeddings.
 
 Letters: B examples, S scenarios, C scenario embedding, K experts, R rank, I input, H an expert's
-width, D the tower's output. Inputs may have axes between B and I (candidates of an example).
+width, F = K * H hidden units, D the tower's output. Inputs may have axes between B and I
+(candidates of an example).
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +21,26 @@ from dsmoe_jax.nn import dsbn, sap, scenario
 PRELU_SLOPE = 0.25
 
 GATE_INPUTS = ("scenario", "scenario_and_features")
+
+
+class FoldedTower(NamedTuple):
+    """A tower at inference: in each scenario a perceptron with one hidden layer of K * H units.
+
+    PReLU(x first_s + first_bias_s) second_s + second_bias_s.
+
+    Attributes:
+      first_SIF: SAP folded into one matrix per scenario.
+      first_bias_SF: The first layer's bias.
+      slope_F: PReLU's slope below 0.
+      second_SFD: Normalisation, gate and forward layer folded into one matrix per scenario.
+      second_bias_SD: Their constant part.
+    """
+
+    first_SIF: Float[jax.Array, "S I F"]
+    first_bias_SF: Float[jax.Array, "S F"]
+    slope_F: Float[jax.Array, "F"]
+    second_SFD: Float[jax.Array, "S F D"]
+    second_bias_SD: Float[jax.Array, "S D"]
 
 
 class ScenarioMixture(nn.Module):
@@ -80,6 +102,31 @@ class ScenarioMixture(nn.Module):
     def gate_weights(self, scenario_SC: Float[jax.Array, "S C"]) -> Float[jax.Array, "S K"]:
         """Expert weights, rows summing to 1; of a gate that reads features, those at x = 0."""
         return nn.softmax(self._scenario_gate(scenario_SC))
+
+    def fold(self, scenario_SC: Float[jax.Array, "S C"]) -> FoldedTower:
+        """All that depends on the scenario alone folded into two matrices per scenario.
+
+        Raises:
+          ValueError: When the gate reads features.
+        """
+        if self.gate_input != "scenario":
+            raise ValueError(
+                f"model.gate_input: folding a tower needs 'scenario', got {self.gate_input!r}"
+            )
+        S, K, H = scenario_SC.shape[0], self.num_experts, self.hidden_dim
+        gain_SF, shift_SF = self.norms.affine()
+        gate_SF = jnp.repeat(self.gate_weights(scenario_SC), H, axis=1)
+        forward_SHD = self.forward.fold(scenario_SC)
+        every_SFD = jnp.tile(forward_SHD, (1, K, 1))
+        shift_SH = (gate_SF * shift_SF).reshape(S, K, H).sum(axis=1)
+        return FoldedTower(
+            first_SIF=self.experts.fold(scenario_SC),
+            first_bias_SF=jnp.broadcast_to(self.experts.bias_O[None], (S, K * H)),
+            slope_F=jnp.repeat(self.slope_K, H),
+            second_SFD=(gate_SF * gain_SF)[..., None] * every_SFD,
+            second_bias_SD=jnp.einsum("sh,shd->sd", shift_SH, forward_SHD)
+            + self.forward.bias_O[None],
+        )
 
     def __call__(
         self,

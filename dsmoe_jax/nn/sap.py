@@ -64,6 +64,17 @@ class SAP(nn.Module):
         coef_SR = scenario_SC @ self.coef_CR + self.coef_R[None]
         return coef_SR.reshape(-1, self.num_experts, self.rank)
 
+    def fold(self, scenario_SC: Float[jax.Array, "S C"]) -> Float[jax.Array, "S I KO"]:
+        """W + A diag(b_s) B of every scenario, the experts side by side."""
+        if not self.use_sap:
+            return jnp.broadcast_to(
+                self.shared_IO[None], (scenario_SC.shape[0], *self.shared_IO.shape)
+            )
+        down_IKR = self.down_IR.reshape(self.in_dim, self.num_experts, self.rank)
+        coef_SKR = self.coefficients(scenario_SC)
+        delta = jnp.einsum("ikr,skr,kro->siko", down_IKR, coef_SKR, self.up_KRO)
+        return self.shared_IO[None] + delta.reshape(-1, *self.shared_IO.shape)
+
     def __call__(
         self,
         parts: tuple[jax.Array, ...],

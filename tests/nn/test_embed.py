@@ -3,7 +3,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
@@ -32,7 +31,7 @@ def variables():
     return tiny_features.randomise(jax.eval_shape(init))
 
 
-def tables():
+def stored():
     return jax.tree.map(np.asarray, variables()["params"])
 
 
@@ -48,7 +47,7 @@ def row(table, offset, i):
 
 def test_user_input_concatenates_fields_in_order():
     got = run(variables(), USERS, method="users")
-    p, users = tables(), jax.tree.map(np.asarray, USERS)
+    p, users = stored(), jax.tree.map(np.asarray, USERS)
     small = p["user_tables"]["small_fields"]
     assert small.shape == (5 + 6, E)
     history = {name: s.ids_BLF for name, s in users.sequences.items()}
@@ -71,7 +70,7 @@ def test_user_input_concatenates_fields_in_order():
 
 def test_item_input_concatenates_fields_in_order():
     got = run(variables(), ITEMS, method="items")
-    p, items = tables(), jax.tree.map(np.asarray, ITEMS)
+    p, items = stored(), jax.tree.map(np.asarray, ITEMS)
     for b in range(B):
         for g in range(2):
             item_id, category, kind = items.sparse_VF[b, g]
@@ -130,11 +129,6 @@ def test_initial_tables_are_zero_at_unknown_ids_and_padding_rows():
     # A normal of 0.02 cut at two standard deviations keeps 0.8796 of its own.
     np.testing.assert_allclose(city[1:5000].std(), 0.02 * 0.8796, rtol=0.02)
     assert np.abs(city).max() <= 0.04
-
-
-@pytest.mark.parametrize(("ids", "rows"), [(1, 1), (4095, 4095), (4096, 4096), (4097, 5120)])
-def test_large_tables_are_padded_to_a_multiple_of_1024_rows(ids, rows):
-    assert embed.padded_rows(ids) == rows
 
 
 def test_history_shares_the_item_towers_table():

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import config, features
 from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, mixture, scenario
+from dsmoe_jax.nn import dropout, dsbn, embed, mixture, scenario, tables
 
 ITEM_SCENARIOS = ("conditioned", "shared")
 
@@ -133,7 +133,7 @@ class DSMOE(two_tower.Matcher):
         item_scenarios = self.spec.num_scenarios if self.item_uses_scenario else 1
         self.item_tower = self._make_tower(self.embedder.item_dim, item_scenarios)
         if not self.item_uses_scenario:
-            init = nn.initializers.truncated_normal(embed.TABLE_STD)
+            init = nn.initializers.truncated_normal(tables.TABLE_STD)
             self.item_constant_1C = self.param("item_scenario_constant", init, (1, C), jnp.float32)
 
     @property
@@ -145,47 +145,75 @@ class DSMOE(two_tower.Matcher):
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
         """One vector per user."""
-        input_BI = self.embedder.users(users).input_BI
-        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
-        user_BD = self._run(self.user_tower, input_BI, self._user_scenarios(), one_hot_BS, train)
+        user_BD = self._run("user", self.embedder.users(users).input_BI, scenario_B, train)
         return user_BD[:, None], {}
 
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B D"], two_tower.Aux]:
         """Item vectors; the scenarios are not used when the item tower is shared."""
-        input_BI = self.embedder.items(items).input_BI
-        if self.item_uses_scenario:
-            one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
-        else:
-            one_hot_BS = jnp.ones((scenario_B.shape[0], 1), jnp.float32)
-        scenario_SC = self._item_scenarios()
-        return self._run(self.item_tower, input_BI, scenario_SC, one_hot_BS, train), {}
+        return self._run("item", self.embedder.items(items).input_BI, scenario_B, train), {}
 
     def scenario_coefficients(self) -> dict[str, Float[jax.Array, "S R"]]:
         """b_s of every SAP layer by `<tower>/<layer>`, for the paper's Fig. 4a; [1, R] in an item
         tower that is shared, none without SAP.
         """
-        user = self.user_tower.coefficients(self._user_scenarios())
-        item = self.item_tower.coefficients(self._item_scenarios())
-        return {
-            f"{tower}/{layer}": coef_SR
-            for tower, table in (("user", user), ("item", item))
-            for layer, coef_SR in table.items()
-        }
+        found = {}
+        for side in ("user", "item"):
+            tower, scenario_SC = self._side(side)
+            for layer, coef_SR in tower.coefficients(scenario_SC).items():
+                found[f"{side}/{layer}"] = coef_SR
+        return found
 
     def gate_weights(self) -> dict[str, Float[jax.Array, "S K"]]:
         """Expert weights per scenario of each tower, for the paper's Fig. 4b."""
-        return {
-            "user": self.user_tower.gate_weights(self._user_scenarios()),
-            "item": self.item_tower.gate_weights(self._item_scenarios()),
-        }
+        towers = {side: self._side(side) for side in ("user", "item")}
+        return {side: tower.gate_weights(e_SC) for side, (tower, e_SC) in towers.items()}
 
-    def _user_scenarios(self) -> Float[jax.Array, "S C"]:
-        return self.embedder.scenarios()
+    def fold_tower(self, side: str) -> mixture.FoldedTower:
+        """The "user" or "item" tower as one plain perceptron per scenario, for serving.
 
-    def _item_scenarios(self) -> Float[jax.Array, "S C"]:
-        return self.embedder.scenarios() if self.item_uses_scenario else self.item_constant_1C
+        The scenario's own place in the input, where it has one, is folded away too: the folded
+        tower reads the features of `input_slots` alone. A shared item tower has one scenario.
+
+        **Paper:** follows from the equations: b_s, gate and normalisation depend on the scenario
+        alone.
+
+        Raises:
+          ValueError: When the gate reads features.
+        """
+        tower, scenario_SC = self._side(side)
+        folded = tower.fold(scenario_SC)
+        if not self.input_includes_scenario:
+            return folded
+        width = folded.first_SIF.shape[1] - scenario_SC.shape[1]
+        constant_SF = jnp.einsum("sc,scf->sf", scenario_SC, folded.first_SIF[:, width:])
+        return folded._replace(
+            first_SIF=folded.first_SIF[:, :width],
+            first_bias_SF=folded.first_bias_SF + constant_SF,
+        )
+
+    def run_tower(
+        self, side: str, input_BI: Float[jax.Array, "B I"], scenario_B: Int[jax.Array, "B"]
+    ) -> Float[jax.Array, "B D"]:
+        """A side's tower at inference on the input that `input_slots` describes."""
+        return self._run(side, input_BI, scenario_B, train=False)
+
+    def input_slots(self, side: str) -> list[tables.Slot]:
+        """What the input of a side's tower is made of; see `nn.tables.Slot`."""
+        return self.embedder.input_slots(side)
+
+    def embedding_arrays(self) -> dict[str, Float[jax.Array, "V E"]]:
+        """The arrays that `input_slots` names."""
+        return self.embedder.arrays()
+
+    def _side(self, side: str) -> tuple[mixture.ScenarioMixture, Float[jax.Array, "S C"]]:
+        """A side's tower and the scenario embeddings it reads: one row where it is shared."""
+        if side == "user":
+            return self.user_tower, self.embedder.scenarios()
+        if self.item_uses_scenario:
+            return self.item_tower, self.embedder.scenarios()
+        return self.item_tower, self.item_constant_1C
 
     def _make_tower(self, in_dim: int, num_scenarios: int) -> mixture.ScenarioMixture:
         C = self.spec.embedding_dim
@@ -205,12 +233,15 @@ class DSMOE(two_tower.Matcher):
 
     def _run(
         self,
-        tower: mixture.ScenarioMixture,
+        side: str,
         input_BI: Float[jax.Array, "B I"],
-        scenario_SC: Float[jax.Array, "S C"],
-        one_hot_BS: Float[jax.Array, "B S"],
+        scenario_B: Int[jax.Array, "B"],
         train: bool,
     ) -> Float[jax.Array, "B D"]:
+        tower, scenario_SC = self._side(side)
+        if scenario_SC.shape[0] == 1:
+            scenario_B = jnp.zeros_like(scenario_B)
+        one_hot_BS = scenario.one_hot(scenario_B, scenario_SC.shape[0])
         if self.input_includes_scenario:
             embedding_BC = scenario.pick(scenario_SC, one_hot_BS)
             input_BI = jnp.concatenate([input_BI, embedding_BC], axis=-1)

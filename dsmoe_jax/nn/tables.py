@@ -1,0 +1,191 @@
+"""Embedding tables of categorical fields.
+
+Owns which fields share a table, how tables are laid out and how ids become vectors. Id 0 of every
+field is unknown and embeds to 0.
+
+Letters: B rows (users or items, any leading axes), F fields, E one field's width, L positions,
+P ids in a padded bag, V rows of a table.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from dsmoe_jax import features
+
+# A field with fewer ids shares one fused table with the other small fields of its side.
+LARGE_TABLE_IDS = 4_096
+# Rows of a large table are padded to a multiple of this, whatever the device count, so that a
+# checkpoint restores on any of them.
+TABLE_ROW_MULTIPLE = 1_024
+TABLE_STD = 0.02
+
+SMALL_FIELDS = "small_fields"
+
+
+def padded_rows(num_ids: int) -> int:
+    """Rows of a table for `num_ids` ids: a large one is padded to a multiple of 1,024."""
+    if num_ids < LARGE_TABLE_IDS:
+        return num_ids
+    return -(-num_ids // TABLE_ROW_MULTIPLE) * TABLE_ROW_MULTIPLE
+
+
+def masked_mean(
+    value_BLE: Float[jax.Array, "... L E"], mask_BL: Bool[jax.Array, "... L"]
+) -> Float[jax.Array, "... E"]:
+    """Mean over the positions in the mask; 0 where there is none.
+
+    `value_BLE` is 0 outside the mask already, so that the sum needs no mask of its own.
+    """
+    count_B1 = jnp.maximum(mask_BL.sum(axis=-1, keepdims=True), 1).astype(value_BLE.dtype)
+    return value_BLE.sum(axis=-2) / count_B1
+
+
+def _known_rows(num_ids: tuple[int, ...], rows: int) -> Bool[jax.Array, "V 1"]:
+    """Which rows of a table hold known ids: not id 0 of a field, not padding."""
+    row_V1 = jnp.arange(rows)[:, None]
+    first_1F = np.cumsum((0, *num_ids[:-1]))[None]
+    return (row_V1 < sum(num_ids)) & (row_V1 != first_1F).all(axis=1, keepdims=True)
+
+
+def _init_table(
+    key: jax.Array, num_ids: tuple[int, ...], rows: int, dim: int
+) -> Float[jax.Array, "rows dim"]:
+    """A normal of 0.02, cut at two standard deviations; id 0 of each field and padding are 0."""
+    table_VE = nn.initializers.truncated_normal(TABLE_STD)(key, (rows, dim), jnp.float32)
+    return table_VE * _known_rows(num_ids, rows)
+
+
+class Slot(NamedTuple):
+    """Where E entries of an input come from, for readers that hold no model.
+
+    Attributes:
+      kind: "sparse": a row of the table; "bag": the mean of the rows of the ids above 0;
+        "sequence": the same over the events; "dense": the value times the row.
+      name: Of the feature.
+      column: Of the sparse or dense matrix, or the field of the sequence's events; 0 for a bag.
+      table: Name of the array.
+      first_row: Row of id 0, or of the dense feature.
+    """
+
+    kind: str
+    name: str
+    column: int
+    table: str
+    first_row: int
+
+
+class FieldTables(nn.Module):
+    """The tables of one side's categorical fields.
+
+    Small fields share one fused table, each with an offset: one gather forward and one scatter
+    backward for all of them, sparse fields and bags alike. A field has a table of its own when it
+    is large, when a history is pooled with it, or when it is an id that rankers cross.
+
+    Attributes:
+      sparse: The categorical columns.
+      bags: The multi-valued columns.
+      own: Names of the fields that have a table of their own beside the large ones.
+      dim: Width E.
+    """
+
+    sparse: tuple[features.SparseFeature, ...]
+    bags: tuple[features.BagFeature, ...]
+    own: tuple[str, ...]
+    dim: int
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        sizes: dict[str, tuple[int, ...]] = {
+            f.name: (f.num_ids,) for f in self._features if self.has_own_table(f)
+        }
+        small = tuple(f.num_ids for f in self._features if not self.has_own_table(f))
+        if small:
+            sizes[SMALL_FIELDS] = small
+        # Masking the tables, not what is looked up, keeps gradients away from the rows of unknown
+        # ids: a lookup then is a bare gather, and a table is smaller than a batch of histories.
+        self.tables = {
+            name: self.param(name, _init_table, num_ids, padded_rows(sum(num_ids)), self.dim)
+            * _known_rows(num_ids, padded_rows(sum(num_ids)))
+            for name, num_ids in sizes.items()
+        }
+
+    @property
+    def _features(self) -> list[features.SparseFeature | features.BagFeature]:
+        return [*self.sparse, *self.bags]
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Row of id 0 in the fused table, by the name of each small field."""
+        small = [f for f in self._features if not self.has_own_table(f)]
+        first = np.cumsum([0, *(f.num_ids for f in small)])
+        return {f.name: int(row) for f, row in zip(small, first[:-1], strict=True)}
+
+    def slots(self) -> list[Slot]:
+        """The input that `__call__` makes, E entries at a time."""
+        column = {f.name: n for n, f in enumerate(self.sparse)}
+        offsets = self.offsets
+
+        def slot(kind: str, name: str) -> Slot:
+            table = SMALL_FIELDS if name in offsets else name
+            return Slot(kind, name, column.get(name, 0), table, offsets.get(name, 0))
+
+        def group(kind: str, side: tuple, own: bool) -> list[Slot]:
+            return [slot(kind, f.name) for f in side if self.has_own_table(f) == own]
+
+        return [
+            *group("sparse", self.sparse, False),
+            *group("sparse", self.sparse, True),
+            *group("bag", self.bags, True),
+            *group("bag", self.bags, False),
+        ]
+
+    def has_own_table(self, feature: features.SparseFeature | features.BagFeature) -> bool:
+        """Whether the field is kept out of the fused table."""
+        return feature.num_ids >= LARGE_TABLE_IDS or feature.name in self.own
+
+    def read_tables(self) -> dict[str, Float[jax.Array, "V E"]]:
+        """The tables by name; rows of unknown ids and padding are 0."""
+        return dict(self.tables)
+
+    def field(self, name: str, ids: Int[jax.Array, "..."]) -> Float[jax.Array, "... E"]:
+        """Embeddings of ids of one table; 0 for unknown ids."""
+        # Data preparation validates ids; "clip" only spares the wrap of negative indices.
+        return self.tables[name].at[ids].get(mode="clip")
+
+    def __call__(
+        self, sparse_BF: Int[jax.Array, "... F"], bags: dict[str, Int[jax.Array, "... P"]]
+    ) -> tuple[list[jax.Array], dict[str, jax.Array]]:
+        """All fields as blocks [..., width], and the fields with own tables by name."""
+        blocks, rows = [], []
+        own = {}
+        offsets = self.offsets
+        for column, feature in enumerate(self.sparse):
+            ids = sparse_BF[..., column]
+            if self.has_own_table(feature):
+                own[feature.name] = self.field(feature.name, ids)
+            else:
+                rows.append(ids[..., None] + offsets[feature.name])
+        num_small = len(rows)
+        pooled, small_bags = [], []
+        for bag in self.bags:
+            ids = bags[bag.name]
+            if self.has_own_table(bag):
+                pooled.append(masked_mean(self.field(bag.name, ids), ids > 0))
+            else:
+                small_bags.append(bag)
+                rows.append(ids + offsets[bag.name])
+        if rows:
+            small = self.field(SMALL_FIELDS, jnp.concatenate(rows, axis=-1))
+            if num_small:
+                blocks.append(small[..., :num_small, :].reshape(*small.shape[:-2], -1))
+            start = num_small
+            for bag in small_bags:
+                part = slice(start, start + bag.max_len)
+                pooled.append(masked_mean(small[..., part, :], bags[bag.name] > 0))
+                start += bag.max_len
+        return [*blocks, *own.values(), *pooled], own
