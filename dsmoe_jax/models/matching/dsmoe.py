@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import config, features
+from dsmoe_jax import checks, config, features
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import dropout, dsbn, embed, mixture, scenario, tables
 
@@ -76,28 +76,18 @@ class DSMOEConfig(config.MatcherConfig):
         Raises:
           ValueError: When a field is out of range.
         """
-        for name in ("num_experts", "rank", "hidden_dim", "output_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"model.{name}: expected a number >= 1, got {getattr(self, name)!r}"
-                )
-        if not 0 <= self.input_dropout < 1:
-            raise ValueError(
-                f"model.input_dropout: expected a rate in [0, 1), got {self.input_dropout!r}"
-            )
-        if not 0 < self.bn_momentum <= 1:
-            raise ValueError(
-                f"model.bn_momentum: expected a number in (0, 1], got {self.bn_momentum!r}"
-            )
-        for name, known in (
-            ("norm", dsbn.KINDS),
-            ("gate_input", mixture.GATE_INPUTS),
-            ("item_scenario", ITEM_SCENARIOS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"model.{name}: expected one of {known}, got {getattr(self, name)!r}"
-                )
+        checks.check_fields(
+            self,
+            "model",
+            counts=("num_experts", "rank", "hidden_dim", "output_dim"),
+            rates=("input_dropout",),
+            shares=("bn_momentum",),
+            choices={
+                "norm": dsbn.KINDS,
+                "gate_input": mixture.GATE_INPUTS,
+                "item_scenario": ITEM_SCENARIOS,
+            },
+        )
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return DSMOE(spec=spec, **fields)
 

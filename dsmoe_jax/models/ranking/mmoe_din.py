@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import config, features
+from dsmoe_jax import checks, config, features
 from dsmoe_jax.models.ranking import ranker
 from dsmoe_jax.nn import attention, dsbn, embed, mlp, scenario
 from dsmoe_jax.nn import dropout as dropout_lib
@@ -75,29 +75,18 @@ class MMoEDINConfig(config.RankerConfig):
         Raises:
           ValueError: When a field is out of range, or names a history that the features lack.
         """
-        for name in ("num_experts", "attention_length", "collaborative_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"teacher.model.{name}: expected a number >= 1, got {getattr(self, name)!r}"
-                )
-        for name in ("expert_dims", "attention_hidden", "tower_dims"):
-            widths = getattr(self, name)
-            if (not widths and name != "tower_dims") or any(width < 1 for width in widths):
-                raise ValueError(f"teacher.model.{name}: expected widths >= 1, got {widths!r}")
-        for name in ("dropout", "input_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"teacher.model.{name}: expected a rate in [0, 1), got {getattr(self, name)!r}"
-                )
-        if not 0 < self.bn_momentum <= 1:
-            raise ValueError(
-                f"teacher.model.bn_momentum: expected a number in (0, 1], got {self.bn_momentum!r}"
-            )
-        for name, known in (("norm", dsbn.KINDS), ("collaborative_pooling", POOLINGS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"teacher.model.{name}: expected one of {known}, got {getattr(self, name)!r}"
-                )
+        checks.check_fields(
+            self,
+            "teacher.model",
+            counts=("num_experts", "attention_length", "collaborative_dim"),
+            widths=("expert_dims", "tower_dims", "attention_hidden"),
+            rates=("dropout", "input_dropout"),
+            shares=("bn_momentum",),
+            choices={"norm": dsbn.KINDS, "collaborative_pooling": POOLINGS},
+        )
+        for name in ("expert_dims", "attention_hidden"):
+            if not getattr(self, name):
+                raise ValueError(f"teacher.model.{name}: expected at least one width, got none")
         sequences = {sequence.name: sequence.fields for sequence in spec.sequences}
         for name in self.attention_sequences:
             if name not in sequences:

@@ -12,7 +12,7 @@ import jax
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import config, features
+from dsmoe_jax import checks, config, features
 from dsmoe_jax.models.ranking import ranker
 from dsmoe_jax.nn import dropout, dsbn, embed, mixture, scenario
 
@@ -45,22 +45,14 @@ class SAPRankerConfig(config.RankerConfig):
         Raises:
           ValueError: When a field is out of range.
         """
-        for name in ("num_experts", "rank", "hidden_dim", "output_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"teacher.model.{name}: expected a number >= 1, got {getattr(self, name)!r}"
-                )
-        if not 0 <= self.input_dropout < 1:
-            raise ValueError(
-                f"teacher.model.input_dropout: expected a rate in [0, 1), got "
-                f"{self.input_dropout!r}"
-            )
-        if not 0 < self.bn_momentum <= 1:
-            raise ValueError(
-                f"teacher.model.bn_momentum: expected a number in (0, 1], got {self.bn_momentum!r}"
-            )
-        if self.norm not in dsbn.KINDS:
-            raise ValueError(f"teacher.model.norm: expected one of {dsbn.KINDS}, got {self.norm!r}")
+        checks.check_fields(
+            self,
+            "teacher.model",
+            counts=("num_experts", "rank", "hidden_dim", "output_dim"),
+            rates=("input_dropout",),
+            shares=("bn_momentum",),
+            choices={"norm": dsbn.KINDS},
+        )
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return SAPRanker(spec=spec, **values)
 

@@ -164,12 +164,21 @@ def test_scenario_selects_gate_and_tower():
     ("changes", "message"),
     [
         ({"num_experts": 0}, "teacher.model.num_experts: expected a number >= 1, got 0"),
-        ({"expert_dims": ()}, r"teacher.model.expert_dims: expected widths >= 1, got \(\)"),
+        ({"expert_dims": ()}, r"teacher.model.expert_dims: expected at least one width, got none"),
+        ({"tower_dims": (4, 0)}, r"teacher.model.tower_dims: expected widths >= 1, got \(4, 0\)"),
         ({"dropout": 1.0}, r"teacher.model.dropout: expected a rate in \[0, 1\), got 1.0"),
         ({"norm": "ln"}, "teacher.model.norm: expected one of .*, got 'ln'"),
-        ({"attention_sequences": ("likes",)}, "expected names among .*, got 'likes'"),
+        ({"attention_sequences": ("likes",)}, r"expected names among .*, got 'likes'"),
+        ({"collaborative_pooling": "max"}, r"expected one of \('mean', 'sqrt'\), got 'max'"),
     ],
 )
 def test_field_out_of_range_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         mmoe_din.MMoEDINConfig(**changes).make(SPEC)
+
+
+def test_collaborative_vectors_need_a_history_of_items():
+    spec = tiny_features.make_spec(sequences=SPEC.sequences[1:])
+    config = mmoe_din.MMoEDINConfig(collaborative=True, attention_sequences=("scenario_history",))
+    with pytest.raises(ValueError, match=r"teacher.model.collaborative: expected a sequence"):
+        config.make(spec)
