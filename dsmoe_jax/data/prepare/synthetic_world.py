@@ -27,7 +27,7 @@ from jaxtyping import Float, Float32, Int
 
 from dsmoe_jax import config
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import custom, synthetic
+from dsmoe_jax.data.prepare import assemble, custom, events, synthetic
 from dsmoe_jax.data.prepare import synthetic_exposures as exposures_lib
 from dsmoe_jax.data.prepare import synthetic_preferences as preferences_lib
 
@@ -91,7 +91,7 @@ class SyntheticWorldConfig(config.DataConfig):
             write=self._write,
         )
         dims = self.taste_dim + preferences_lib.SHIFT_RANK
-        custom.CustomConfig(
+        _PlantedLogConfig(
             raw_dir=str(folder),
             validation_days=self.validation_days,
             test_days=self.test_days,
@@ -205,6 +205,17 @@ class SyntheticWorldConfig(config.DataConfig):
                 "scenario": scenario_BT[kept_BT],
             }
         )
+
+
+class _PlantedLogConfig(custom.CustomConfig):
+    """The generated files; what a user liked is told by its creators too, as `creator_history`."""
+
+    def _load(self, files: Any) -> assemble.Dataset:
+        dataset = super()._load(files)
+        creators = dataset.items.frame.select(pl.col("item_id").alias("item"), "creator")
+        liked = dataset.positives.join(creators, on="item").select("user", "time_s", "creator")
+        log = events.BehaviorLog("creator_history", ("creator",), lambda: iter((liked,)))
+        return dataclasses.replace(dataset, behavior=log)
 
 
 def _draw_softmax(

@@ -153,6 +153,19 @@ def test_recent_creators_are_those_of_the_last_events_before_the_cut(matched):
         np.testing.assert_array_equal(bonus_V > 3.0, expected)
 
 
+def test_creator_history_tells_the_creators_of_the_history(matched):
+    store, _ = matched
+    c = store.columns
+    items_E, creators_E = (store.sequences[name][0] for name in ("history", "creator_history"))
+    for rows_XC in (store.train_NC[::50], store.queries("test").rows_QC[::50]):
+        for row in rows_XC:
+            item_L = items_E[row[c["history_start"]] : row[c["history_stop"]], 0]
+            start, stop = row[c["creator_history_start"]], row[c["creator_history_stop"]]
+            creator_L = store.items_sparse[item_L, 1]
+            np.testing.assert_array_equal(creators_E[start:stop, 0], creator_L)
+    assert [f.name for f in store.spec.item_sparse] == ["item_id", "creator"]
+
+
 def test_a_users_events_never_repeat_an_item_nor_share_a_second(matched):
     store, _ = matched
     log = pl.read_parquet(store.root.parent / "store.synthetic" / "log.parquet")
