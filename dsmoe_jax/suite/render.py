@@ -12,7 +12,7 @@ from typing import Any
 from dsmoe_jax import report
 from dsmoe_jax.suite import rows
 
-BEGIN, END = "<!-- results: begin (generated) -->", "<!-- results: end -->"
+RESULTS, PLANTED = "results", "planted"
 
 # arXiv 2601.02368, Table 2, KuaiRand-Pure, Recall@50: other rows and another, unknown split.
 PAPER_RECALL = {"K1": 0.189, "K2": 0.310, "K3": 0.203, "K4": 0.219}
@@ -58,18 +58,24 @@ def results_table(records: dict[str, list[dict[str, Any]]], table: tuple[rows.Ro
     return "\n".join([*lines, "", _caption(first, records, metric)])
 
 
-def write_into(readme: pathlib.Path, text: str) -> None:
-    """Replaces what is between the markers of a Markdown file.
+def markers(section: str) -> tuple[str, str]:
+    """What encloses a generated section of a Markdown file."""
+    return f"<!-- {section}: begin (generated) -->", f"<!-- {section}: end -->"
+
+
+def write_into(readme: pathlib.Path, section: str, text: str) -> None:
+    """Replaces what is between the markers of a section of a Markdown file.
 
     Raises:
       ValueError: When the markers are not there once each.
     """
     page = readme.read_text()
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"{readme}: expected the markers {BEGIN} and {END} once each")
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    report.replace_text(readme, f"{before}{BEGIN}\n{text}\n{END}{after}")
+    begin, end = markers(section)
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"{readme}: expected the markers {begin} and {end} once each")
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    report.replace_text(readme, f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def _entry(label: str, summaries: list[dict[str, Any]], metric: str, scenarios: list[str]) -> str:

@@ -76,14 +76,15 @@ def test_no_finished_cell_is_refused(tmp_path):
 
 
 def test_only_the_text_between_the_markers_changes(tmp_path):
+    begin, end = render.markers("results")
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{render.BEGIN}\nold\n{render.END}\nafter\n")
-    render.write_into(page, "new")
-    assert page.read_text() == f"before\n{render.BEGIN}\nnew\n{render.END}\nafter\n"
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    render.write_into(page, "results", "new")
+    assert page.read_text() == f"before\n{begin}\nnew\n{end}\nafter\n"
 
 
 def test_a_page_without_markers_is_refused(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("no markers")
     with pytest.raises(ValueError, match="expected the markers"):
-        render.write_into(page, "new")
+        render.write_into(page, "results", "new")
