@@ -364,6 +364,7 @@ def config_hash(experiment: Experiment) -> str:
     """Twelve hexadecimal digits that name every field which decides a result."""
     fields = flatten(as_dict(experiment))
     for name in (
+        "checkpoint.every_steps",
         "data.raw_dir",
         "data.store_dir",
         "teacher.from_workdir",

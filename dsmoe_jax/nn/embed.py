@@ -20,6 +20,10 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.nn import tables
 
+# The scenario embedding is what coefficients and gates are maps of: at the fields' 0.02 these are
+# the same in all scenarios at the start, and the tail scenario is long in leaving it.
+SCENARIO_STD = 1.0
+
 
 class Events(NamedTuple):
     """The embedded events of one history.
@@ -70,8 +74,8 @@ class Embedder(nn.Module):
     events, embedded with the item side's tables, and 0 when empty.
 
     **Paper:** section "Feature embedding"; the paper allows max or average pooling.
-    **Deviation:** initial values, a normal of 0.02 cut at two standard deviations, are unstated in
-    the paper.
+    **Deviation:** initial values are unstated in the paper: a normal of 0.02 cut at two standard
+    deviations for fields, a standard normal (PyTorch's default) for scenarios.
 
     Attributes:
       spec: The features; what it leaves out has no table.
@@ -87,9 +91,11 @@ class Embedder(nn.Module):
         self.item_tables = tables.FieldTables(
             spec.item_sparse, spec.item_bags, ("item_id", *in_sequences), dim
         )
-        init = nn.initializers.truncated_normal(tables.TABLE_STD)
         shape_SE = (spec.num_scenarios, dim)
-        self.scenario_table_SE = self.param("scenario_table", init, shape_SE, jnp.float32)
+        self.scenario_table_SE = self.param(
+            "scenario_table", nn.initializers.normal(SCENARIO_STD), shape_SE, jnp.float32
+        )
+        init = nn.initializers.truncated_normal(tables.TABLE_STD)
         for side in ("user", "item"):
             dense = getattr(spec, f"{side}_dense")
             if dense:

@@ -85,7 +85,7 @@ def test_a_run_leaves_figures_and_its_configuration(whole):
     assert config["overrides"]["train.batch_size"] == 64
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, number):
     arguments = (*ARGUMENTS, f"--workdir={tmp_path}", "--config.checkpoint.every_steps=3")
     process = commands.start(*arguments)

@@ -123,7 +123,7 @@ class DSMOE(two_tower.Matcher):
         item_scenarios = self.spec.num_scenarios if self.item_uses_scenario else 1
         self.item_tower = self._make_tower(self.embedder.item_dim, item_scenarios)
         if not self.item_uses_scenario:
-            init = nn.initializers.truncated_normal(tables.TABLE_STD)
+            init = nn.initializers.normal(embed.SCENARIO_STD)
             self.item_constant_1C = self.param("item_scenario_constant", init, (1, C), jnp.float32)
 
     @property
