@@ -167,5 +167,11 @@ def describe_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _manager(directory: pathlib.Path) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+    # Two managers save at the same time; without a prefix of its own, a barrier of one could meet
+    # another process's barrier of the other.
+    name = f"{directory.parent.name}_{directory.name}"
+    processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, create=True, multiprocessing_options=processes
+    )
     return ocp.CheckpointManager(directory, options=options, item_names=("state", "meta"))

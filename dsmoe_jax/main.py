@@ -158,6 +158,9 @@ def main(argv: list[str]) -> int:
     if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
         print(HELP, end="")
         return 0
+    # Before anything imports jax: XLA prints an error about pseudo features of the host for every
+    # cached CPU program that it loads.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     show_traceback = "--traceback" in argv
     try:
         options = parse(argv)
@@ -181,8 +184,6 @@ def start_jax(options: Options) -> bool:
     Returns:
       Whether it connected.
     """
-    # XLA prints an error about pseudo features of the host for every cached CPU program it loads.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -74,7 +74,7 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
     Raises:
       AssertionError: When it ends with another status.
     """
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == status, output
     return output
 
@@ -87,12 +87,19 @@ def run(*arguments: str, status: int = 0, **environment: str) -> str:
 def interrupt_when(
     process: subprocess.Popen, path: pathlib.Path, text: str, number: signal.Signals
 ) -> str:
-    """Sends a signal once `path` holds `text`; returns what the process said until its end."""
-    deadline = time.monotonic() + 300
+    """Sends a signal once `path` holds `text`; returns what the process said until its end.
+
+    Raises:
+      AssertionError: When the text does not come.
+    """
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline and process.poll() is None:
         if path.exists() and text in path.read_text():
             process.send_signal(number)
             break
         time.sleep(0.02)
-    output, _ = process.communicate(timeout=300)
+    else:
+        process.kill()
+        raise AssertionError(f"{path}: {text!r} did not come\n{process.communicate()[0]}")
+    output, _ = process.communicate(timeout=900)
     return output

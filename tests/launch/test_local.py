@@ -2,14 +2,36 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import pytest
 
-LOCAL = str(pathlib.Path(__file__).parents[2] / "launch" / "local.sh")
+ROOT = pathlib.Path(__file__).parents[2]
+LOCAL = str(ROOT / "launch" / "local.sh")
+# A teacher that would train for hours on a few hundred generated users.
+ENDLESS = (
+    "--config=configs/kuairand.py:synthetic",
+    "--mode=teacher",
+    "--config.data.num_users=300",
+    "--config.data.num_items=250",
+    "--config.data.num_impressions=12000",
+    # The smallest scenario needs queries in both splits.
+    "--config.data.validation_days=5",
+    "--config.data.test_days=5",
+    "--config.train.batch_size=64",
+    "--config.train.steps_per_report=1",
+    "--config.teacher.max_epochs=100000",
+    "--config.teacher.patience=100000",
+    "--config.teacher.model.expert_dims=(8,8)",
+    "--config.teacher.model.tower_dims=(8,)",
+    "--config.teacher.model.collaborative_dim=8",
+    "--config.eval.teacher_validation_queries=20",
+)
 
 
 def run_local(*arguments: str) -> subprocess.CompletedProcess:
@@ -141,3 +163,31 @@ def test_two_processes_form_one_jax_run(probe: list[str], tmp_path: pathlib.Path
     assert done.returncode == 0, done.stderr
     for number in range(2):
         assert (tmp_path / f"{number}.txt").read_text() == "2 [0, 1] 2"
+
+
+def test_training_processes_save_at_one_step_when_asked_to_stop(
+    environment: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "PYTHON": sys.executable,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    workdir = tmp_path / "run"
+    command = [LOCAL, "2", *ENDLESS, f"--workdir={workdir}"]
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as local:
+        curve = workdir / "metrics.jsonl"
+        while local.poll() is None and not (curve.exists() and '"step": 3,' in curve.read_text()):
+            time.sleep(0.05)
+        local.send_signal(signal.SIGTERM)
+        output, _ = local.communicate(timeout=600)
+    assert local.returncode == 130, output
+    steps = re.findall(r"^teacher: stopped at step (\d+), state saved", output, re.MULTILINE)
+    assert len(steps) == 2
+    assert steps[0] == steps[1]
+    assert (workdir / "checkpoints" / "teacher" / "latest" / steps[0]).is_dir()

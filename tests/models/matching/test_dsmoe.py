@@ -54,7 +54,8 @@ def test_initial_parameters_are_strong_float32_under_stable_names():
     np.testing.assert_array_equal(params["user_tower"]["prelu_slope"], np.full(3, 0.25, "f"))
     np.testing.assert_array_equal(params["user_tower"]["experts"]["up"], np.zeros((3, 4, 8)))
     np.testing.assert_array_equal(params["user_tower"]["experts"]["coef_bias"], np.ones(12))
-    assert np.abs(params["embedder"]["scenario_table"]).max() < 0.05
+    assert np.abs(params["embedder"]["user_tables"]["small_fields"]).max() < 0.05
+    assert 0.5 < np.std(params["embedder"]["scenario_table"]) < 2
 
 
 def test_logit_is_the_inner_product_of_the_towers():
