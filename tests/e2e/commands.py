@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -85,21 +86,19 @@ def run(*arguments: str, status: int = 0, **environment: str) -> str:
 
 
 def interrupt_when(
-    process: subprocess.Popen, path: pathlib.Path, text: str, number: signal.Signals
+    process: subprocess.Popen, condition: Callable[[], bool], number: signal.Signals
 ) -> str:
-    """Sends a signal once `path` holds `text`; returns what the process said until its end.
+    """Sends a signal once the condition holds; returns what the process said until its end.
 
     Raises:
-      AssertionError: When the text does not come.
+      AssertionError: When the process ends or much time passes before.
     """
     deadline = time.monotonic() + 900
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and text in path.read_text():
-            process.send_signal(number)
-            break
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"nothing to interrupt\n{process.communicate()[0]}")
         time.sleep(0.02)
-    else:
-        process.kill()
-        raise AssertionError(f"{path}: {text!r} did not come\n{process.communicate()[0]}")
+    process.send_signal(number)
     output, _ = process.communicate(timeout=900)
     return output
