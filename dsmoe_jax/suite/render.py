@@ -46,9 +46,11 @@ def results_table(records: dict[str, list[dict[str, Any]]], table: tuple[rows.Ro
     for row in table:
         if row.name in records:
             lines.append(_entry(row.label, records[row.name], metric, scenarios))
+        else:
+            lines.append(_line([row.label, *["not run yet"] * (len(heads) - 1)]))
         taught = [r["teacher"] for r in records.get(row.name, []) if r["teacher"]]
         if taught and not row.teacher_of:
-            label = f"_teacher of: {row.label.replace('**', '')}_"
+            label = f"_teacher of: {row.label.replace('**', '')} (sampled queries)_"
             lines.append(_entry(label, taught, metric, scenarios))
     paper = [
         f"{100 * PAPER_RECALL[name]:.1f}" if name in PAPER_RECALL else "" for name in scenarios
@@ -97,6 +99,9 @@ def _mean_and_spread(values: list[float | None]) -> str:
 
 def _caption(first: dict[str, Any], records: dict[str, list[dict[str, Any]]], metric: str) -> str:
     seeds = sorted({record["seed"] for entries in records.values() for record in entries})
+    spread = f"seed {seeds[0]} alone"
+    if len(seeds) > 1:
+        spread = f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
     errors = ", ".join(
         f"{name} {100 * entry[f'{metric}_se']:.1f}" for name, entry in first["scenarios"].items()
     )
@@ -106,8 +111,8 @@ def _caption(first: dict[str, Any], records: dict[str, list[dict[str, Any]]], me
     )
     seen = "removed" if first["seen_items_removed"] else "kept"
     return (
-        f"{metric.capitalize()} in %, mean ± standard deviation over seeds "
-        f"{', '.join(map(str, seeds))}. {first['dataset']}; {days}; {first['candidates']:,} "
+        f"{metric.capitalize()} in %, {spread}. {first['dataset']}; {days}; "
+        f"{first['candidates']:,} "
         f"candidates in every scenario; items seen before are {seen}. Standard error over test "
         f"queries: {errors}. Made by `python -m dsmoe_jax.suite render` from "
         f"`dsmoe_jax/suite/published/`; {first['device']}, {first['date']}."

@@ -55,13 +55,13 @@ def test_numbers_are_means_with_their_standard_deviation(published):
     assert lines[2] == "| popularity | 10.0 | 10.0 | 5.0 | 7.5 |"
     assert "| **ours** | 25.0 ± 7.1 | 25.0 ± 7.1 | 12.5 ± 3.5 | 18.8 ± 5.3 |" in lines
     assert "| ours without | 20.0 | 20.0 | 10.0 | 15.0 |" in lines
-    assert "never run" not in table
+    assert "| never run | not run yet | not run yet | not run yet | not run yet |" in lines
 
 
 def test_a_teacher_is_shown_once_beside_the_row_that_trained_it(published):
     table = render.results_table(render.load(published, TABLE), TABLE)
     assert table.count("_teacher of") == 1
-    assert "| _teacher of: ours_ | 40.0 ± 0.0 | 40.0 ± 0.0 |" in table
+    assert "| _teacher of: ours (sampled queries)_ | 40.0 ± 0.0 | 40.0 ± 0.0 |" in table
 
 
 def test_the_caption_says_seeds_days_pool_machine_and_date(published):
