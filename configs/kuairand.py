@@ -39,8 +39,10 @@ def get_config(variant: str = "") -> config.Experiment:
     """The experiment of a variant, e.g. `sample,no_sap`."""
     chosen = config.parse_variant(variant, AXES)
     ablation = chosen.get("ablation", "")
-    is_synthetic = chosen.get("data") == "synthetic"
-    data = synthetic_kuairand.SyntheticKuaiRandConfig if is_synthetic else kuairand.KuaiRandConfig
+    data = {
+        "sample": kuairand.KuaiRandConfig,
+        "synthetic": synthetic_kuairand.SyntheticKuaiRandConfig,
+    }.get(chosen.get("data", ""), kuairand.KuaiRandArchiveConfig)
     experiment = config.Experiment(
         dataset="KuaiRand-Pure",
         variant=variant,

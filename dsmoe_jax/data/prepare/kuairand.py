@@ -170,6 +170,21 @@ class KuaiRandConfig(config.DataConfig):
         return positives, sorted(days)
 
 
+@dataclasses.dataclass
+class KuaiRandArchiveConfig(KuaiRandConfig):
+    """The official archive: `raw_dir` must be given, the packaged rows do not stand in for it."""
+
+    def prepare(self, store_dir: str) -> None:
+        """Writes the store; see `config.DataConfig.prepare`."""
+        if not self.raw_dir:
+            raise ValueError(
+                "data.raw_dir: expected the folder of KuaiRand-Pure's files, got none; they are "
+                "published at https://kuairand.com (KuaiRand-Pure.tar.gz, folder data); the "
+                "packaged rows run with --config configs/kuairand.py:sample"
+            )
+        super().prepare(store_dir)
+
+
 @dataclasses.dataclass(frozen=True)
 class Files:
     """The official files found in a folder."""

@@ -430,3 +430,12 @@ def test_the_packaged_rows_repeat_byte_for_byte_and_are_reused(packaged, tmp_pat
     capsys.readouterr()
     prepare("", again)
     assert "reused, inputs and settings are unchanged" in capsys.readouterr().out
+
+
+def test_the_archive_is_asked_for_and_not_replaced_by_the_packaged_rows(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"data.raw_dir: expected the folder .* got none"
+    ) as caught:
+        kuairand.KuaiRandArchiveConfig().prepare(str(tmp_path / "store"))
+    assert "configs/kuairand.py:sample" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
