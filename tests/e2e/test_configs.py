@@ -17,9 +17,8 @@ def check(workdir, *, taught=True):
     results = json.loads((workdir / "results.json").read_text())
     assert 0 <= results["macro"][f"recall@{results['k'][0]}"] <= 1
     assert (results["teacher"] is not None) == taught
-    assert (workdir / "figures" / "recall_per_scenario.png").exists() or list(
-        (workdir / "figures").glob("*.png")
-    )
+    for k in results["k"]:
+        assert (workdir / "figures" / f"recall_at_{k}.png").exists()
     return results
 
 
