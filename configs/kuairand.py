@@ -71,6 +71,7 @@ def use_few_rows_recipe(experiment: config.Experiment) -> None:
     experiment.features.exclude = ("user_id",)
     experiment.features.scenario_history_length = 20
     experiment.train.learning_rate = 1e-3
+    experiment.train.average_decay = 0.995
     experiment.loss.distill_weight = 3.0
     experiment.model.hidden_dim = 64
     experiment.model.output_dim = 64

@@ -123,7 +123,7 @@ class StageCheckpoints:
         manager.save(
             progress.step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                state=ocp.args.StandardSave(_present(state)), meta=ocp.args.JsonSave(meta)
             ),
         )
 
@@ -143,16 +143,17 @@ class StageCheckpoints:
                 f"{manager.directory}: another run wrote this checkpoint ({difference}); "
                 "change the fields back or choose a new --workdir"
             )
-        layout = sharding.state_sharding(mesh, like)
+        wanted = _present(like)
+        layout = sharding.state_sharding(mesh, wanted)
         target = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            like,
+            wanted,
             layout,
         )
         restored = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
         )
-        return restored["state"], Progress(**meta["progress"])
+        return train_state.TrainState(**restored["state"]), Progress(**meta["progress"])
 
 
 def describe_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -164,6 +165,11 @@ def describe_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
         for name in names
         if saved.get(name, missing) != wanted.get(name, missing)
     )
+
+
+def _present(state: train_state.TrainState) -> dict[str, Any]:
+    """The parts that a state has, by name."""
+    return {name: part for name, part in state._asdict().items() if part is not None}
 
 
 def _manager(directory: pathlib.Path) -> ocp.CheckpointManager:

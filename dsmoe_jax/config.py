@@ -135,15 +135,18 @@ class TrainConfig:
       patience: Epochs without a better macro validation recall before training stops.
       learning_rate: Adam's step size (paper: 1e-4).
       weight_decay: Coupled L2 (paper: 1e-6).
+      average_decay: Decay in [0, 1) per step of a moving average of parameters and running
+        statistics; the average is what is judged, kept and exported. 0 keeps none, as the paper.
       steps_per_report: Steps between two points of the logged training curves.
     """
 
     batch_size: int = 816
     num_negatives: int = 4
     max_epochs: int = 50
-    patience: int = 5
+    patience: int = 10
     learning_rate: float = 1e-4
     weight_decay: float = 1e-6
+    average_decay: float = 0.0
     steps_per_report: int = 20
 
 
@@ -246,6 +249,11 @@ class Experiment:
         for name in ("train.learning_rate", "teacher.learning_rate", "loss.distill_temperature"):
             if not self._get(name) > 0:
                 raise ValueError(f"{name}: expected a number > 0, got {self._get(name)!r}")
+        if not 0 <= self.train.average_decay < 1:
+            raise ValueError(
+                f"train.average_decay: expected a number in [0, 1), got "
+                f"{self.train.average_decay!r}"
+            )
         if not self.eval.k or list(self.eval.k) != sorted(set(self.eval.k)) or self.eval.k[0] < 1:
             raise ValueError(
                 f"eval.k: expected ascending distinct cut-offs >= 1, got {self.eval.k!r}"
@@ -342,7 +350,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 # Fields that a teacher does not depend on.
-STUDENT_FIELDS = ("model", "loss", "train.learning_rate", "train.weight_decay")
+STUDENT_FIELDS = (
+    "model",
+    "loss",
+    "train.learning_rate",
+    "train.weight_decay",
+    "train.average_decay",
+)
 
 
 def identity(experiment: Experiment, *, stage: str) -> dict[str, Any]:

@@ -63,9 +63,7 @@ def run(
         experiment.data.raw_dir = str(pathlib.Path(experiment.data.raw_dir).expanduser())
     store_dir = pathlib.Path(experiment.data.store_dir or workdir / "store").expanduser()
     start_s = time.perf_counter()
-    if jax.process_index() == 0:
-        experiment.data.prepare(str(store_dir))
-    _wait_for_all("prepared")
+    _prepare(experiment.data, store_dir)
     prepare_s = time.perf_counter() - start_s
     reporter = report.Reporter(workdir, is_main=jax.process_index() == 0)
     try:
@@ -200,6 +198,7 @@ class Session:
                 frozen, "validation", sample_Q
             ).summarise(),
             score_name=self._score_name,
+            average_decay=self._average_decay("student"),
             teacher=self.ranker if teacher else None,
             frozen_teacher=teacher.frozen if teacher else None,
             distill_weight=experiment.loss.distill_weight,
@@ -353,6 +352,7 @@ class Session:
                 key=jax.random.key(0),
                 mesh=self.mesh,
                 constants=constants,
+                averaged=self._average_decay(stage) > 0,
             )
             best = checkpoints.restore_best(like, self.mesh)
             latest = checkpoints.restore_latest(like, self.mesh)
@@ -363,6 +363,9 @@ class Session:
                 f"{workdir}: expected a trained {stage}, found none; run --mode {stage} first"
             )
         return Trained(train_state.freeze(best[0]), latest[1])
+
+    def _average_decay(self, stage: str) -> float:
+        return 0.0 if stage == "teacher" else self.experiment.train.average_decay
 
     def _checkpoints(self, stage: str, workdir: pathlib.Path) -> checkpoint.StageCheckpoints:
         identity = config.identity(self.experiment, stage=stage)
@@ -395,6 +398,19 @@ def _as_rows(
     }
 
 
-def _wait_for_all(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def _prepare(data: config.DataConfig, store_dir: pathlib.Path) -> None:
+    """Prepares the data in process 0; the others wait, and end too when it could not."""
+    if jax.process_count() == 1:
+        data.prepare(str(store_dir))
+        return
+    failure: BaseException | None = None
+    if jax.process_index() == 0:
+        try:
+            data.prepare(str(store_dir))
+        except BaseException as error:  # Whatever it is, the others must not wait for it.
+            failure = error
+    failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise ValueError("process 0 could not prepare the data; its own message says why")

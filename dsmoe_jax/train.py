@@ -50,6 +50,7 @@ class Stage:
         results.json.
       score_name: The macro metric that selects the epoch, e.g. `recall@50`.
       constants: Values of the model's `constants` collection.
+      average_decay: Decay per step of the moving average that is judged and kept; 0 for none.
       teacher: The module that teaches, if any.
       frozen_teacher: Its parameters.
       distill_weight: lambda.
@@ -65,6 +66,7 @@ class Stage:
     validate: Callable[[train_state.Frozen], Summary]
     score_name: str
     constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    average_decay: float = 0.0
     teacher: nn.Module | None = None
     frozen_teacher: train_state.Frozen | None = None
     distill_weight: float = 0.0
@@ -169,6 +171,7 @@ class _Loop:
             key=init_key,
             mesh=setting.mesh,
             constants=stage.constants,
+            averaged=stage.average_decay > 0,
         )
         self._progress = checkpoint.Progress(stage=stage.name)
         for line in report.describe_parameters(stage.name, self._state.params):
@@ -242,6 +245,7 @@ class _Loop:
             num_negatives=setting.num_negatives,
             teacher=stage.teacher,
             distill_temperature=stage.distill_temperature,
+            average_decay=stage.average_decay,
         )
         layout = sharding.state_sharding(setting.mesh, self._state)
         return jax.jit(

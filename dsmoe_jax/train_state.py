@@ -20,12 +20,14 @@ class TrainState(NamedTuple):
       params: Trained parameters.
       model_state: Flax collections beside the parameters: `batch_stats`, `constants`, ...
       opt_state: The optimiser's moments.
+      average: The moving average of the parameters and of what the model tracks, or None.
     """
 
     step: jax.Array
     params: Any
     model_state: dict[str, Any]
     opt_state: Any
+    average: "Frozen | None" = None
 
 
 class Frozen(NamedTuple):
@@ -36,8 +38,37 @@ class Frozen(NamedTuple):
 
 
 def freeze(state: TrainState) -> Frozen:
-    """The part of a state that inference needs."""
-    return Frozen(state.params, state.model_state)
+    """The part of a state that inference needs: the average where one is kept."""
+    if state.average is None:
+        return Frozen(state.params, state.model_state)
+    return Frozen(state.average.params, {**state.model_state, **state.average.model_state})
+
+
+def move_average(state: TrainState, decay: float) -> TrainState:
+    """The state after its step with its average moved towards the new values.
+
+    average += (1 - d) (values - average), d = min(decay, (1 + step) / (10 + step)), so that early
+    on the average forgets the initial values; the share is that of TensorFlow's
+    `ExponentialMovingAverage`. Integers are taken as they are.
+
+    **Deviation:** the paper evaluates the last parameters.
+    """
+    if state.average is None:
+        return state
+    step = state.step.astype(jnp.float32)
+    share = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return old + share * (new - old)
+
+    return state._replace(average=jax.tree.map(move, state.average, _averaged(state)))
+
+
+def _averaged(state: TrainState) -> Frozen:
+    changing = {name: tree for name, tree in state.model_state.items() if name != "constants"}
+    return Frozen(state.params, changing)
 
 
 def init_state(
@@ -47,6 +78,7 @@ def init_state(
     key: jax.Array,
     mesh: jax.sharding.Mesh,
     constants: dict[str, np.ndarray] | None = None,
+    averaged: bool = False,
 ) -> TrainState:
     """Initial state, created in its sharded layout.
 
@@ -56,6 +88,7 @@ def init_state(
       key: Random key of the initial parameters.
       mesh: The devices.
       constants: Values of the model's `constants` collection by name.
+      averaged: Whether a moving average of the parameters is kept.
 
     Raises:
       ValueError: When the given constants are not those the model declares.
@@ -65,7 +98,8 @@ def init_state(
     def init(key: jax.Array) -> TrainState:
         variables = dict(model.init({"params": key}, users, items, scenario_B, train=False))
         params = variables.pop("params")
-        return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
+        state = TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
+        return state._replace(average=_averaged(state)) if averaged else state
 
     shape = jax.eval_shape(init, key)
     declared = {name: leaf.shape for name, leaf in shape.model_state.get("constants", {}).items()}

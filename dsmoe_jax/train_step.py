@@ -32,6 +32,7 @@ def make_train_step(
     num_negatives: int,
     teacher: nn.Module | None = None,
     distill_temperature: float = 1.0,
+    average_decay: float = 0.0,
 ) -> Step:
     """Builds `step(state, frozen_teacher, corpus, batch, distill_weight, key)`.
 
@@ -111,6 +112,9 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return train_state.TrainState(state.step + 1, params, model_state, opt_state), metrics
+        state = state._replace(
+            step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state
+        )
+        return train_state.move_average(state, average_decay), metrics
 
     return step

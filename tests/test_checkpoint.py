@@ -42,6 +42,18 @@ def test_state_and_progress_survive_on_fewer_devices(checkpoints):
         np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
 
 
+def test_an_average_is_saved_with_the_state(checkpoints):
+    def averaged(value):
+        state = make_state(value)
+        return state._replace(average=train_state.Frozen({"w": jnp.full(2, value)}, {}))
+
+    checkpoints.save_latest(averaged(7.0), checkpoint.Progress("student", step=3))
+    checkpoints.wait()
+    state, _ = checkpoints.restore_latest(averaged(0.0), sharding.make_mesh())
+    assert isinstance(state.average, train_state.Frozen)
+    np.testing.assert_array_equal(np.asarray(state.average.params["w"]), [7.0, 7.0])
+
+
 def test_the_best_state_outlives_later_progress(checkpoints):
     mesh = sharding.make_mesh()
     checkpoints.save_best(make_state(1.0), checkpoint.Progress("student", step=3, best_score=0.5))

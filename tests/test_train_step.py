@@ -40,9 +40,14 @@ class Setup:
         self.optimizer = optim.make_optimizer(1e-2, 1e-6)
         self.constants = statistics.make_constants(store, self.ranker.constant_shapes)
 
-    def init(self, model, seed=0, constants=None):
+    def init(self, model, seed=0, constants=None, averaged=False):
         return train_state.init_state(
-            model, self.optimizer, key=jax.random.key(seed), mesh=self.mesh, constants=constants
+            model,
+            self.optimizer,
+            key=jax.random.key(seed),
+            mesh=self.mesh,
+            constants=constants,
+            averaged=averaged,
         )
 
     def teacher(self):
@@ -103,6 +108,32 @@ def test_weight_zero_is_training_without_a_teacher(one):
     without, expected, _ = one.run(one.step(), None, 0.0)
     np.testing.assert_allclose(curve, expected, rtol=1e-6)
     assert_close(with_teacher.params, without.params, rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_of_a_run_changes_no_step_of_it(one):
+    step = jax.jit(
+        train_step.make_train_step(
+            one.student,
+            one.optimizer,
+            num_items=one.spec.num_items,
+            num_negatives=NUM_NEGATIVES,
+            average_decay=0.5,
+        )
+    )
+    state, plain = one.init(one.student, averaged=True), one.init(one.student)
+    expected = jax.device_get(plain.params)
+    for i, batch in enumerate(one.batches):
+        arguments = (None, one.corpus, batch, jnp.float32(0), jax.random.key(3))
+        state, _ = step(state, *arguments)
+        plain, _ = one.step()(plain, *arguments)
+        share = 1 - min(0.5, (2 + i) / (11 + i))
+        expected = jax.tree.map(
+            lambda old, new, share=share: old + share * (np.asarray(new) - old),
+            expected,
+            plain.params,
+        )
+    assert_close(state.params, plain.params, rtol=1e-5, atol=1e-6)
+    assert_close(state.average.params, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_one_step_is_adam_on_the_loss_written_out(one):

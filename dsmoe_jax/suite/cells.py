@@ -10,6 +10,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import tqdm
@@ -57,7 +58,27 @@ def run_all(
                 "line says why"
             )
         found = json.loads((workdir / "results.json").read_text())
-        report.replace_text(record, json.dumps(found, indent=1) + "\n")
+        report.replace_text(record, json.dumps(to_record(found)) + "\n")
+
+
+def to_record(results: dict[str, Any]) -> dict[str, Any]:
+    """What is published of a run's results: all but the parts that no table or study reads.
+
+    The lists of cold items, and of the reference rows, which every run repeats, all but recall.
+    """
+    return {
+        **_without(results, lambda name: name == "cold"),
+        "references": _without(
+            results["references"],
+            lambda name: name == "cold" or name.startswith(("hit_rate@", "ndcg@")),
+        ),
+    }
+
+
+def _without(value: Any, dropped: Callable[[str], bool]) -> Any:
+    if isinstance(value, dict):
+        return {name: _without(v, dropped) for name, v in value.items() if not dropped(name)}
+    return value
 
 
 def cell_name(row: rows.Row, seed: int) -> str:

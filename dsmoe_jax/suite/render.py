@@ -29,13 +29,29 @@ def load(published: pathlib.Path, table: tuple[rows.Row, ...]) -> dict[str, list
 
 
 def results_table(records: dict[str, list[dict[str, Any]]], table: tuple[rows.Row, ...]) -> str:
-    """The README's table: validation macro, then test recall per scenario and macro, in %.
+    """The README's tables: validation macro, then test recall per scenario and macro, in %.
+
+    Rows that were judged on other days are a table of their own, with the reference rows of those
+    days; rows without finished cells are in the first.
 
     Raises:
       ValueError: When there are no records.
     """
     if not records:
         raise ValueError("results table: expected finished cells, found none; run the suite first")
+    splits = {name: json.dumps(entries[0]["split"]) for name, entries in records.items()}
+    first = next(iter(splits.values()))
+    parts = []
+    for split in dict.fromkeys(splits.values()):
+        group = tuple(row for row in table if splits.get(row.name, first) == split)
+        finished = {row.name: records[row.name] for row in group if row.name in records}
+        parts.append(_table(finished, group, with_paper=split == first))
+    return "\n\n".join(parts)
+
+
+def _table(
+    records: dict[str, list[dict[str, Any]]], table: tuple[rows.Row, ...], with_paper: bool
+) -> str:
     first = next(iter(records.values()))[0]
     metric = f"recall@{first['k'][0]}"
     scenarios = list(first["scenarios"])
@@ -43,6 +59,7 @@ def results_table(records: dict[str, list[dict[str, Any]]], table: tuple[rows.Ro
     lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
     for name, summary in first["references"].items():
         lines.append(_entry(name, [summary], metric, scenarios))
+    differences = []
     for row in table:
         if row.name in records:
             lines.append(_entry(row.label, records[row.name], metric, scenarios))
@@ -52,12 +69,28 @@ def results_table(records: dict[str, list[dict[str, Any]]], table: tuple[rows.Ro
         if taught and not row.teacher_of:
             label = f"_teacher of: {row.label.replace('**', '')} (sampled queries)_"
             lines.append(_entry(label, taught, metric, scenarios))
-    paper = [
-        f"{100 * PAPER_RECALL[name]:.1f}" if name in PAPER_RECALL else "" for name in scenarios
-    ]
-    mean = 100 * statistics.mean(PAPER_RECALL.values())
-    lines.append(_line(["paper, full data, unknown split", "", *paper, f"{mean:.1f}"]))
-    return "\n".join([*lines, "", _caption(first, records, metric)])
+            differences += [teacher[f"minus_student_{metric}"] for teacher in taught]
+    if with_paper:
+        paper = [
+            f"{100 * PAPER_RECALL[name]:.1f}" if name in PAPER_RECALL else "" for name in scenarios
+        ]
+        mean = 100 * statistics.mean(PAPER_RECALL.values())
+        lines.append(_line(["paper, full data, unknown split", "", *paper, f"{mean:.1f}"]))
+    caption = f"{_caption(first, records, metric)} {_compare_teachers(differences, scenarios)}"
+    return "\n".join([*lines, "", caption.rstrip()])
+
+
+def _compare_teachers(differences: list[dict[str, Any]], scenarios: list[str]) -> str:
+    """Where teachers are wholly below or above their students, over seeds and scenarios."""
+    if not differences:
+        return ""
+    intervals = [difference[name] for difference in differences for name in scenarios]
+    below = sum(interval["high"] < 0 for interval in intervals)
+    above = sum(interval["low"] > 0 for interval in intervals)
+    return (
+        f"Teacher minus student on test, same queries, paired 95 % bootstrap interval per run and "
+        f"scenario: wholly above zero in {above} of {len(intervals)}, wholly below in {below}."
+    )
 
 
 def markers(section: str) -> tuple[str, str]:
@@ -110,12 +143,16 @@ def _caption(first: dict[str, Any], records: dict[str, list[dict[str, Any]]], me
         f"{name} {entry['days'][0]}..{entry['days'][-1]}" for name, entry in split.items()
     )
     seen = "removed" if first["seen_items_removed"] else "kept"
+    every = [record for entries in records.values() for record in entries]
+    devices = ", ".join(sorted({record["device"] for record in every}))
+    dates = sorted({record["date"] for record in every})
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return (
         f"{metric.capitalize()} in %, {spread}. {first['dataset']}; {days}; "
         f"{first['candidates']:,} "
         f"candidates in every scenario; items seen before are {seen}. Standard error over test "
         f"queries: {errors}. Made by `python -m dsmoe_jax.suite render` from "
-        f"`dsmoe_jax/suite/published/`; {first['device']}, {first['date']}."
+        f"`dsmoe_jax/suite/published/`; {devices}, {when}."
     )
 
 

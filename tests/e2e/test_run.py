@@ -132,24 +132,26 @@ def test_another_configuration_is_refused_in_one_line(whole):
     assert "model.rank: checkpoint 4, run 2" in line
 
 
-def test_two_processes_give_the_losses_of_one(whole, tmp_path):
+def run_two_processes(*arguments: str, status: int = 0) -> list[str]:
+    """Runs one command in two processes; returns what each said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
         commands.start(
-            *ARGUMENTS,
-            f"--workdir={tmp_path}",
-            # One teacher for both: training amplifies float error, and this is about the loop.
-            f"--config.teacher.from_workdir={whole}",
+            *arguments,
             f"--coordinator=127.0.0.1:{port}",
             "--num_processes=2",
             f"--process_id={i}",
         )
         for i in range(2)
     ]
-    for process in processes:
-        commands.finish(process)
+    return [commands.finish(process, status) for process in processes]
+
+
+def test_two_processes_give_the_losses_of_one(whole, tmp_path):
+    # One teacher for both: training amplifies float error, and this is about the loop.
+    run_two_processes(*ARGUMENTS, f"--workdir={tmp_path}", f"--config.teacher.from_workdir={whole}")
     expected, got = losses(whole, "student"), losses(tmp_path, "student")
     assert list(got) == list(expected)
     first = list(expected)[:20]
@@ -157,3 +159,14 @@ def test_two_processes_give_the_losses_of_one(whole, tmp_path):
         [got[step] for step in first], [expected[step] for step in first], rtol=1e-5
     )
     assert (tmp_path / "results.json").exists()
+
+
+def test_two_processes_both_end_when_the_data_cannot_be_prepared(tmp_path):
+    first, second = run_two_processes(
+        "--config=configs/kuairand.py:sample",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.raw_dir={tmp_path / 'nowhere'}",
+        status=2,
+    )
+    assert "nowhere" in first.splitlines()[-1]
+    assert "process 0 could not prepare the data" in second

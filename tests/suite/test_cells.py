@@ -23,7 +23,11 @@ class Runner:
         self.commands.append(command)
         experiment = main.parse(["x", *command[3:]]).experiment
         workdir = next(part for part in command if part.startswith("--workdir=")).split("=")[1]
-        found = {"config_hash": config.config_hash(experiment), "seed": experiment.seed}
+        found = {
+            "config_hash": config.config_hash(experiment),
+            "seed": experiment.seed,
+            "references": {},
+        }
         with open(f"{workdir}/results.json", "w") as file:
             json.dump(found, file)
         return subprocess.CompletedProcess(command, self.status)
@@ -68,3 +72,18 @@ def test_a_failed_cell_names_its_log_and_publishes_nothing(runner, tmp_path):
     with pytest.raises(ValueError, match=r"ours-seed0/log.txt: the cell ours-seed0 ended with"):
         cells.run_all(TABLE, tmp_path / "runs", 1, tmp_path / "published")
     assert list((tmp_path / "published").iterdir()) == []
+
+
+def test_a_record_has_no_cold_items_and_only_the_recall_of_references():
+    judged = {"macro": {"recall@50": 0.5, "ndcg@50": 0.4, "hit_rate@50": 0.3}, "cold": {"macro": 1}}
+    found = cells.to_record(
+        {**judged, "validation": judged, "references": {"SVD": {**judged, "validation": judged}}}
+    )
+    macro = judged["macro"]
+    assert found == {
+        "macro": macro,
+        "validation": {"macro": macro},
+        "references": {
+            "SVD": {"macro": {"recall@50": 0.5}, "validation": {"macro": {"recall@50": 0.5}}}
+        },
+    }

@@ -22,6 +22,12 @@ def summary(test, validation):
     }
 
 
+def taught(low, high):
+    """A teacher that differs from its student by these intervals in K1 and K2."""
+    intervals = {"K1": {"low": 0.01, "high": 0.02}, "K2": {"low": low, "high": high}}
+    return {**summary(0.4, 0.4), "minus_student_recall@50": intervals}
+
+
 def record(seed, test, validation, teacher=None):
     return {
         "seed": seed,
@@ -42,9 +48,9 @@ def record(seed, test, validation, teacher=None):
 def published(tmp_path):
     for seed, value in ((0, 0.2), (1, 0.3)):
         path = tmp_path / f"ours-seed{seed}.json"
-        path.write_text(json.dumps(record(seed, value, value, summary(0.4, 0.4))))
+        path.write_text(json.dumps(record(seed, value, value, taught(-0.1, value - 0.25))))
     path = tmp_path / "ablated-seed0.json"
-    path.write_text(json.dumps(record(0, 0.2, 0.2, summary(0.4, 0.4))))
+    path.write_text(json.dumps(record(0, 0.2, 0.2, taught(-0.1, -0.1))))
     return tmp_path
 
 
@@ -68,6 +74,25 @@ def test_the_caption_says_seeds_days_pool_machine_and_date(published):
     caption = render.results_table(render.load(published, TABLE), TABLE).splitlines()[-1]
     for part in ("seeds 0, 1", "test a..b", "1,000 candidates", "removed", "2 cores", "2026-01-02"):
         assert part in caption
+
+
+def test_teachers_are_compared_with_their_students_once(published):
+    caption = render.results_table(render.load(published, TABLE), TABLE).splitlines()[-1]
+    assert "wholly above zero in 2 of 4, wholly below in 1." in caption
+
+
+def test_rows_of_other_days_are_a_table_with_references_of_their_own(published):
+    other = record(0, 0.6, 0.6)
+    other["split"] = {"test": {"days": ["c", "d"], "examples": 1}}
+    other["references"] = {"popularity": summary(0.5, 0.5)}
+    (published / "unfinished-seed0.json").write_text(json.dumps(other))
+    first, second = render.results_table(render.load(published, TABLE), TABLE).split("\n\n|")
+    assert "never run" not in first
+    assert "paper" in first
+    assert "| popularity | 50.0 | 50.0 | 25.0 | 37.5 |" in second
+    assert "| never run | 60.0 | 60.0 | 30.0 | 45.0 |" in second
+    assert "test c..d" in second
+    assert "paper" not in second
 
 
 def test_no_finished_cell_is_refused(tmp_path):
