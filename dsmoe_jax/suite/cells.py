@@ -49,7 +49,8 @@ def run_all(
                 [sys.executable, "-m", "dsmoe_jax.main", *command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=os.environ,
+                # Importing jax has set it here to a value that the run would take as given.
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
                 check=False,
             )
         if done.returncode:
