@@ -24,7 +24,11 @@ def summary(test, validation):
 
 def taught(low, high):
     """A teacher that differs from its student by these intervals in K1 and K2."""
-    intervals = {"K1": {"low": 0.01, "high": 0.02}, "K2": {"low": low, "high": high}}
+    ends = {"K1": (0.01, 0.02), "K2": (low, high)}
+    intervals = {
+        name: {"difference": (low + high) / 2, "low": low, "high": high}
+        for name, (low, high) in ends.items()
+    }
     return {**summary(0.4, 0.4), "minus_student_recall@50": intervals}
 
 
@@ -78,7 +82,8 @@ def test_the_caption_says_seeds_days_pool_machine_and_date(published):
 
 def test_teachers_are_compared_with_their_students_once(published):
     caption = render.results_table(render.load(published, TABLE), TABLE).splitlines()[-1]
-    assert "wholly above zero in 2 of 4, wholly below in 1." in caption
+    assert "K1 +1.5 [+1.0, +2.0], K2 -5.0 [-10.0, +0.0]" in caption
+    assert "of the 4 intervals of single runs 1 lie wholly below zero" in caption
 
 
 def test_rows_of_other_days_are_a_table_with_references_of_their_own(published):
