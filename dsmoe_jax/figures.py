@@ -218,6 +218,9 @@ def _draw_recall_panel(
 
 def _draw_losses(axis: Any, stage: str, points: Sequence[Mapping[str, Any]]) -> None:
     names = _keys(points, lambda key: key.startswith("train/") and key.count("/") == 1)
+    if len(names) == 2:
+        # The whole and its only part are one curve.
+        names = ["train/loss"]
     for number, key in enumerate(names):
         step, value = _curve(points, key)
         label = key.removeprefix("train/").replace("_", " ")

@@ -138,6 +138,18 @@ def test_learning_curves_name_the_best_epoch_of_each_stage(tmp_path):
         assert f"{stage}: validation Recall@5 (%), best macro 30.0" in shown
 
 
+def test_a_loss_of_one_part_is_one_curve(tmp_path):
+    whole = {"train/loss": 0.5, "train/loss_task": 0.5}
+    points = [
+        {"stage": "teacher", "step": 1, **whole},
+        {"stage": "student", "step": 1, **whole, "train/loss_distill": 0.1},
+    ]
+    figures.draw_curves(tmp_path / "curves", points, 5)
+    shown = text_of(tmp_path / "curves.svg")
+    assert shown.count("loss task") == 1
+    assert shown.count("loss distill") == 1
+
+
 def test_cosine_literal():
     coef_SR = np.array([[3.0, 4.0], [4.0, -3.0], [6.0, 8.0], [0.0, 0.0]])
     expected = [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
