@@ -69,7 +69,7 @@ def get_config(variant: str = "") -> config.Experiment:
             exclude=(*unseen, "creator_history") if is_shift else unseen,
         ),
         loss=config.LossConfig(distill_weight=0.0 if is_shift or "distill" in chosen else 1.0),
-        train=config.TrainConfig(max_epochs=20, patience=3, learning_rate=3e-3),
+        train=config.TrainConfig(max_epochs=20, patience=3, learning_rate=3e-3, average_decay=0.99),
         eval=config.EvalConfig(
             k=(50,),
             validation_queries=300 if is_shift else 1000,

@@ -6,7 +6,6 @@ tables are made from.
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -49,8 +48,6 @@ def run_all(
                 [sys.executable, "-m", "dsmoe_jax.main", *command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                # Importing jax has set it here to a value that the run would take as given.
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
                 check=False,
             )
         if done.returncode:
