@@ -403,14 +403,12 @@ def _prepare(data: config.DataConfig, store_dir: pathlib.Path) -> None:
     if jax.process_count() == 1:
         data.prepare(str(store_dir))
         return
-    failure: BaseException | None = None
-    if jax.process_index() == 0:
-        try:
+    prepared = False
+    try:
+        if jax.process_index() == 0:
             data.prepare(str(store_dir))
-        except BaseException as error:  # Whatever it is, the others must not wait for it.
-            failure = error
-    failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
-    if failure is not None:
-        raise failure
-    if failed:
+        prepared = True
+    finally:
+        prepared = bool(multihost_utils.broadcast_one_to_all(np.int32(prepared)))
+    if not prepared:
         raise ValueError("process 0 could not prepare the data; its own message says why")
