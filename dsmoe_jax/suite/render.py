@@ -17,6 +17,12 @@ RESULTS, PLANTED = "results", "planted"
 # arXiv 2601.02368, Table 2, KuaiRand-Pure, Recall@50: other rows and another, unknown split.
 PAPER_RECALL = {"K1": 0.189, "K2": 0.310, "K3": 0.203, "K4": 0.219}
 
+_COMPARED = (
+    "Teacher minus student on the same test queries, in points, mean over seeds with the means of "
+    "the ends of the runs' paired 95 % bootstrap intervals (runs share their queries, so that the "
+    "interval of a mean is no wider), and how many intervals of single runs lie wholly below zero:"
+)
+
 
 def load(published: pathlib.Path, table: tuple[rows.Row, ...]) -> dict[str, list[dict[str, Any]]]:
     """Records by row name, in the order of seeds; a row without finished cells is absent."""
@@ -55,39 +61,37 @@ def _table(
     first = next(iter(records.values()))[0]
     metric = f"recall@{first['k'][0]}"
     scenarios = list(first["scenarios"])
+    columns = (metric, scenarios)
     heads = ["", "validation macro", *[f"test {name}" for name in scenarios], "test macro"]
     lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
     for name, summary in first["references"].items():
-        lines.append(_entry(name, [summary], metric, scenarios))
-    differences = []
+        lines.append(_entry(name, [summary], *columns))
+    compared = []
     for row in table:
         if row.name in records:
-            lines.append(_entry(row.label, records[row.name], metric, scenarios))
+            lines.append(_entry(row.label, records[row.name], *columns))
         else:
             lines.append(_line([row.label, *["not run yet"] * (len(heads) - 1)]))
         taught = [r["teacher"] for r in records.get(row.name, []) if r["teacher"]]
         if taught and not row.teacher_of:
-            label = f"_teacher of: {row.label.replace('**', '')} (sampled queries)_"
-            lines.append(_entry(label, taught, metric, scenarios))
-            differences += [teacher[f"minus_student_{metric}"] for teacher in taught]
+            label = row.label.replace("**", "")
+            lines.append(_entry(f"_teacher of: {label} (sampled queries)_", taught, *columns))
+            differences = [teacher[f"minus_student_{metric}"] for teacher in taught]
+            compared.append(f"- {label}: {_compare_teacher(differences, scenarios)}")
     if with_paper:
         paper = [
             f"{100 * PAPER_RECALL[name]:.1f}" if name in PAPER_RECALL else "" for name in scenarios
         ]
         mean = 100 * statistics.mean(PAPER_RECALL.values())
         lines.append(_line(["paper, full data, unknown split", "", *paper, f"{mean:.1f}"]))
-    caption = f"{_caption(first, records, metric)} {_compare_teachers(differences, scenarios)}"
-    return "\n".join([*lines, "", caption.rstrip()])
+    lines += ["", _caption(first, records, metric)]
+    if compared:
+        lines += ["", _COMPARED, "", *compared]
+    return "\n".join(lines)
 
 
-def _compare_teachers(differences: list[dict[str, Any]], scenarios: list[str]) -> str:
-    """Teacher minus student per scenario.
-
-    The ends are the means of the runs' ends: runs share their queries, so that the interval of the
-    mean is no wider.
-    """
-    if not differences:
-        return ""
+def _compare_teacher(differences: list[dict[str, Any]], scenarios: list[str]) -> str:
+    """Teacher minus student per scenario, and how many runs' intervals lie below zero."""
     texts = []
     for name in scenarios:
         mean, low, high = (
@@ -97,11 +101,7 @@ def _compare_teachers(differences: list[dict[str, Any]], scenarios: list[str]) -
         texts.append(f"{name} {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
     intervals = [difference[name] for difference in differences for name in scenarios]
     below = sum(interval["high"] < 0 for interval in intervals)
-    return (
-        "Teacher minus student on the same test queries, paired 95 % bootstrap intervals, mean "
-        f"over the runs with a teacher of their own: {', '.join(texts)}; of the {len(intervals)} "
-        f"intervals of single runs {below} lie wholly below zero."
-    )
+    return f"{', '.join(texts)}; single runs below zero: {below} of {len(intervals)}"
 
 
 def markers(section: str) -> tuple[str, str]:
