@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     except train.DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, overrides.UsageError) as error:
+    except (ValueError, OSError, overrides.UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
