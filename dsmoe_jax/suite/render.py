@@ -146,6 +146,8 @@ def _caption(first: dict[str, Any], records: dict[str, list[dict[str, Any]]], me
     spread = f"seed {seeds[0]} alone"
     if len(seeds) > 1:
         spread = f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
+        if any(len(entries) == 1 for entries in records.values()):
+            spread += ", where there is no ± one seed or nothing random"
     errors = ", ".join(
         f"{name} {100 * entry[f'{metric}_se']:.1f}" for name, entry in first["scenarios"].items()
     )

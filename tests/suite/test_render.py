@@ -77,7 +77,14 @@ def test_a_teacher_is_shown_once_beside_the_row_that_trained_it(published):
 def test_the_caption_says_seeds_days_pool_machine_and_date(published):
     table = render.results_table(render.load(published, TABLE), TABLE)
     caption = next(line for line in table.splitlines() if line.startswith("Recall@50 in %"))
-    for part in ("seeds 0, 1", "test a..b", "1,000 candidates", "removed", "2 cores", "2026-01-02"):
+    for part in (
+        "seeds 0, 1, where there is no ± one seed",
+        "test a..b",
+        "1,000 candidates",
+        "removed",
+        "2 cores",
+        "2026-01-02",
+    ):
         assert part in caption
 
 
