@@ -151,6 +151,23 @@ class TrainConfig:
 
 
 @dataclasses.dataclass
+class OptimConfig:
+    """How parameters are updated, in every stage.
+
+    Attributes:
+      embedding: "dense" updates every row of every table in every step, as the paper's recipe does.
+        "row_sparse" updates the rows of large tables that a batch touches and no other, so that a
+        step's cost does not grow with the tables; untouched rows are not decayed.
+      row_method: With "row_sparse": "adam", or "adagrad" with one accumulator per row.
+      min_rows: With "row_sparse": smaller tables are updated whole.
+    """
+
+    embedding: str = "dense"
+    row_method: str = "adam"
+    min_rows: int = 16_384
+
+
+@dataclasses.dataclass
 class EvalConfig:
     """Full-corpus evaluation.
 
@@ -208,6 +225,7 @@ class Experiment:
     features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
@@ -230,6 +248,7 @@ class Experiment:
             ("train.patience", 1),
             ("train.weight_decay", 0),
             ("train.steps_per_report", 1),
+            ("optim.min_rows", 1),
             ("teacher.max_epochs", 1),
             ("teacher.patience", 1),
             ("teacher.weight_decay", 0),
@@ -258,10 +277,15 @@ class Experiment:
             raise ValueError(
                 f"eval.k: expected ascending distinct cut-offs >= 1, got {self.eval.k!r}"
             )
-        if self.eval.backend not in ("exact", "faiss"):
-            raise ValueError(
-                f"eval.backend: expected 'exact' or 'faiss', got {self.eval.backend!r}"
-            )
+        for name, choices in (
+            ("eval.backend", ("exact", "faiss")),
+            ("optim.embedding", ("dense", "row_sparse")),
+            ("optim.row_method", ("adam", "adagrad")),
+        ):
+            if self._get(name) not in choices:
+                raise ValueError(
+                    f"{name}: expected {choices[0]!r} or {choices[1]!r}, got {self._get(name)!r}"
+                )
 
     def _get(self, name: str) -> Any:
         value: Any = self
@@ -369,14 +393,22 @@ def identity(experiment: Experiment, *, stage: str) -> dict[str, Any]:
     free = RESUMABLE_FIELDS + (STUDENT_FIELDS if stage == "teacher" else ())
     return {
         name: value
-        for name, value in flatten(as_dict(experiment)).items()
+        for name, value in _deciding_fields(experiment).items()
         if not any(name == field or name.startswith(f"{field}.") for field in free)
     }
 
 
+def _deciding_fields(experiment: Experiment) -> dict[str, Any]:
+    """The flat fields without a section that has no say: dense updates leave nothing to choose."""
+    fields = flatten(as_dict(experiment))
+    if experiment.optim.embedding == "dense":
+        return {name: value for name, value in fields.items() if not name.startswith("optim.")}
+    return fields
+
+
 def config_hash(experiment: Experiment) -> str:
     """Twelve hexadecimal digits that name every field which decides a result."""
-    fields = flatten(as_dict(experiment))
+    fields = _deciding_fields(experiment)
     for name in (
         "checkpoint.every_steps",
         "data.raw_dir",

@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 
 from dsmoe_jax import batch as batch_lib
@@ -31,6 +32,7 @@ from dsmoe_jax import (
     references,
     report,
     results,
+    row_sparse,
     sharding,
     train,
     train_state,
@@ -166,7 +168,7 @@ class Session:
         stage = train.Stage(
             name="teacher",
             model=self.ranker,
-            optimizer=optim.make_optimizer(teacher.learning_rate, teacher.weight_decay),
+            optimizer=self._make_optimizer(teacher.learning_rate, teacher.weight_decay),
             max_epochs=teacher.max_epochs,
             patience=teacher.patience,
             validate=lambda frozen: self.evaluate_ranker(
@@ -189,7 +191,7 @@ class Session:
         stage = train.Stage(
             name="student",
             model=self.matcher,
-            optimizer=optim.make_optimizer(
+            optimizer=self._make_optimizer(
                 experiment.train.learning_rate, experiment.train.weight_decay
             ),
             max_epochs=experiment.train.max_epochs,
@@ -348,7 +350,7 @@ class Session:
             # Only the shapes matter; the optimiser's do not depend on its constants.
             like = train_state.init_state(
                 model,
-                optim.make_optimizer(1e-3, 0.0),
+                self._make_optimizer(1e-3, 0.0),
                 key=jax.random.key(0),
                 mesh=self.mesh,
                 constants=constants,
@@ -363,6 +365,20 @@ class Session:
                 f"{workdir}: expected a trained {stage}, found none; run --mode {stage} first"
             )
         return Trained(train_state.freeze(best[0]), latest[1])
+
+    def _make_optimizer(
+        self, learning_rate: float, weight_decay: float
+    ) -> optax.GradientTransformation | row_sparse.RowSparse:
+        chosen = self.experiment.optim
+        if chosen.embedding == "dense":
+            return optim.make_optimizer(learning_rate, weight_decay)
+        return row_sparse.RowSparse(
+            self.spec,
+            learning_rate,
+            weight_decay,
+            method=chosen.row_method,
+            min_rows=chosen.min_rows,
+        )
 
     def _average_decay(self, stage: str) -> float:
         return 0.0 if stage == "teacher" else self.experiment.train.average_decay

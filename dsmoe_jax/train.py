@@ -19,7 +19,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checkpoint, report, sharding, train_state, train_step
+from dsmoe_jax import checkpoint, report, row_sparse, sharding, train_state, train_step
 from dsmoe_jax.data import pipeline
 
 # Mean BCE above this is divergence: an untrained model is at 0.69.
@@ -60,7 +60,7 @@ class Stage:
 
     name: str
     model: nn.Module
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformation | row_sparse.RowSparse
     max_epochs: int
     patience: int
     validate: Callable[[train_state.Frozen], Summary]

@@ -1,15 +1,23 @@
 """What a stage of training carries from step to step."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features, sharding
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """What a state needs to know of an optimiser."""
+
+    def init(self, params: Any) -> Any:
+        """Its initial state."""
 
 
 class TrainState(NamedTuple):
@@ -44,7 +52,9 @@ def freeze(state: TrainState) -> Frozen:
     return Frozen(state.average.params, {**state.model_state, **state.average.model_state})
 
 
-def move_average(state: TrainState, decay: float) -> TrainState:
+def move_average(
+    state: TrainState, decay: float, move_params: Callable[[Any, Any, jax.Array], Any]
+) -> TrainState:
     """The state after its step with its average moved towards the new values.
 
     average += (1 - d) (values - average), d = min(decay, (1 + step) / (10 + step)), so that early
@@ -52,6 +62,11 @@ def move_average(state: TrainState, decay: float) -> TrainState:
     `ExponentialMovingAverage`. Integers are taken as they are.
 
     **Deviation:** the paper evaluates the last parameters.
+
+    Args:
+      state: After the step.
+      decay: d in [0, 1) of late steps.
+      move_params: `f(average, params, 1 - d)`, which averages the parameters.
     """
     if state.average is None:
         return state
@@ -63,7 +78,13 @@ def move_average(state: TrainState, decay: float) -> TrainState:
             return new
         return old + share * (new - old)
 
-    return state._replace(average=jax.tree.map(move, state.average, _averaged(state)))
+    old, new = state.average, _averaged(state)
+    return state._replace(
+        average=Frozen(
+            move_params(old.params, new.params, share),
+            jax.tree.map(move, old.model_state, new.model_state),
+        )
+    )
 
 
 def _averaged(state: TrainState) -> Frozen:
@@ -73,7 +94,7 @@ def _averaged(state: TrainState) -> Frozen:
 
 def init_state(
     model: nn.Module,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     key: jax.Array,
     mesh: jax.sharding.Mesh,

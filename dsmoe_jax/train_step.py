@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import losses, train_state
+from dsmoe_jax import losses, row_sparse, train_state
 from dsmoe_jax.data import negatives
 
 # Sums over the rows of each scenario, [S] per name; divided by "rows" once, when reported.
@@ -26,7 +26,7 @@ Step = Callable[..., tuple[train_state.TrainState, Metrics]]
 
 def make_train_step(
     model: nn.Module,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | row_sparse.RowSparse,
     *,
     num_items: int,
     num_negatives: int,
@@ -43,11 +43,17 @@ def make_train_step(
     **Paper:** L = L_task + lambda * mean KL(p_teacher || p_student), section "Distillation".
     **Deviation:** means over rows where the paper sums: Adam is indifferent to the scale.
     """
+    updater: row_sparse.Dense | row_sparse.RowSparse
+    if isinstance(optimizer, row_sparse.RowSparse):
+        updater = optimizer
+    else:
+        updater = row_sparse.Dense(optimizer)
 
     def objective(
         params: Any,
         model_state: dict[str, Any],
-        batch: batch_lib.Batch,
+        users: batch_lib.Users,
+        scenario_B: jax.Array,
         items: batch_lib.Items,
         teacher_logit_BG: jax.Array | None,
         distill_weight: jax.Array,
@@ -56,9 +62,9 @@ def make_train_step(
         mutable = [name for name in model_state if name != "constants"]
         (logit_BG, aux), updated = model.apply(
             {"params": params, **model_state},
-            batch.users,
+            users,
             items,
-            batch.scenario_B,
+            scenario_B,
             train=True,
             mutable=mutable,
             rngs={"dropout": dropout_key},
@@ -72,7 +78,7 @@ def make_train_step(
             total = total + distill_weight * kl_BG.mean()
         for value in aux.values():
             total = total + value
-        one_hot_BS = jax.nn.one_hot(batch.scenario_B, model.spec.num_scenarios)
+        one_hot_BS = jax.nn.one_hot(scenario_B, model.spec.num_scenarios)
         sums = {name: part.sum(axis=1) @ one_hot_BS for name, part in parts_BG.items()}
         sums["rows"] = one_hot_BS.sum(axis=0) * logit_BG.shape[1]
         sums["loss"] = total
@@ -101,20 +107,25 @@ def make_train_step(
                 train=False,
             )
             teacher_logit_BG = jax.lax.stop_gradient(teacher_logit_BG)
+        shown = updater.show(state.params, state.opt_state, batch.users, items)
         gradient, (model_state, metrics) = jax.grad(objective, has_aux=True)(
-            state.params,
+            shown.params,
             state.model_state,
-            batch,
-            items,
+            shown.users,
+            batch.scenario_B,
+            shown.items,
             teacher_logit_BG,
             distill_weight,
             dropout_key,
         )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state = updater.update(gradient, state.params, shown, state.step)
         state = state._replace(
             step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state
         )
-        return train_state.move_average(state, average_decay), metrics
+
+        def move(average: Any, params: Any, share: jax.Array) -> Any:
+            return updater.average(average, params, shown, share)
+
+        return train_state.move_average(state, average_decay, move), metrics
 
     return step

@@ -27,13 +27,17 @@ def make_average() -> train_state.Frozen:
     )
 
 
+def move(average, params, share):
+    return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
+
+
 @pytest.mark.parametrize(
     ("step", "share"),
     [(1, 1 - 2 / 11), (2, 1 - 3 / 12), (1000, 0.1)],
     ids=["first step", "warm-up", "late"],
 )
 def test_the_average_moves_by_its_share(step, share):
-    state = train_state.move_average(make_state(step, make_average()), 0.9)
+    state = train_state.move_average(make_state(step, make_average()), 0.9, move)
     average = state.average
     np.testing.assert_allclose(average.params["w"], [1 + 2 * share, 1 + 4 * share], rtol=1e-6)
     stats = average.model_state["batch_stats"]
@@ -50,7 +54,7 @@ def test_inference_sees_the_average_and_the_constants():
 
 def test_without_an_average_the_values_stay_and_are_seen():
     state = make_state(5, None)
-    assert train_state.move_average(state, 0.9) is state
+    assert train_state.move_average(state, 0.9, move) is state
     np.testing.assert_array_equal(train_state.freeze(state).params["w"], [3.0, 5.0])
 
 

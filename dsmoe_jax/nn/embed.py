@@ -53,6 +53,13 @@ class Embedded(NamedTuple):
     events: dict[str, Events]
 
 
+def own_tables(spec: features.FeatureSpec, side: str) -> tuple[str, ...]:
+    """Fields of a side, "user" or "item", that have a table of their own whatever their size."""
+    if side == "user":
+        return ("user_id",)
+    return ("item_id", *sorted({name for s in spec.sequences for name in s.fields}))
+
+
 def recent_first(sequence: batch_lib.Sequence) -> batch_lib.Sequence:
     """The same events in reverse order, so that the most recent ones are a static slice."""
     count_B1 = (sequence.ids_BLF[..., 0] > 0).sum(axis=-1, keepdims=True)
@@ -86,10 +93,11 @@ class Embedder(nn.Module):
     def setup(self) -> None:
         """Creates the parameters."""
         spec, dim = self.spec, self.spec.embedding_dim
-        in_sequences = tuple(sorted({name for s in spec.sequences for name in s.fields}))
-        self.user_tables = tables.FieldTables(spec.user_sparse, spec.user_bags, ("user_id",), dim)
+        self.user_tables = tables.FieldTables(
+            spec.user_sparse, spec.user_bags, own_tables(spec, "user"), dim
+        )
         self.item_tables = tables.FieldTables(
-            spec.item_sparse, spec.item_bags, ("item_id", *in_sequences), dim
+            spec.item_sparse, spec.item_bags, own_tables(spec, "item"), dim
         )
         shape_SE = (spec.num_scenarios, dim)
         self.scenario_table_SE = self.param(

@@ -24,6 +24,10 @@ LARGE_TABLE_IDS = 4_096
 TABLE_ROW_MULTIPLE = 1_024
 TABLE_STD = 0.02
 
+# Lookups in a table from this many rows on are masked one by one: masking all of it would cost
+# more than a batch.
+MASKED_LOOKUP_ROWS = 16_384
+
 SMALL_FIELDS = "small_fields"
 
 
@@ -32,6 +36,18 @@ def padded_rows(num_ids: int) -> int:
     if num_ids < LARGE_TABLE_IDS:
         return num_ids
     return -(-num_ids // TABLE_ROW_MULTIPLE) * TABLE_ROW_MULTIPLE
+
+
+def masks_lookups(rows: int) -> bool:
+    """Whether unknown ids are masked in what is looked up, not in a table of so many rows."""
+    return rows >= MASKED_LOOKUP_ROWS
+
+
+def has_own_table(
+    feature: features.SparseFeature | features.BagFeature, own: tuple[str, ...]
+) -> bool:
+    """Whether a field is kept out of its side's fused table."""
+    return feature.num_ids >= LARGE_TABLE_IDS or feature.name in own
 
 
 def masked_mean(
@@ -106,13 +122,24 @@ class FieldTables(nn.Module):
         small = tuple(f.num_ids for f in self._features if not self.has_own_table(f))
         if small:
             sizes[SMALL_FIELDS] = small
-        # Masking the tables, not what is looked up, keeps gradients away from the rows of unknown
-        # ids: a lookup then is a bare gather, and a table is smaller than a batch of histories.
-        self.tables = {
-            name: self.param(name, _init_table, num_ids, padded_rows(sum(num_ids)), self.dim)
-            * _known_rows(num_ids, padded_rows(sum(num_ids)))
-            for name, num_ids in sizes.items()
-        }
+        self.tables = {name: self._read(name, num_ids) for name, num_ids in sizes.items()}
+        self.masked = {n for n, s in sizes.items() if masks_lookups(padded_rows(sum(s)))}
+
+    def _read(self, name: str, num_ids: tuple[int, ...]) -> Float[jax.Array, "V E"]:
+        rows = padded_rows(sum(num_ids))
+        if self.has_variable("params", name):
+            # Not `param`, which insists on the height: a step may show the model the rows of a
+            # batch in place of a table.
+            table_VE: jax.Array = self.get_variable("params", name)
+        else:
+            table_VE = self.param(name, _init_table, num_ids, rows, self.dim)
+        if masks_lookups(rows):
+            return table_VE
+        # Masking the table keeps gradients away from the rows of unknown ids: a lookup then is a
+        # bare gather, and such a table is smaller than a batch of histories.
+        if table_VE.shape[0] != rows:
+            num_ids = (table_VE.shape[0],)
+        return table_VE * _known_rows(num_ids, table_VE.shape[0])
 
     @property
     def _features(self) -> list[features.SparseFeature | features.BagFeature]:
@@ -146,7 +173,7 @@ class FieldTables(nn.Module):
 
     def has_own_table(self, feature: features.SparseFeature | features.BagFeature) -> bool:
         """Whether the field is kept out of the fused table."""
-        return feature.num_ids >= LARGE_TABLE_IDS or feature.name in self.own
+        return has_own_table(feature, self.own)
 
     def read_tables(self) -> dict[str, Float[jax.Array, "V E"]]:
         """The tables by name; rows of unknown ids and padding are 0."""
@@ -155,7 +182,10 @@ class FieldTables(nn.Module):
     def field(self, name: str, ids: Int[jax.Array, "..."]) -> Float[jax.Array, "... E"]:
         """Embeddings of ids of one table; 0 for unknown ids."""
         # Data preparation validates ids; "clip" only spares the wrap of negative indices.
-        return self.tables[name].at[ids].get(mode="clip")
+        value = self.tables[name].at[ids].get(mode="clip")
+        if name in self.masked:
+            value = value * (ids > 0)[..., None].astype(value.dtype)
+        return value
 
     def __call__(
         self, sparse_BF: Int[jax.Array, "... F"], bags: dict[str, Int[jax.Array, "... P"]]

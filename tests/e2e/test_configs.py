@@ -46,6 +46,23 @@ def test_alimama_runs_on_its_synthetic_twin(tmp_path):
     assert list(results["scenarios"]) == ["A1", "A2", "A3", "A4"]
 
 
+def test_single_rows_of_large_tables_are_updated(tmp_path):
+    arguments = (
+        "--config=configs/kuairand.py:synthetic,teacher=sap",
+        f"--workdir={tmp_path}",
+        *commands.SMALL,
+        *teacher_flags("teacher=sap"),
+        *commands.SMALL_KUAIRAND,
+        "--config.optim.embedding=row_sparse",
+        "--config.optim.min_rows=100",
+        "--config.train.average_decay=0.9",
+    )
+    commands.run(*arguments)
+    check(tmp_path)
+    output = commands.run(*arguments, "--config.optim.embedding=dense", status=2)
+    assert "optim.embedding: checkpoint 'row_sparse', run 'absent'" in output.splitlines()[-1]
+
+
 def test_the_readmes_own_data_example_runs(tmp_path):
     folder = test_custom.write(tmp_path / "shop")
     commands.run(

@@ -1,0 +1,1 @@
+"""Measurements of speed and size: `python -m dsmoe_jax.bench --help`."""

@@ -1,0 +1,119 @@
+"""Trustworthy timing: contestants in processes of their own that take turns.
+
+Owns processes, turns and statistics. Each contestant has its own threads and its own memory; while
+one runs the others wait on a pipe. A figure is a median over rounds, a comparison the median of the
+ratios within rounds, so that a machine whose speed drifts drifts for both.
+"""
+
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# `turn(n)` runs n repetitions.
+Turn = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """What runs in a process.
+
+    Attributes:
+      build: Called in the new process; returns the turn and what it has to say of itself.
+      arguments: Of `build`; they are pickled.
+    """
+
+    build: Callable[..., tuple[Turn, dict[str, Any]]]
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of one repetition in every round.
+
+    Attributes:
+      seconds: One value per round.
+      notes: What the contestant said of itself.
+    """
+
+    seconds: list[float]
+    notes: dict[str, Any]
+
+    @property
+    def median(self) -> float:
+        """The figure to quote."""
+        return statistics.median(self.seconds)
+
+
+def take_turns(
+    contestants: Mapping[str, Contestant], *, rounds: int, repetitions: int, warmup: int
+) -> dict[str, Timing]:
+    """Builds the contestants one after the other, then lets them run in turns.
+
+    Args:
+      contestants: By name, in the order of turns.
+      rounds: Counted turns of each.
+      repetitions: Repetitions in a turn.
+      warmup: Repetitions of each before the first counted turn.
+
+    Raises:
+      ValueError: When a contestant fails, with its message.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes, pipes, notes = [], {}, {}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    try:
+        for name, contestant in contestants.items():
+            pipe, remote = context.Pipe()
+            process = context.Process(target=_serve, args=(remote, contestant), daemon=True)
+            process.start()
+            processes.append(process)
+            pipes[name] = pipe
+            notes[name] = _receive(name, pipe)
+            pipe.send(warmup)
+            _receive(name, pipe)
+        for _ in range(rounds):
+            for name, pipe in pipes.items():
+                pipe.send(repetitions)
+                seconds[name].append(_receive(name, pipe) / repetitions)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    return {name: Timing(seconds[name], notes[name]) for name in contestants}
+
+
+def ratio(slower: Timing, faster: Timing) -> tuple[float, float, float]:
+    """Median, least and greatest of `slower / faster` over the rounds."""
+    ratios = [a / b for a, b in zip(slower.seconds, faster.seconds, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def _receive(name: str, pipe: multiprocessing.connection.Connection) -> Any:
+    try:
+        kind, value = pipe.recv()
+    except EOFError:
+        raise ValueError(f"{name}: the process ended; its own message says why") from None
+    if kind == "error":
+        raise ValueError(f"{name}: {value}")
+    return value
+
+
+def _serve(pipe: multiprocessing.connection.Connection, contestant: Contestant) -> None:
+    try:
+        turn, notes = contestant.build(*contestant.arguments)
+        pipe.send(("ready", notes))
+        while True:
+            repetitions = pipe.recv()
+            # Threads of the contestant before may still be spinning.
+            time.sleep(0.02)
+            start_s = time.perf_counter()
+            turn(repetitions)
+            pipe.send(("seconds", time.perf_counter() - start_s))
+    except EOFError:
+        return
+    except ValueError as error:
+        pipe.send(("error", str(error)))

@@ -1,0 +1,64 @@
+"""What this machine can do at most: products per second and bytes per second.
+
+Owns the yardsticks, measured here and now, and the count of a function's matrix products.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jax_core
+
+_SIZE = 2048
+_STREAM_FLOATS = 32 * 2**20
+_REPETITIONS = 5
+
+
+def matmul_flops() -> float:
+    """Floating-point operations per second of a large float32 product, the best of five."""
+    a = jnp.ones((_SIZE, _SIZE), jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    return 2 * _SIZE**3 / _best(lambda: product(a))
+
+
+def stream_bytes() -> float:
+    """Bytes per second, read and written, of a copy larger than any cache, the best of five."""
+    a = jnp.ones(_STREAM_FLOATS, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    return 8 * _STREAM_FLOATS / _best(lambda: copy(a))
+
+
+def count_matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Operations of all matrix products of a traced function: two per multiply-add."""
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contract, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            inner = math.prod(left[axis] for axis in contract)
+            total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
+        repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, jax_core.ClosedJaxpr):
+                    total += repeats * _count(inner.jaxpr)
+                elif isinstance(inner, jax_core.Jaxpr):
+                    total += repeats * _count(inner)
+    return total
+
+
+def _best(run: Callable[[], jax.Array]) -> float:
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(_REPETITIONS):
+        start_s = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start_s)
+    return min(times)

@@ -1,0 +1,147 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsmoe_jax import features, optim, row_sparse, sharding, train_state, train_step
+from dsmoe_jax.data import pipeline
+from dsmoe_jax.models.matching import dsmoe
+from dsmoe_jax.nn import large_tables
+from tests import tiny
+
+RATE, DECAY = 1e-2, 1e-3
+
+
+class Setup:
+    """A two-tower model on the tiny store, whose id tables count as large."""
+
+    def __init__(self, store, devices=None, batch_size=64, exclude=()):
+        self.mesh = sharding.make_mesh(devices)
+        self.spec = features.select(
+            store.spec, exclude=exclude, history_length=6, scenario_history_length=4
+        )
+        self.corpus = sharding.put_replicated(self.mesh, pipeline.read_corpus(store, self.spec))
+        source = pipeline.BatchSource(store, self.spec, seed=0, batch_size=batch_size, max_epochs=1)
+        self.batches = [sharding.put_batch(self.mesh, source[i]) for i in range(4)]
+        self.model = dsmoe.DSMOEConfig(num_experts=2, hidden_dim=8, output_dim=4).make(self.spec)
+        self.dense = optim.make_optimizer(RATE, DECAY)
+        self.sparse = row_sparse.RowSparse(self.spec, RATE, DECAY, min_rows=1)
+
+    def run(self, optimizer, steps, decay=0.0):
+        state = train_state.init_state(
+            self.model, optimizer, key=jax.random.key(0), mesh=self.mesh, averaged=decay > 0
+        )
+        step = jax.jit(
+            train_step.make_train_step(
+                self.model,
+                optimizer,
+                num_items=self.spec.num_items,
+                num_negatives=3,
+                average_decay=decay,
+            )
+        )
+        curve = []
+        for i in range(steps):
+            batch = self.batches[i % len(self.batches)]
+            state, metrics = step(
+                state, None, self.corpus, batch, jnp.float32(0), jax.random.key(3)
+            )
+            curve.append(float(metrics["loss"]))
+        return state, curve
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tiny.write_store(tmp_path_factory.mktemp("rows") / "store")
+
+
+@pytest.fixture(scope="module")
+def one(store):
+    return Setup(store, tiny.one_device())
+
+
+def table_rows(params, spec, name):
+    return np.asarray(large_tables.split(params, [name])[0][name])
+
+
+def test_the_first_step_equals_dense_on_touched_rows_and_leaves_the_others(one):
+    before, _ = one.run(one.sparse, 0)
+    dense, dense_curve = one.run(one.dense, 1)
+    sparse, curve = one.run(one.sparse, 1)
+    assert curve == pytest.approx(dense_curve, rel=1e-6)
+    name = "user_tables/user_id"
+    old, want, got = (table_rows(s.params, one.spec, name) for s in (before, dense, sparse))
+    touched = np.unique(np.asarray(one.batches[0].users.sparse_BF[:, 0]))
+    touched = touched[touched > 0]
+    assert 0 < len(touched) < tiny.NUM_USERS
+    np.testing.assert_allclose(got[touched], want[touched], rtol=1e-5, atol=1e-7)
+    rest = np.setdiff1d(np.arange(len(old)), touched)
+    np.testing.assert_array_equal(got[rest], old[rest])
+    assert not np.allclose(want[rest][1:], old[rest][1:])
+
+
+def test_several_steps_equal_dense_where_every_row_is_touched(store):
+    # Without user ids the items' table is the only large one, and a batch draws every item.
+    setup = Setup(store, tiny.one_device(), batch_size=100, exclude=("user_id",))
+    assert setup.sparse.names == ["item_tables/item_id"]
+    dense, dense_curve = setup.run(setup.dense, 4)
+    sparse, curve = setup.run(setup.sparse, 4)
+    np.testing.assert_allclose(curve, dense_curve, rtol=1e-5)
+    got, want = (table_rows(s.params, setup.spec, "item_tables/item_id") for s in (sparse, dense))
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-6)
+
+
+def test_eight_devices_equal_one(store, one):
+    eight = Setup(store)
+    _, curve = one.run(one.sparse, 4)
+    _, curve8 = eight.run(eight.sparse, 4)
+    np.testing.assert_allclose(curve8, curve, rtol=1e-5)
+
+
+def test_padding_stays_zero(one):
+    state, _ = one.run(one.sparse, 3)
+    for name in one.sparse.names:
+        np.testing.assert_array_equal(table_rows(state.params, one.spec, name)[0], 0.0)
+
+
+def test_the_average_follows_touched_rows(one):
+    before, _ = one.run(one.sparse, 0)
+    state, _ = one.run(one.sparse, 1, decay=0.5)
+    name = "user_tables/user_id"
+    old, new = (table_rows(s.params, one.spec, name) for s in (before, state))
+    got = table_rows(state.average.params, one.spec, name)
+    np.testing.assert_allclose(got, old + (1 - 2 / 11) * (new - old), rtol=1e-5, atol=1e-7)
+
+
+def test_row_wise_adagrad_by_hand(one):
+    sparse = dataclasses.replace(one.sparse, method="adagrad", weight_decay=0.0)
+    table = jnp.asarray([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]])
+    state = row_sparse.RowState(
+        mean_VE=jnp.zeros((3, 0)), square_VE=jnp.asarray([[0.0], [7.0], [0.0]]), slot_V=None
+    )
+    # Row 1 occurs twice; its gradient is with the first.
+    touched = row_sparse.Touched(
+        id_T=jnp.asarray([0, 1, 1]),
+        slot_T=jnp.asarray([0, 1, 1]),
+        stands_T=jnp.asarray([True, True, False]),
+    )
+    gradient = jnp.asarray([[9.0, 9.0], [1.0, -1.0], [0.0, 0.0]])
+    new, state = sparse._update_rows(
+        table, state._replace(slot_V=jnp.zeros(3, jnp.int32)), gradient, touched, jnp.int32(0)
+    )
+    # Mean square of the gradient is 1: the accumulator becomes 8.
+    move = RATE / np.sqrt(8.0)
+    np.testing.assert_allclose(new, [[0, 0], [1 - move, 2 + move], [3, 4]], rtol=1e-6)
+    np.testing.assert_allclose(state.square_VE, [[0.0], [8.0], [0.0]], rtol=1e-6)
+
+
+def test_small_tables_are_left_to_dense_adam(one):
+    none = dataclasses.replace(one.sparse, min_rows=10_000)
+    assert none.names == []
+    dense, dense_curve = one.run(one.dense, 2)
+    state, curve = one.run(none, 2)
+    np.testing.assert_allclose(curve, dense_curve, rtol=1e-6)
+    for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(dense.params), strict=True):
+        np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=1e-5, atol=1e-7)
