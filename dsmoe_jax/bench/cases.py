@@ -74,9 +74,9 @@ _ALIMAMA_USER = (
 _ALIMAMA_ITEM = (
     ("item_id", 846_812),
     ("category", 6_770),
-    ("brand", 99_816),
+    ("brand", 99_815),
     ("campaign_id", 423_437),
-    ("customer", 255_876),
+    ("customer", 255_877),
 )
 
 

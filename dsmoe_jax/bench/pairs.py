@@ -17,6 +17,10 @@ from typing import Any
 Turn = Callable[[int], None]
 
 
+# How long a process that is no longer needed may take to leave by itself.
+_GOODBYE_S = 5.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Contestant:
     """What runs in a process.
@@ -70,6 +74,8 @@ def take_turns(
             pipe, remote = context.Pipe()
             process = context.Process(target=_serve, args=(remote, contestant), daemon=True)
             process.start()
+            # Held open here, it would keep the end of the process from being noticed.
+            remote.close()
             processes.append(process)
             pipes[name] = pipe
             notes[name] = _receive(name, pipe)
@@ -80,7 +86,10 @@ def take_turns(
                 pipe.send(repetitions)
                 seconds[name].append(_receive(name, pipe) / repetitions)
     finally:
+        for pipe in pipes.values():
+            pipe.close()
         for process in processes:
+            process.join(_GOODBYE_S)
             process.terminate()
             process.join()
     return {name: Timing(seconds[name], notes[name]) for name in contestants}

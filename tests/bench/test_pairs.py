@@ -17,6 +17,10 @@ def build_nothing():
     raise ValueError("no such machine")
 
 
+def build_and_die():
+    raise SystemExit(3)
+
+
 def test_contestants_take_turns_and_say_who_they_are():
     contestants = {name: pairs.Contestant(build_counter, (n,)) for n, name in enumerate("ab")}
     found = pairs.take_turns(contestants, rounds=3, repetitions=2, warmup=1)
@@ -27,6 +31,12 @@ def test_contestants_take_turns_and_say_who_they_are():
 def test_a_contestant_that_cannot_be_built_is_named():
     contestants = {"broken": pairs.Contestant(build_nothing)}
     with pytest.raises(ValueError, match="broken: no such machine"):
+        pairs.take_turns(contestants, rounds=1, repetitions=1, warmup=0)
+
+
+def test_a_process_that_ends_by_itself_is_noticed():
+    contestants = {"dead": pairs.Contestant(build_and_die)}
+    with pytest.raises(ValueError, match="dead: the process ended; its own message says why"):
         pairs.take_turns(contestants, rounds=1, repetitions=1, warmup=0)
 
 
