@@ -58,12 +58,10 @@ class Touched(NamedTuple):
 
     Attributes:
       id_T: Row of every occurrence.
-      slot_T: The occurrence that stands for all of its row.
       stands_T: Whether an occurrence stands for its row.
     """
 
     id_T: Int[jax.Array, "T"]
-    slot_T: Int[jax.Array, "T"]
     stands_T: Bool[jax.Array, "T"]
 
 
@@ -173,8 +171,7 @@ class RowSparse:
             # Padding stays 0, which is what a model knows it by.
             slot_V = slot_V.at[0].set(0)
             written[name] = written[name]._replace(slot_V=slot_V)
-            slot_T = slot_V[id_T]
-            touched[name] = Touched(id_T, slot_T, slot_T == position_T)
+            touched[name] = Touched(id_T, slot_V[id_T] == position_T)
             shown[name] = table_VE[id_T]
             slots[name] = slot_V.__getitem__
         users, items = large_tables.map_ids(self.spec, users, items, slots)

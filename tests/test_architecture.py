@@ -83,6 +83,7 @@ def find_broad_handlers(path: str, source: str) -> list[str]:
 
 def find_skips(path: str, source: str) -> list[str]:
     """Tests that may not run, or may fail unnoticed."""
+    # The words of the rule itself; this file is the one that may say them.
     names = {"skip", "skipif", "xfail", "importorskip", "SkipTest"}
     return [
         ast.unparse(node)
@@ -138,6 +139,7 @@ def test_nothing_mentions_a_developers_folders() -> None:
     assert violations(find_private_places, files) == {}
 
 
+# Texts that the rules must refuse: each is read by its rule and never run.
 @pytest.mark.parametrize(
     ("find", "path", "text"),
     [

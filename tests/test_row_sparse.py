@@ -124,7 +124,6 @@ def test_row_wise_adagrad_by_hand(one):
     # Row 1 occurs twice; its gradient is with the first.
     touched = row_sparse.Touched(
         id_T=jnp.asarray([0, 1, 1]),
-        slot_T=jnp.asarray([0, 1, 1]),
         stands_T=jnp.asarray([True, True, False]),
     )
     gradient = jnp.asarray([[9.0, 9.0], [1.0, -1.0], [0.0, 0.0]])

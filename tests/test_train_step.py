@@ -120,12 +120,13 @@ def test_the_average_of_a_run_changes_no_step_of_it(one):
             average_decay=0.5,
         )
     )
+    plain_step = one.step()
     state, plain = one.init(one.student, averaged=True), one.init(one.student)
     expected = jax.device_get(plain.params)
     for i, batch in enumerate(one.batches):
         arguments = (None, one.corpus, batch, jnp.float32(0), jax.random.key(3))
         state, _ = step(state, *arguments)
-        plain, _ = one.step()(plain, *arguments)
+        plain, _ = plain_step(plain, *arguments)
         share = 1 - min(0.5, (2 + i) / (11 + i))
         expected = jax.tree.map(
             lambda old, new, share=share: old + share * (np.asarray(new) - old),

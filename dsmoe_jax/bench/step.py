@@ -38,7 +38,7 @@ def run(
     Args:
       shape: Name in `cases.CASES`.
       distill: Whether a frozen MMOE-DIN teacher is in the step.
-      ours: Names in `OURS`, at least one; the twins are checked against the first.
+      ours: Names in `OURS`, at least one.
       twins: Names in `TWINS`.
       overrides: Fields of `dsmoe.DSMOEConfig` that differ from the paper's shape.
       rounds: Turns of each contestant.
@@ -112,10 +112,11 @@ def build_ours(
     """Our jitted, donated step; leaves weights, loss and gradients for the twins."""
     import jax
     import jax.numpy as jnp
+    import optax
 
-    from dsmoe_jax import batch as batch_lib
-    from dsmoe_jax import losses, optim, row_sparse, sharding, train_state, train_step
+    from dsmoe_jax import optim, row_sparse, sharding, train_state, train_step
     from dsmoe_jax.bench import peak
+    from dsmoe_jax.data import negatives
     from dsmoe_jax.models.matching import dsmoe
     from dsmoe_jax.models.ranking import mmoe_din
 
@@ -135,54 +136,43 @@ def build_ours(
         frozen = train_state.freeze(
             train_state.init_state(teacher, optimizer, key=jax.random.key(1), mesh=mesh)
         )
-    candidate_BG = jax.random.randint(
-        jax.random.key(2), (cases.POSITIVES, 1 + cases.NEGATIVES), 1, case.spec.num_items
-    )
+    key, weight = jax.random.key(3), jnp.float32(1.0)
 
-    def objective(params: Any) -> tuple[jax.Array, jax.Array]:
-        batch = batches[0]
-        items = batch_lib.take_items(corpus, candidate_BG)
-        variables = {"params": params, **state.model_state}
-        (logit_BG, _), _ = model.apply(
-            variables, batch.users, items, batch.scenario_B, train=True, mutable=["batch_stats"]
+    def make_step(chosen: Any) -> train_step.Step:
+        return train_step.make_train_step(
+            model,
+            chosen,
+            num_items=case.spec.num_items,
+            num_negatives=cases.NEGATIVES,
+            teacher=teacher,
         )
-        label_BG = jnp.zeros_like(logit_BG).at[:, 0].set(1.0)
-        total = losses.bce_with_logits(logit_BG, label_BG).mean()
-        teacher_logit_BG = jnp.zeros_like(logit_BG)
-        if teacher is not None and frozen is not None:
-            teacher_logit_BG, _ = teacher.apply(
-                {"params": frozen.params, **frozen.model_state},
-                batch.users,
-                items,
-                batch.scenario_B,
-                train=False,
-            )
-            total = total + losses.bernoulli_kl(teacher_logit_BG, logit_BG).mean()
-        return total, teacher_logit_BG
 
-    (loss, teacher_logit_BG), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(
-        state.params
+    # A step whose optimiser does nothing but keep the gradient.
+    keep = optax.trace(decay=0.0)
+    kept, metrics = jax.jit(make_step(keep))(
+        state._replace(opt_state=keep.init(state.params)), frozen, corpus, batches[0], weight, key
+    )
+    negative_key, _ = jax.random.split(jax.random.fold_in(key, state.step))
+    candidate_BG = negatives.draw_candidates(
+        negative_key,
+        batches[0].item_B,
+        num_items=case.spec.num_items,
+        num_negatives=cases.NEGATIVES,
     )
     _save(folder / "student", state.params, state.model_state["batch_stats"])
-    _save(folder / "gradient", gradient, {})
+    _save(folder / "gradient", kept.opt_state.trace, {})
     if frozen is not None:
         _save(folder / "teacher", frozen.params, frozen.model_state["batch_stats"])
     np.savez(
         folder / "expected.npz",
         candidate=np.asarray(candidate_BG),
-        loss=np.asarray(loss),
-        teacher_logit=np.asarray(teacher_logit_BG),
+        loss=np.asarray(metrics["loss"]),
     )
-    step = train_step.make_train_step(
-        model,
-        optimizer,
-        num_items=case.spec.num_items,
-        num_negatives=cases.NEGATIVES,
-        teacher=teacher,
-    )
-    arguments = (frozen, corpus, batches[0], jnp.float32(1.0), jax.random.key(3))
+    step = make_step(optimizer)
     notes = {
-        "matmul_flop": peak.count_matmul_flops(step, state, *arguments),
+        "matmul_flop": peak.count_matmul_flops(
+            step, state, frozen, corpus, batches[0], weight, key
+        ),
         "peak_flop_per_s": peak.matmul_flops(),
         "peak_byte_per_s": peak.stream_bytes(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -197,7 +187,7 @@ def build_ours(
         nonlocal state, taken
         for _ in range(repetitions):
             batch = batches[taken % len(batches)]
-            state, _ = jitted(state, frozen, corpus, batch, jnp.float32(1.0), jax.random.key(3))
+            state, _ = jitted(state, frozen, corpus, batch, weight, key)
             taken += 1
         jax.block_until_ready(state)
 
