@@ -1,6 +1,14 @@
-"""The optimiser of the paper's recipe."""
+"""The optimiser of the paper's recipe, and what a step needs of any way to update parameters."""
 
+import dataclasses
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Int
+
+from dsmoe_jax import batch as batch_lib
 
 # PyTorch's and Optax's defaults.
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
@@ -22,3 +30,92 @@ def make_optimizer(learning_rate: float, weight_decay: float) -> optax.GradientT
         optax.add_decayed_weights(weight_decay),
         optax.adam(learning_rate, b1=BETA_1, b2=BETA_2, eps=EPSILON),
     )
+
+
+class Shown(NamedTuple):
+    """What a step gives the model.
+
+    Attributes:
+      params: The parameters to differentiate with respect to.
+      users: The user side; its ids index `params`.
+      items: The candidates, likewise.
+      opt_state: With what the update needs to know.
+      touched: What a batch touches, by table, where not all is updated.
+    """
+
+    params: Any
+    users: batch_lib.Users
+    items: batch_lib.Items
+    opt_state: Any
+    touched: dict[str, Any]
+
+
+@runtime_checkable
+class Updater(Protocol):
+    """How parameters are updated."""
+
+    def init(self, params: Any) -> Any:
+        """The initial state."""
+
+    def show(
+        self, params: Any, opt_state: Any, users: batch_lib.Users, items: batch_lib.Items
+    ) -> Shown:
+        """What the model is given in a step."""
+
+    def update(
+        self, gradient: Any, params: Any, shown: Shown, step: Int[jax.Array, ""]
+    ) -> tuple[Any, Any]:
+        """The next parameters and state.
+
+        Args:
+          gradient: With respect to `shown.params`.
+          params: Before the step, whole.
+          shown: From `show`.
+          step: Steps taken before this one.
+        """
+
+    def average(self, average: Any, params: Any, shown: Shown, share: jax.Array) -> Any:
+        """The averaged parameters, moved by a share towards the new ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """All parameters in every step: the paper's recipe.
+
+    Attributes:
+      optimizer: From `make_optimizer`, or any other.
+    """
+
+    optimizer: optax.GradientTransformation
+
+    def init(self, params: Any) -> Any:
+        """See `Updater`."""
+        return self.optimizer.init(params)
+
+    def show(
+        self, params: Any, opt_state: Any, users: batch_lib.Users, items: batch_lib.Items
+    ) -> Shown:
+        """All as it is."""
+        return Shown(params, users, items, opt_state, {})
+
+    def update(
+        self, gradient: Any, params: Any, shown: Shown, step: Int[jax.Array, ""]
+    ) -> tuple[Any, Any]:
+        """See `Updater`."""
+        updates, opt_state = self.optimizer.update(gradient, shown.opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    def average(self, average: Any, params: Any, shown: Shown, share: jax.Array) -> Any:
+        """See `Updater`."""
+        return move_towards(average, params, share)
+
+
+def move_towards(old: Any, new: Any, share: jax.Array) -> Any:
+    """Old + share (new - old), leaf by leaf; integers are taken as they are."""
+
+    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return old + share * (new - old)
+
+    return jax.tree.map(move, old, new)

@@ -65,48 +65,6 @@ class Touched(NamedTuple):
     stands_T: Bool[jax.Array, "T"]
 
 
-class Shown(NamedTuple):
-    """What a step gives the model.
-
-    Attributes:
-      params: The parameters to differentiate with respect to.
-      users: The user side; its ids index `params`.
-      items: The candidates, likewise.
-      opt_state: With what the update needs to know.
-      touched: Of every large table.
-    """
-
-    params: Any
-    users: batch_lib.Users
-    items: batch_lib.Items
-    opt_state: Any
-    touched: dict[str, Touched]
-
-
-@dataclasses.dataclass(frozen=True)
-class Dense:
-    """Updates of all parameters in every step: the paper's recipe."""
-
-    optimizer: optax.GradientTransformation
-
-    def show(
-        self, params: Any, opt_state: Any, users: batch_lib.Users, items: batch_lib.Items
-    ) -> Shown:
-        """All as it is."""
-        return Shown(params, users, items, opt_state, {})
-
-    def update(
-        self, gradient: Any, params: Any, shown: Shown, step: Int[jax.Array, ""]
-    ) -> tuple[Any, Any]:
-        """The next parameters and state."""
-        updates, opt_state = self.optimizer.update(gradient, shown.opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    def average(self, average: Any, params: Any, shown: Shown, share: jax.Array) -> Any:
-        """The averaged parameters, moved by a share towards the new ones."""
-        return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
-
-
 @dataclasses.dataclass(frozen=True)
 class RowSparse:
     """Adam or Adagrad on the touched rows of the large tables, Adam with L2 on all else.
@@ -157,7 +115,7 @@ class RowSparse:
 
     def show(
         self, params: Any, opt_state: OptState, users: batch_lib.Users, items: batch_lib.Items
-    ) -> Shown:
+    ) -> optim.Shown:
         """Parameters with the touched rows in place of the tables, and ids that point into them."""
         tables, rest = large_tables.split(params, self.names)
         used = large_tables.read_ids(self.spec, users, items, self.names)
@@ -175,12 +133,12 @@ class RowSparse:
             shown[name] = table_VE[id_T]
             slots[name] = slot_V.__getitem__
         users, items = large_tables.map_ids(self.spec, users, items, slots)
-        return Shown(
+        return optim.Shown(
             large_tables.join(shown, rest), users, items, opt_state._replace(rows=written), touched
         )
 
     def update(
-        self, gradient: Any, params: Any, shown: Shown, step: Int[jax.Array, ""]
+        self, gradient: Any, params: Any, shown: optim.Shown, step: Int[jax.Array, ""]
     ) -> tuple[Any, OptState]:
         """The next parameters and state.
 
@@ -202,14 +160,14 @@ class RowSparse:
             )
         return large_tables.join(tables, rest), OptState(dense, rows)
 
-    def average(self, average: Any, params: Any, shown: Shown, share: jax.Array) -> Any:
-        """As `Dense.average`, but rows that the batch does not touch keep their average."""
+    def average(self, average: Any, params: Any, shown: optim.Shown, share: jax.Array) -> Any:
+        """As `optim.Dense.average`, but rows that the batch does not touch keep their average."""
         old, old_rest = large_tables.split(average, self.names)
         new, new_rest = large_tables.split(params, self.names)
-        rest = jax.tree.map(lambda o, n: o + share * (n - o), old_rest, new_rest)
+        rest = optim.move_towards(old_rest, new_rest, share)
         for name, touched in shown.touched.items():
             old_TE, new_TE = old[name][touched.id_T], new[name][touched.id_T]
-            old[name] = _write(old[name], touched, old_TE + share * (new_TE - old_TE))
+            old[name] = _write(old[name], touched, optim.move_towards(old_TE, new_TE, share))
         return large_tables.join(old, rest)
 
     def _update_rows(

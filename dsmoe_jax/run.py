@@ -16,7 +16,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
 from dsmoe_jax import batch as batch_lib
@@ -168,7 +167,7 @@ class Session:
         stage = train.Stage(
             name="teacher",
             model=self.ranker,
-            optimizer=self._make_optimizer(teacher.learning_rate, teacher.weight_decay),
+            updater=self._make_updater(teacher.learning_rate, teacher.weight_decay),
             max_epochs=teacher.max_epochs,
             patience=teacher.patience,
             validate=lambda frozen: self.evaluate_ranker(
@@ -191,7 +190,7 @@ class Session:
         stage = train.Stage(
             name="student",
             model=self.matcher,
-            optimizer=self._make_optimizer(
+            updater=self._make_updater(
                 experiment.train.learning_rate, experiment.train.weight_decay
             ),
             max_epochs=experiment.train.max_epochs,
@@ -350,7 +349,7 @@ class Session:
             # Only the shapes matter; the optimiser's do not depend on its constants.
             like = train_state.init_state(
                 model,
-                self._make_optimizer(1e-3, 0.0),
+                self._make_updater(1e-3, 0.0),
                 key=jax.random.key(0),
                 mesh=self.mesh,
                 constants=constants,
@@ -366,12 +365,10 @@ class Session:
             )
         return Trained(train_state.freeze(best[0]), latest[1])
 
-    def _make_optimizer(
-        self, learning_rate: float, weight_decay: float
-    ) -> optax.GradientTransformation | row_sparse.RowSparse:
+    def _make_updater(self, learning_rate: float, weight_decay: float) -> optim.Updater:
         chosen = self.experiment.optim
         if chosen.embedding == "dense":
-            return optim.make_optimizer(learning_rate, weight_decay)
+            return optim.Dense(optim.make_optimizer(learning_rate, weight_decay))
         return row_sparse.RowSparse(
             self.spec,
             learning_rate,

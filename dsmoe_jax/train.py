@@ -15,11 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checkpoint, report, row_sparse, sharding, train_state, train_step
+from dsmoe_jax import checkpoint, optim, report, sharding, train_state, train_step
 from dsmoe_jax.data import pipeline
 
 # Mean BCE above this is divergence: an untrained model is at 0.69.
@@ -43,7 +42,7 @@ class Stage:
     Attributes:
       name: `teacher`, `student`, ...
       model: A matcher or a ranker.
-      optimizer: Its optimiser.
+      updater: How its parameters are updated.
       max_epochs: Upper bound on passes over the examples.
       patience: Evaluations without a better score before the stage ends.
       validate: Summary of a frozen state on validation queries, with `scenarios` and `macro` as in
@@ -60,7 +59,7 @@ class Stage:
 
     name: str
     model: nn.Module
-    optimizer: optax.GradientTransformation | row_sparse.RowSparse
+    updater: optim.Updater
     max_epochs: int
     patience: int
     validate: Callable[[train_state.Frozen], Summary]
@@ -167,7 +166,7 @@ class _Loop:
         init_key, self._step_key = jax.random.split(stage_key)
         self._state = train_state.init_state(
             stage.model,
-            stage.optimizer,
+            stage.updater,
             key=init_key,
             mesh=setting.mesh,
             constants=stage.constants,
@@ -240,7 +239,7 @@ class _Loop:
         stage, setting = self._stage, self._setting
         step = train_step.make_train_step(
             stage.model,
-            stage.optimizer,
+            stage.updater,
             num_items=setting.corpus.sparse_VF.shape[0],
             num_negatives=setting.num_negatives,
             teacher=stage.teacher,

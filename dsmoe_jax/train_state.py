@@ -1,7 +1,7 @@
 """What a stage of training carries from step to step."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,15 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, sharding
-
-
-@runtime_checkable
-class Optimizer(Protocol):
-    """What a state needs to know of an optimiser."""
-
-    def init(self, params: Any) -> Any:
-        """Its initial state."""
+from dsmoe_jax import features, optim, sharding
 
 
 class TrainState(NamedTuple):
@@ -72,17 +64,11 @@ def move_average(
         return state
     step = state.step.astype(jnp.float32)
     share = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-
-    def move(old: jax.Array, new: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(new.dtype, jnp.floating):
-            return new
-        return old + share * (new - old)
-
     old, new = state.average, _averaged(state)
     return state._replace(
         average=Frozen(
             move_params(old.params, new.params, share),
-            jax.tree.map(move, old.model_state, new.model_state),
+            optim.move_towards(old.model_state, new.model_state, share),
         )
     )
 
@@ -94,7 +80,7 @@ def _averaged(state: TrainState) -> Frozen:
 
 def init_state(
     model: nn.Module,
-    optimizer: Optimizer,
+    updater: optim.Updater,
     *,
     key: jax.Array,
     mesh: jax.sharding.Mesh,
@@ -105,7 +91,7 @@ def init_state(
 
     Args:
       model: A matcher or a ranker.
-      optimizer: Its optimiser.
+      updater: How its parameters are updated.
       key: Random key of the initial parameters.
       mesh: The devices.
       constants: Values of the model's `constants` collection by name.
@@ -119,7 +105,7 @@ def init_state(
     def init(key: jax.Array) -> TrainState:
         variables = dict(model.init({"params": key}, users, items, scenario_B, train=False))
         params = variables.pop("params")
-        state = TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
+        state = TrainState(jnp.zeros((), jnp.int32), params, variables, updater.init(params))
         return state._replace(average=_averaged(state)) if averaged else state
 
     shape = jax.eval_shape(init, key)

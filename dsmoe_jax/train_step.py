@@ -13,10 +13,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import losses, row_sparse, train_state
+from dsmoe_jax import losses, optim, train_state
 from dsmoe_jax.data import negatives
 
 # Sums over the rows of each scenario, [S] per name; divided by "rows" once, when reported.
@@ -26,7 +25,7 @@ Step = Callable[..., tuple[train_state.TrainState, Metrics]]
 
 def make_train_step(
     model: nn.Module,
-    optimizer: optax.GradientTransformation | row_sparse.RowSparse,
+    updater: optim.Updater,
     *,
     num_items: int,
     num_negatives: int,
@@ -43,11 +42,6 @@ def make_train_step(
     **Paper:** L = L_task + lambda * mean KL(p_teacher || p_student), section "Distillation".
     **Deviation:** means over rows where the paper sums: Adam is indifferent to the scale.
     """
-    updater: row_sparse.Dense | row_sparse.RowSparse
-    if isinstance(optimizer, row_sparse.RowSparse):
-        updater = optimizer
-    else:
-        updater = row_sparse.Dense(optimizer)
 
     def objective(
         params: Any,

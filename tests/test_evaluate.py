@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from dsmoe_jax import config as config_lib
-from dsmoe_jax import evaluate, features, sharding, train_state
+from dsmoe_jax import evaluate, features, optim, sharding, train_state
 from dsmoe_jax import judge as judge_lib
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.models.matching import dsmoe, two_tower
@@ -168,7 +168,7 @@ def test_matcher_on_eight_devices_equals_one(store, spec, interests):
 def test_item_vectors_do_not_depend_on_devices_or_chunks(store, spec):
     matcher = dsmoe.DSMOEConfig(hidden_dim=8, output_dim=4).make(spec)
     state = train_state.init_state(
-        matcher, optax.identity(), key=jax.random.key(0), mesh=make_mesh(1)
+        matcher, optim.Dense(optax.identity()), key=jax.random.key(0), mesh=make_mesh(1)
     )
     frozen = jax.device_get(train_state.freeze(state))
     vectors = []

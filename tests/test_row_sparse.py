@@ -26,17 +26,17 @@ class Setup:
         source = pipeline.BatchSource(store, self.spec, seed=0, batch_size=batch_size, max_epochs=1)
         self.batches = [sharding.put_batch(self.mesh, source[i]) for i in range(4)]
         self.model = dsmoe.DSMOEConfig(num_experts=2, hidden_dim=8, output_dim=4).make(self.spec)
-        self.dense = optim.make_optimizer(RATE, DECAY)
+        self.dense = optim.Dense(optim.make_optimizer(RATE, DECAY))
         self.sparse = row_sparse.RowSparse(self.spec, RATE, DECAY, min_rows=1)
 
-    def run(self, optimizer, steps, decay=0.0):
+    def run(self, updater, steps, decay=0.0):
         state = train_state.init_state(
-            self.model, optimizer, key=jax.random.key(0), mesh=self.mesh, averaged=decay > 0
+            self.model, updater, key=jax.random.key(0), mesh=self.mesh, averaged=decay > 0
         )
         step = jax.jit(
             train_step.make_train_step(
                 self.model,
-                optimizer,
+                updater,
                 num_items=self.spec.num_items,
                 num_negatives=3,
                 average_decay=decay,

@@ -59,7 +59,7 @@ class Session:
         self.stage = train.Stage(
             name="student",
             model=model,
-            optimizer=optim.make_optimizer(learning_rate, 1e-6),
+            updater=optim.Dense(optim.make_optimizer(learning_rate, 1e-6)),
             max_epochs=max_epochs,
             patience=10,
             validate=changes.pop("validate", self.rising_score),
@@ -291,7 +291,7 @@ def test_constants_that_the_model_does_not_declare_are_refused(store):
     with pytest.raises(ValueError, match=r"constants: the model declares \{\}, got"):
         train_state.init_state(
             tiny.make_matcher(spec),
-            optim.make_optimizer(1e-3, 0.0),
+            optim.Dense(optim.make_optimizer(1e-3, 0.0)),
             key=jax.random.key(0),
             mesh=sharding.make_mesh(),
             constants={"log_prior_SV": np.zeros((3, 4), np.float32)},

@@ -38,12 +38,13 @@ class Setup:
             collaborative_dim=4,
         ).make(self.spec)
         self.optimizer = optim.make_optimizer(1e-2, 1e-6)
+        self.updater = optim.Dense(self.optimizer)
         self.constants = statistics.make_constants(store, self.ranker.constant_shapes)
 
     def init(self, model, seed=0, constants=None, averaged=False):
         return train_state.init_state(
             model,
-            self.optimizer,
+            self.updater,
             key=jax.random.key(seed),
             mesh=self.mesh,
             constants=constants,
@@ -57,7 +58,7 @@ class Setup:
         return jax.jit(
             train_step.make_train_step(
                 self.student,
-                self.optimizer,
+                self.updater,
                 num_items=self.spec.num_items,
                 num_negatives=NUM_NEGATIVES,
                 teacher=teacher,
@@ -114,7 +115,7 @@ def test_the_average_of_a_run_changes_no_step_of_it(one):
     step = jax.jit(
         train_step.make_train_step(
             one.student,
-            one.optimizer,
+            one.updater,
             num_items=one.spec.num_items,
             num_negatives=NUM_NEGATIVES,
             average_decay=0.5,

@@ -126,19 +126,19 @@ def build_ours(
     batches = [sharding.put_batch(mesh, batch) for batch in case.batches]
     student_config: config.MatcherConfig = dsmoe.DSMOEConfig(**overrides)
     model = student_config.make(case.spec)
-    optimizer: Any = optim.make_optimizer(LEARNING_RATE, WEIGHT_DECAY)
+    updater: optim.Updater = optim.Dense(optim.make_optimizer(LEARNING_RATE, WEIGHT_DECAY))
     if embedding == "row_sparse":
-        optimizer = row_sparse.RowSparse(case.spec, LEARNING_RATE, WEIGHT_DECAY)
-    state = train_state.init_state(model, optimizer, key=jax.random.key(0), mesh=mesh)
+        updater = row_sparse.RowSparse(case.spec, LEARNING_RATE, WEIGHT_DECAY)
+    state = train_state.init_state(model, updater, key=jax.random.key(0), mesh=mesh)
     teacher, frozen = None, None
     if distill:
         teacher = mmoe_din.MMoEDINConfig().make(case.spec)
         frozen = train_state.freeze(
-            train_state.init_state(teacher, optimizer, key=jax.random.key(1), mesh=mesh)
+            train_state.init_state(teacher, updater, key=jax.random.key(1), mesh=mesh)
         )
     key, weight = jax.random.key(3), jnp.float32(1.0)
 
-    def make_step(chosen: Any) -> train_step.Step:
+    def make_step(chosen: optim.Updater) -> train_step.Step:
         return train_step.make_train_step(
             model,
             chosen,
@@ -148,7 +148,7 @@ def build_ours(
         )
 
     # A step whose optimiser does nothing but keep the gradient.
-    keep = optax.trace(decay=0.0)
+    keep = optim.Dense(optax.trace(decay=0.0))
     kept, metrics = jax.jit(make_step(keep))(
         state._replace(opt_state=keep.init(state.params)), frozen, corpus, batches[0], weight, key
     )
@@ -168,7 +168,7 @@ def build_ours(
         candidate=np.asarray(candidate_BG),
         loss=np.asarray(metrics["loss"]),
     )
-    step = make_step(optimizer)
+    step = make_step(updater)
     notes = {
         "matmul_flop": peak.count_matmul_flops(
             step, state, frozen, corpus, batches[0], weight, key
