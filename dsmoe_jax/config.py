@@ -12,9 +12,6 @@ it; after `Experiment.validate` nothing changes it.
 
 import dataclasses
 import difflib
-import hashlib
-import json
-import typing
 from typing import Any
 
 
@@ -324,99 +321,3 @@ def parse_variant(variant: str, axes: dict[str, tuple[str, ...]]) -> dict[str, s
             )
         chosen[axis] = token
     return chosen
-
-
-# Fields that may change between the runs that share a workdir: they decide when a run stops, where
-# it writes and how it is judged, not which numbers a step computes.
-RESUMABLE_FIELDS = (
-    "variant",
-    "data.raw_dir",
-    "data.store_dir",
-    "train.max_epochs",
-    "train.patience",
-    "train.steps_per_report",
-    "teacher.max_epochs",
-    "teacher.patience",
-    "teacher.from_workdir",
-    "eval",
-    "checkpoint",
-)
-
-
-def as_dict(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as JSON-ready nested dicts, each method and data section with its class."""
-
-    def convert(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {f.name: convert(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            if isinstance(value, DataConfig | MatcherConfig | RankerConfig):
-                return {"class": type(value).__name__, **fields}
-            return fields
-        if isinstance(value, dict):
-            return {str(key): convert(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [convert(entry) for entry in value]
-        return value
-
-    return typing.cast(dict[str, Any], convert(experiment))
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, f"{path}."))
-        else:
-            flat[path] = value
-    return flat
-
-
-# Fields that a teacher does not depend on.
-STUDENT_FIELDS = (
-    "model",
-    "loss",
-    "train.learning_rate",
-    "train.weight_decay",
-    "train.average_decay",
-)
-
-
-def identity(experiment: Experiment, *, stage: str) -> dict[str, Any]:
-    """The flat fields a checkpoint of a stage must share with the run that resumes from it.
-
-    Args:
-      experiment: The run.
-      stage: `teacher` leaves out the student's fields; any other stage depends on all.
-    """
-    free = RESUMABLE_FIELDS + (STUDENT_FIELDS if stage == "teacher" else ())
-    return {
-        name: value
-        for name, value in _deciding_fields(experiment).items()
-        if not any(name == field or name.startswith(f"{field}.") for field in free)
-    }
-
-
-def _deciding_fields(experiment: Experiment) -> dict[str, Any]:
-    """The flat fields without a section that has no say: dense updates leave nothing to choose."""
-    fields = flatten(as_dict(experiment))
-    if experiment.optim.embedding == "dense":
-        return {name: value for name, value in fields.items() if not name.startswith("optim.")}
-    return fields
-
-
-def config_hash(experiment: Experiment) -> str:
-    """Twelve hexadecimal digits that name every field which decides a result."""
-    fields = _deciding_fields(experiment)
-    for name in (
-        "checkpoint.every_steps",
-        "data.raw_dir",
-        "data.store_dir",
-        "teacher.from_workdir",
-        "train.steps_per_report",
-        "variant",
-    ):
-        fields.pop(name, None)
-    text = json.dumps(fields, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dsmoe_jax import config as config_lib
+from dsmoe_jax import identity
 
 
 class UsageError(Exception):
@@ -82,7 +83,7 @@ def load_experiment(path: str, variant: str) -> config_lib.Experiment:
 
 def field_names(experiment: config_lib.Experiment) -> list[str]:
     """Every field that can be set, e.g. `train.learning_rate`."""
-    names = config_lib.flatten(config_lib.as_dict(experiment))
+    names = identity.flatten(identity.as_dict(experiment))
     return [name for name in names if name.rpartition(".")[2] != "class"]
 
 

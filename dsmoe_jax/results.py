@@ -16,7 +16,7 @@ import jax
 
 import dsmoe_jax
 from dsmoe_jax import config as config_lib
-from dsmoe_jax import judge, report
+from dsmoe_jax import identity, judge, report
 from dsmoe_jax.data import store as store_lib
 
 FILE = "results.json"
@@ -52,7 +52,7 @@ def make(
         "dataset": store.manifest["dataset"],
         "variant": experiment.variant,
         "seed": experiment.seed,
-        "config_hash": config_lib.config_hash(experiment),
+        "config_hash": identity.config_hash(experiment),
         "data_hash": store.data_hash,
         "versions": versions(),
         "device": describe_devices(),

@@ -25,6 +25,7 @@ from dsmoe_jax import (
     evaluate,
     features,
     figures,
+    identity,
     judge,
     metrics,
     optim,
@@ -71,7 +72,7 @@ def run(
         with train.StopRequest() as stop:
             session = Session(experiment, workdir, store_dir, reporter, stop, prepare_s)
             if jax.process_index() == 0:
-                record = {"overrides": overrides, "config": config.as_dict(experiment)}
+                record = {"overrides": overrides, "config": identity.as_dict(experiment)}
                 report.replace_text(workdir / "config.json", json.dumps(record, indent=1) + "\n")
             session.describe()
             if mode in ("all", "teacher") and (session.needs_teacher or mode == "teacher"):
@@ -147,7 +148,7 @@ class Session:
         counts = manifest["counts"]
         line(
             f"{manifest['dataset']}: {counts['users']:,} users, {counts['items']:,} items, "
-            f"data {self.store.data_hash[:12]}, config {config.config_hash(self.experiment)}"
+            f"data {self.store.data_hash[:12]}, config {identity.config_hash(self.experiment)}"
         )
         for split, entry in manifest["split"].items():
             days = entry["days"]
@@ -381,9 +382,9 @@ class Session:
         return 0.0 if stage == "teacher" else self.experiment.train.average_decay
 
     def _checkpoints(self, stage: str, workdir: pathlib.Path) -> checkpoint.StageCheckpoints:
-        identity = config.identity(self.experiment, stage=stage)
-        identity["data_hash"] = self.store.data_hash
-        return checkpoint.StageCheckpoints(workdir, stage, identity)
+        fields = identity.of_stage(self.experiment, stage=stage)
+        fields["data_hash"] = self.store.data_hash
+        return checkpoint.StageCheckpoints(workdir, stage, fields)
 
 
 def _scenario_views(

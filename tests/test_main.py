@@ -13,7 +13,7 @@ import pytest
 
 import dsmoe_jax
 from dsmoe_jax import config as config_lib
-from dsmoe_jax import main, overrides, train
+from dsmoe_jax import identity, main, overrides, train
 
 CONFIG = """
 import dataclasses
@@ -132,7 +132,7 @@ def test_overrides_are_typed_whatever_their_order() -> None:
 
 
 def test_every_field_can_be_set_to_the_value_it_has() -> None:
-    before = config_lib.flatten(config_lib.as_dict(parse("--config=stub.py").experiment))
+    before = identity.flatten(identity.as_dict(parse("--config=stub.py").experiment))
     fields = overrides.field_names(parse("--config=stub.py").experiment)
     assert len(fields) > 30
     flags = [
@@ -140,7 +140,7 @@ def test_every_field_can_be_set_to_the_value_it_has() -> None:
         for name in fields
     ]
     options = parse("--config=stub.py", *flags)
-    assert config_lib.flatten(config_lib.as_dict(options.experiment)) == before
+    assert identity.flatten(identity.as_dict(options.experiment)) == before
     assert len(options.overrides) == len(fields)
 
 

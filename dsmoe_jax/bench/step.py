@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dsmoe_jax import config
+from dsmoe_jax import identity
 from dsmoe_jax.bench import cases, pairs
 
 BATCHES = 8
@@ -124,8 +124,7 @@ def build_ours(
     mesh = sharding.make_mesh()
     corpus = sharding.put_replicated(mesh, case.corpus)
     batches = [sharding.put_batch(mesh, batch) for batch in case.batches]
-    student_config: config.MatcherConfig = dsmoe.DSMOEConfig(**overrides)
-    model = student_config.make(case.spec)
+    model = dsmoe.DSMOEConfig(**overrides).make(case.spec)
     updater: optim.Updater = optim.Dense(optim.make_optimizer(LEARNING_RATE, WEIGHT_DECAY))
     if embedding == "row_sparse":
         updater = row_sparse.RowSparse(case.spec, LEARNING_RATE, WEIGHT_DECAY)
@@ -301,7 +300,7 @@ def _compare(folder: pathlib.Path, objective: Any, batch: Any, weights: Any) -> 
 def _save(path: pathlib.Path, params: Any, statistics: Any) -> None:
     flat: dict[str, Any] = {}
     for kind, tree in (("params", params), ("statistics", statistics)):
-        for name, leaf in config.flatten(tree).items():
+        for name, leaf in identity.flatten(tree).items():
             flat[f"{kind}.{name}"] = np.asarray(leaf)
     np.savez(f"{path}.npz", **flat)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import tqdm
 
-from dsmoe_jax import config, main, report
+from dsmoe_jax import identity, main, report
 from dsmoe_jax.suite import rows
 
 
@@ -101,4 +101,4 @@ def make_command(row: rows.Row, seed: int, folder: pathlib.Path) -> list[str]:
 def is_current(record: dict[str, Any], command: list[str]) -> bool:
     """Whether a record was made by the configuration that the command resolves to today."""
     experiment = main.parse(["dsmoe_jax", *command]).experiment
-    return bool(record["config_hash"] == config.config_hash(experiment))
+    return bool(record["config_hash"] == identity.config_hash(experiment))

@@ -23,7 +23,7 @@ import numpy as np
 import tqdm
 
 from dsmoe_jax import config as config_lib
-from dsmoe_jax import evaluate, judge, main, report, results, run, train
+from dsmoe_jax import evaluate, identity, judge, main, report, results, run, train
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import synthetic_world
 from dsmoe_jax.suite import planted_worlds
@@ -115,7 +115,7 @@ def record_path(
 
 def is_current(record: dict[str, Any], experiment: config_lib.Experiment) -> bool:
     """Whether a record was made by this configuration."""
-    return bool(record["config_hash"] == config_lib.config_hash(experiment))
+    return bool(record["config_hash"] == identity.config_hash(experiment))
 
 
 def run_cell(
@@ -132,12 +132,12 @@ def run_cell(
         outcome = _KINDS[arm.kind](experiment, store, place)
     summary = outcome.test.summarise()
     kept = ("share", "queries", *(f"recall@{k}" for k in experiment.eval.k))
-    fields = config_lib.as_dict(experiment)
+    fields = identity.as_dict(experiment)
     return {
         "world": world.name,
         "arm": arm.name,
         "seed": experiment.seed,
-        "config_hash": config_lib.config_hash(experiment),
+        "config_hash": identity.config_hash(experiment),
         "data_hash": store.data_hash,
         "data": {name: fields["data"][name] for name in _world_data(experiment).settings()},
         "model": fields["model"],
@@ -210,7 +210,7 @@ def _judge_truncated(
     truth, rows_QC = _true_scores(experiment, store, place)
     score_QV = truth.scores(rows_QC)
     scenario_Q = rows_QC[:, store.columns["scenario"]]
-    rank = config_lib.as_dict(experiment)["model"]["output_dim"]
+    rank = identity.as_dict(experiment)["model"]["output_dim"]
     score_QV[:, 1:] = synthetic_world.truncate(score_QV[:, 1:], scenario_Q, rank)
     return _judge_scores(experiment, store, lambda ids: score_QV[ids])
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import config, features, train_state
+from dsmoe_jax import features, identity, train_state
 from dsmoe_jax.bench import cases
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
@@ -73,5 +73,5 @@ def norms(gradient: Any) -> dict[str, float]:
     """Euclidean norm of every leaf by its dotted name."""
     return {
         name: float(np.linalg.norm(np.asarray(leaf, np.float64)))
-        for name, leaf in sorted(config.flatten(gradient).items())
+        for name, leaf in sorted(identity.flatten(gradient).items())
     }

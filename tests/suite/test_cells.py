@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from dsmoe_jax import config, main
+from dsmoe_jax import identity, main
 from dsmoe_jax.suite import cells, rows
 
 TABLE = (
@@ -24,7 +24,7 @@ class Runner:
         experiment = main.parse(["x", *command[3:]]).experiment
         workdir = next(part for part in command if part.startswith("--workdir=")).split("=")[1]
         found = {
-            "config_hash": config.config_hash(experiment),
+            "config_hash": identity.config_hash(experiment),
             "seed": experiment.seed,
             "references": {},
         }

@@ -6,7 +6,7 @@ import signal
 import jax
 import pytest
 
-from dsmoe_jax import config, features, main, overrides, report, train, train_state
+from dsmoe_jax import features, identity, main, overrides, report, train, train_state
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.suite import planted, planted_worlds
 
@@ -109,7 +109,7 @@ class Recorder:
         self.names.append(f"{world.name}-{arm.name}-seed{experiment.seed}")
         if len(self.names) == self._stop_after:
             os.kill(os.getpid(), signal.SIGINT)
-        return {"config_hash": config.config_hash(experiment), "macro": {"recall@50": 0.5}}
+        return {"config_hash": identity.config_hash(experiment), "macro": {"recall@50": 0.5}}
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_arms_differ_in_the_students_model_and_distillation_alone():
     for name, experiment in experiments().items():
         world = next(world for world in planted_worlds.WORLDS if name.startswith(world.name))
         whole = planted.make_experiment(world, planted_worlds.Arm("", ""), 3)
-        fields, expected = (config.flatten(config.as_dict(e)) for e in (experiment, whole))
+        fields, expected = (identity.flatten(identity.as_dict(e)) for e in (experiment, whole))
         differing = {key for key in fields if fields[key] != expected[key]}
         allowed = {"model.use_sap", "model.hidden_dim", "model.norm", "loss.distill_weight"}
         assert differing - {"variant"} <= allowed
