@@ -5,8 +5,10 @@ run on the same batches, which are on the device already. Before anything is tim
 that it computes the same loss and gradients from the same weights.
 """
 
+import argparse
 import pathlib
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,49 @@ LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-3
 TWINS = ("eager", "compile", "sparse")
 OURS = ("dense", "row_sparse")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds this measurement's flags."""
+    parser.add_argument("--shape", choices=sorted(cases.CASES), default="kuairand")
+    parser.add_argument("--distill", action="store_true", help="with a teacher in the step")
+    parser.add_argument(
+        "--ours", type=_names(OURS, 1), default=("dense",), help=f"of {', '.join(OURS)}"
+    )
+    parser.add_argument(
+        "--twins", type=_names(TWINS, 0), default=TWINS[:2], help=f"of {', '.join(TWINS)}"
+    )
+    parser.add_argument("--hidden_dim", type=int, default=256)
+    parser.add_argument("--output_dim", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--repetitions", type=int, default=5, help="steps in a turn")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs with the parsed flags; see `run`."""
+    return run(
+        shape=options.shape,
+        distill=options.distill,
+        ours=options.ours,
+        twins=options.twins,
+        overrides={"hidden_dim": options.hidden_dim, "output_dim": options.output_dim},
+        rounds=options.rounds,
+        repetitions=options.repetitions,
+    )
+
+
+def _names(known: tuple[str, ...], at_least: int) -> Callable[[str], tuple[str, ...]]:
+    """A flag's type: names among `known`, separated by commas."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(name for name in text.split(",") if name)
+        if len(names) < at_least or not set(names) <= set(known):
+            raise argparse.ArgumentTypeError(
+                f"expected names among {', '.join(known)}, got {text!r}"
+            )
+        return names
+
+    return parse
 
 
 def run(
