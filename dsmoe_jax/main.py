@@ -15,7 +15,7 @@ import typing
 from typing import Any
 
 from dsmoe_jax import config as config_lib
-from dsmoe_jax import overrides
+from dsmoe_jax import memory, overrides
 
 HELP = """\
 dsmoe_jax: train, distil, evaluate and serve multi-scenario matching models.
@@ -179,11 +179,13 @@ def entry_point() -> None:
 
 
 def start_jax(options: Options) -> bool:
-    """Sets the compilation cache up and connects to the other processes, if there are any.
+    """Sets memory and the compilation cache up and connects to the other processes, if any.
 
     Returns:
       Whether it connected.
     """
+    # Before anything of JAX starts a thread.
+    memory.keep_freed()
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dsmoe_jax import memory
+
 # `turn(n)` runs n repetitions.
 Turn = Callable[[int], None]
 
@@ -112,6 +114,8 @@ def _receive(name: str, pipe: multiprocessing.connection.Connection) -> Any:
 
 
 def _serve(pipe: multiprocessing.connection.Connection, contestant: Contestant) -> None:
+    # Every contestant has what a run of ours has.
+    memory.keep_freed()
     try:
         turn, notes = contestant.build(*contestant.arguments)
         pipe.send(("ready", notes))

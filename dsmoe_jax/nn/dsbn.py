@@ -63,17 +63,26 @@ class ScenarioNorm(nn.Module):
         """Normalises; `train` uses and records the batch's moments."""
         if self.kind == "none":
             return x
+        gain_SF, shift_SF = self.affine(x, one_hot_BS, train=train)
+        return x * scenario.pick(gain_SF, one_hot_BS, x.ndim) + scenario.pick(
+            shift_SF, one_hot_BS, x.ndim
+        )
+
+    def affine(
+        self, x: Float[jax.Array, "B ... F"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
+    ) -> tuple[Float[jax.Array, "S F"], Float[jax.Array, "S F"]]:
+        """Gain and shift of every scenario: y = x * gain_s + shift_s.
+
+        A caller with more to multiply folds it into these tables instead of into every row.
+        `train` uses and records the batch's moments.
+        """
+        if not train or self.kind == "none":
+            return self.running_affine()
         if self.kind == "bn":
             one_hot_BS = jnp.ones_like(one_hot_BS[:, :1])
-        if not train:
-            gain_SF, shift_SF = self.affine()
-            return x * scenario.pick(gain_SF, one_hot_BS, x.ndim) + scenario.pick(
-                shift_SF, one_hot_BS, x.ndim
-            )
         count_S1 = one_hot_BS.sum(axis=0)[:, None] * float(math.prod(x.shape[1:-1]))
         enough_S1 = count_S1 >= 2
         mean_SF = jnp.where(enough_S1, _mean(x, one_hot_BS, count_S1), self.mean_SF.value)
-        centred = x - scenario.pick(mean_SF, one_hot_BS, x.ndim)
         # Around the batch mean the variance does not depend on the mean to first order: stopping
         # that gradient changes no value and spares a pass.
         around = x - scenario.pick(jax.lax.stop_gradient(mean_SF), one_hot_BS, x.ndim)
@@ -83,21 +92,20 @@ class ScenarioNorm(nn.Module):
             unbiased_SF = biased_SF * count_S1 / jnp.maximum(count_S1 - 1, 1)
             self._record(self.mean_SF, mean_SF, enough_S1)
             self._record(self.var_SF, unbiased_SF, enough_S1)
-        gain_SF = self.scale_SF * jax.lax.rsqrt(var_SF + EPSILON)
-        return centred * scenario.pick(gain_SF, one_hot_BS, x.ndim) + scenario.pick(
-            self.bias_SF, one_hot_BS, x.ndim
-        )
+        return self._to_affine(mean_SF, var_SF)
 
-    def affine(self) -> tuple[Float[jax.Array, "S F"], Float[jax.Array, "S F"]]:
-        """Gain and shift of every scenario at inference: y = x * gain_s + shift_s.
-
-        [1, F] for "bn"; 1 and 0 for "none".
-        """
+    def running_affine(self) -> tuple[Float[jax.Array, "S F"], Float[jax.Array, "S F"]]:
+        """As `affine`, at inference; 1 and 0 for "none"."""
         if self.kind == "none":
-            shape_SF = (1, self.num_features)
+            shape_SF = (self.num_scenarios, self.num_features)
             return jnp.ones(shape_SF, jnp.float32), jnp.zeros(shape_SF, jnp.float32)
-        gain_SF = self.scale_SF * jax.lax.rsqrt(self.var_SF.value + EPSILON)
-        return gain_SF, self.bias_SF - self.mean_SF.value * gain_SF
+        return self._to_affine(self.mean_SF.value, self.var_SF.value)
+
+    def _to_affine(self, mean_SF: jax.Array, var_SF: jax.Array) -> tuple[jax.Array, jax.Array]:
+        gain_SF = self.scale_SF * jax.lax.rsqrt(var_SF + EPSILON)
+        shift_SF = self.bias_SF - mean_SF * gain_SF
+        shape_SF = (self.num_scenarios, self.num_features)
+        return jnp.broadcast_to(gain_SF, shape_SF), jnp.broadcast_to(shift_SF, shape_SF)
 
     def _record(self, running: nn.Variable, batch_SF: jax.Array, enough_S1: jax.Array) -> None:
         moved_SF = (1 - self.momentum) * running.value + self.momentum * batch_SF

@@ -114,16 +114,14 @@ class ScenarioMixture(nn.Module):
                 f"model.gate_input: folding a tower needs 'scenario', got {self.gate_input!r}"
             )
         S, K, H = scenario_SC.shape[0], self.num_experts, self.hidden_dim
-        gain_SF, shift_SF = self.norms.affine()
-        gate_SF = jnp.repeat(self.gate_weights(scenario_SC), H, axis=1)
+        gain_SF, shift_SH = self._fold_gate(scenario_SC, *self.norms.running_affine())
         forward_SHD = self.forward.fold(scenario_SC)
         every_SFD = jnp.tile(forward_SHD, (1, K, 1))
-        shift_SH = (gate_SF * shift_SF).reshape(S, K, H).sum(axis=1)
         return FoldedTower(
             first_SIF=self.experts.fold(scenario_SC),
             first_bias_SF=jnp.broadcast_to(self.experts.bias_O[None], (S, K * H)),
             slope_F=jnp.repeat(self.slope_K, H),
-            second_SFD=(gate_SF * gain_SF)[..., None] * every_SFD,
+            second_SFD=gain_SF[..., None] * every_SFD,
             second_bias_SD=jnp.einsum("sh,shd->sd", shift_SH, forward_SHD)
             + self.forward.bias_O[None],
         )
@@ -139,32 +137,59 @@ class ScenarioMixture(nn.Module):
         """Runs the trunk on an input given in pieces (see `sap.SAP`)."""
         K, H = self.num_experts, self.hidden_dim
         hidden = self.experts(parts, scenario_SC, one_hot_BS)
-        slope_KH = jnp.broadcast_to(self.slope_K[:, None], (K, H))
-        slope = slope_KH.reshape(*(1,) * (hidden.ndim - 1), K * H)
+        # Picked like all else per scenario, because the gradient of a pick is a product: XLA sums
+        # over all rows into one vector far more slowly.
+        slope_SF = jnp.broadcast_to(jnp.repeat(self.slope_K, H)[None], (self.num_scenarios, K * H))
+        slope = scenario.pick(slope_SF, one_hot_BS, hidden.ndim)
         hidden = jnp.where(hidden >= 0, hidden, slope * hidden)
-        hidden = self.norms(hidden, one_hot_BS, train=train)
-        gate = self._gate(parts, scenario_SC, one_hot_BS, hidden.ndim)
-        # `split`, not slices or a reshape: its gradient is one concatenation.
-        experts = jnp.split(hidden, K, axis=-1)
-        mixed = functools.reduce(jnp.add, (gate[..., k : k + 1] * experts[k] for k in range(K)))
+        gain_SF, shift_SF = self.norms.affine(hidden, one_hot_BS, train=train)
+        if self.gate_input == "scenario":
+            gain_SF, shift_SH = self._fold_gate(scenario_SC, gain_SF, shift_SF)
+            shift = scenario.pick(shift_SH, one_hot_BS, hidden.ndim)
+            mixed = _sum_experts(hidden, scenario.pick(gain_SF, one_hot_BS, hidden.ndim), K) + shift
+        else:
+            normal = hidden * scenario.pick(gain_SF, one_hot_BS, hidden.ndim)
+            normal = normal + scenario.pick(shift_SF, one_hot_BS, hidden.ndim)
+            gate = self._feature_gate(parts, scenario_SC, one_hot_BS, hidden.ndim)
+            mixed = _sum_experts(normal, jnp.repeat(gate, H, axis=-1), K)
         return self.forward((mixed,), scenario_SC, one_hot_BS)
+
+    def _fold_gate(
+        self,
+        scenario_SC: Float[jax.Array, "S C"],
+        gain_SF: Float[jax.Array, "S F"],
+        shift_SF: Float[jax.Array, "S F"],
+    ) -> tuple[Float[jax.Array, "S F"], Float[jax.Array, "S H"]]:
+        """A normalisation's gain times the gate, and its shift summed over the gated experts."""
+        gate_SF = jnp.repeat(self.gate_weights(scenario_SC), self.hidden_dim, axis=1)
+        shift_SKH = (gate_SF * shift_SF).reshape(-1, self.num_experts, self.hidden_dim)
+        return gate_SF * gain_SF, shift_SKH.sum(axis=1)
 
     def _scenario_gate(self, scenario_SC: Float[jax.Array, "S C"]) -> Float[jax.Array, "S K"]:
         return scenario_SC @ self.gate_CK[: self.scenario_dim] + self.gate_K[None]
 
-    def _gate(
+    def _feature_gate(
         self,
         parts: tuple[jax.Array, ...],
         scenario_SC: Float[jax.Array, "S C"],
         one_hot_BS: Float[jax.Array, "B S"],
         ndim: int,
     ) -> Float[jax.Array, "B ... K"]:
-        """Weights of each example, and of each candidate where the gate reads features."""
-        if self.gate_input == "scenario":
-            return scenario.pick(self.gate_weights(scenario_SC), one_hot_BS, ndim)
+        """Weights of each candidate of a gate that reads features."""
         logit = scenario.pick(self._scenario_gate(scenario_SC), one_hot_BS, ndim)
         start = self.scenario_dim
         for part in parts:
             logit = logit + part @ self.gate_CK[start : start + part.shape[-1]]
             start += part.shape[-1]
         return nn.softmax(logit)
+
+
+def _sum_experts(
+    hidden: Float[jax.Array, "B ... F"], weight: Float[jax.Array, "*axes F"], num_experts: int
+) -> Float[jax.Array, "B ... H"]:
+    """Weighted sum over the experts, which lie side by side."""
+    # `split`, not slices or a reshape: its gradient is one concatenation.
+    experts = jnp.split(hidden, num_experts, axis=-1)
+    weights = jnp.split(weight, num_experts, axis=-1)
+    terms = (e * w for e, w in zip(experts, weights, strict=True))
+    return functools.reduce(jnp.add, terms)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from dsmoe_jax.nn import scenario
+from dsmoe_jax.nn import product, scenario
 
 
 class SAP(nn.Module):
@@ -89,22 +89,29 @@ class SAP(nn.Module):
           scenario_SC: Embeddings of the scenarios.
           one_hot_BS: The scenario of each example.
         """
-        output = self._multiply(parts, self.shared_IO)
-        output = output + self.bias_O.reshape(*(1,) * (output.ndim - 1), -1)
-        if not self.use_sap:
-            return output
-        K, R = self.num_experts, self.rank
-        coef_SR = self.coefficients(scenario_SC).reshape(-1, K * R)
-        down = self._multiply(parts, self.down_IR)
-        down = down * scenario.pick(coef_SR, one_hot_BS, down.ndim)
-        # A block-diagonal `up` keeps the experts side by side; batched small products would
-        # transpose the whole output.
-        up = jnp.einsum("kro,kj->krjo", self.up_KRO, jnp.eye(K, dtype=jnp.float32))
-        return output + down @ up.reshape(K * R, K * self.out_dim)
+        # What W, B and the bias multiply stands side by side, so that one product does for all
+        # three and another for all three gradients.
+        beside, weights = [], [self.shared_IO]
+        if self.use_sap:
+            K, R = self.num_experts, self.rank
+            coef_SR = self.coefficients(scenario_SC).reshape(-1, K * R)
+            down = self._multiply(parts, self.down_IR)
+            beside.append(down * scenario.pick(coef_SR, one_hot_BS, down.ndim))
+            # A block-diagonal `up` keeps the experts side by side; batched small products would
+            # transpose the whole output.
+            up = jnp.einsum("kro,kj->krjo", self.up_KRO, jnp.eye(K, dtype=jnp.float32))
+            weights.append(up.reshape(K * R, K * self.out_dim))
+        shape = jnp.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        beside.append(jnp.ones((*shape, 1), jnp.float32))
+        weights.append(self.bias_O[None])
+        if len(parts) == 1:
+            parts, beside = (), [*parts, *beside]
+        pieces = (*parts, jnp.concatenate(beside, axis=-1))
+        return self._multiply(pieces, jnp.concatenate(weights, axis=0))
 
     def _multiply(self, parts: tuple[jax.Array, ...], weight: Float[jax.Array, "I O"]) -> jax.Array:
-        start, products = 0, []
+        start, terms = 0, []
         for part in parts:
-            products.append(part @ weight[start : start + part.shape[-1]])
+            terms.append(product.multiply(part, weight[start : start + part.shape[-1]]))
             start += part.shape[-1]
-        return functools.reduce(jnp.add, products)
+        return functools.reduce(jnp.add, terms)

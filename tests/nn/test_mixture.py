@@ -80,7 +80,7 @@ def test_gate_rows_sum_to_one_and_follow_the_scenario_alone():
 
 def test_gate_that_reads_features_differs_within_a_scenario():
     tower, variables = make(gate_input="scenario_and_features")
-    gate_BK = tower.apply(variables, (X_BI,), SCENARIO_SC, ONE_HOT_BS, 2, method="_gate")
+    gate_BK = tower.apply(variables, (X_BI,), SCENARIO_SC, ONE_HOT_BS, 2, method="_feature_gate")
     np.testing.assert_allclose(gate_BK.sum(axis=1), 1, rtol=1e-6)
     assert np.abs(gate_BK[0] - gate_BK[S]).max() > 1e-2
     joint = jnp.concatenate([SCENARIO_SC[SCENARIO_B], X_BI], axis=1)

@@ -140,7 +140,7 @@ class DSMOE(two_tower.Matcher):
 
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
-    ) -> tuple[Float[jax.Array, "B D"], two_tower.Aux]:
+    ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
         """Item vectors; the scenarios are not used when the item tower is shared."""
         return self._run("item", self.embedder.items(items).input_BI, scenario_B, train), {}
 
@@ -224,16 +224,18 @@ class DSMOE(two_tower.Matcher):
     def _run(
         self,
         side: str,
-        input_BI: Float[jax.Array, "B I"],
+        input_BI: Float[jax.Array, "B ... I"],
         scenario_B: Int[jax.Array, "B"],
         train: bool,
-    ) -> Float[jax.Array, "B D"]:
+    ) -> Float[jax.Array, "B ... D"]:
         tower, scenario_SC = self._side(side)
         if scenario_SC.shape[0] == 1:
             scenario_B = jnp.zeros_like(scenario_B)
         one_hot_BS = scenario.one_hot(scenario_B, scenario_SC.shape[0])
         if self.input_includes_scenario:
-            embedding_BC = scenario.pick(scenario_SC, one_hot_BS)
+            embedding_BC = scenario.pick(scenario_SC, one_hot_BS, input_BI.ndim)
+            shape = (*input_BI.shape[:-1], embedding_BC.shape[-1])
+            embedding_BC = jnp.broadcast_to(embedding_BC, shape)
             input_BI = jnp.concatenate([input_BI, embedding_BC], axis=-1)
         input_BI = self.drop(input_BI, train=train)
         return tower((input_BI,), scenario_SC, one_hot_BS, train=train)

@@ -43,8 +43,11 @@ class Matcher(nn.Module):
 
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
-    ) -> tuple[Float[jax.Array, "B D"], Aux]:
-        """Item vectors of `items` (leading axis B) in the scenarios, and auxiliary losses."""
+    ) -> tuple[Float[jax.Array, "B ... D"], Aux]:
+        """Item vectors in the scenarios, and auxiliary losses.
+
+        `items` has leading axes [B, ...]: candidates of an example share its scenario.
+        """
         raise NotImplementedError
 
     def __call__(
@@ -61,10 +64,7 @@ class Matcher(nn.Module):
         product, the maximum over interests where a method has several. A user is embedded once
         for all its candidates.
         """
-        B, G = items.sparse_VF.shape[:2]
         user_BMD, user_aux = self.embed_user(users, scenario_B, train=train)
-        flat = jax.tree.map(lambda leaf: leaf.reshape(B * G, *leaf.shape[2:]), items)
-        item_ND, item_aux = self.embed_item(flat, jnp.repeat(scenario_B, G), train=train)
-        item_BGD = item_ND.reshape(B, G, -1)
+        item_BGD, item_aux = self.embed_item(items, scenario_B, train=train)
         logit_BGM = jnp.einsum("bmd,bgd->bgm", user_BMD, item_BGD)
         return logit_BGM.max(axis=-1), {**user_aux, **item_aux}
