@@ -25,6 +25,9 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features, optim
 from dsmoe_jax.nn import large_tables
 
+# Smaller tables cost less than a batch of histories when they are updated whole.
+MIN_ROWS = 16_384
+
 
 class RowState(NamedTuple):
     """What is kept of one table beside its values.
@@ -87,7 +90,7 @@ class RowSparse:
     learning_rate: float
     weight_decay: float
     method: str = "adam"
-    min_rows: int = 16_384
+    min_rows: int = MIN_ROWS
 
     @functools.cached_property
     def names(self) -> list[str]:

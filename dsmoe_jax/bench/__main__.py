@@ -12,6 +12,7 @@ import sys
 
 COMMANDS = {
     "step": "a training step against PyTorch twins of the same model",
+    "growth": "how a step's time grows with the rows of its tables",
 }
 
 

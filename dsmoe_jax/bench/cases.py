@@ -110,7 +110,30 @@ def alimama(num_batches: int) -> Case:
     return make("alimama", spec, num_batches, shares=(0.45, 0.25, 0.2, 0.1))
 
 
+def rows(num_batches: int, num_rows: int) -> Case:
+    """Nothing but two id tables of half of `num_rows` each, and two histories of 50 items."""
+    half = num_rows // 2
+    spec = features.FeatureSpec(
+        scenarios=("S1", "S2"),
+        user_sparse=_sparse((("user_id", half),)),
+        user_dense=(),
+        user_bags=(),
+        item_sparse=_sparse((("item_id", half),)),
+        item_dense=(),
+        item_bags=(),
+        sequences=_histories(),
+    )
+    return make(f"{num_rows:,} rows", spec, num_batches, shares=(0.5, 0.5))
+
+
 CASES = {"kuairand": kuairand, "alimama": alimama}
+
+
+def make_case(shape: str, num_batches: int) -> Case:
+    """The case of a name in `CASES`, or `rows` for a number."""
+    if shape.isdigit():
+        return rows(num_batches, int(shape))
+    return CASES[shape](num_batches)
 
 
 def _sparse(sizes: tuple[tuple[str, int], ...]) -> tuple[features.SparseFeature, ...]:

@@ -30,10 +30,12 @@ class Contestant:
     Attributes:
       build: Called in the new process; returns the turn and what it has to say of itself.
       arguments: Of `build`; they are pickled.
+      keeps_freed: Whether the process reuses freed memory as a run of ours does, see `memory`.
     """
 
     build: Callable[..., tuple[Turn, dict[str, Any]]]
     arguments: tuple[Any, ...] = ()
+    keeps_freed: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +116,8 @@ def _receive(name: str, pipe: multiprocessing.connection.Connection) -> Any:
 
 
 def _serve(pipe: multiprocessing.connection.Connection, contestant: Contestant) -> None:
-    # Every contestant has what a run of ours has.
-    memory.keep_freed()
+    if contestant.keeps_freed:
+        memory.keep_freed()
     try:
         turn, notes = contestant.build(*contestant.arguments)
         pipe.send(("ready", notes))

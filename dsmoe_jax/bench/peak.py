@@ -4,6 +4,7 @@ Owns the yardsticks, measured here and now, and the count of a function's matrix
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -54,11 +55,18 @@ def _count(jaxpr: Any) -> int:
     return total
 
 
+def median_seconds(run: Callable[[], Any]) -> float:
+    """Seconds of a call that blocks, the median of fifteen after three."""
+    times = [_seconds(run) for _ in range(18)]
+    return statistics.median(times[3:])
+
+
 def _best(run: Callable[[], jax.Array]) -> float:
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(_REPETITIONS):
-        start_s = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start_s)
-    return min(times)
+    times = [_seconds(lambda: jax.block_until_ready(run())) for _ in range(1 + _REPETITIONS)]
+    return min(times[1:])
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start_s = time.perf_counter()
+    run()
+    return time.perf_counter() - start_s

@@ -10,12 +10,15 @@ def test_both_of_our_steps_are_timed_and_compared():
         distill=False,
         ours=("dense", "row_sparse"),
         twins=(),
+        plain_twins=False,
         overrides={"hidden_dim": 8, "output_dim": 8},
         rounds=2,
         repetitions=1,
     )
     assert set(found["step_ms"]) == {"dsmoe_jax dense", "dsmoe_jax row_sparse"}
     assert set(found["ratio"]["dense"]) == {"dsmoe_jax row_sparse"}
+    assert set(found["parts_ms"]) == {"forward", "backward", "update"}
+    assert found["parts_ms"]["forward"] > 0
     lines = step.describe(found)
     assert "816 positives, 4,080 pairs" in lines[0]
     assert "x dense" in lines[-1]

@@ -23,4 +23,3 @@ def test_value_and_both_gradients_are_those_of_a_plain_product(rows, inputs, out
     np.testing.assert_allclose(gradient_x, weight @ w_IO.T, atol=1e-5)
     flat_NI, flat_NO = x.reshape(-1, inputs), weight.reshape(-1, outputs)
     np.testing.assert_allclose(gradient_IO, flat_NI.T @ flat_NO, atol=1e-5)
-

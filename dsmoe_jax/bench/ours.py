@@ -1,0 +1,213 @@
+"""Our training step as a contestant: timed whole, and part by part.
+
+Owns how a step is built for timing: jitted and donated as training does it, on batches that are on
+the device already. What a PyTorch twin needs in order to show that it is equal is left in a folder.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import identity, optim, row_sparse, sharding, train_state, train_step
+from dsmoe_jax.bench import cases, pairs, peak
+from dsmoe_jax.data import negatives
+from dsmoe_jax.models.matching import dsmoe
+from dsmoe_jax.models.ranking import mmoe_din
+
+BATCHES = 8
+LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which step.
+
+    Attributes:
+      shape: Name of a case, see `cases.make_case`.
+      distill: Whether a frozen MMOE-DIN teacher is in the step.
+      embedding: "dense" or "row_sparse".
+      overrides: Fields of `dsmoe.DSMOEConfig` that differ from the paper's shape.
+      min_rows: Least rows of a table that is updated by rows.
+    """
+
+    shape: str
+    distill: bool = False
+    embedding: str = "dense"
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    min_rows: int = row_sparse.MIN_ROWS
+
+    def updater(self, case: cases.Case) -> optim.Updater:
+        """How the step updates."""
+        if self.embedding == "row_sparse":
+            return row_sparse.RowSparse(
+                case.spec, LEARNING_RATE, WEIGHT_DECAY, min_rows=self.min_rows
+            )
+        return optim.Dense(optim.make_optimizer(LEARNING_RATE, WEIGHT_DECAY))
+
+
+class Bench:
+    """A model with its data on the devices, from which steps are made."""
+
+    def __init__(self, wanted: Wanted):
+        """Generates the data and draws the weights."""
+        self.wanted = wanted
+        self.case = cases.make_case(wanted.shape, BATCHES)
+        self.mesh = sharding.make_mesh()
+        self.corpus: batch_lib.Items = sharding.put_replicated(self.mesh, self.case.corpus)
+        self.batches = [sharding.put_batch(self.mesh, batch) for batch in self.case.batches]
+        self.model = dsmoe.DSMOEConfig(**wanted.overrides).make(self.case.spec)
+        self.updater = wanted.updater(self.case)
+        self.teacher: nn.Module | None = None
+        self.frozen: train_state.Frozen | None = None
+        if wanted.distill:
+            self.teacher = mmoe_din.MMoEDINConfig().make(self.case.spec)
+            self.frozen = train_state.freeze(self._init(self.teacher, self.updater, seed=1))
+        self.key, self.weight = jax.random.key(3), jnp.float32(1.0)
+
+    def init(self, updater: optim.Updater) -> train_state.TrainState:
+        """The student's initial state."""
+        return self._init(self.model, updater, seed=0)
+
+    def step(self, updater: optim.Updater, *, distill: bool) -> train_step.Step:
+        """The step with any way of updating, not jitted."""
+        return train_step.make_train_step(
+            self.model,
+            updater,
+            num_items=self.case.spec.num_items,
+            num_negatives=cases.NEGATIVES,
+            teacher=self.teacher if distill else None,
+        )
+
+    def turn(self, updater: optim.Updater, *, distill: bool) -> pairs.Turn:
+        """Runs so many steps, jitted and donated."""
+        state = self.init(updater)
+        layout = sharding.state_sharding(self.mesh, state)
+        jitted = jax.jit(
+            self.step(updater, distill=distill),
+            donate_argnums=0,
+            out_shardings=(layout, sharding.replicated(self.mesh)),
+        )
+        taken = 0
+
+        def run(repetitions: int) -> None:
+            nonlocal state, taken
+            for _ in range(repetitions):
+                batch = self.batches[taken % len(self.batches)]
+                state, _ = jitted(
+                    state,
+                    self.frozen if distill else None,
+                    self.corpus,
+                    batch,
+                    self.weight,
+                    self.key,
+                )
+                taken += 1
+            jax.block_until_ready(state)
+
+        return run
+
+    def _init(
+        self, model: nn.Module, updater: optim.Updater, *, seed: int
+    ) -> train_state.TrainState:
+        return train_state.init_state(model, updater, key=jax.random.key(seed), mesh=self.mesh)
+
+
+def build(wanted: Wanted, folder: pathlib.Path | None) -> tuple[pairs.Turn, dict[str, Any]]:
+    """The step as a contestant; leaves weights, loss and gradients in the folder, if any."""
+    bench = Bench(wanted)
+    state = bench.init(bench.updater)
+    if folder is not None:
+        _leave_for_twins(bench, state, folder)
+    notes = {
+        "matmul_flop": peak.count_matmul_flops(
+            bench.step(bench.updater, distill=wanted.distill),
+            state,
+            bench.frozen,
+            bench.corpus,
+            bench.batches[0],
+            bench.weight,
+            bench.key,
+        ),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "device": str(jax.devices()[0].device_kind),
+        "jax": jax.__version__,
+    }
+    return bench.turn(bench.updater, distill=wanted.distill), notes
+
+
+def build_parts(wanted: Wanted) -> tuple[pairs.Turn, dict[str, Any]]:
+    """Measures the peaks and the parts of a dense step, by what the step takes without them.
+
+    Without a gradient there is only the forward pass, which holds the drawing of the candidates;
+    with an update that only keeps the gradient there is no optimiser.
+    """
+    bench = Bench(wanted)
+    distill = wanted.distill
+    turns = {
+        "forward": (optim.Dense(optax.set_to_zero()), False),
+        "gradient": (optim.Dense(optax.trace(decay=0.0)), False),
+        "step": (bench.updater, False),
+        **({"teacher": (bench.updater, True)} if distill else {}),
+    }
+    until_ms = {}
+    for name, (updater, with_teacher) in turns.items():
+        turn = bench.turn(updater, distill=with_teacher)
+        until_ms[name] = 1e3 * peak.median_seconds(lambda turn=turn: turn(1))
+    parts_ms = {
+        "forward": until_ms["forward"],
+        "backward": until_ms["gradient"] - until_ms["forward"],
+        "update": until_ms["step"] - until_ms["gradient"],
+    }
+    if distill:
+        parts_ms["teacher"] = until_ms["teacher"] - until_ms["step"]
+    notes = {
+        "parts_ms": parts_ms,
+        "peak_flop_per_s": peak.matmul_flops(),
+        "peak_byte_per_s": peak.stream_bytes(),
+    }
+    return lambda repetitions: None, notes
+
+
+def _leave_for_twins(bench: Bench, state: train_state.TrainState, folder: pathlib.Path) -> None:
+    """Weights, and the loss and gradient of the first batch."""
+    # A step whose optimiser does nothing but keep the gradient.
+    keep = optim.Dense(optax.trace(decay=0.0))
+    kept, metrics = jax.jit(bench.step(keep, distill=bench.wanted.distill))(
+        state._replace(opt_state=keep.init(state.params)),
+        bench.frozen,
+        bench.corpus,
+        bench.batches[0],
+        bench.weight,
+        bench.key,
+    )
+    negative_key, _ = jax.random.split(jax.random.fold_in(bench.key, state.step))
+    candidate_BG = negatives.draw_candidates(
+        negative_key,
+        bench.batches[0].item_B,
+        num_items=bench.case.spec.num_items,
+        num_negatives=cases.NEGATIVES,
+    )
+    _save(folder / "student", state.params, state.model_state["batch_stats"])
+    _save(folder / "gradient", kept.opt_state.trace, {})
+    if bench.frozen is not None:
+        _save(folder / "teacher", bench.frozen.params, bench.frozen.model_state["batch_stats"])
+    np.savez(
+        folder / "expected.npz",
+        candidate=np.asarray(candidate_BG),
+        loss=np.asarray(metrics["loss"]),
+    )
+
+
+def _save(path: pathlib.Path, params: Any, statistics: Any) -> None:
+    flat: dict[str, Any] = {}
+    for kind, tree in (("params", params), ("statistics", statistics)):
+        for name, leaf in identity.flatten(tree).items():
+            flat[f"{kind}.{name}"] = np.asarray(leaf)
+    np.savez(f"{path}.npz", **flat)
