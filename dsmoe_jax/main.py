@@ -191,6 +191,9 @@ def start_jax(options: Options) -> bool:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "dsmoe_jax" / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # Many short compilations take as long as a long one.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if options.coordinator is not None:
         # All is given, so that neither SLURM's variables nor Kubernetes' API are asked.
         jax.distributed.initialize(

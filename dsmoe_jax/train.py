@@ -7,7 +7,7 @@ and student are stages of this one loop. What a step computes is in `train_step`
 import dataclasses
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -183,6 +183,7 @@ class _Loop:
         self._step = self._compile_step()
         self._pending: list[tuple[int, train_step.Metrics]] = []
         self._reported_s = time.perf_counter()
+        self._waited_s = 0.0
 
     def is_done(self) -> bool:
         progress, stage = self._progress, self._stage
@@ -213,7 +214,7 @@ class _Loop:
         )
         batches = pipeline.make_train_iterator(setting.source, start=progress.step)
         while progress.step < end:
-            batch = sharding.put_batch(setting.mesh, next(batches))
+            batch = self._fetch(batches)
             self._state, metrics = self._step(
                 self._state,
                 stage.frozen_teacher,
@@ -234,6 +235,21 @@ class _Loop:
         self._checkpoints.save_latest(self._state, progress)
         if setting.stop.reached(progress.step) and not self.is_done():
             self._stop()
+
+    def _fetch(self, batches: Iterator[batch_lib.Batch]) -> batch_lib.Batch:
+        """The next batch, on the devices; counts the time that they were idle for want of it.
+
+        Devices run behind the host, so a slow fetch costs nothing while they still work. Only at
+        its end is it known whether they do; where they do not, all of the fetch counts: an upper
+        bound.
+        """
+        start_s = time.perf_counter()
+        batch = sharding.put_batch(self._setting.mesh, next(batches))
+        # `jax.Array` does not declare `is_ready`, which every array has.
+        last: Any = self._pending[-1][1]["loss"] if self._pending else None
+        if last is None or last.is_ready():
+            self._waited_s += time.perf_counter() - start_s
+        return batch
 
     def _compile_step(self) -> train_step.Step:
         stage, setting = self._stage, self._setting
@@ -275,9 +291,11 @@ class _Loop:
                     values[f"train/{name}/{part}"] = float(total / rows)
         progress, setting = self._progress, self._setting
         now_s = time.perf_counter()
-        rate = len(steps) * setting.source.batch_size / (now_s - self._reported_s)
-        self._reported_s = now_s
+        elapsed_s = now_s - self._reported_s
+        rate = len(steps) * setting.source.batch_size / elapsed_s
         values["perf/examples_per_s"] = rate
+        values["perf/data_wait_share"] = self._waited_s / elapsed_s
+        self._reported_s, self._waited_s = now_s, 0.0
         setting.reporter.metrics(self._stage.name, progress.step, values)
         parts = " ".join(
             f"{name.removeprefix('train/')} {value:.4f}"

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -130,6 +131,50 @@ def test_loss_falls_and_one_trace_serves_the_run(store, tmp_path, monkeypatch):
     curve = session.curve()
     assert np.mean(curve[-3:]) < 0.9 * np.mean(curve[:3])
     assert len(traces) == 1
+
+
+def test_waiting_for_data_is_told(store, tmp_path):
+    def shares(session):
+        session.run()
+        points = [point for point in session.points() if "train/loss" in point]
+        # The first step compiles.
+        return [point["perf/data_wait_share"] for point in points[1:]]
+
+    fast = Session(store, tmp_path / "fast", devices=tiny.one_device())
+    slow = Session(store, tmp_path / "slow", devices=tiny.one_device())
+    original = slow.setting.source.__class__.__getitem__
+
+    class Slow(slow.setting.source.__class__):
+        def __getitem__(self, step):
+            time.sleep(0.1)
+            return original(self, step)
+
+    slow.setting.source.__class__ = Slow
+    slow_shares, fast_shares = shares(slow), shares(fast)
+    assert all(0 <= share <= 1 for share in slow_shares + fast_shares)
+    assert np.median(slow_shares) > 0.5
+    assert np.median(fast_shares) < np.median(slow_shares)
+
+
+def test_a_slow_source_costs_nothing_while_the_device_works(store, tmp_path, monkeypatch):
+    # Reports fetch metrics, after which the device is idle: here none comes before the last step.
+    session = Session(store, tmp_path / "run", devices=tiny.one_device(), max_epochs=1)
+    session.setting = dataclasses.replace(session.setting, steps_per_report=1000)
+    waits = train._Loop._fetch
+
+    class Working:
+        def is_ready(self):
+            return False
+
+    def fetch(loop, batches):
+        pending, loop._pending = loop._pending, [(0, {"loss": Working()})]
+        batch = waits(loop, batches)
+        loop._pending = pending
+        return batch
+
+    monkeypatch.setattr(train._Loop, "_fetch", fetch)
+    session.run()
+    assert [p["perf/data_wait_share"] for p in session.points() if "train/loss" in p] == [0.0]
 
 
 def test_eight_devices_give_the_losses_of_one(store, tmp_path):

@@ -13,6 +13,9 @@ import sys
 COMMANDS = {
     "step": "a training step against PyTorch twins of the same model",
     "growth": "how a step's time grows with the rows of its tables",
+    "pipeline": "training batches per second, and how long a training run waits for them",
+    "cold": "process start to the end of the first training step, cold and warm cache",
+    "prepare": "preparation of Alimama's files against one in pandas: time and memory",
 }
 
 

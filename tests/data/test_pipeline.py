@@ -44,6 +44,24 @@ def test_window_of_an_empty_sequence_is_padding():
     assert not window.ids_BLF.any()
 
 
+@pytest.mark.parametrize("num_events", [1, 4, 5, 6, 9, 10, 11])
+def test_windows_near_the_end_of_the_events_are_as_any_other(num_events):
+    max_len = 5
+    rng = np.random.default_rng(num_events)
+    ids_EF = rng.integers(1, 100, (num_events, 2), np.int32)
+    time_E = rng.integers(1, 100, num_events, np.int32)
+    bounds = [(a, b) for a in range(num_events + 1) for b in range(a, num_events + 1)]
+    start_B, stop_B = np.array(bounds).T
+    window = pipeline.read_window(ids_EF, time_E, start_B, stop_B, max_len)
+    for row, (start, stop) in enumerate(bounds):
+        kept = slice(max(start, stop - max_len), stop)
+        count = kept.stop - kept.start
+        np.testing.assert_array_equal(window.ids_BLF[row, :count], ids_EF[kept])
+        np.testing.assert_array_equal(window.time_BL[row, :count], time_E[kept])
+        assert not window.ids_BLF[row, count:].any()
+        assert not window.time_BL[row, count:].any()
+
+
 def test_histories_hold_only_what_came_before_the_example(store):
     rows = store.train_NC
     users = pipeline.UserReader(store, select(store)).read(rows)

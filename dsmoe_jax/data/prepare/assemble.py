@@ -27,6 +27,7 @@ Everything is deterministic: equal inputs and settings give equal bytes.
     X  rows (training examples or queries)     E  events or positives     C  columns of the rows
 """
 
+import concurrent.futures
 import dataclasses
 import datetime
 import pathlib
@@ -106,16 +107,18 @@ def prepare(
         if name not in ("raw_dir", "store_dir")
     }
     settings |= {"class": type(section).__name__, "preparation": VERSION}
-    hashes = manifest_lib.fingerprint(inputs)
-    if manifest_lib.exists(store_dir):
-        changed = manifest_lib.differences(store_dir, settings, hashes)
-        store_lib.Store.open(store_dir, verify=True)
-        if not changed:
-            print(f"store {store_dir}: reused, inputs and settings are unchanged", flush=True)
-            return
-        print(f"store {store_dir}: prepared again, {'; '.join(changed)}", flush=True)
-    dataset = load()
-    counts = write(dataset, section, store_dir, settings, hashes)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        # Without a store to compare with, files are hashed while they are read.
+        hashes = pool.submit(manifest_lib.fingerprint, inputs)
+        if manifest_lib.exists(store_dir):
+            changed = manifest_lib.differences(store_dir, settings, hashes.result())
+            store_lib.Store.open(store_dir, verify=True)
+            if not changed:
+                print(f"store {store_dir}: reused, inputs and settings are unchanged", flush=True)
+                return
+            print(f"store {store_dir}: prepared again, {'; '.join(changed)}", flush=True)
+        dataset = load()
+        counts = write(dataset, section, store_dir, settings, hashes.result())
     print(
         f"store {store_dir}: {dataset.name} prepared in {time.monotonic() - start_s:.1f} s: "
         f"{counts['users']:,} users, {counts['items']:,} items, training positives "

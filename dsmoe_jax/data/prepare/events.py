@@ -6,14 +6,14 @@ users, then one range at a time is read, de-duplicated, sorted, windowed and app
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 import polars as pl
 import tqdm
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import tables, windows
+from dsmoe_jax.data.prepare import ahead, tables, windows
 
 _PARTITIONS = 64
 _DAY_S = 86_400
@@ -62,13 +62,14 @@ def write_behavior(
     times = writer.append_array(f"sequence_{log.name}_time", np.int32)
     found = [(np.zeros(len(r.user_X), np.int64), np.zeros(len(r.user_X), np.int64)) for r in rows]
     width = 2 + len(log.fields)
-    for part in tqdm.trange(_PARTITIONS, desc=f"sort {log.name}", disable=None, leave=False):
-        path = scratch / str(part)
-        if path.exists():
-            event_EF = _sort_distinct(np.fromfile(path, np.int32).reshape(-1, width))
-            path.unlink()
-        else:
-            event_EF = np.zeros((0, width), np.int32)
+    parts = tqdm.tqdm(
+        ahead.one_ahead(_sorted_parts(scratch, width)),
+        desc=f"sort {log.name}",
+        total=_PARTITIONS,
+        disable=None,
+        leave=False,
+    )
+    for part, event_EF in enumerate(parts):
         low, high = _user_range(part, num_users)
         user_E, time_E = event_EF[:, 0].astype(np.int64), event_EF[:, 1].astype(np.int64)
         day_E = (time_E + utc_offset_s) // _DAY_S
@@ -82,6 +83,18 @@ def write_behavior(
         times.append(event_EF[:, 1])
     scratch.rmdir()
     return found
+
+
+def _sorted_parts(scratch: pathlib.Path, width: int) -> Generator[np.ndarray, None, None]:
+    """The events of each partition; its file is removed."""
+    for part in range(_PARTITIONS):
+        path = scratch / str(part)
+        if path.exists():
+            event_EF = _sort_distinct(np.fromfile(path, np.int32).reshape(-1, width))
+            path.unlink()
+        else:
+            event_EF = np.zeros((0, width), np.int32)
+        yield event_EF
 
 
 def _sort_distinct(event_EF: np.ndarray) -> np.ndarray:

@@ -16,16 +16,19 @@ import gzip
 import io
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import polars as pl
 import tqdm
 
+from dsmoe_jax.data.prepare import ahead
 from dsmoe_jax.data.prepare import columns as columns_lib
 
-BLOCK_BYTES = 1 << 25
+BLOCK_BYTES = 1 << 23
 _PARQUET_BLOCK_ROWS = 1 << 20
+# Comparisons stay in the cache.
+_COUNTED_AT_ONCE = 1 << 18
 
 
 def find(folder: str | pathlib.Path, name: str) -> pathlib.Path | None:
@@ -63,7 +66,7 @@ def iterate(
         raise ValueError(f"{path}: expected a file, found none; check the folder and the name")
     blocks = _parquet_blocks if path.suffix == ".parquet" else _csv_blocks
     rows = 0
-    for frame in blocks(path, columns, block_bytes):
+    for frame in ahead.one_ahead(blocks(path, columns, block_bytes)):
         rows += frame.height
         yield frame
     if not rows:
@@ -72,7 +75,7 @@ def iterate(
 
 def _csv_blocks(
     path: pathlib.Path, columns: Sequence[columns_lib.Column], block_bytes: int
-) -> Iterator[pl.DataFrame]:
+) -> Generator[pl.DataFrame, None, None]:
     size = path.stat().st_size
     with (
         path.open("rb") as raw,
@@ -92,7 +95,7 @@ def _csv_blocks(
         while True:
             text = _read_some(path, stream, lambda s: s.read(block_bytes))
             end = not text
-            text, rest = _cut_lines(rest + text, end)
+            text, rest = _cut_lines(rest, text, end)
             if text:
                 frame = _parse_block(path, text, row, names, columns)
                 row += frame.height
@@ -102,13 +105,24 @@ def _csv_blocks(
                 return
 
 
-def _cut_lines(text: bytes, end: bool) -> tuple[bytes, bytes]:
-    """Whole lines to parse, and the rest; empty lines wait for what follows them."""
+def _cut_lines(rest: bytes, text: bytes, end: bool) -> tuple[bytes, bytes]:
+    """Whole lines of `rest + text` to parse, and what is left; empty lines wait for what follows.
+
+    Blocks are large, so each byte is copied once.
+    """
     if end:
-        return text.rstrip(b"\r\n"), b""
-    last = len(text[: text.rfind(b"\n") + 1].rstrip(b"\r\n"))
-    cut = text.find(b"\n", last) + 1 if last else 0
-    return text[:cut], text[cut:]
+        return (rest + text).rstrip(b"\r\n"), b""
+    last = text.rfind(b"\n") + 1
+    while last and text[last - 1] in b"\r\n":
+        last -= 1
+    if not last:
+        # A short block without the end of a line of its own may end one of the rest.
+        whole = rest + text
+        last = len(whole[: whole.rfind(b"\n") + 1].rstrip(b"\r\n"))
+        cut = whole.find(b"\n", last) + 1 if last else 0
+        return whole[:cut], whole[cut:]
+    cut = text.find(b"\n", last) + 1
+    return b"".join((rest, memoryview(text)[:cut])), text[cut:]
 
 
 def _read_some(
@@ -155,7 +169,7 @@ def _parse_block(
     columns: Sequence[columns_lib.Column],
 ) -> pl.DataFrame:
     """Types a block of whole lines; only when that fails it is searched for the reason."""
-    lines = text.count(b"\n") + (not text.endswith(b"\n"))
+    lines = _count(text, b"\n") + (not text.endswith(b"\n"))
     wanted = {column.name: column for column in columns}
     schema = {
         # Columns nobody asked for may share a name.
@@ -192,10 +206,17 @@ def _parse_block(
 def _separators(text: bytes) -> int:
     """Commas outside quotes."""
     if b'"' not in text:
-        return text.count(b",")
+        return _count(text, b",")
     byte = np.frombuffer(text, np.uint8)
     inside = np.bitwise_xor.accumulate(byte == ord('"'))
     return int(np.count_nonzero((byte == ord(",")) & ~inside))
+
+
+def _count(text: bytes, character: bytes) -> int:
+    """Occurrences of one byte, several times faster than `bytes.count` where there are many."""
+    byte = np.frombuffer(text, np.uint8)
+    parts = (byte[i : i + _COUNTED_AT_ONCE] for i in range(0, len(byte), _COUNTED_AT_ONCE))
+    return sum(int(np.count_nonzero(part == ord(character))) for part in parts)
 
 
 def _locate(
@@ -241,7 +262,7 @@ def _shorten(line: bytes) -> str:
 
 def _parquet_blocks(
     path: pathlib.Path, columns: Sequence[columns_lib.Column], block_bytes: int
-) -> Iterator[pl.DataFrame]:
+) -> Generator[pl.DataFrame, None, None]:
     del block_bytes  # records are counted instead
     try:
         table = pl.scan_parquet(path)

@@ -75,6 +75,12 @@ class SyntheticAlimamaConfig(alimama.AlimamaConfig):
 
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `config.DataConfig.prepare`."""
+        folder = self.generate(self.raw_dir or f"{store_dir}.synthetic")
+        real = dataclasses.replace(self, raw_dir=str(folder))
+        super(SyntheticAlimamaConfig, real).prepare(store_dir)
+
+    def generate(self, folder: str) -> pathlib.Path:
+        """Writes the four files into `folder`, unless they are there; returns it."""
         size = AlimamaSize(
             self.num_users,
             self.num_items,
@@ -82,15 +88,13 @@ class SyntheticAlimamaConfig(alimama.AlimamaConfig):
             self.num_behaviors,
             self.generator_seed,
         )
-        folder = synthetic.generate(
-            self.raw_dir or f"{store_dir}.synthetic",
+        return synthetic.generate(
+            folder,
             title="Alimama's display-advertising logs",
             note=NOTE,
             settings=size._asdict(),
             write=lambda partial: write_alimama(partial, size),
         )
-        real = dataclasses.replace(self, raw_dir=str(folder))
-        super(SyntheticAlimamaConfig, real).prepare(store_dir)
 
 
 class AlimamaSize(NamedTuple):

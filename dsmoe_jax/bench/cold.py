@@ -1,0 +1,149 @@
+"""Process start to the end of the first training step, with an empty and a warm compilation cache.
+
+Owns the clock, which is outside: the product's own command runs unchanged on a store that is
+prepared already, and what it prints and logs tells how far it is. When the first step is logged the
+process is ended.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from dsmoe_jax.bench import experiments
+
+# What a line that the product prints says has ended, by its beginning or its end; in order.
+MARKS = (
+    ("imports, configuration, checking the store", "store "),
+    ("opening the store, corpus to the devices", "devices: "),
+    ("initial parameters", ": parameters, and MiB on each device with both Adam moments"),
+)
+LAST = "first step, compiled"
+CACHES = ("empty", "warm")
+_POLL_S = 0.01
+_LIMIT_S = 600.0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds this measurement's flags."""
+    experiments.add_option(parser)
+    parser.add_argument("--rounds", type=int, default=3, help="of one empty and one warm start")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs with the parsed flags; see `run`."""
+    return run(config_name=options.config, rounds=options.rounds)
+
+
+def run(*, config_name: str, rounds: int) -> dict[str, Any]:
+    """Starts the product's command again and again.
+
+    Args:
+      config_name: `FILE[:variant]`; the first stage that it trains is the one that is started.
+      rounds: Starts with an empty cache, each followed by one with the cache it left.
+
+    Raises:
+      ValueError: On a bad configuration or bad data, or when the command fails.
+    """
+    experiment = experiments.load(config_name)
+    found: dict[str, list[dict[str, float]]] = {cache: [] for cache in CACHES}
+    with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
+        folder = pathlib.Path(name)
+        # The preparation is not measured, and its folder says whose files to check.
+        command = [sys.executable, "-m", "dsmoe_jax.main", "--config", config_name]
+        command += ["--config.train.steps_per_report=1"]
+        _run_to_end([*command, "--mode=prepare", f"--workdir={folder / 'prepared'}"])
+        if not experiment.data.store_dir:
+            command.append(f"--config.data.store_dir={folder / 'prepared' / 'store'}")
+        for number in range(rounds):
+            for cache in CACHES:
+                workdir = folder / f"{number}-{cache}"
+                environment = {
+                    **os.environ,
+                    "JAX_COMPILATION_CACHE_DIR": str(folder / f"xla-{number}"),
+                    "PYTHONUNBUFFERED": "1",
+                }
+                found[cache].append(
+                    time_start([*command, f"--workdir={workdir}"], workdir, environment)
+                )
+    return {
+        "config": config_name,
+        "seconds": {
+            cache: [sum(parts.values()) for parts in runs] for cache, runs in found.items()
+        },
+        "parts_s": {
+            cache: {part: statistics.median(run[part] for run in runs) for part in runs[0]}
+            for cache, runs in found.items()
+        },
+    }
+
+
+def describe(found: dict[str, Any]) -> list[str]:
+    """The result as console lines."""
+    lines = [f"start to the end of the first training step, {found['config']}: seconds"]
+    for cache, seconds in found["seconds"].items():
+        lines.append(
+            f"  {cache} compilation cache: {statistics.median(seconds):.1f} "
+            f"[{min(seconds):.1f}, {max(seconds):.1f}]"
+        )
+        for part, part_s in found["parts_s"][cache].items():
+            lines.append(f"    {part:<45} {part_s:6.1f}")
+    return lines
+
+
+def time_start(
+    command: list[str], workdir: pathlib.Path, environment: dict[str, str]
+) -> dict[str, float]:
+    """Seconds of each part of one start; the process is killed after its first step.
+
+    Raises:
+      ValueError: When it ends before or passes no mark in ten minutes.
+    """
+    log = workdir / "metrics.jsonl"
+    start_s = time.perf_counter()
+    process = subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    printed: list[tuple[float, str]] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=_read, args=(process.stdout, printed), daemon=True)
+    reader.start()
+    try:
+        while not (log.exists() and "\n" in log.read_text()):
+            if process.poll() is not None or time.perf_counter() - start_s > _LIMIT_S:
+                raise ValueError(f"{' '.join(command)}: ended before its first step")
+            time.sleep(_POLL_S)
+        end_s = time.perf_counter()
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        process.stdout.close()
+    parts: dict[str, float] = {}
+    before_s = start_s
+    for now_s, line in printed:
+        if len(parts) < len(MARKS):
+            part, text = MARKS[len(parts)]
+            if line.startswith(text) or line.endswith(text):
+                parts[part], before_s = now_s - before_s, now_s
+    if len(parts) < len(MARKS):
+        raise ValueError(f"expected a line with {MARKS[len(parts)][1]!r}, found none")
+    return {**parts, LAST: end_s - before_s}
+
+
+def _read(lines: Iterable[str], printed: list[tuple[float, str]]) -> None:
+    for line in lines:
+        printed.append((time.perf_counter(), line.rstrip()))
+
+
+def _run_to_end(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")

@@ -1,0 +1,191 @@
+"""Preparation of Alimama's files against one in pandas that writes the same arrays.
+
+Owns the contestants' turns. Every turn is a process of its own, so that its peak of memory is its
+own; imports are not timed. The first round compares what both have written.
+"""
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import pathlib
+import shutil
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from dsmoe_jax.data.prepare import synthetic_alimama, synthetic_alimama_tables
+
+OURS, PANDAS = "dsmoe_jax", "pandas"
+# The behaviours of the default size, for as many impressions as the official files have.
+BEHAVIORS = 50_000_000
+DEFAULT_ROWS = 2_000_000
+# A standardised price may differ by rounding.
+TOLERANCE = 1e-5
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds this measurement's flags."""
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=DEFAULT_ROWS,
+        help=f"impressions to generate; {synthetic_alimama.OFFICIAL_IMPRESSIONS} is the full size; "
+        "users, ads and behaviours follow",
+    )
+    parser.add_argument(
+        "--folder",
+        type=pathlib.Path,
+        help="where files and store stay; generated files in it are reused (default: none stay)",
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--without_pandas", action="store_true", help="our preparation alone")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs with the parsed flags; see `run`."""
+    contestants = (OURS,) if options.without_pandas else (OURS, PANDAS)
+    if options.folder:
+        return run(options.rows, options.folder, contestants, options.rounds)
+    with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
+        return run(options.rows, pathlib.Path(name), contestants, options.rounds)
+
+
+def run(
+    rows: int, folder: pathlib.Path, contestants: tuple[str, ...], rounds: int
+) -> dict[str, Any]:
+    """Generates the files and prepares them in turns.
+
+    Args:
+      rows: Impressions; everything else is in the official proportion, behaviours in that of
+        `BEHAVIORS`.
+      folder: Gets `raw`, and a folder for each contestant's arrays.
+      contestants: Of `OURS` and `PANDAS`.
+      rounds: Turns of each.
+
+    Raises:
+      ValueError: When there are too few rows, a contestant dies, or the arrays differ.
+    """
+    section = _size(rows)
+    section.raw_dir = str(folder / "raw")
+    section.generate(section.raw_dir)
+    turns: dict[str, list[tuple[float, int]]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        for name in contestants:
+            turns[name].append(_take_turn(name, section, folder / name))
+        if number == 0 and len(contestants) == 2:
+            check_equal(folder / OURS, folder / PANDAS)
+    total = rows + section.num_behaviors
+    return {
+        "rows": {
+            "impressions": rows,
+            "behaviors": section.num_behaviors,
+            "users": section.num_users,
+            "ads": section.num_items,
+        },
+        "seconds": {name: [seconds for seconds, _ in taken] for name, taken in turns.items()},
+        "rows_per_s": {
+            name: total / statistics.median(seconds for seconds, _ in taken)
+            for name, taken in turns.items()
+        },
+        "peak_bytes": {name: max(peak for _, peak in taken) for name, taken in turns.items()},
+    }
+
+
+def describe(found: dict[str, Any]) -> list[str]:
+    """The result as console lines."""
+    rows = found["rows"]
+    lines = [
+        f"prepare, Alimama's format: {rows['impressions']:,} impressions, "
+        f"{rows['behaviors']:,} behaviours, {rows['users']:,} users, {rows['ads']:,} ads"
+    ]
+    ours = found["seconds"][OURS]
+    for name, seconds in found["seconds"].items():
+        text = (
+            f"  {name:<10} {statistics.median(seconds):7.1f} s "
+            f"[{min(seconds):.1f}, {max(seconds):.1f}], "
+            f"{found['rows_per_s'][name] / 1e6:.2f} M rows/s, "
+            f"at most {found['peak_bytes'][name] / 2**30:.2f} GiB"
+        )
+        if name != OURS:
+            ratio = statistics.median(a / b for a, b in zip(seconds, ours, strict=True))
+            text += f", {ratio:.2f} x ours"
+        lines.append(text)
+    return lines
+
+
+def check_equal(ours: pathlib.Path, theirs: pathlib.Path) -> None:
+    """Compares two folders of arrays.
+
+    Raises:
+      ValueError: Naming the first array that differs.
+    """
+    names = sorted({path.name for folder in (ours, theirs) for path in folder.glob("*.npy")})
+    for name in names:
+        if not ((ours / name).exists() and (theirs / name).exists()):
+            raise ValueError(f"{name}: expected it in {ours} and in {theirs}, one has none")
+        a, b = (np.load(folder / name, mmap_mode="r") for folder in (ours, theirs))
+        close = a.dtype == b.dtype and a.shape == b.shape
+        if close and a.dtype == np.float32:
+            close = bool(np.allclose(a, b, rtol=0, atol=TOLERANCE))
+        elif close:
+            close = np.array_equal(a, b)
+        if not close:
+            raise ValueError(f"{name}: the two preparations differ")
+
+
+def _size(rows: int) -> synthetic_alimama.SyntheticAlimamaConfig:
+    share = rows / synthetic_alimama.OFFICIAL_IMPRESSIONS
+    return synthetic_alimama.SyntheticAlimamaConfig(
+        num_users=round(share * synthetic_alimama_tables.OFFICIAL_USERS),
+        num_items=round(share * synthetic_alimama_tables.OFFICIAL_ADS),
+        num_impressions=rows,
+        num_behaviors=round(share * BEHAVIORS),
+    )
+
+
+def _take_turn(
+    name: str, section: synthetic_alimama.SyntheticAlimamaConfig, folder: pathlib.Path
+) -> tuple[float, int]:
+    """Seconds and peak bytes of one preparation into `folder`, which is emptied first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    contestant = {OURS: _prepare_ours, PANDAS: _prepare_in_pandas}[name]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(contestant, section, folder).result()
+        except concurrent.futures.BrokenExecutor:
+            raise ValueError(f"{name}: the process died, perhaps for want of memory") from None
+
+
+def _prepare_ours(
+    section: synthetic_alimama.SyntheticAlimamaConfig, folder: pathlib.Path
+) -> tuple[float, int]:
+    start_s = time.perf_counter()
+    section.prepare(str(folder))
+    return time.perf_counter() - start_s, _peak_bytes()
+
+
+def _prepare_in_pandas(
+    section: synthetic_alimama.SyntheticAlimamaConfig, folder: pathlib.Path
+) -> tuple[float, int]:
+    try:
+        from dsmoe_jax.bench import pandas_prepare
+    except ImportError:
+        raise ValueError("expected pandas, found none; pip install '.[cpu,bench]'") from None
+    start_s = time.perf_counter()
+    pandas_prepare.prepare(pathlib.Path(section.raw_dir), folder)
+    return time.perf_counter() - start_s, _peak_bytes()
+
+
+def _peak_bytes() -> int:
+    """The most memory this process has held; Linux only.
+
+    What `getrusage` says would begin with the parent's memory.
+    """
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    raise ValueError("/proc/self/status: expected a line VmHWM, found none")
