@@ -12,6 +12,8 @@ import sys
 
 COMMANDS = {
     "step": "a training step against PyTorch twins of the same model",
+    "scale": "a step on 1, 2, 4 and 8 simulated devices: bytes moved and held",
+    "plan": "what a run of any size would hold and move, without running it",
 }
 
 
