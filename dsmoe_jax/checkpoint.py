@@ -103,6 +103,15 @@ class StageCheckpoints:
         """
         return self._restore(self._best, like, mesh)
 
+    def latest_progress(self) -> Progress | None:
+        """Where the latest state stands, without reading it; None where there is none.
+
+        Raises:
+          ValueError: When another configuration or other data wrote it, with the difference.
+        """
+        step = self._latest.latest_step()
+        return None if step is None else self._read_progress(self._latest, step)
+
     def wait(self) -> None:
         """Returns once every save is on disk."""
         self._latest.wait_until_finished()
@@ -136,6 +145,16 @@ class StageCheckpoints:
         step = manager.latest_step()
         if step is None:
             return None
+        progress = self._read_progress(manager, step)
+        wanted = _present(like)
+        layout = sharding.state_sharding(mesh, wanted)
+        target = sharding.abstract(wanted, layout)
+        restored = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        )
+        return train_state.TrainState(**restored["state"]), progress
+
+    def _read_progress(self, manager: ocp.CheckpointManager, step: int) -> Progress:
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         difference = describe_difference(meta["identity"], self._identity)
         if difference:
@@ -143,17 +162,7 @@ class StageCheckpoints:
                 f"{manager.directory}: another run wrote this checkpoint ({difference}); "
                 "change the fields back or choose a new --workdir"
             )
-        wanted = _present(like)
-        layout = sharding.state_sharding(mesh, wanted)
-        target = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            wanted,
-            layout,
-        )
-        restored = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        )
-        return train_state.TrainState(**restored["state"]), Progress(**meta["progress"])
+        return Progress(**meta["progress"])
 
 
 def describe_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:

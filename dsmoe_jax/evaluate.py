@@ -108,6 +108,10 @@ class MatcherEvaluator:
         """Item vectors in a scenario, row = item id; rows from V on are padding."""
         return self._embed_corpus(frozen, self._corpus, jnp.int32(scenario))
 
+    def lower_embed_corpus(self, frozen: train_state.Frozen) -> jax.stages.Lowered:
+        """`embed_corpus`, lowered for arrays, or their shapes, in their layout: to look at."""
+        return self._embed_corpus.lower(frozen, self._corpus, jnp.int32(0))
+
     def _make_index(self, frozen: train_state.Frozen, scenario: int) -> index_lib.Index:
         item_VD = self.embed_corpus(frozen, scenario)
         if self._config.backend == "faiss":
@@ -123,39 +127,52 @@ class MatcherEvaluator:
         judge: judge_lib.Judge,
         ids: np.ndarray,
     ) -> tuple[Any, Any]:
-        batch = next(
-            pipeline.query_batches(self._store, self._spec, judge.split, ids, self._batch_size)
+        users, scenario_B = _read_queries(
+            self._mesh, self._store, self._spec, judge.split, ids, self._batch_size
         )
-        users, scenario_B = _put(self._mesh, (batch.users, batch.scenario_Q))
         query_BMD = self._embed_users(frozen, users, scenario_B)
         return index.search(query_BMD, judge.list_length(ids))
 
     def _trace_corpus(
         self, frozen: train_state.Frozen, corpus: batch_lib.Items, scenario: jax.Array
     ) -> jax.Array:
-        # Device z owns rows [z * W, (z + 1) * W) and embeds them in chunks of its own, so that
-        # vectors are made where they stay.
-        V, Z = self._spec.num_items, self._mesh.size
-        chunk = min(-(-self._config.item_batch // Z), -(-V // Z))
-        steps = -(-V // (Z * chunk))
-        W = steps * chunk
+        # Device z owns rows [z * W, (z + 1) * W), as `sharding.put_rows` lays a large corpus out,
+        # and embeds them in chunks of its own: features are read and vectors are made where they
+        # stay, and only one chunk's activations are held.
+        Z = self._mesh.size
+        W = sharding.shard_rows(self._spec.num_items, Z)
+        chunk = min(sharding.shard_rows(self._config.item_batch, Z), W)
+        by_rows = sharding.by_rows(self._mesh)
+
+        def split(leaf: jax.Array) -> jax.Array:
+            missing = Z * W - leaf.shape[0]
+            leaf = jnp.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
+            return jax.lax.with_sharding_constraint(leaf.reshape(Z, W, *leaf.shape[1:]), by_rows)
+
+        items_ZW = jax.tree.map(split, corpus)
 
         def embed(start: jax.Array) -> jax.Array:
-            row_Zw = jnp.arange(Z)[:, None] * W + start + jnp.arange(chunk)[None]
-            id_B = jax.lax.with_sharding_constraint(
-                jnp.minimum(row_Zw, V - 1).reshape(-1), sharding.by_rows(self._mesh)
-            )
-            item_BD, _ = _apply(
-                self._matcher,
-                frozen,
-                batch_lib.take_items(corpus, id_B),
-                jnp.full(id_B.shape, scenario, jnp.int32),
-                method="embed_item",
-            )
+            def take(leaf: jax.Array) -> jax.Array:
+                part = jax.lax.dynamic_slice_in_dim(leaf, start, chunk, axis=1)
+                return part.reshape(Z * chunk, *leaf.shape[2:])
+
+            items = jax.tree.map(take, items_ZW)
+            scenario_B = jnp.full(Z * chunk, scenario, jnp.int32)
+            item_BD, _ = _apply(self._matcher, frozen, items, scenario_B, method="embed_item")
             return item_BD.reshape(Z, chunk, -1)
 
-        item_XZwD = jax.lax.map(embed, chunk * jnp.arange(steps))
-        return item_XZwD.swapaxes(0, 1).reshape(Z * W, -1)
+        def fill(step: jax.Array, item_ZWD: jax.Array) -> jax.Array:
+            # The last chunk reaches back to stay inside the shard.
+            start = jnp.minimum(step * chunk, W - chunk)
+            item_ZWD = jax.lax.dynamic_update_slice_in_dim(item_ZWD, embed(start), start, axis=1)
+            return jax.lax.with_sharding_constraint(item_ZWD, by_rows)
+
+        like = jax.eval_shape(embed, jnp.int32(0))
+        empty_ZWD = jax.lax.with_sharding_constraint(
+            jnp.zeros((Z, W, like.shape[2]), like.dtype), by_rows
+        )
+        item_ZWD = jax.lax.fori_loop(0, -(-W // chunk), fill, empty_ZWD)
+        return item_ZWD.reshape(Z * W, -1)
 
 
 class RankerEvaluator:
@@ -215,10 +232,9 @@ class RankerEvaluator:
         """Evaluates the parameters on the given queries of a split, log-loss included."""
 
         def scores(ids: np.ndarray) -> jax.Array:
-            batch = next(
-                pipeline.query_batches(self._store, self._spec, split, ids, self._batch_size)
+            users, scenario_B = _read_queries(
+                self._mesh, self._store, self._spec, split, ids, self._batch_size
             )
-            users, scenario_B = _put(self._mesh, (batch.users, batch.scenario_Q))
             return self._score(frozen, self._corpus, users, scenario_B)
 
         return evaluate_scores(
@@ -284,12 +300,29 @@ def _apply(model: nn.Module, frozen: train_state.Frozen, *args: Any, method: str
     return model.apply(variables, *args, train=False, method=method)
 
 
-def _put(mesh: jax.sharding.Mesh, tree: Any) -> Any:
-    """Host arrays that every process holds whole, as global arrays split by rows."""
-    layout = sharding.by_rows(mesh)
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_callback(leaf.shape, layout, leaf.__getitem__), tree
+def _read_queries(
+    mesh: jax.sharding.Mesh,
+    store: store_lib.Store,
+    spec: features.FeatureSpec,
+    split: str,
+    ids: np.ndarray,
+    batch_size: int,
+) -> tuple[batch_lib.Users, jax.Array]:
+    """Users and scenarios of one batch of queries, of which each process reads its slice."""
+    batches = pipeline.query_batches(
+        store,
+        spec,
+        split,
+        ids,
+        batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
+    batch = next(batches)
+    placed: tuple[batch_lib.Users, jax.Array] = sharding.put_batch(
+        mesh, (batch.users, batch.scenario_Q)
+    )
+    return placed
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -8,6 +8,10 @@ import dataclasses
 import difflib
 from typing import Any
 
+# Ids and row numbers are int32, tables are padded to a multiple of 1,024 rows, and a row past the
+# last one must have a number too.
+MAX_IDS = 2**31 - 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class SparseFeature:
@@ -75,6 +79,13 @@ class FeatureSpec:
     def __post_init__(self) -> None:
         if not self.item_sparse or self.item_sparse[0].name != "item_id":
             raise ValueError("item_sparse: expected the first item feature to be 'item_id'")
+        groups = (self.user_sparse, self.user_bags, self.item_sparse, self.item_bags)
+        for feature in (feature for group in groups for feature in group):
+            if feature.num_ids > MAX_IDS:
+                raise ValueError(
+                    f"feature {feature.name!r}: expected at most {MAX_IDS:,} ids, which int32 can "
+                    f"number, got {feature.num_ids:,}; hash them into fewer"
+                )
         fields = {feature.name for feature in self.item_sparse}
         for sequence in self.sequences:
             unknown = [name for name in sequence.fields if name not in fields]

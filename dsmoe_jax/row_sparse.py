@@ -7,8 +7,11 @@ The cost of a step depends on the batch, not on the tables.
 A table that several features index (a history and the item tower, say) is gathered and updated
 once, with the sum of their gradients.
 
+Where tables are split over devices, a step moves the batch's ids, the touched rows and their
+gradients, each once; every device then updates the rows it owns, and moments never travel.
+
 Letters: B examples, V rows of a table, E one field's embedding, T touched rows of a batch, counted
-once per occurrence, id 0 first.
+once per occurrence, id 0 first, W rows of a device's share of a table.
 """
 
 import dataclasses
@@ -18,11 +21,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, optim
+from dsmoe_jax import features, optim, sharding
 from dsmoe_jax.nn import large_tables
 
 # Smaller tables cost less than a batch of histories when they are updated whole.
@@ -84,6 +88,7 @@ class RowSparse:
       weight_decay: L2, added to the gradient.
       method: "adam", or "adagrad" with one accumulator per row.
       min_rows: Smaller tables are updated whole: they cost less than a batch of histories.
+      mesh: The devices over which tables are split; None where there is one.
     """
 
     spec: features.FeatureSpec
@@ -91,6 +96,7 @@ class RowSparse:
     weight_decay: float
     method: str = "adam"
     min_rows: int = MIN_ROWS
+    mesh: sharding.AnyMesh | None = None
 
     @functools.cached_property
     def names(self) -> list[str]:
@@ -126,15 +132,18 @@ class RowSparse:
         slots: dict[str, Callable[[jax.Array], jax.Array]] = {}
         for name, table_VE in tables.items():
             parts = [ids.reshape(-1) for ids in used[name]]
-            id_T = jnp.concatenate([jnp.zeros(1, jnp.int32), *parts])
+            id_T = self._whole(jnp.concatenate([jnp.zeros(1, jnp.int32), *parts]))
             position_T = jnp.arange(id_T.shape[0], dtype=jnp.int32)
             slot_V = written[name].slot_V.at[id_T].set(position_T)
             # Padding stays 0, which is what a model knows it by.
             slot_V = slot_V.at[0].set(0)
             written[name] = written[name]._replace(slot_V=slot_V)
-            touched[name] = Touched(id_T, slot_V[id_T] == position_T)
-            shown[name] = table_VE[id_T]
-            slots[name] = slot_V.__getitem__
+            slot_T = self._whole(slot_V[id_T])
+            touched[name] = Touched(id_T, slot_T == position_T)
+            shown[name] = self._whole(table_VE[id_T])
+            # The same order as the ids were read in; the first slot is padding's own.
+            stops = np.cumsum([part.size for part in parts])[:-1]
+            slots[name] = _deal([self._whole(part) for part in jnp.split(slot_T[1:], stops)])
         users, items = large_tables.map_ids(self.spec, users, items, slots)
         return optim.Shown(
             large_tables.join(shown, rest), users, items, opt_state._replace(rows=written), touched
@@ -168,9 +177,19 @@ class RowSparse:
         old, old_rest = large_tables.split(average, self.names)
         new, new_rest = large_tables.split(params, self.names)
         rest = optim.move_towards(old_rest, new_rest, share)
+
+        def move(
+            first: jax.Array,
+            tables: tuple[jax.Array, jax.Array],
+            touched: Touched,
+            share: jax.Array,
+        ) -> jax.Array:
+            mine = _own(touched, first, tables[0].shape[0])
+            old_TE, new_TE = (table_WE[mine.id_T] for table_WE in tables)
+            return _write(tables[0], mine, optim.move_towards(old_TE, new_TE, share))
+
         for name, touched in shown.touched.items():
-            old_TE, new_TE = old[name][touched.id_T], new[name][touched.id_T]
-            old[name] = _write(old[name], touched, optim.move_towards(old_TE, new_TE, share))
+            old[name] = self._on_owners(move, (old[name], new[name]), touched, share)
         return large_tables.join(old, rest)
 
     def _update_rows(
@@ -181,10 +200,27 @@ class RowSparse:
         touched: Touched,
         step: Int[jax.Array, ""],
     ) -> tuple[Float[jax.Array, "V E"], RowState]:
-        value_TE = table_VE[touched.id_T]
+        table_VE, mean_VE, square_VE = self._on_owners(
+            self._update_shard,
+            (table_VE, state.mean_VE, state.square_VE),
+            touched,
+            (gradient_TE, step),
+        )
+        return table_VE, RowState(mean_VE, square_VE, state.slot_V)
+
+    def _update_shard(
+        self,
+        first: Int[jax.Array, ""],
+        tables: tuple[jax.Array, jax.Array, jax.Array],
+        touched: Touched,
+        gradient: tuple[jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Values and moments of the rows from `first` on, after a step."""
+        table_WE, mean_WE, square_WE = tables
+        gradient_TE, step = gradient
+        mine = _own(touched, first, table_WE.shape[0])
+        value_TE, mean_TE, square_TE = (whole_WE[mine.id_T] for whole_WE in tables)
         gradient_TE = gradient_TE + self.weight_decay * value_TE
-        square_TE = state.square_VE[touched.id_T]
-        mean_TE = state.mean_VE[touched.id_T]
         if self.method == "adagrad":
             square_TE = square_TE + jnp.square(gradient_TE).mean(axis=1, keepdims=True)
             move_TE = gradient_TE / (jnp.sqrt(square_TE) + optim.EPSILON)
@@ -195,17 +231,67 @@ class RowSparse:
             corrected_mean_TE = mean_TE / (1 - optim.BETA_1**count)
             corrected_square_TE = square_TE / (1 - optim.BETA_2**count)
             move_TE = corrected_mean_TE / (jnp.sqrt(corrected_square_TE) + optim.EPSILON)
-        return _write(table_VE, touched, value_TE - self.learning_rate * move_TE), RowState(
-            mean_VE=_write(state.mean_VE, touched, mean_TE),
-            square_VE=_write(state.square_VE, touched, square_TE),
-            slot_V=state.slot_V,
+        return (
+            _write(table_WE, mine, value_TE - self.learning_rate * move_TE),
+            _write(mean_WE, mine, mean_TE),
+            _write(square_WE, mine, square_TE),
         )
+
+    def _whole(self, array: jax.Array) -> jax.Array:
+        """The array on every device."""
+        if self.mesh is None:
+            return array
+        return jax.lax.with_sharding_constraint(array, sharding.replicated(self.mesh))
+
+    def _on_owners(
+        self,
+        function: Callable[..., Any],
+        tables: tuple[jax.Array, ...],
+        touched: Touched,
+        argument: Any,
+    ) -> Any:
+        """`function(first, tables, touched, argument)` on each device with the rows that it owns.
+
+        Args:
+          function: Gets the id of the first row of its tables; returns arrays of their rows.
+          tables: Arrays of the same rows.
+          touched: Whole, as is `argument`.
+          argument: What else it needs.
+        """
+        rows = tables[0].shape[0]
+        if self.mesh is None or not sharding.splits_table(self.mesh, rows):
+            return function(jnp.int32(0), tables, touched, argument)
+        share = rows // self.mesh.size
+
+        def run(tables: tuple[jax.Array, ...], touched: Touched, argument: Any) -> Any:
+            first = jax.lax.axis_index(sharding.AXIS) * share
+            return function(first, tables, touched, argument)
+
+        whole, by_rows = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(sharding.AXIS)
+        return jax.shard_map(
+            run, mesh=self.mesh, in_specs=(by_rows, whole, whole), out_specs=by_rows
+        )(tables, touched, argument)
+
+
+def _deal(parts: list[jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """Hands parts out in their order, in the shapes of what they stand for."""
+    left = iter(parts)
+    return lambda ids: next(left).reshape(ids.shape)
+
+
+def _own(touched: Touched, first: Int[jax.Array, ""], rows: int) -> Touched:
+    """What is touched of the rows [first, first + rows), with ids that count from there.
+
+    Padding, which is never written, and the rows of others stand for nothing; their ids are 0.
+    """
+    id_T = touched.id_T - first
+    owned_T = (id_T >= 0) & (id_T < rows)
+    return Touched(jnp.where(owned_T, id_T, 0), touched.stands_T & owned_T & (touched.id_T > 0))
 
 
 def _write(
-    whole_VE: Float[jax.Array, "V E"], touched: Touched, values_TE: Float[jax.Array, "T E"]
-) -> Float[jax.Array, "V E"]:
-    """Replaces the touched rows; padding, and what does not stand for its row, writes nowhere."""
-    writes_T = touched.stands_T & (touched.id_T > 0)
-    row_T = jnp.where(writes_T, touched.id_T, whole_VE.shape[0])
-    return whole_VE.at[row_T].set(values_TE, mode="drop")
+    whole_WE: Float[jax.Array, "W E"], mine: Touched, values_TE: Float[jax.Array, "T E"]
+) -> Float[jax.Array, "W E"]:
+    """Replaces the rows that something stands for."""
+    row_T = jnp.where(mine.stands_T, mine.id_T, whole_WE.shape[0])
+    return whole_WE.at[row_T].set(values_TE, mode="drop")

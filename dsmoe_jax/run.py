@@ -117,8 +117,10 @@ class Session:
             embedding_dim=experiment.features.embedding_dim,
         )
         self.mesh = sharding.make_mesh()
-        self.corpus: batch_lib.Items = sharding.put_replicated(
-            self.mesh, pipeline.read_corpus(self.store, self.spec)
+        self.corpus: batch_lib.Items = sharding.put_rows(
+            self.mesh,
+            lambda rows: pipeline.read_corpus(self.store, self.spec, rows),
+            self.spec.num_items,
         )
         self.matcher = experiment.model.make(self.spec)
         self.ranker = experiment.teacher.model.make(self.spec)
@@ -213,13 +215,13 @@ class Session:
         """The best teacher of this workdir, or of the one the configuration names."""
         folder = self.experiment.teacher.from_workdir
         workdir = pathlib.Path(folder).expanduser() if folder else self.workdir
-        return self._load("teacher", self.ranker, self._constants, workdir)
+        return self._load("teacher", self.ranker, workdir)
 
     def report(self) -> None:
         """Evaluates the best states on all queries; writes results.json and the figures."""
         start_s = time.perf_counter()
         config_eval = self.experiment.eval
-        student = self._load("student", self.matcher, {}, self.workdir)
+        student = self._load("student", self.matcher, self.workdir)
         splits = {}
         for split in ("validation", "test"):
             splits[split] = self.evaluate_matcher(student.frozen, split, self._sample(split, None))
@@ -342,29 +344,25 @@ class Session:
             checkpoints.close()
         return Trained(train_state.freeze(state), progress)
 
-    def _load(
-        self, stage: str, model: nn.Module, constants: dict[str, np.ndarray], workdir: pathlib.Path
-    ) -> Trained:
+    def _load(self, stage: str, model: nn.Module, workdir: pathlib.Path) -> Trained:
         checkpoints = self._checkpoints(stage, workdir)
         try:
             # Only the shapes matter; the optimiser's do not depend on its constants.
-            like = train_state.init_state(
+            like = train_state.abstract_state(
                 model,
                 self._make_updater(1e-3, 0.0),
-                key=jax.random.key(0),
                 mesh=self.mesh,
-                constants=constants,
                 averaged=self._average_decay(stage) > 0,
             )
             best = checkpoints.restore_best(like, self.mesh)
-            latest = checkpoints.restore_latest(like, self.mesh)
+            progress = checkpoints.latest_progress()
         finally:
             checkpoints.close()
-        if best is None or latest is None:
+        if best is None or progress is None:
             raise ValueError(
                 f"{workdir}: expected a trained {stage}, found none; run --mode {stage} first"
             )
-        return Trained(train_state.freeze(best[0]), latest[1])
+        return Trained(train_state.freeze(best[0]), progress)
 
     def _make_updater(self, learning_rate: float, weight_decay: float) -> optim.Updater:
         chosen = self.experiment.optim
@@ -376,6 +374,7 @@ class Session:
             weight_decay,
             method=chosen.row_method,
             min_rows=chosen.min_rows,
+            mesh=self.mesh,
         )
 
     def _average_decay(self, stage: str) -> float:

@@ -1,14 +1,17 @@
 """Where arrays live: one mesh over all devices, batches by examples, large tables by rows.
 
 Owns the layout rules. A table is sharded over every device of the mesh, so that a lookup moves
-bytes in proportion to the batch and not to the table; everything else is replicated.
+bytes in proportion to the batch and not to the table; so are the features of a large corpus;
+everything else is replicated.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "data"
@@ -17,23 +20,32 @@ AXIS = "data"
 MIN_SHARDED_ROWS = 16_384
 
 
+# Devices, or only their number: layouts can be planned for machines that are not there.
+AnyMesh = Mesh | AbstractMesh
+
+
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh with one axis over `devices`, all devices of all processes by default."""
     devices = jax.devices() if devices is None else devices
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def abstract_mesh(devices: int) -> AbstractMesh:
+    """The mesh that `make_mesh` makes of so many devices, without the devices."""
+    return AbstractMesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, P())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
+def by_rows(mesh: AnyMesh) -> NamedSharding:
     """The leading axis is split over the devices."""
     return NamedSharding(mesh, P(AXIS))
 
 
-def state_sharding(mesh: Mesh, tree: Any) -> Any:
+def state_sharding(mesh: AnyMesh, tree: Any) -> Any:
     """The sharding of each leaf of a training state, parameters or optimiser moments alike.
 
     A leaf is sharded by rows when `table` is part of its path, it has at least `MIN_SHARDED_ROWS`
@@ -43,11 +55,40 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
     def rule(path: tuple, leaf: Any) -> NamedSharding:
         rows = leaf.shape[0] if leaf.ndim else 0
         is_table = "table" in jax.tree_util.keystr(path)
-        if is_table and rows >= MIN_SHARDED_ROWS and rows % mesh.size == 0:
+        if is_table and splits_table(mesh, rows):
             return by_rows(mesh)
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(rule, tree)
+
+
+def splits_table(mesh: AnyMesh, rows: int) -> bool:
+    """Whether a table of so many rows is split over the devices."""
+    return rows >= MIN_SHARDED_ROWS and rows % mesh.size == 0
+
+
+def abstract(tree: Any, layout: Any) -> Any:
+    """Shapes and types of the leaves in a layout: what can be compiled for, without the arrays.
+
+    Args:
+      tree: Of arrays or their shapes.
+      layout: A sharding of every leaf, or one for all.
+    """
+    if isinstance(layout, jax.sharding.Sharding):
+        layout = jax.tree.map(lambda _: layout, tree)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        layout,
+    )
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Bytes that one device holds of arrays, or of shapes with their layout."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
@@ -77,3 +118,55 @@ def put_replicated(mesh: Mesh, tree: Any) -> Any:
         return jax.make_array_from_process_local_data(replicated(mesh), leaf, leaf.shape)
 
     return jax.tree.map(put, tree)
+
+
+def put_rows(mesh: Mesh, read: Callable[[slice], Any], num_rows: int) -> Any:
+    """Host arrays with a common leading axis: every device gets its rows, and no host reads others.
+
+    They are laid out as `rows_layout` says; rows past the last are zeros.
+
+    Args:
+      mesh: The devices.
+      read: Host arrays, as a tree, of a slice of the rows; called once for each device of this
+        process, one after the other.
+      num_rows: Rows to read, in all.
+    """
+    layout, padded = rows_layout(mesh, num_rows)
+    if layout.is_fully_replicated:
+        return put_replicated(mesh, read(slice(0, num_rows)))
+    size = padded // mesh.size
+    places: Any = layout.addressable_devices_indices_map((padded,))
+    shards = []
+    for device, (rows,) in places.items():
+        start, stop, _ = rows.indices(padded)
+        shard = read(slice(min(start, num_rows), min(stop, num_rows)))
+        shard = jax.tree.map(lambda leaf: _pad_rows(leaf, size), shard)
+        shards.append(jax.device_put(shard, device))
+
+    def join(*leaves: jax.Array) -> jax.Array:
+        shape = (padded, *leaves[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, layout, list(leaves))
+
+    return jax.tree.map(join, *shards)
+
+
+def rows_layout(mesh: AnyMesh, num_rows: int) -> tuple[NamedSharding, int]:
+    """Where the rows of a corpus lie and their padded number: a multiple of the devices if split.
+
+    Few rows, below `MIN_SHARDED_ROWS`, are replicated.
+    """
+    if mesh.size == 1 or num_rows < MIN_SHARDED_ROWS:
+        return replicated(mesh), num_rows
+    return by_rows(mesh), shard_rows(num_rows, mesh.size) * mesh.size
+
+
+def shard_rows(num_rows: int, devices: int) -> int:
+    """Rows on each device of `num_rows` that are split over the devices."""
+    return -(-num_rows // devices)
+
+
+def _pad_rows(leaf: np.ndarray, rows: int) -> np.ndarray:
+    missing = rows - leaf.shape[0]
+    if not missing:
+        return leaf
+    return np.concatenate([leaf, np.zeros((missing, *leaf.shape[1:]), leaf.dtype)])

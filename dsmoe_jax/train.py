@@ -79,7 +79,7 @@ class Setting:
 
     Attributes:
       mesh: The devices.
-      corpus: All items, on the devices.
+      corpus: All items, on the devices; rows past the last item are padding.
       source: The training batches.
       key: Random key of the run; a stage folds its name in.
       num_negatives: N.
@@ -164,22 +164,28 @@ class _Loop:
             setting.key, int.from_bytes(stage.name.encode()[:4], "little") & 0x7FFFFFFF
         )
         init_key, self._step_key = jax.random.split(stage_key)
-        self._state = train_state.init_state(
-            stage.model,
-            stage.updater,
-            key=init_key,
-            mesh=setting.mesh,
-            constants=stage.constants,
-            averaged=stage.average_decay > 0,
+        averaged = stage.average_decay > 0
+        self._like = train_state.abstract_state(
+            stage.model, stage.updater, mesh=setting.mesh, averaged=averaged
         )
-        self._progress = checkpoint.Progress(stage=stage.name)
-        for line in report.describe_parameters(stage.name, self._state.params):
+        for line in report.describe_parameters(stage.name, self._like.params):
             setting.reporter.line(line)
-        restored = checkpoints.restore_latest(self._state, setting.mesh)
+        # Either or: two states may not fit the devices.
+        restored = checkpoints.restore_latest(self._like, setting.mesh)
         if restored is not None:
             self._state, self._progress = restored
             setting.reporter.forget_after(stage.name, self._progress.step)
             setting.reporter.line(f"{stage.name}: resumes at step {self._progress.step}")
+        else:
+            self._progress = checkpoint.Progress(stage=stage.name)
+            self._state = train_state.init_state(
+                stage.model,
+                stage.updater,
+                key=init_key,
+                mesh=setting.mesh,
+                constants=stage.constants,
+                averaged=averaged,
+            )
         self._step = self._compile_step()
         self._pending: list[tuple[int, train_step.Metrics]] = []
         self._reported_s = time.perf_counter()
@@ -193,7 +199,8 @@ class _Loop:
 
     def best(self) -> tuple[train_state.TrainState, checkpoint.Progress]:
         self._checkpoints.wait()
-        best = self._checkpoints.restore_best(self._state, self._setting.mesh)
+        del self._state  # two states may not fit the devices
+        best = self._checkpoints.restore_best(self._like, self._setting.mesh)
         if best is None:
             raise ValueError(
                 f"{self._checkpoints.latest_path()}: the stage is complete and its best state is "
@@ -256,13 +263,13 @@ class _Loop:
         step = train_step.make_train_step(
             stage.model,
             stage.updater,
-            num_items=setting.corpus.sparse_VF.shape[0],
+            num_items=stage.model.spec.num_items,
             num_negatives=setting.num_negatives,
             teacher=stage.teacher,
             distill_temperature=stage.distill_temperature,
             average_decay=stage.average_decay,
         )
-        layout = sharding.state_sharding(setting.mesh, self._state)
+        layout = sharding.state_sharding(setting.mesh, self._like)
         return jax.jit(
             step,
             donate_argnums=0,

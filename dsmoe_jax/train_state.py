@@ -100,6 +100,43 @@ def init_state(
     Raises:
       ValueError: When the given constants are not those the model declares.
     """
+    like = abstract_state(model, updater, mesh=mesh, averaged=averaged)
+    declared = {name: leaf.shape for name, leaf in like.model_state.get("constants", {}).items()}
+    given = {name: value.shape for name, value in (constants or {}).items()}
+    if declared != given:
+        raise ValueError(f"constants: the model declares {declared}, got {given}")
+    layout = sharding.state_sharding(mesh, like)
+    init = make_init(model, updater, averaged)
+    state: TrainState = jax.jit(init, out_shardings=layout)(key)
+    if constants:
+        placed = sharding.put_replicated(mesh, constants)
+        state = state._replace(model_state={**state.model_state, "constants": placed})
+    return state
+
+
+def abstract_state(
+    model: nn.Module,
+    updater: optim.Updater,
+    *,
+    mesh: sharding.AnyMesh,
+    averaged: bool = False,
+) -> TrainState:
+    """Shapes, types and layout of what `init_state` makes; allocates nothing.
+
+    Args:
+      model: A matcher or a ranker.
+      updater: How its parameters are updated.
+      mesh: The devices, which need not exist.
+      averaged: Whether a moving average of the parameters is kept.
+    """
+    shapes = jax.eval_shape(make_init(model, updater, averaged), jax.random.key(0))
+    return sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
+
+
+def make_init(
+    model: nn.Module, updater: optim.Updater, averaged: bool
+) -> Callable[[jax.Array], TrainState]:
+    """Builds `init(key)`, the initial state of a stage, its constants being 0."""
     users, items, scenario_B = example_inputs(model.spec)
 
     def init(key: jax.Array) -> TrainState:
@@ -108,17 +145,7 @@ def init_state(
         state = TrainState(jnp.zeros((), jnp.int32), params, variables, updater.init(params))
         return state._replace(average=_averaged(state)) if averaged else state
 
-    shape = jax.eval_shape(init, key)
-    declared = {name: leaf.shape for name, leaf in shape.model_state.get("constants", {}).items()}
-    given = {name: value.shape for name, value in (constants or {}).items()}
-    if declared != given:
-        raise ValueError(f"constants: the model declares {declared}, got {given}")
-    layout = sharding.state_sharding(mesh, shape)
-    state = jax.jit(init, out_shardings=layout)(key)
-    if constants:
-        placed = sharding.put_replicated(mesh, constants)
-        state = state._replace(model_state={**state.model_state, "constants": placed})
-    return state
+    return init
 
 
 def example_inputs(

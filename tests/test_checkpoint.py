@@ -26,6 +26,7 @@ def checkpoints(tmp_path):
 
 def test_nothing_saved_is_nothing_restored(checkpoints):
     assert checkpoints.restore_latest(make_state(0.0), sharding.make_mesh()) is None
+    assert checkpoints.latest_progress() is None
 
 
 def test_state_and_progress_survive_on_fewer_devices(checkpoints):
@@ -60,6 +61,7 @@ def test_the_best_state_outlives_later_progress(checkpoints):
     for step in (3, 6, 9):
         checkpoints.save_latest(make_state(step), checkpoint.Progress("student", step=step))
     checkpoints.wait()
+    assert checkpoints.latest_progress().step == 9
     best, progress = checkpoints.restore_best(make_state(0.0), mesh)
     latest, _ = checkpoints.restore_latest(make_state(0.0), mesh)
     assert (progress.step, progress.best_score) == (3, 0.5)

@@ -1,6 +1,7 @@
 """Matchers, rankers and scorers against scores computed directly, on one device and on eight."""
 
 import dataclasses
+import gc
 
 import flax.linen as nn
 import jax
@@ -187,6 +188,43 @@ def test_item_vectors_do_not_depend_on_devices_or_chunks(store, spec):
         )
     for vector in vectors[1:]:
         np.testing.assert_allclose(vectors[0], vector, atol=1e-6)
+
+
+@pytest.mark.parametrize("item_batch", [16, 24, 64])
+def test_a_corpus_split_by_rows_gives_the_same_vectors(store, spec, item_batch, monkeypatch):
+    matcher = dsmoe.DSMOEConfig(hidden_dim=8, output_dim=4).make(spec)
+    mesh = make_mesh(8)
+    state = train_state.init_state(
+        matcher, optim.Dense(optax.identity()), key=jax.random.key(0), mesh=mesh
+    )
+    frozen = train_state.freeze(state)
+    config = dataclasses.replace(CONFIG, item_batch=item_batch)
+    vectors = []
+    for rows in (V + 1, V):
+        monkeypatch.setattr(sharding, "MIN_SHARDED_ROWS", rows)
+        corpus = sharding.put_rows(mesh, lambda r: pipeline.read_corpus(store, spec, r), V)
+        assert corpus.sparse_VF.sharding.is_fully_replicated == (rows > V)
+        evaluator = evaluate.MatcherEvaluator(store, spec, corpus, matcher, config, mesh)
+        vectors.append(np.asarray(evaluator.embed_corpus(frozen, 1))[:V])
+    np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-6)
+
+
+def test_one_index_lives_at_a_time(store, spec, monkeypatch):
+    mesh = make_mesh(8)
+    evaluator = evaluate.MatcherEvaluator(
+        store, spec, put_corpus(store, spec, mesh), TableMatcher(spec), CONFIG, mesh
+    )
+    make_index, held = evaluator._make_index, []
+    rows = 8 * sharding.shard_rows(V, 8)
+
+    def count_and_make(frozen, scenario):
+        gc.collect()
+        held.append(sum(array.shape == (rows, D) for array in jax.live_arrays()))
+        return make_index(frozen, scenario)
+
+    monkeypatch.setattr(evaluator, "_make_index", count_and_make)
+    evaluator(make_tables(mesh), "test", np.arange(len(store.queries("test").rows_QC)))
+    assert held == [0] * S
 
 
 def test_evaluating_again_compiles_nothing_anew(store, spec):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from dsmoe_jax import features
@@ -48,3 +50,13 @@ def test_a_sequence_of_unknown_fields_is_refused():
             item_bags=(),
             sequences=(features.SequenceFeature("history", ("brand",), 5),),
         )
+
+
+def test_more_ids_than_int32_can_number_are_refused():
+    spec = tiny.make_spec()
+    users = (features.SparseFeature("user_id", 2**31 - 1024), *spec.user_sparse[1:])
+    dataclasses.replace(spec, user_sparse=users)
+    users = (features.SparseFeature("user_id", 2**31 - 1023), *spec.user_sparse[1:])
+    message = r"feature 'user_id': expected at most 2,147,482,624 ids.*got 2,147,482,625"
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(spec, user_sparse=users)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dsmoe_jax import features, optim, row_sparse, sharding, train_state, train_step
+from dsmoe_jax.bench import cases
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.nn import large_tables
@@ -98,6 +99,57 @@ def test_eight_devices_equal_one(store, one):
     _, curve = one.run(one.sparse, 4)
     _, curve8 = eight.run(eight.sparse, 4)
     np.testing.assert_allclose(curve8, curve, rtol=1e-5)
+
+
+def test_tables_split_over_eight_devices_equal_whole_ones():
+    rows = sharding.MIN_SHARDED_ROWS
+    spec = features.FeatureSpec(
+        scenarios=("A", "B"),
+        user_sparse=(features.SparseFeature("user_id", rows),),
+        user_dense=(),
+        user_bags=(),
+        item_sparse=(features.SparseFeature("item_id", rows),),
+        item_dense=(),
+        item_bags=(),
+        sequences=(features.SequenceFeature("history", ("item_id",), 3),),
+        embedding_dim=2,
+    )
+    case = cases.make("rows", spec, 3, shares=(0.5, 0.5), positives=64)
+    model = dsmoe.DSMOEConfig(num_experts=1, rank=1, hidden_dim=4, output_dim=2).make(spec)
+    states, curves = [], []
+    for mesh in (sharding.make_mesh(tiny.one_device()), sharding.make_mesh()):
+        updater = row_sparse.RowSparse(spec, RATE, DECAY, mesh=mesh)
+        state = train_state.init_state(
+            model, updater, key=jax.random.key(0), mesh=mesh, averaged=True
+        )
+        corpus = sharding.put_rows(
+            mesh, lambda r: jax.tree.map(lambda leaf: leaf[r], case.corpus), rows
+        )
+        step = train_step.make_train_step(
+            model, updater, num_items=rows, num_negatives=2, average_decay=0.5
+        )
+        step = jax.jit(step, out_shardings=(sharding.state_sharding(mesh, state), None))
+        curve = []
+        for batch in case.batches:
+            batch = sharding.put_batch(mesh, batch)
+            state, metrics = step(state, None, corpus, batch, jnp.float32(0), jax.random.key(3))
+            curve.append(float(metrics["loss"]))
+        states.append(state)
+        curves.append(curve)
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
+    one, eight = states
+    for name in updater.names:
+        table = large_tables.split(eight.params, [name])[0][name]
+        assert table.sharding.shard_shape(table.shape)[0] == rows // 8
+        assert all(
+            leaf.sharding.shard_shape(leaf.shape)[0] == rows // 8
+            for leaf in jax.tree.leaves(eight.opt_state.rows[name])
+        )
+    for part in ("params", "average"):
+        for got, want in zip(
+            jax.tree.leaves(getattr(eight, part)), jax.tree.leaves(getattr(one, part)), strict=True
+        ):
+            np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=2e-3, atol=2e-5)
 
 
 def test_padding_stays_zero(one):

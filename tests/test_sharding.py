@@ -51,3 +51,41 @@ def test_replicated_arrays_are_whole_on_every_device():
     assert placed.sharding.is_fully_replicated
     assert len(placed.addressable_shards) == 8
     np.testing.assert_array_equal(placed, np.arange(5))
+
+
+def test_rows_of_a_large_corpus_are_read_where_they_stay(monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SHARDED_ROWS", 16)
+    mesh = sharding.make_mesh()
+    whole = {"id": np.arange(1, 21), "tag": np.arange(40.0, dtype=np.float32).reshape(20, 2)}
+    asked = []
+
+    def read(rows):
+        asked.append(range(20)[rows])
+        return jax.tree.map(lambda leaf: leaf[rows], whole)
+
+    placed = sharding.put_rows(mesh, read, 20)
+    # Three rows on each of eight devices: 24, of which the last four are padding.
+    assert [list(rows) for rows in asked] == [list(range(20))[3 * d : 3 * d + 3] for d in range(8)]
+    for name, leaf in placed.items():
+        assert leaf.sharding.spec == P("data")
+        assert leaf.sharding.shard_shape(leaf.shape)[0] == 3
+        np.testing.assert_array_equal(np.asarray(leaf)[:20], whole[name])
+        np.testing.assert_array_equal(np.asarray(leaf)[20:], 0)
+
+
+def test_rows_of_a_small_corpus_are_whole_on_every_device():
+    placed = sharding.put_rows(sharding.make_mesh(), lambda rows: np.arange(20)[rows], 20)
+    assert placed.sharding.is_fully_replicated
+    np.testing.assert_array_equal(placed, np.arange(20))
+
+
+def test_bytes_per_device_are_those_of_its_shards():
+    mesh = sharding.make_mesh()
+    rows = sharding.MIN_SHARDED_ROWS
+    tree = {"user_table": jnp.zeros((rows, 2)), "bias": jnp.zeros(3, jnp.int32)}
+    layout = sharding.state_sharding(mesh, tree)
+    placed = jax.device_put(tree, layout)
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed))
+    assert sharding.bytes_per_device(placed) == held == rows * 2 * 4 // 8 + 12
+    planned = sharding.state_sharding(sharding.abstract_mesh(8), tree)
+    assert sharding.bytes_per_device(sharding.abstract(tree, planned)) == held

@@ -80,9 +80,9 @@ _ALIMAMA_ITEM = (
 )
 
 
-def kuairand(num_batches: int) -> Case:
+def kuairand_spec() -> features.FeatureSpec:
     """KuaiRand-Pure: 27,285 users, 7,583 items, all fields, two histories of 50 items."""
-    spec = features.FeatureSpec(
+    return features.FeatureSpec(
         scenarios=("K1", "K2", "K3", "K4"),
         user_sparse=_sparse(_KUAIRAND_USER),
         user_dense=_dense("follow_user_num", "fans_user_num", "friend_user_num", "register_days"),
@@ -92,12 +92,17 @@ def kuairand(num_batches: int) -> Case:
         item_bags=(features.BagFeature("tag", 47, 3),),
         sequences=_histories(),
     )
-    return make("kuairand", spec, num_batches, shares=(0.867, 0.087, 0.028, 0.018))
 
 
-def alimama(num_batches: int) -> Case:
+def kuairand(num_batches: int) -> Case:
+    """Generated rows of `kuairand_spec`."""
+    shares = (0.867, 0.087, 0.028, 0.018)
+    return make("kuairand", kuairand_spec(), num_batches, shares=shares)
+
+
+def alimama_spec() -> features.FeatureSpec:
     """Alimama: 1,061,768 users, 846,811 items, two histories of 50 items."""
-    spec = features.FeatureSpec(
+    return features.FeatureSpec(
         scenarios=("A1", "A2", "A3", "A4"),
         user_sparse=_sparse(_ALIMAMA_USER),
         user_dense=(),
@@ -107,7 +112,11 @@ def alimama(num_batches: int) -> Case:
         item_bags=(),
         sequences=_histories(),
     )
-    return make("alimama", spec, num_batches, shares=(0.45, 0.25, 0.2, 0.1))
+
+
+def alimama(num_batches: int) -> Case:
+    """Generated rows of `alimama_spec`."""
+    return make("alimama", alimama_spec(), num_batches, shares=(0.45, 0.25, 0.2, 0.1))
 
 
 def rows(num_batches: int, num_rows: int) -> Case:
@@ -127,6 +136,7 @@ def rows(num_batches: int, num_rows: int) -> Case:
 
 
 CASES = {"kuairand": kuairand, "alimama": alimama}
+SPECS = {"kuairand": kuairand_spec, "alimama": alimama_spec}
 
 
 def make_case(shape: str, num_batches: int) -> Case:

@@ -43,11 +43,11 @@ class Wanted:
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     min_rows: int = row_sparse.MIN_ROWS
 
-    def updater(self, case: cases.Case) -> optim.Updater:
+    def updater(self, case: cases.Case, mesh: jax.sharding.Mesh) -> optim.Updater:
         """How the step updates."""
         if self.embedding == "row_sparse":
             return row_sparse.RowSparse(
-                case.spec, LEARNING_RATE, WEIGHT_DECAY, min_rows=self.min_rows
+                case.spec, LEARNING_RATE, WEIGHT_DECAY, min_rows=self.min_rows, mesh=mesh
             )
         return optim.Dense(optim.make_optimizer(LEARNING_RATE, WEIGHT_DECAY))
 
@@ -63,7 +63,7 @@ class Bench:
         self.corpus: batch_lib.Items = sharding.put_replicated(self.mesh, self.case.corpus)
         self.batches = [sharding.put_batch(self.mesh, batch) for batch in self.case.batches]
         self.model = dsmoe.DSMOEConfig(**wanted.overrides).make(self.case.spec)
-        self.updater = wanted.updater(self.case)
+        self.updater = wanted.updater(self.case, self.mesh)
         self.teacher: nn.Module | None = None
         self.frozen: train_state.Frozen | None = None
         if wanted.distill:

@@ -123,14 +123,22 @@ def _overlapping(values_EF: np.ndarray, max_len: int) -> np.ndarray:
     )
 
 
-def read_corpus(store: store_lib.Store, spec: features.FeatureSpec) -> batch_lib.Items:
-    """All items of the store with the run's features; row = item id, row 0 is padding."""
+def read_corpus(
+    store: store_lib.Store, spec: features.FeatureSpec, rows: slice = slice(None)
+) -> batch_lib.Items:
+    """Items of the store with the run's features; row = item id, row 0 is padding.
+
+    Args:
+      store: The prepared data.
+      spec: The features of the run.
+      rows: Which items; all by default.
+    """
     sparse_columns = _positions(spec.item_sparse, store.spec.item_sparse)
     dense_columns = _positions(spec.item_dense, store.spec.item_dense)
     return batch_lib.Items(
-        sparse_VF=np.ascontiguousarray(store.items_sparse[:, sparse_columns]),
-        dense_VF=np.ascontiguousarray(store.items_dense[:, dense_columns]),
-        bags={f.name: np.asarray(store.items_bags[f.name]) for f in spec.item_bags},
+        sparse_VF=np.ascontiguousarray(store.items_sparse[rows][:, sparse_columns]),
+        dense_VF=np.ascontiguousarray(store.items_dense[rows][:, dense_columns]),
+        bags={f.name: np.asarray(store.items_bags[f.name][rows]) for f in spec.item_bags},
     )
 
 
@@ -236,20 +244,37 @@ def query_batches(
     split: str,
     query_ids: Int[np.ndarray, "Q"],
     batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[batch_lib.Queries]:
-    """Queries of a split in batches of one size; padding rows repeat a query under id -1."""
+    """This process's slices of a split's queries in batches of one size.
+
+    Padding rows repeat a query under id -1.
+
+    Args:
+      store: The prepared data.
+      spec: The features of the run.
+      split: "validation" or "test".
+      query_ids: Rows of the split's query table.
+      batch_size: Queries per batch over all processes, which divide it.
+      process_index: This process, in [0, process_count).
+      process_count: Processes that share each batch.
+    """
     rows_QC = store.queries(split).rows_QC
     reader = UserReader(store, spec)
     scenario_column = store.columns["scenario"]
+    size = batch_size // process_count
+    mine = slice(process_index * size, (process_index + 1) * size)
     for first in range(0, len(query_ids), batch_size):
         ids = query_ids[first : first + batch_size]
         padded = np.concatenate([ids, np.full(batch_size - len(ids), ids[0])])
-        rows_BC = rows_QC[padded]
         query_Q = np.where(np.arange(batch_size) < len(ids), padded, -1).astype(np.int32)
+        rows_BC = rows_QC[padded[mine]]
         yield batch_lib.Queries(
             users=reader.read(rows_BC),
             scenario_Q=rows_BC[:, scenario_column].astype(np.int32),
-            query_Q=query_Q,
+            query_Q=query_Q[mine],
         )
 
 

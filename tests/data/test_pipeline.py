@@ -1,4 +1,5 @@
 import grain
+import jax
 import numpy as np
 import pytest
 
@@ -171,6 +172,22 @@ def test_query_batches_pad_to_one_size_and_mark_padding(store):
     ids = np.concatenate([batch.query_Q for batch in batches])
     np.testing.assert_array_equal(ids[ids >= 0], np.arange(total))
     assert (ids == -1).sum() == -total % 16
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_process_slices_join_to_the_query_batches(store, processes):
+    spec = select(store)
+    total = len(store.queries("validation").rows_QC)
+
+    def read(**share):
+        return list(
+            pipeline.query_batches(store, spec, "validation", np.arange(total), 16, **share)
+        )
+
+    slices = [read(process_index=p, process_count=processes) for p in range(processes)]
+    for parts, whole in zip(zip(*slices, strict=True), read(), strict=True):
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        jax.tree.map(np.testing.assert_array_equal, joined, whole)
 
 
 def test_query_histories_end_before_the_split_begins(store):

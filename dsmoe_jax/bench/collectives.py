@@ -1,0 +1,99 @@
+"""What a compiled program moves between devices: a reader of optimised HLO text.
+
+Owns the list of a program's collectives and the bytes that each costs a device.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+
+OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_LINE = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({'|'.join(OPS)})(-start)?\(")
+_SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One instruction. Inside a loop it stands for one turn.
+
+    Attributes:
+      op: One of `OPS`.
+      shapes: What it gives each device, such as `f32[64,16]`; several where XLA joined several.
+      result_bytes: Bytes of those shapes.
+      devices: How many take part: all of them, since meshes here have one axis.
+      where: The operation of the program that it comes from.
+    """
+
+    op: str
+    shapes: tuple[str, ...]
+    result_bytes: int
+    devices: int
+    where: str
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that each device sends, by the algorithms that move the least: rings.
+
+        With R the result's bytes and n devices: R (n - 1) / n to gather or exchange, twice that to
+        reduce on all, R (n - 1) to reduce and scatter, R to permute.
+        """
+        others = self.devices - 1
+        if self.op == "all-reduce":
+            return 2 * self.result_bytes * others // self.devices
+        if self.op == "reduce-scatter":
+            return self.result_bytes * others
+        if self.op == "collective-permute":
+            return self.result_bytes
+        return self.result_bytes * others // self.devices
+
+
+def read(hlo: str, devices: int) -> list[Collective]:
+    """The collectives of a compiled program, `compiled.as_text()`, in the order of the text.
+
+    Args:
+      hlo: The text.
+      devices: Devices that the program is compiled for.
+
+    Raises:
+      ValueError: When a collective's shape cannot be read.
+    """
+    found = []
+    for line in hlo.splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        result, op, start = match.groups()
+        shapes = [f"{kind}[{sizes}]" for kind, sizes in _SHAPE.findall(result)]
+        if start and op in ("all-gather", "collective-permute"):
+            # The result of their first half is the operands and then the results.
+            shapes = shapes[len(shapes) // 2 :] if op == "all-gather" else shapes[1:2]
+        if not shapes:
+            raise ValueError(f"HLO: expected the shape of a {op}, got {line.strip()!r}")
+        name = _OP_NAME.search(line)
+        found.append(
+            Collective(
+                op=op,
+                shapes=tuple(shapes),
+                result_bytes=sum(map(_count_bytes, shapes)),
+                devices=devices,
+                where=name.group(1) if name else "",
+            )
+        )
+    return found
+
+
+def total_by_op(found: Iterable[Collective]) -> dict[str, int]:
+    """Bytes that each device sends, by operation; operations that do not occur are left out."""
+    total: dict[str, int] = {}
+    for collective in found:
+        total[collective.op] = total.get(collective.op, 0) + collective.moved_bytes
+    return total
+
+
+def _count_bytes(shape: str) -> int:
+    kind, _, sizes = shape.rstrip("]").partition("[")
+    bits = 8 if kind == "pred" else int(re.sub(r"^[a-z]+(\d+).*", r"\1", kind))
+    return math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
