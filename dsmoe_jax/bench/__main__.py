@@ -11,6 +11,7 @@ import pathlib
 import sys
 
 COMMANDS = {
+    "evaluate": "full-corpus search against FAISS and PyTorch",
     "step": "a training step against PyTorch twins of the same model",
 }
 
