@@ -11,6 +11,7 @@ import pathlib
 import sys
 
 COMMANDS = {
+    "evaluate": "full-corpus search against FAISS and PyTorch",
     "step": "a training step against PyTorch twins of the same model",
     "growth": "how a step's time grows with the rows of its tables",
     "pipeline": "training batches per second, and how long a training run waits for them",

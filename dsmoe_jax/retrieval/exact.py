@@ -1,8 +1,8 @@
 """Exact maximum inner product search in JAX, the reference for every other index.
 
-Items and queries are taken in chunks with a running merge, so memory is bounded by one chunk of
-scores whatever the corpus. A corpus sharded by rows over a mesh is searched where it lies: each
-device finds its own best, and only those lists travel.
+Items and queries are taken in chunks, and the best so far are kept in a reservoir, so memory is
+bounded by one chunk of scores whatever the corpus. A corpus sharded by rows over a mesh is searched
+where it lies: each device finds its own best, and only those lists travel.
 
 Equal scores are returned in ascending order of item id, with any chunk size and device count.
 
@@ -19,8 +19,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from dsmoe_jax.retrieval import index as index_lib
+from dsmoe_jax.retrieval import reservoir
 
 Array = jax.Array | np.ndarray
+
+# Bytes of a chunk of scores: what the last-level cache of a CPU holds, and on accelerators enough
+# work for one launch.
+_CPU_SCORE_BYTES = 1 << 24
+_SCORE_BYTES = 1 << 28
+_MOST_ROWS = 1 << 16
 
 
 class ExactIndex:
@@ -32,8 +39,8 @@ class ExactIndex:
         *,
         num_rows: int | None = None,
         mesh: Mesh | None = None,
-        item_chunk: int = 16384,
-        query_chunk: int = 1024,
+        item_chunk: int | None = None,
+        query_chunk: int = 512,
     ):
         """Places the corpus on the devices.
 
@@ -41,7 +48,7 @@ class ExactIndex:
           item_VD: Item vectors, row = item id; row 0 is padding and never returned.
           num_rows: V; rows from here on are padding. All rows of `item_VD` by default.
           mesh: Devices over which the rows are sharded; without one they stay where they are.
-          item_chunk: Rows of a device scored at once.
+          item_chunk: Rows of a device scored at once; by default what suits the device.
           query_chunk: Queries searched at once.
         """
         rows = item_VD.shape[0]
@@ -81,9 +88,14 @@ class ExactIndex:
         return score_QT, item_QT
 
     def _search(self, query_QMD: Array, k: int) -> tuple[jax.Array, jax.Array]:
-        return _search(
-            query_QMD, self._item_VD, self._num_rows, k=k, chunk=self._item_chunk, mesh=self._mesh
-        )
+        chunk = self._item_chunk or _fit_rows(query_QMD.shape[0] * query_QMD.shape[1])
+        return _search(query_QMD, self._item_VD, self._num_rows, k=k, chunk=chunk, mesh=self._mesh)
+
+
+def _fit_rows(num_vectors: int) -> int:
+    """Rows scored at once against so many vectors: a multiple of 32, as reservoirs like it."""
+    size = _CPU_SCORE_BYTES if jax.default_backend() == "cpu" else _SCORE_BYTES
+    return min(_MOST_ROWS, max(1024, size // (4 * num_vectors) // 32 * 32))
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -128,7 +140,9 @@ def _search_shards(
     """Best k of each shard, then the best k of those lists."""
     axes = mesh.axis_names
 
-    def search_shard(query_ND: Array, item_WD: Array, num_rows: Array) -> tuple[Array, Array]:
+    def search_shard(
+        query_ND: Array, item_WD: Array, num_rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         first = jax.lax.axis_index(axes) * item_WD.shape[0]
         score_NT, item_NT = _scan(query_ND, item_WD, first, num_rows, k, chunk)
         return score_NT[None], item_NT[None]
@@ -149,33 +163,33 @@ def _search_shards(
 
 
 def _scan(
-    query_ND: Array, item_WD: Array, first: Array, num_rows: int | Array, k: int, chunk: int
+    query_ND: Array, item_WD: Array, first: jax.Array, num_rows: int | Array, k: int, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Running top-k over chunks of rows; `first` is the item id of row 0."""
-    N, (W, _) = query_ND.shape[0], item_WD.shape
-    chunk = min(chunk, W)
+    """The k best of a shard, chunk by chunk; `first` is the item id of row 0."""
+    N, W = len(query_ND), len(item_WD)
+    chunk, T = min(chunk, W), min(k, W)
+    query_DN = query_ND.T
 
-    def merge(
-        best: tuple[jax.Array, jax.Array], fresh: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        score_NT, item_NT = best
+    def add_chunk(best: reservoir.Reservoir, fresh: jax.Array) -> tuple[reservoir.Reservoir, None]:
         # The last chunk reaches back to stay inside the shard (padding would copy the corpus);
         # rows below `fresh` were scored before.
         start = jnp.minimum(fresh, W - chunk)
-        item_CD = jax.lax.dynamic_slice_in_dim(item_WD, start, chunk)
         row_C = start + jnp.arange(chunk, dtype=jnp.int32)
         id_C = first + row_C
-        # Accelerators multiply float32 in lower precision by default; the reference must not.
-        score_NC = jnp.einsum("nd,cd->nc", query_ND, item_CD, precision=jax.lax.Precision.HIGHEST)
         candidate_C = (row_C >= fresh) & (id_C > 0) & (id_C < num_rows)
-        score_NC = jnp.where(candidate_C[None], score_NC, -jnp.inf)
-        # The running best stand first: at equal scores the smaller id wins.
-        score_NX = jnp.concatenate([score_NT, score_NC], axis=1)
-        item_NX = jnp.concatenate([item_NT, jnp.broadcast_to(id_C[None], score_NC.shape)], axis=1)
-        score_NT, position_NT = jax.lax.top_k(score_NX, k)
-        item_NT = jnp.take_along_axis(item_NX, position_NT, axis=1)
-        return (score_NT, jnp.where(jnp.isneginf(score_NT), 0, item_NT)), None
+        item_CD = jax.lax.dynamic_slice_in_dim(item_WD, start, chunk)
+        # Accelerators multiply float32 in lower precision by default; the reference must not.
+        score_CN = jnp.matmul(
+            item_CD,
+            query_DN,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+        return reservoir.add(best, score_CN, candidate_C, first + start, T), None
 
-    empty = (jnp.full((N, k), -jnp.inf, query_ND.dtype), jnp.zeros((N, k), jnp.int32))
-    best, _ = jax.lax.scan(merge, empty, jnp.arange(0, W, chunk, dtype=jnp.int32))
-    return best
+    best, _ = jax.lax.scan(
+        add_chunk, reservoir.make(T, N), jnp.arange(0, W, chunk, dtype=jnp.int32)
+    )
+    score_NT, item_NT = reservoir.finish(best, T)
+    missing = ((0, 0), (0, k - T))
+    return jnp.pad(score_NT, missing, constant_values=-jnp.inf), jnp.pad(item_NT, missing)
