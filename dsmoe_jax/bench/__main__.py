@@ -11,11 +11,11 @@ import pathlib
 import sys
 
 COMMANDS = {
-    "evaluate": "full-corpus search against FAISS and PyTorch",
     "step": "a training step against PyTorch twins of the same model",
     "growth": "how a step's time grows with the rows of its tables",
     "pipeline": "training batches per second, and how long a training run waits for them",
     "cold": "process start to the end of the first training step, cold and warm cache",
+    "evaluate": "full-corpus search against FAISS and PyTorch",
     "prepare": "preparation of Alimama's files against one in pandas: time and memory",
     "scale": "a step on 1, 2, 4 and 8 simulated devices: bytes moved and held",
     "plan": "what a run of any size would hold and move, without running it",
