@@ -84,10 +84,16 @@ def of_stage(experiment: config.Experiment, *, stage: str) -> dict[str, Any]:
 
 
 def _deciding_fields(experiment: config.Experiment) -> dict[str, Any]:
-    """The flat fields without a section that has no say: dense updates leave nothing to choose."""
+    """The flat fields without those that have no say.
+
+    Dense updates leave nothing to choose, and float32 is what products were made of before there
+    was a choice.
+    """
     fields = flatten(as_dict(experiment))
     if experiment.optim.embedding == "dense":
-        return {name: value for name, value in fields.items() if not name.startswith("optim.")}
+        fields = {name: value for name, value in fields.items() if not name.startswith("optim.")}
+    if fields.get("model.product_dtype") == "float32":
+        del fields["model.product_dtype"]
     return fields
 
 

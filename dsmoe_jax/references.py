@@ -37,6 +37,9 @@ from dsmoe_jax.data import store as store_lib
 # Largest pool for which EASE's V x V inverse is made: 3.6 GB in float32.
 MAX_EASE_ITEMS = 30_000
 SVD_WIDTH = 48
+# Scores of a row on a split, at most: a minute of two cores. A larger product of queries and items
+# is sampled by queries.
+MAX_SCORES = 1 << 30
 NUM_NEIGHBOURS = 200
 
 # What validation chooses from.
@@ -57,7 +60,7 @@ class Reference:
       settings: What validation chose; empty where there is nothing to choose. Without a half-life
         all training days weigh alike.
       validation: On all validation queries.
-      test: On all test queries.
+      test: On the test queries, all or a sample; see `evaluate_references`.
     """
 
     name: str
@@ -71,14 +74,23 @@ def evaluate_references(
 ) -> list[Reference]:
     """Fits, chooses and judges every reference row.
 
+    Every item is scored for every query, so that with many of both only as many queries of each
+    scenario are asked as make `MAX_SCORES` scores in all.
+
     Args:
       store: The prepared data.
       config: Cut-offs and removal rule. Macro recall at the smallest cut-off chooses settings, on
         at most `validation_queries` queries per scenario.
       seed: Of the random row and of those queries.
     """
+    most = max(1, MAX_SCORES // (store.spec.num_items * store.spec.num_scenarios))
+    sampled = {
+        split: judge_lib.sample_queries(store, split, most, seed) for split in store_lib.SPLITS
+    }
     clicks = scorers.read_clicks(store)
-    query_Q = judge_lib.sample_queries(store, "validation", config.validation_queries, seed)
+    query_Q = judge_lib.sample_queries(
+        store, "validation", min(most, config.validation_queries), seed
+    )
     chooser = PriorChooser(store, query_Q, config.k[0], remove_seen=config.remove_seen)
 
     svd = scorers.make_svd(clicks, SVD_WIDTH)
@@ -100,9 +112,8 @@ def evaluate_references(
     ]
 
     def judge(scorer: scorers.Scorer, split: str) -> judge_lib.Evaluation:
-        all_Q = np.arange(len(store.queries(split).rows_QC))
         return evaluate.evaluate_scores(
-            store, config, split, all_Q, functools.partial(scorer, split)
+            store, config, split, sampled[split], functools.partial(scorer, split)
         )
 
     return [

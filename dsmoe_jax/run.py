@@ -79,8 +79,11 @@ def run(
                 session.train_teacher()
             if mode in ("all", "student"):
                 session.train_student()
-            if mode in ("all", "evaluate"):
-                session.report()
+        if stop.requested:
+            raise train.InterruptedRunError("stopped; the same command resumes")
+        # Nothing of a report can be saved half: a signal ends it at once.
+        if mode in ("all", "evaluate"):
+            session.report()
     finally:
         reporter.close()
 
@@ -230,6 +233,11 @@ class Session:
         reference_rows = {}
         if config_eval.references:
             found = references.evaluate_references(self.store, config_eval, seed=QUERY_SEED)
+            asked, queries = len(found[0].test.query_Q), len(splits["test"].query_Q)
+            if asked < queries:
+                self.reporter.line(
+                    f"reference rows score every item: asked {asked:,} of {queries:,} test queries"
+                )
             reference_rows = {
                 row.name: {
                     **row.test.summarise(),

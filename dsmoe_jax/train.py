@@ -123,6 +123,11 @@ class StopRequest:
             signal.signal(number, handler)
         self._previous.clear()
 
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._requested
+
     def reached(self, step: int) -> bool:
         """Whether to save and stop after `step`; all processes answer alike."""
         if jax.process_count() > 1:

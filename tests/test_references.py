@@ -49,6 +49,19 @@ def test_rows_are_named_judged_on_all_queries_and_say_what_was_chosen(store, row
     assert by_name["popularity"].settings == {}
 
 
+def test_rows_are_judged_on_a_sample_where_scores_would_be_too_many(store, rows, monkeypatch):
+    per_scenario = 2
+    scores = per_scenario * store.spec.num_items * store.spec.num_scenarios
+    monkeypatch.setattr(references, "MAX_SCORES", scores)
+    found = references.evaluate_references(store, CONFIG, seed=1)
+    wanted_Q = judge_lib.sample_queries(store, "test", per_scenario, 1)
+    assert 0 < len(wanted_Q) < len(all_queries(store, "test"))
+    for row, whole in zip(found[:4], rows[:4], strict=True):
+        np.testing.assert_array_equal(row.test.query_Q, wanted_Q)
+        # Nothing else changes: a sampled query is judged as before.
+        np.testing.assert_array_equal(row.test.recall[3], whole.test.recall[3][wanted_Q])
+
+
 def test_a_row_equals_its_scorer_judged_directly(store, rows):
     read = scorers.read_clicks(store)
     row = {row.name: row for row in rows}["EASE + scenario prior"]

@@ -10,9 +10,12 @@ import json
 import pathlib
 import sys
 
+from dsmoe_jax.bench import records
+
 COMMANDS = {
     "step": "a training step against PyTorch twins of the same model",
     "growth": "how a step's time grows with the rows of its tables",
+    "epoch": "an epoch of a run of KuaiRand-Pure's size, and what fifty would take",
     "pipeline": "training batches per second, and how long a training run waits for them",
     "cold": "process start to the end of the first training step, cold and warm cache",
     "evaluate": "full-corpus search against FAISS and PyTorch",
@@ -35,17 +38,41 @@ def main(argv: list[str]) -> int:
         if argv and argv[0] == name:
             # Only the measurement that is asked for is imported.
             importlib.import_module(f"dsmoe_jax.bench.{name}").add_options(command)
+    render = commands.add_parser("render", help="write the README's section of kept measurements")
+    render.add_argument("--readme", type=pathlib.Path, default=pathlib.Path("README.md"))
+    render.add_argument("--records", type=pathlib.Path, default=records.PUBLISHED)
     options = parser.parse_args(argv)
-    module = importlib.import_module(f"dsmoe_jax.bench.{options.command}")
     try:
-        found = module.measure(options)
-    except ValueError as error:
+        if options.command == "render":
+            _render(options)
+        else:
+            _measure(options, argv)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _render(options: argparse.Namespace) -> None:
+    from dsmoe_jax import sections
+
+    text = records.section(options.records)
+    sections.write_into(options.readme, records.SECTION, text)
+
+
+def _measure(options: argparse.Namespace, argv: list[str]) -> None:
+    module = importlib.import_module(f"dsmoe_jax.bench.{options.command}")
+    found = module.measure(options)
     print("\n".join(module.describe(found)))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-    return 0
+        from dsmoe_jax import report
+
+        # Where things are written is no part of the measurement.
+        without = argparse.ArgumentParser(add_help=False)
+        for flag in ("--json", "--folder"):
+            without.add_argument(flag)
+        record = records.make(options.command, without.parse_known_args(argv[1:])[1], found)
+        report.replace_text(options.json, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

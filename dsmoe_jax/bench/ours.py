@@ -5,6 +5,7 @@ the device already. What a PyTorch twin needs in order to show that it is equal 
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -126,20 +127,25 @@ def build(wanted: Wanted, folder: pathlib.Path | None) -> tuple[pairs.Turn, dict
     if folder is not None:
         _leave_for_twins(bench, state, folder)
     notes = {
-        "matmul_flop": peak.count_matmul_flops(
-            bench.step(bench.updater, distill=wanted.distill),
-            state,
-            bench.frozen,
-            bench.corpus,
-            bench.batches[0],
-            bench.weight,
-            bench.key,
-        ),
+        "matmul_flop": count_matmul_flops(bench),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "device": str(jax.devices()[0].device_kind),
         "jax": jax.__version__,
     }
     return bench.turn(bench.updater, distill=wanted.distill), notes
+
+
+def count_matmul_flops(bench: Bench) -> int:
+    """Operations of the matrix products of a step."""
+    return peak.count_matmul_flops(
+        bench.step(bench.updater, distill=bench.wanted.distill),
+        bench.init(bench.updater),
+        bench.frozen,
+        bench.corpus,
+        bench.batches[0],
+        bench.weight,
+        bench.key,
+    )
 
 
 def build_parts(wanted: Wanted) -> tuple[pairs.Turn, dict[str, Any]]:
@@ -159,7 +165,7 @@ def build_parts(wanted: Wanted) -> tuple[pairs.Turn, dict[str, Any]]:
     until_ms = {}
     for name, (updater, with_teacher) in turns.items():
         turn = bench.turn(updater, distill=with_teacher)
-        until_ms[name] = 1e3 * peak.median_seconds(lambda turn=turn: turn(1))
+        until_ms[name] = 1e3 * peak.median_seconds(functools.partial(turn, 1))
     parts_ms = {
         "forward": until_ms["forward"],
         "backward": until_ms["gradient"] - until_ms["forward"],

@@ -97,7 +97,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
         folder = pathlib.Path(name)
         wanted = ours_lib.Wanted(shape, distill, overrides=overrides)
-        contestants = {}
+        contestants: dict[str, pairs.Contestant] = {}
         for name in ours:
             # The first leaves for the twins what they are checked against.
             leave = folder if twins and not contestants else None

@@ -63,6 +63,7 @@ class ScenarioMixture(nn.Module):
       norm: "dsbn", "bn" or "none".
       momentum: Of the running statistics.
       gate_input: "scenario", or "scenario_and_features" for a gate that also reads x.
+      product_dtype: See `sap.SAP`.
     """
 
     in_dim: int
@@ -76,11 +77,13 @@ class ScenarioMixture(nn.Module):
     norm: str = "dsbn"
     momentum: float = 0.1
     gate_input: str = "scenario"
+    product_dtype: str = "float32"
 
     def setup(self) -> None:
         """Creates the parameters."""
         K, C, H = self.num_experts, self.scenario_dim, self.hidden_dim
-        self.experts = sap.SAP(self.in_dim, H, C, self.rank, K, self.use_sap)
+        shared = (self.use_sap, self.product_dtype)
+        self.experts = sap.SAP(self.in_dim, H, C, self.rank, K, *shared)
         slope = nn.initializers.constant(PRELU_SLOPE)
         self.slope_K = self.param("prelu_slope", slope, (K,), jnp.float32)
         self.norms = dsbn.ScenarioNorm(self.norm, self.num_scenarios, K * H, self.momentum)
@@ -89,7 +92,7 @@ class ScenarioMixture(nn.Module):
         lecun, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
         self.gate_CK = self.param("gate_kernel", lecun, shape_CK, jnp.float32)
         self.gate_K = self.param("gate_bias", zeros, (K,), jnp.float32)
-        self.forward = sap.SAP(H, self.output_dim, C, self.rank, 1, self.use_sap)
+        self.forward = sap.SAP(H, self.output_dim, C, self.rank, 1, *shared)
 
     def coefficients(self, scenario_SC: Float[jax.Array, "S C"]) -> dict[str, jax.Array]:
         """b_s [S, R] of every SAP layer: `expert_0`, ..., `forward`; empty without SAP."""

@@ -36,6 +36,7 @@ class SAP(nn.Module):
       rank: R >= 1.
       num_experts: K.
       use_sap: False leaves a linear layer, the ablation "w/o SAP".
+      product_dtype: Type of the operands of products over rows, of `product.DTYPES`.
     """
 
     in_dim: int
@@ -44,6 +45,7 @@ class SAP(nn.Module):
     rank: int
     num_experts: int = 1
     use_sap: bool = True
+    product_dtype: str = "float32"
 
     def setup(self) -> None:
         """Creates the parameters."""
@@ -112,6 +114,7 @@ class SAP(nn.Module):
     def _multiply(self, parts: tuple[jax.Array, ...], weight: Float[jax.Array, "I O"]) -> jax.Array:
         start, terms = 0, []
         for part in parts:
-            terms.append(product.multiply(part, weight[start : start + part.shape[-1]]))
+            rows = weight[start : start + part.shape[-1]]
+            terms.append(product.multiply(part, rows, self.product_dtype))
             start += part.shape[-1]
         return functools.reduce(jnp.add, terms)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from dsmoe_jax import main as command_line
-from dsmoe_jax import overrides, train
+from dsmoe_jax import overrides, sections, train
 from dsmoe_jax.suite import cells, planted, planted_section, planted_worlds, render, rows
 
 PUBLISHED = pathlib.Path(__file__).resolve().parent / "published"
@@ -29,9 +29,9 @@ def main(argv: list[str]) -> int:
         elif options.command == "planted":
             _run_planted(options, tuple(rest))
         else:
-            sections = {section: section for section in SECTIONS}
-            for section in _choose("render", options.sections, sections):
-                render.write_into(options.readme, section, _render(section, options.records))
+            known = {section: section for section in SECTIONS}
+            for section in _choose("render", options.sections, known):
+                sections.write_into(options.readme, section, _render(section, options.records))
     except train.InterruptedRunError as stop:
         print(stop, file=sys.stderr)
         return 130

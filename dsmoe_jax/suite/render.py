@@ -9,7 +9,6 @@ import pathlib
 import statistics
 from typing import Any
 
-from dsmoe_jax import report
 from dsmoe_jax.suite import rows
 
 RESULTS, PLANTED = "results", "planted"
@@ -102,26 +101,6 @@ def _compare_teacher(differences: list[dict[str, Any]], scenarios: list[str]) ->
     intervals = [difference[name] for difference in differences for name in scenarios]
     below = sum(interval["high"] < 0 for interval in intervals)
     return f"{', '.join(texts)}; single runs below zero: {below} of {len(intervals)}"
-
-
-def markers(section: str) -> tuple[str, str]:
-    """What encloses a generated section of a Markdown file."""
-    return f"<!-- {section}: begin (generated) -->", f"<!-- {section}: end -->"
-
-
-def write_into(readme: pathlib.Path, section: str, text: str) -> None:
-    """Replaces what is between the markers of a section of a Markdown file.
-
-    Raises:
-      ValueError: When the markers are not there once each.
-    """
-    page = readme.read_text()
-    begin, end = markers(section)
-    if page.count(begin) != 1 or page.count(end) != 1:
-        raise ValueError(f"{readme}: expected the markers {begin} and {end} once each")
-    before, rest = page.split(begin)
-    _, after = rest.split(end)
-    report.replace_text(readme, f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def _entry(label: str, summaries: list[dict[str, Any]], metric: str, scenarios: list[str]) -> str:

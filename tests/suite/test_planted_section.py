@@ -133,7 +133,7 @@ def test_render_writes_between_its_own_markers(tmp_path, monkeypatch):
     monkeypatch.setattr(planted_worlds, "WORLDS", (WORLD,))
     records = write(tmp_path / "records", (0.01, 0.03))
     page = tmp_path / "README.md"
-    begin, end = render.markers(render.PLANTED)
+    begin, end = sections.markers(render.PLANTED)
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     flags = ["render", "planted", f"--readme={page}", f"--records={records}"]
     assert command_line.main(flags) == 0

@@ -113,18 +113,3 @@ def test_rows_of_other_days_are_a_table_with_references_of_their_own(published):
 def test_no_finished_cell_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected finished cells, found none"):
         render.results_table(render.load(tmp_path, TABLE), TABLE)
-
-
-def test_only_the_text_between_the_markers_changes(tmp_path):
-    begin, end = render.markers("results")
-    page = tmp_path / "README.md"
-    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    render.write_into(page, "results", "new")
-    assert page.read_text() == f"before\n{begin}\nnew\n{end}\nafter\n"
-
-
-def test_a_page_without_markers_is_refused(tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text("no markers")
-    with pytest.raises(ValueError, match="expected the markers"):
-        render.write_into(page, "results", "new")

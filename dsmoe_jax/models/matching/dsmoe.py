@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import checks, config, features
 from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, mixture, scenario, tables
+from dsmoe_jax.nn import dropout, dsbn, embed, mixture, product, scenario, tables
 
 ITEM_SCENARIOS = ("conditioned", "shared")
 
@@ -56,6 +56,8 @@ class DSMOEConfig(config.MatcherConfig):
       item_scenario: "conditioned": the item tower sees the scenario too and every scenario has an
         index of its own. "shared": it sees a learned constant and one index serves all; the paper
         does not say which it uses.
+      product_dtype: "float32", or "bfloat16" to round the operands of the towers' matrix products
+        to it; sums, statistics, losses and parameters stay float32.
     """
 
     num_experts: int = 3
@@ -69,6 +71,7 @@ class DSMOEConfig(config.MatcherConfig):
     gate_input: str = "scenario"
     input_includes_scenario: bool = False
     item_scenario: str = "conditioned"
+    product_dtype: str = "float32"
 
     def make(self, spec: features.FeatureSpec) -> "DSMOE":
         """Builds the model.
@@ -86,6 +89,7 @@ class DSMOEConfig(config.MatcherConfig):
                 "norm": dsbn.KINDS,
                 "gate_input": mixture.GATE_INPUTS,
                 "item_scenario": ITEM_SCENARIOS,
+                "product_dtype": product.DTYPES,
             },
         )
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -113,6 +117,7 @@ class DSMOE(two_tower.Matcher):
     gate_input: str
     input_includes_scenario: bool
     item_scenario: str
+    product_dtype: str
 
     def setup(self) -> None:
         """Creates the parameters."""
@@ -219,6 +224,7 @@ class DSMOE(two_tower.Matcher):
             norm=self.norm,
             momentum=self.bn_momentum,
             gate_input=self.gate_input,
+            product_dtype=self.product_dtype,
         )
 
     def _run(

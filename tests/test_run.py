@@ -1,0 +1,62 @@
+"""The order of a run, without what it orders."""
+
+import signal
+
+import pytest
+
+from dsmoe_jax import overrides, run, train
+
+
+class Session:
+    """Stands for a session whose parts do nothing but be asked to stop."""
+
+    needs_teacher = False
+
+    def __init__(self, interrupted):
+        self.interrupted, self.done = interrupted, []
+
+    def describe(self):
+        pass
+
+    def train_student(self):
+        self._do("student")
+
+    def report(self):
+        self._do("report")
+
+    def _do(self, part):
+        if part == self.interrupted:
+            signal.raise_signal(signal.SIGINT)
+        self.done.append(part)
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    experiment = overrides.load_experiment("configs/kuairand.py", "sample,no_distill")
+
+    def start(session):
+        monkeypatch.setattr(run, "_prepare", lambda *arguments: None)
+        monkeypatch.setattr(run, "Session", lambda *arguments: session)
+        run.run(experiment, {}, tmp_path, "all")
+
+    return start
+
+
+def test_a_signal_ends_a_report_at_once(start):
+    session = Session("report")
+    with pytest.raises(KeyboardInterrupt):
+        start(session)
+    assert session.done == ["student"]
+
+
+def test_a_signal_that_training_did_not_see_is_honoured_before_the_report(start):
+    session = Session("student")
+    with pytest.raises(train.InterruptedRunError, match="resumes"):
+        start(session)
+    assert session.done == ["student"]
+
+
+def test_without_a_signal_all_is_done(start):
+    session = Session(None)
+    start(session)
+    assert session.done == ["student", "report"]
