@@ -41,8 +41,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     experiment = experiments.load(CONFIG)
     share = options.impressions / IMPRESSIONS
     data: Any = experiment.data
-    data.num_users = max(20, round(USERS * share))
-    data.num_items = max(20, round(ITEMS * share))
+    data.num_users = max(200, round(USERS * share))
+    data.num_items = max(200, round(ITEMS * share))
     data.num_impressions = options.impressions
     sizes = {"hidden_dim": options.hidden_dim, "output_dim": options.output_dim}
     for name, value in sizes.items():

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from dsmoe_jax import sections
 from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import planted_section, planted_worlds, render
 
