@@ -135,6 +135,8 @@ class TrainConfig:
       average_decay: Decay in [0, 1) per step of a moving average of parameters and running
         statistics; the average is what is judged, kept and exported. 0 keeps none, as the paper.
       steps_per_report: Steps between two points of the logged training curves.
+      steps_per_dispatch: Steps that the devices take at a time without the host: for steps that are
+        short beside starting one. Reports, saves and stops wait for all of them.
     """
 
     batch_size: int = 816
@@ -145,6 +147,7 @@ class TrainConfig:
     weight_decay: float = 1e-6
     average_decay: float = 0.0
     steps_per_report: int = 20
+    steps_per_dispatch: int = 1
 
 
 @dataclasses.dataclass
@@ -245,6 +248,7 @@ class Experiment:
             ("train.patience", 1),
             ("train.weight_decay", 0),
             ("train.steps_per_report", 1),
+            ("train.steps_per_dispatch", 1),
             ("optim.min_rows", 1),
             ("teacher.max_epochs", 1),
             ("teacher.patience", 1),

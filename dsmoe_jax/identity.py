@@ -86,14 +86,15 @@ def of_stage(experiment: config.Experiment, *, stage: str) -> dict[str, Any]:
 def _deciding_fields(experiment: config.Experiment) -> dict[str, Any]:
     """The flat fields without those that have no say.
 
-    Dense updates leave nothing to choose, and float32 is what products were made of before there
-    was a choice.
+    Dense updates leave nothing to choose; products of float32, and steps one by one, are what there
+    was before there was a choice.
     """
     fields = flatten(as_dict(experiment))
     if experiment.optim.embedding == "dense":
         fields = {name: value for name, value in fields.items() if not name.startswith("optim.")}
-    if fields.get("model.product_dtype") == "float32":
-        del fields["model.product_dtype"]
+    for name, usual in (("model.product_dtype", "float32"), ("train.steps_per_dispatch", 1)):
+        if fields.get(name) == usual:
+            del fields[name]
     return fields
 
 

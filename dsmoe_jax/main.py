@@ -216,10 +216,11 @@ def _run(options: Options, show_traceback: bool) -> int:
         # several processes the signal belongs to JAX's preemption service.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     from dsmoe_jax import run, train
+    from dsmoe_jax import stop as stop_lib
 
     try:
         run.run(options.experiment, options.overrides, options.workdir, options.mode)
-    except train.InterruptedRunError as stop:
+    except stop_lib.InterruptedRunError as stop:
         print(stop, file=sys.stderr)
         return 130
     except train.DivergedError as error:

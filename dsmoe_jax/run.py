@@ -37,6 +37,7 @@ from dsmoe_jax import (
     train,
     train_state,
 )
+from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
 
@@ -57,7 +58,7 @@ def run(
 
     Raises:
       ValueError: On bad data, or when a part needs one that is not there.
-      train.InterruptedRunError: When asked to stop.
+      stop_lib.InterruptedRunError: When asked to stop.
       train.DivergedError: When training diverges.
     """
     workdir.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def run(
     prepare_s = time.perf_counter() - start_s
     reporter = report.Reporter(workdir, is_main=jax.process_index() == 0)
     try:
-        with train.StopRequest() as stop:
+        with stop_lib.StopRequest() as stop:
             session = Session(experiment, workdir, store_dir, reporter, stop, prepare_s)
             if jax.process_index() == 0:
                 record = {"overrides": overrides, "config": identity.as_dict(experiment)}
@@ -80,7 +81,7 @@ def run(
             if mode in ("all", "student"):
                 session.train_student()
         if stop.requested:
-            raise train.InterruptedRunError("stopped; the same command resumes")
+            raise stop_lib.InterruptedRunError("stopped; the same command resumes")
         # Nothing of a report can be saved half: a signal ends it at once.
         if mode in ("all", "evaluate"):
             session.report()
@@ -105,7 +106,7 @@ class Session:
         workdir: pathlib.Path,
         store_dir: pathlib.Path,
         reporter: report.Reporter,
-        stop: train.StopRequest,
+        stop: stop_lib.StopRequest,
         prepare_s: float,
     ):
         """Opens the store and puts the corpus on the devices."""
@@ -341,6 +342,7 @@ class Session:
             key=jax.random.key(experiment.seed),
             num_negatives=experiment.train.num_negatives,
             steps_per_report=experiment.train.steps_per_report,
+            steps_per_dispatch=experiment.train.steps_per_dispatch,
             every_steps=experiment.checkpoint.every_steps,
             reporter=self.reporter,
             stop=self._stop,

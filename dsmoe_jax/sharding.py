@@ -97,17 +97,42 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     Raises:
       ValueError: When the devices do not divide the batch.
     """
-    local_devices = mesh.local_mesh.size
 
     def put(leaf: np.ndarray) -> jax.Array:
-        if leaf.shape[0] % local_devices:
-            raise ValueError(
-                f"train.batch_size: expected a multiple of the {mesh.size} devices, got "
-                f"{leaf.shape[0] * mesh.size // local_devices}"
-            )
+        check_batch(mesh, leaf.shape[0])
         return jax.make_array_from_process_local_data(by_rows(mesh), leaf)
 
     return jax.tree.map(put, batch)
+
+
+def check_batch(mesh: Mesh, rows: int) -> None:
+    """Refuses a process's slice of a batch that its devices do not divide.
+
+    Raises:
+      ValueError: With the size of the whole batch.
+    """
+    local_devices = mesh.local_mesh.size
+    if rows % local_devices:
+        raise ValueError(
+            f"train.batch_size: expected a multiple of the {mesh.size} devices, got "
+            f"{rows * mesh.size // local_devices}"
+        )
+
+
+def put_batches(mesh: Mesh, batches: list[Any]) -> Any:
+    """As `put_batch`, several stacked along a new first axis, which no device splits.
+
+    Raises:
+      ValueError: When the devices do not divide a batch.
+    """
+    check_batch(mesh, jax.tree.leaves(batches[0])[0].shape[0])
+    layout = NamedSharding(mesh, P(None, AXIS))
+
+    def put(*leaves: np.ndarray) -> jax.Array:
+        stacked = leaves[0][None] if len(leaves) == 1 else np.stack(leaves)
+        return jax.make_array_from_process_local_data(layout, stacked)
+
+    return jax.tree.map(put, *batches)
 
 
 def put_replicated(mesh: Mesh, tree: Any) -> Any:

@@ -5,30 +5,24 @@ and student are stages of this one loop. What a step computes is in `train_step`
 """
 
 import dataclasses
-import signal
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import checkpoint, optim, report, sharding, train_state, train_step
+from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import pipeline
 
 # Mean BCE above this is divergence: an untrained model is at 0.69.
 DIVERGED_LOSS = 100.0
 
 Summary = dict[str, Any]
-
-
-class InterruptedRunError(Exception):
-    """The run was asked to stop; its state is saved."""
 
 
 class DivergedError(Exception):
@@ -84,6 +78,7 @@ class Setting:
       key: Random key of the run; a stage folds its name in.
       num_negatives: N.
       steps_per_report: Steps between two logged points.
+      steps_per_dispatch: Steps that the devices take without the host.
       every_steps: Steps between two saves inside an epoch; 0 for none.
       reporter: Where progress is told.
       stop: Whether the run was asked to end.
@@ -95,51 +90,10 @@ class Setting:
     key: jax.Array
     num_negatives: int
     steps_per_report: int
+    steps_per_dispatch: int
     every_steps: int
     reporter: report.Reporter
-    stop: "StopRequest"
-
-
-class StopRequest:
-    """Turns SIGTERM and Ctrl-C into a request that the loop honours at its next step.
-
-    With several processes all must stop at the same step: JAX's preemption service, which listens
-    to SIGTERM, agrees on it. A second Ctrl-C ends the process at once.
-    """
-
-    def __init__(self) -> None:
-        """Nothing is requested yet."""
-        self._requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        handled = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
-        for number in handled:
-            self._previous[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
-
-    @property
-    def requested(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self._requested
-
-    def reached(self, step: int) -> bool:
-        """Whether to save and stop after `step`; all processes answer alike."""
-        if jax.process_count() > 1:
-            return bool(multihost_utils.reached_preemption_sync_point(step))
-        return self._requested
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._requested:
-            raise KeyboardInterrupt
-        self._requested = True
-        if jax.process_count() > 1:
-            signal.raise_signal(signal.SIGTERM)
+    stop: stop_lib.StopRequest
 
 
 def train_stage(
@@ -191,8 +145,9 @@ class _Loop:
                 constants=stage.constants,
                 averaged=averaged,
             )
-        self._step = self._compile_step()
-        self._pending: list[tuple[int, train_step.Metrics]] = []
+        self._steps = self._compile_steps()
+        # Steps before a group, their number, and their metrics, stacked.
+        self._pending: list[tuple[int, int, train_step.Metrics]] = []
         self._reported_s = time.perf_counter()
         self._waited_s = 0.0
 
@@ -226,17 +181,19 @@ class _Loop:
         )
         batches = pipeline.make_train_iterator(setting.source, start=progress.step)
         while progress.step < end:
-            batch = self._fetch(batches)
-            self._state, metrics = self._step(
+            count = self._count_steps(end)
+            group = self._fetch(batches, count)
+            self._state, metrics = self._steps(
                 self._state,
                 stage.frozen_teacher,
                 setting.corpus,
-                batch,
+                group,
                 distill_weight,
                 self._step_key,
+                np.int32(count),
             )
-            progress.step += 1
-            self._pending.append((progress.step, metrics))
+            self._pending.append((progress.step, count, metrics))
+            progress.step += count
             if progress.step % setting.steps_per_report == 0 or progress.step == end:
                 self._report_pending()
             self._maybe_save(start_s, end)
@@ -248,22 +205,36 @@ class _Loop:
         if setting.stop.reached(progress.step) and not self.is_done():
             self._stop()
 
-    def _fetch(self, batches: Iterator[batch_lib.Batch]) -> batch_lib.Batch:
-        """The next batch, on the devices; counts the time that they were idle for want of it.
+    def _count_steps(self, end: int) -> int:
+        """Steps to take at once: none passes a report, a save or the epoch's end."""
+        setting, step = self._setting, self._progress.step
+        stops = [end, step + setting.steps_per_dispatch]
+        stops += [
+            (step // every + 1) * every
+            for every in (setting.steps_per_report, setting.every_steps)
+            if every
+        ]
+        return min(stops) - step
+
+    def _fetch(self, batches: Iterator[batch_lib.Batch], count: int) -> batch_lib.Batch:
+        """The next batches, stacked, on the devices; counts the time that these were idle for them.
 
         Devices run behind the host, so a slow fetch costs nothing while they still work. Only at
         its end is it known whether they do; where they do not, all of the fetch counts: an upper
         bound.
         """
         start_s = time.perf_counter()
-        batch = sharding.put_batch(self._setting.mesh, next(batches))
+        group = [next(batches) for _ in range(count)]
+        # Of one size, so that there is one program.
+        group += group[-1:] * (self._setting.steps_per_dispatch - count)
+        placed: batch_lib.Batch = sharding.put_batches(self._setting.mesh, group)
         # `jax.Array` does not declare `is_ready`, which every array has.
-        last: Any = self._pending[-1][1]["loss"] if self._pending else None
+        last: Any = self._pending[-1][-1]["loss"] if self._pending else None
         if last is None or last.is_ready():
             self._waited_s += time.perf_counter() - start_s
-        return batch
+        return placed
 
-    def _compile_step(self) -> train_step.Step:
+    def _compile_steps(self) -> train_step.Steps:
         stage, setting = self._stage, self._setting
         step = train_step.make_train_step(
             stage.model,
@@ -276,7 +247,7 @@ class _Loop:
         )
         layout = sharding.state_sharding(setting.mesh, self._like)
         return jax.jit(
-            step,
+            train_step.make_steps(step, setting.steps_per_dispatch),
             donate_argnums=0,
             out_shardings=(layout, sharding.replicated(setting.mesh)),
         )
@@ -285,8 +256,13 @@ class _Loop:
         """Fetches the metrics of the steps since the last report: the loop's only wait."""
         if not self._pending:
             return
-        steps = [step for step, _ in self._pending]
-        fetched = jax.device_get([metrics for _, metrics in self._pending])
+        steps = [before + n + 1 for before, count, _ in self._pending for n in range(count)]
+        groups = jax.device_get([metrics for _, _, metrics in self._pending])
+        fetched = [
+            {name: stacked[n] for name, stacked in metrics.items()}
+            for (_, count, _), metrics in zip(self._pending, groups, strict=True)
+            for n in range(count)
+        ]
         self._pending.clear()
         for step, metrics in zip(steps, fetched, strict=True):
             loss = float(metrics["loss"])
@@ -356,7 +332,7 @@ class _Loop:
     def _stop(self) -> None:
         self._setting.reporter.end_epoch()
         self._checkpoints.wait()
-        raise InterruptedRunError(
+        raise stop_lib.InterruptedRunError(
             f"{self._stage.name}: stopped at step {self._progress.step}, state saved; the same "
             "command resumes"
         )

@@ -21,6 +21,8 @@ from dsmoe_jax.data import negatives
 # Sums over the rows of each scenario, [S] per name; divided by "rows" once, when reported.
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[train_state.TrainState, Metrics]]
+# Several steps; their metrics are stacked along a new first axis.
+Steps = Callable[..., tuple[train_state.TrainState, Metrics]]
 
 
 def make_train_step(
@@ -123,3 +125,46 @@ def make_train_step(
         return train_state.move_average(state, average_decay, move), metrics
 
     return step
+
+
+def make_steps(step: Step, most: int) -> Steps:
+    """Builds `steps(state, frozen_teacher, corpus, batches, distill_weight, key, count)`.
+
+    It takes `count` steps, 1 to `most`, which is traced: groups of every size are one program.
+    `batches` are `most` batches stacked along a first axis, of which the first `count` are used;
+    metrics are stacked likewise, and those past `count` are zeros.
+    """
+
+    def take(batches: batch_lib.Batch, index: jax.Array | int) -> batch_lib.Batch:
+        return jax.tree.map(lambda leaf: leaf[index], batches)
+
+    def steps(
+        state: train_state.TrainState,
+        frozen_teacher: train_state.Frozen | None,
+        corpus: batch_lib.Items,
+        batches: batch_lib.Batch,
+        distill_weight: jax.Array,
+        key: jax.Array,
+        count: jax.Array,
+    ) -> tuple[train_state.TrainState, Metrics]:
+        def run(
+            state: train_state.TrainState, index: jax.Array | int
+        ) -> tuple[train_state.TrainState, Metrics]:
+            return step(state, frozen_teacher, corpus, take(batches, index), distill_weight, key)
+
+        if most == 1:
+            state, metrics = run(state, 0)
+            return state, jax.tree.map(lambda leaf: leaf[None], metrics)
+
+        def add(
+            index: jax.Array, carry: tuple[train_state.TrainState, Metrics]
+        ) -> tuple[train_state.TrainState, Metrics]:
+            state, found = carry
+            state, metrics = run(state, index)
+            return state, {name: found[name].at[index].set(metrics[name]) for name in found}
+
+        shapes = jax.eval_shape(lambda: run(state, 0)[1])
+        empty = {name: jnp.zeros((most, *s.shape), s.dtype) for name, s in shapes.items()}
+        return jax.lax.fori_loop(0, count, add, (state, empty))
+
+    return steps

@@ -14,6 +14,7 @@ import pytest
 import dsmoe_jax
 from dsmoe_jax import config as config_lib
 from dsmoe_jax import identity, main, overrides, train
+from dsmoe_jax import stop as stop_lib
 
 CONFIG = """
 import dataclasses
@@ -373,7 +374,7 @@ def test_run_gets_what_was_parsed(run_with: Callable) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (train.InterruptedRunError("saved at step 3"), 130, "saved at step 3\n"),
+        (stop_lib.InterruptedRunError("saved at step 3"), 130, "saved at step 3\n"),
         (train.DivergedError("the loss is nan"), 1, "error: the loss is nan\n"),
         (ValueError("a.csv: row 3: expected"), 2, "error: a.csv: row 3: expected\n"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),

@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from dsmoe_jax import overrides, run, train
+from dsmoe_jax import overrides, run
+from dsmoe_jax import stop as stop_lib
 
 
 class Session:
@@ -51,7 +52,7 @@ def test_a_signal_ends_a_report_at_once(start):
 
 def test_a_signal_that_training_did_not_see_is_honoured_before_the_report(start):
     session = Session("student")
-    with pytest.raises(train.InterruptedRunError, match="resumes"):
+    with pytest.raises(stop_lib.InterruptedRunError, match="resumes"):
         start(session)
     assert session.done == ["student"]
 

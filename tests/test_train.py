@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dsmoe_jax import checkpoint, features, optim, report, sharding, train, train_state
+from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import pipeline
 from tests import tiny
 
@@ -43,7 +44,7 @@ class Session:
         self.mesh = sharding.make_mesh(devices)
         model = tiny.make_matcher(spec)
         self.reporter = report.Reporter(workdir, is_main=True)
-        self.stop = StopAt(stop_step) if stop_step else train.StopRequest()
+        self.stop = StopAt(stop_step) if stop_step else stop_lib.StopRequest()
         self.setting = train.Setting(
             mesh=self.mesh,
             corpus=sharding.put_replicated(self.mesh, pipeline.read_corpus(store, spec)),
@@ -53,6 +54,7 @@ class Session:
             key=jax.random.key(5),
             num_negatives=2,
             steps_per_report=1,
+            steps_per_dispatch=1,
             every_steps=changes.pop("every_steps", 0),
             reporter=self.reporter,
             stop=self.stop,
@@ -99,7 +101,7 @@ def assert_same_bits(first, second):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-class StopAt(train.StopRequest):
+class StopAt(stop_lib.StopRequest):
     """Asks the run to end after a step."""
 
     def __init__(self, step):
@@ -166,15 +168,49 @@ def test_a_slow_source_costs_nothing_while_the_device_works(store, tmp_path, mon
         def is_ready(self):
             return False
 
-    def fetch(loop, batches):
-        pending, loop._pending = loop._pending, [(0, {"loss": Working()})]
-        batch = waits(loop, batches)
+    def fetch(loop, batches, count):
+        pending, loop._pending = loop._pending, [(0, 1, {"loss": Working()})]
+        group = waits(loop, batches, count)
         loop._pending = pending
-        return batch
+        return group
 
     monkeypatch.setattr(train._Loop, "_fetch", fetch)
     session.run()
     assert [p["perf/data_wait_share"] for p in session.points() if "train/loss" in p] == [0.0]
+
+
+def test_steps_taken_several_at_a_time_are_the_same_steps(store, tmp_path):
+    sessions = {}
+    for most in (1, 3):
+        session = Session(store, tmp_path / f"{most}", max_epochs=2)
+        session.setting = dataclasses.replace(
+            session.setting, steps_per_dispatch=most, steps_per_report=4
+        )
+        sessions[most] = session, session.run()[0]
+    (one, state), (three, others) = sessions.values()
+    # Four steps are a group of three and one of one.
+    assert one.setting.source.steps_per_epoch > 4
+    assert [p["step"] for p in three.points()] == [p["step"] for p in one.points()]
+    np.testing.assert_allclose(three.curve(), one.curve(), rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(others), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_stopped_between_groups_resumes_bit_for_bit(store, tmp_path):
+    def start(name, stop_step=None):
+        session = Session(
+            store, tmp_path / name, devices=tiny.one_device(), max_epochs=2, stop_step=stop_step
+        )
+        session.setting = dataclasses.replace(
+            session.setting, steps_per_dispatch=3, steps_per_report=100
+        )
+        return session
+
+    whole, _ = start("whole").run()
+    with pytest.raises(stop_lib.InterruptedRunError, match="stopped at step 3"):
+        start("parts", stop_step=2).run()
+    resumed, _ = start("parts").run()
+    assert_same_bits(resumed, whole)
 
 
 def test_eight_devices_give_the_losses_of_one(store, tmp_path):
@@ -210,7 +246,7 @@ def test_sigterm_saves_and_ends_the_run(store, tmp_path):
 
     session = Session(store, tmp_path / "run", devices=tiny.one_device(), validate=validate)
     steps = session.setting.source.steps_per_epoch
-    with pytest.raises(train.InterruptedRunError, match=f"stopped at step {steps}, state saved"):
+    with pytest.raises(stop_lib.InterruptedRunError, match=f"stopped at step {steps}, state saved"):
         session.run()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     second = Session(store, tmp_path / "run", devices=tiny.one_device())
@@ -223,7 +259,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(store, tmp_path, stop_step
     whole = Session(store, tmp_path / "whole", devices=tiny.one_device())
     state, progress = whole.run()
     first = Session(store, tmp_path / "parts", devices=tiny.one_device(), stop_step=stop_step)
-    with pytest.raises(train.InterruptedRunError, match="state saved; the same command resumes"):
+    with pytest.raises(stop_lib.InterruptedRunError, match="state saved; the same command resumes"):
         first.run()
     second = Session(store, tmp_path / "parts", devices=tiny.one_device())
     second.losses = list(first.losses)
@@ -260,7 +296,7 @@ def test_resuming_on_other_devices_sees_the_same_examples_and_losses(store, tmp_
     whole = Session(store, tmp_path / "whole", devices=tiny.one_device(), max_epochs=5)
     whole.run()
     first = Session(store, tmp_path / "parts", max_epochs=5, stop_step=6)
-    with pytest.raises(train.InterruptedRunError):
+    with pytest.raises(stop_lib.InterruptedRunError):
         first.run()
     second = Session(store, tmp_path / "parts", devices=jax.devices()[:4], max_epochs=5)
     second.losses = list(first.losses)

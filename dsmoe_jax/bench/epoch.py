@@ -44,6 +44,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     data.num_users = max(200, round(USERS * share))
     data.num_items = max(200, round(ITEMS * share))
     data.num_impressions = options.impressions
+    # The smallest scenario of a short log needs queries in both splits.
+    data.validation_days = data.test_days = 5 if share < 1 else data.test_days
     sizes = {"hidden_dim": options.hidden_dim, "output_dim": options.output_dim}
     for name, value in sizes.items():
         setattr(experiment.model, name, value)

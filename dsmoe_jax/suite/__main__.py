@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from dsmoe_jax import main as command_line
 from dsmoe_jax import overrides, sections, train
+from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.suite import cells, planted, planted_section, planted_worlds, render, rows
 
 PUBLISHED = pathlib.Path(__file__).resolve().parent / "published"
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
             known = {section: section for section in SECTIONS}
             for section in _choose("render", options.sections, known):
                 sections.write_into(options.readme, section, _render(section, options.records))
-    except train.InterruptedRunError as stop:
+    except stop_lib.InterruptedRunError as stop:
         print(stop, file=sys.stderr)
         return 130
     except train.DivergedError as error:

@@ -23,7 +23,8 @@ import numpy as np
 import tqdm
 
 from dsmoe_jax import config as config_lib
-from dsmoe_jax import evaluate, identity, judge, main, report, results, run, train
+from dsmoe_jax import evaluate, identity, judge, main, report, results, run
+from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import synthetic_world
 from dsmoe_jax.suite import planted_worlds
@@ -47,7 +48,7 @@ class Place:
 
     workdir: pathlib.Path
     store_dir: pathlib.Path
-    stop: train.StopRequest
+    stop: stop_lib.StopRequest
 
 
 def run_all(
@@ -69,15 +70,17 @@ def run_all(
 
     Raises:
       ValueError: When a cell's configuration or data are refused.
-      train.InterruptedRunError: When asked to stop; what was done stays.
+      stop_lib.InterruptedRunError: When asked to stop; what was done stays.
       train.DivergedError: When a cell's training diverges.
     """
     published.mkdir(parents=True, exist_ok=True)
     cells = [(w, seed, arm) for seed in range(1, seeds + 1) for w in worlds for arm in w.arms]
-    with train.StopRequest() as stop:
+    with stop_lib.StopRequest() as stop:
         for world, seed, arm in tqdm.tqdm(cells, desc="cells", unit="cell", disable=None):
             if stop.reached(0):
-                raise train.InterruptedRunError("stopped between cells; the same command continues")
+                raise stop_lib.InterruptedRunError(
+                    "stopped between cells; the same command continues"
+                )
             experiment = make_experiment(world, arm, seed, arguments)
             path = record_path(published, world, arm, seed)
             if path.exists() and is_current(json.loads(path.read_text()), experiment):

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from dsmoe_jax import features, identity, main, overrides, report, train, train_state
+from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.suite import planted, planted_worlds
 
@@ -134,7 +135,7 @@ def test_finished_cells_are_reused_and_changed_ones_made_again(finished, recorde
 def test_a_stopped_list_continues_with_the_next_cell(monkeypatch, tmp_path):
     first, second = Recorder(stop_after=3), Recorder()
     monkeypatch.setattr(planted, "run_cell", first)
-    with pytest.raises(train.InterruptedRunError, match="the same command continues"):
+    with pytest.raises(stop_lib.InterruptedRunError, match="the same command continues"):
         planted.run_all(tmp_path / "runs", 2, tmp_path / "records")
     monkeypatch.setattr(planted, "run_cell", second)
     planted.run_all(tmp_path / "runs", 2, tmp_path / "records")
