@@ -36,8 +36,8 @@ class FaissIndex:
         if self.on_gpu:
             self._resources = faiss.StandardGpuResources()
             self._index = faiss.index_cpu_to_gpu(self._resources, 0, self._index)
-        # FAISS 1.15 leaves batches as small as an evaluation's to a loop that takes four times as
-        # long as the matrix product; 20 queries was the threshold before.
+        # From so many queries on FAISS multiplies matrices. Its own threshold leaves batches as
+        # small as an evaluation's to a loop that took four times as long.
         faiss.cvar.distance_compute_blas_threshold = 20
         self._index.add(item_XD)
 

@@ -23,7 +23,8 @@ def test_contestants_show_that_they_find_what_ours_finds(title, tmp_path):
     evaluate.build(evaluate.OURS, *arguments)
     turn, notes = evaluate.build(title, *arguments)
     turn(1)
-    assert notes["peak_bytes"] >= 0
+    # 500 items are next to nothing beside what a library takes for itself.
+    assert abs(notes["peak_bytes"]) < 1 << 28
 
 
 def test_other_items_are_refused_unless_they_tie_with_the_last():
