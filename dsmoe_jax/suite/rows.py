@@ -32,6 +32,12 @@ README_ROWS = (
         f"{_FILE}:sample,teacher_fields=same",
     ),
     Row("no_distill", "DSMOE without distillation", f"{_FILE}:sample,no_distill"),
+    Row(
+        "row_sparse",
+        "DSMOE without distillation, updates of single rows",
+        f"{_FILE}:sample,no_distill",
+        ("--config.optim.embedding=row_sparse", "--config.optim.min_rows=1"),
+    ),
     Row("no_sap", "DSMOE without SAP", f"{_FILE}:sample,no_sap", teacher_of="dsmoe"),
     Row("no_dsbn", "DSMOE without DSBN", f"{_FILE}:sample,no_dsbn", teacher_of="dsmoe"),
     Row(
