@@ -259,18 +259,19 @@ class RowSparse:
           argument: What else it needs.
         """
         rows = tables[0].shape[0]
-        if self.mesh is None or not sharding.splits_table(self.mesh, rows):
+        mesh = self.mesh
+        if mesh is None or mesh.size == 1 or not sharding.splits_table(mesh, rows):
             return function(jnp.int32(0), tables, touched, argument)
-        share = rows // self.mesh.size
+        share = rows // mesh.size
 
         def run(tables: tuple[jax.Array, ...], touched: Touched, argument: Any) -> Any:
             first = jax.lax.axis_index(sharding.AXIS) * share
             return function(first, tables, touched, argument)
 
         whole, by_rows = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(sharding.AXIS)
-        return jax.shard_map(
-            run, mesh=self.mesh, in_specs=(by_rows, whole, whole), out_specs=by_rows
-        )(tables, touched, argument)
+        return jax.shard_map(run, mesh=mesh, in_specs=(by_rows, whole, whole), out_specs=by_rows)(
+            tables, touched, argument
+        )
 
 
 def _deal(parts: list[jax.Array]) -> Callable[[jax.Array], jax.Array]:
