@@ -134,9 +134,10 @@ class RowSparse:
             parts = [ids.reshape(-1) for ids in used[name]]
             id_T = self._whole(jnp.concatenate([jnp.zeros(1, jnp.int32), *parts]))
             position_T = jnp.arange(id_T.shape[0], dtype=jnp.int32)
-            slot_V = written[name].slot_V.at[id_T].set(position_T)
-            # Padding stays 0, which is what a model knows it by.
-            slot_V = slot_V.at[0].set(0)
+            # Padding is never written and stays 0, which is what a model knows it by. Written and
+            # then set back, it would cost two copies of all slots.
+            row_T = jnp.where(id_T > 0, id_T, table_VE.shape[0])
+            slot_V = written[name].slot_V.at[row_T].set(position_T, mode="drop")
             written[name] = written[name]._replace(slot_V=slot_V)
             slot_T = self._whole(slot_V[id_T])
             touched[name] = Touched(id_T, slot_T == position_T)

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from dsmoe_jax import features, optim, row_sparse, sharding, train_state, train_
 from dsmoe_jax.bench import cases
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.models.matching import dsmoe
-from dsmoe_jax.nn import large_tables
+from dsmoe_jax.nn import large_tables, tables
 from tests import tiny
 
 RATE, DECAY = 1e-2, 1e-3
@@ -196,3 +197,25 @@ def test_small_tables_are_left_to_dense_adam(one):
     np.testing.assert_allclose(curve, dense_curve, rtol=1e-6)
     for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(dense.params), strict=True):
         np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=1e-5, atol=1e-7)
+
+
+def test_nothing_as_long_as_a_table_is_copied():
+    case = cases.make_case("20000", 1)
+    rows = tables.padded_rows(case.spec.num_items)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    model = dsmoe.DSMOEConfig(num_experts=1, hidden_dim=4, output_dim=4).make(case.spec)
+    updater = row_sparse.RowSparse(case.spec, RATE, DECAY, min_rows=1, mesh=mesh)
+    state = train_state.init_state(model, updater, key=jax.random.key(0), mesh=mesh)
+    step = train_step.make_train_step(
+        model, updater, num_items=case.spec.num_items, num_negatives=1
+    )
+    arguments = (
+        sharding.put_replicated(mesh, case.corpus),
+        sharding.put_batch(mesh, case.batches[0]),
+        jnp.float32(0),
+        jax.random.key(3),
+    )
+    lowered = jax.jit(step, donate_argnums=0).lower(state, None, *arguments)
+    text = lowered.compile().as_text()
+    assert re.search(rf"\[{rows}\S* (fusion|scatter)\(", text), "the tables are in the program"
+    assert not re.search(rf"\[{rows}\S* copy\(", text)
