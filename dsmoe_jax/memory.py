@@ -2,8 +2,7 @@
 
 Owns one setting of the process. A training step on the CPU frees and allocates the same hundred
 megabytes of intermediate values again and again. glibc hands such blocks back to the kernel, which
-clears every page of the next step's anew: a quarter of the time of both cores, where it was
-measured.
+clears every page of the next step's anew.
 """
 
 import ctypes

@@ -245,12 +245,10 @@ class _Loop:
             distill_temperature=stage.distill_temperature,
             average_decay=stage.average_decay,
         )
-        layout = sharding.state_sharding(setting.mesh, self._like)
-        return jax.jit(
-            train_step.make_steps(step, setting.steps_per_dispatch),
-            donate_argnums=0,
-            out_shardings=(layout, sharding.replicated(setting.mesh)),
+        steps: train_step.Steps = train_step.jit_step(
+            train_step.make_steps(step, setting.steps_per_dispatch), setting.mesh, self._like
         )
+        return steps
 
     def _report_pending(self) -> None:
         """Fetches the metrics of the steps since the last report: the loop's only wait."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import losses, optim, train_state
+from dsmoe_jax import losses, optim, sharding, train_state
 from dsmoe_jax.data import negatives
 
 # Sums over the rows of each scenario, [S] per name; divided by "rows" once, when reported.
@@ -125,6 +125,18 @@ def make_train_step(
         return train_state.move_average(state, average_decay, move), metrics
 
     return step
+
+
+def jit_step(step: Callable[..., Any], mesh: sharding.AnyMesh, state: Any) -> Any:
+    """The step, or steps, jitted as training does it: the state is donated and keeps its layout.
+
+    Args:
+      step: From `make_train_step` or `make_steps`.
+      mesh: The devices.
+      state: A `TrainState`, or its shapes.
+    """
+    layout = sharding.state_sharding(mesh, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
 
 
 def make_steps(step: Step, most: int) -> Steps:

@@ -94,11 +94,7 @@ class Setup:
             teacher=self.teacher,
             average_decay=0.5 if self.averaged else 0.0,
         )
-        layout = (
-            sharding.state_sharding(self.mesh, state),
-            sharding.replicated(self.mesh),
-        )
-        return jax.jit(step, donate_argnums=0, out_shardings=layout).lower(
+        return train_step.jit_step(step, self.mesh, state).lower(
             state,
             self.frozen_teacher(),
             self.corpus(),

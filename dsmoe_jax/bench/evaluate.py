@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dsmoe_jax.bench import pairs
+from dsmoe_jax.bench import extras, pairs
 
 OURS = "dsmoe_jax exact"
 # Queries on which lists are compared.
@@ -63,6 +63,7 @@ def run(
     Raises:
       ValueError: When a contestant finds other items or cannot be built.
     """
+    extras.require("faiss", "torch")
     found: dict[str, Any] = {"items": items, "queries": queries, "dim": dim, "k": {}}
     for k in cuts:
         with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
@@ -175,10 +176,8 @@ def _make_ours(item_VD: np.ndarray, k: int) -> Search:
 
 
 def _make_faiss(item_VD: np.ndarray, k: int) -> Search:
-    try:
-        from dsmoe_jax.retrieval import faiss_index
-    except ImportError:
-        raise ValueError("expected FAISS, found none; pip install '.[cpu]'") from None
+    from dsmoe_jax.retrieval import faiss_index
+
     index = faiss_index.FaissIndex(item_VD)
 
     def search(query_QD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -189,10 +188,8 @@ def _make_faiss(item_VD: np.ndarray, k: int) -> Search:
 
 
 def _make_torch(item_VD: np.ndarray, k: int) -> Search:
-    try:
-        import torch
-    except ImportError:
-        raise ValueError("expected PyTorch, found none; pip install '.[cpu,bench]'") from None
+    import torch
+
     item_DX = torch.from_numpy(item_VD)[1:].T
     rows = max(1, _TORCH_BYTES // (4 * item_DX.shape[1]))
 

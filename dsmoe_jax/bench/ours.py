@@ -61,8 +61,15 @@ class Bench:
         self.wanted = wanted
         self.case = cases.make_case(wanted.shape, BATCHES)
         self.mesh = sharding.make_mesh()
-        self.corpus: batch_lib.Items = sharding.put_replicated(self.mesh, self.case.corpus)
-        self.batches = [sharding.put_batch(self.mesh, batch) for batch in self.case.batches]
+        self.corpus: batch_lib.Items = sharding.put_rows(
+            self.mesh,
+            lambda rows: jax.tree.map(lambda leaf: leaf[rows], self.case.corpus),
+            self.case.spec.num_items,
+        )
+        self.batches = [
+            sharding.put_batch(self.mesh, jax.tree.map(_take_share, batch))
+            for batch in self.case.batches
+        ]
         self.model = dsmoe.DSMOEConfig(**wanted.overrides).make(self.case.spec)
         self.updater = wanted.updater(self.case, self.mesh)
         self.teacher: nn.Module | None = None
@@ -89,12 +96,7 @@ class Bench:
     def turn(self, updater: optim.Updater, *, distill: bool) -> pairs.Turn:
         """Runs so many steps, jitted and donated."""
         state = self.init(updater)
-        layout = sharding.state_sharding(self.mesh, state)
-        jitted = jax.jit(
-            self.step(updater, distill=distill),
-            donate_argnums=0,
-            out_shardings=(layout, sharding.replicated(self.mesh)),
-        )
+        jitted = train_step.jit_step(self.step(updater, distill=distill), self.mesh, state)
         taken = 0
 
         def run(repetitions: int) -> None:
@@ -118,6 +120,12 @@ class Bench:
         self, model: nn.Module, updater: optim.Updater, *, seed: int
     ) -> train_state.TrainState:
         return train_state.init_state(model, updater, key=jax.random.key(seed), mesh=self.mesh)
+
+
+def _take_share(leaf: np.ndarray) -> np.ndarray:
+    """This process's slice of a batch."""
+    share = len(leaf) // jax.process_count()
+    return leaf[jax.process_index() * share : (jax.process_index() + 1) * share]
 
 
 def build(wanted: Wanted, folder: pathlib.Path | None) -> tuple[pairs.Turn, dict[str, Any]]:

@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from dsmoe_jax.bench import extras
 from dsmoe_jax.data.prepare import synthetic_alimama, synthetic_alimama_tables
 
 OURS, PANDAS = "dsmoe_jax", "pandas"
 # The behaviours of the default size, for as many impressions as the official files have.
 BEHAVIORS = 50_000_000
 DEFAULT_ROWS = 2_000_000
+# Fewer make too few users to hold days out of.
+LEAST_ROWS = 20_000
 # A standardised price may differ by rounding.
 TOLERANCE = 1e-5
 
@@ -38,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
         type=pathlib.Path,
-        help="where files and store stay; generated files in it are reused (default: none stay)",
+        help="where the generated files stay and are found again (default: none stay)",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--without_pandas", action="store_true", help="our preparation alone")
@@ -46,22 +49,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs with the parsed flags; see `run`."""
-    contestants = (OURS,) if options.without_pandas else (OURS, PANDAS)
+    contestants: tuple[str, ...] = (OURS,)
+    if not options.without_pandas:
+        extras.require("pandas")
+        contestants = (OURS, PANDAS)
     if options.folder:
-        return run(options.rows, options.folder, contestants, options.rounds)
-    with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
-        return run(options.rows, pathlib.Path(name), contestants, options.rounds)
+        options.folder.mkdir(parents=True, exist_ok=True)
+    # Arrays are emptied and written anew, in a folder of their own beside whatever is there.
+    with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_", dir=options.folder) as name:
+        arrays = pathlib.Path(name)
+        raw = (options.folder or arrays) / "raw"
+        return run(options.rows, raw, arrays, contestants, options.rounds)
 
 
 def run(
-    rows: int, folder: pathlib.Path, contestants: tuple[str, ...], rounds: int
+    rows: int,
+    raw: pathlib.Path,
+    arrays: pathlib.Path,
+    contestants: tuple[str, ...],
+    rounds: int,
 ) -> dict[str, Any]:
     """Generates the files and prepares them in turns.
 
     Args:
       rows: Impressions; everything else is in the official proportion, behaviours in that of
         `BEHAVIORS`.
-      folder: Gets `raw`, and a folder for each contestant's arrays.
+      raw: Gets the generated files, or has them.
+      arrays: Gets a folder for each contestant's arrays, which is emptied before each turn.
       contestants: Of `OURS` and `PANDAS`.
       rounds: Turns of each.
 
@@ -69,14 +83,14 @@ def run(
       ValueError: When there are too few rows, a contestant dies, or the arrays differ.
     """
     section = _size(rows)
-    section.raw_dir = str(folder / "raw")
+    section.raw_dir = str(raw)
     section.generate(section.raw_dir)
     turns: dict[str, list[tuple[float, int]]] = {name: [] for name in contestants}
     for number in range(rounds):
         for name in contestants:
-            turns[name].append(_take_turn(name, section, folder / name))
+            turns[name].append(_take_turn(name, section, arrays / name))
         if number == 0 and len(contestants) == 2:
-            check_equal(folder / OURS, folder / PANDAS)
+            check_equal(arrays / OURS, arrays / PANDAS)
     total = rows + section.num_behaviors
     return {
         "rows": {
@@ -137,6 +151,8 @@ def check_equal(ours: pathlib.Path, theirs: pathlib.Path) -> None:
 
 
 def _size(rows: int) -> synthetic_alimama.SyntheticAlimamaConfig:
+    if rows < LEAST_ROWS:
+        raise ValueError(f"--rows: expected at least {LEAST_ROWS:,} impressions, got {rows:,}")
     share = rows / synthetic_alimama.OFFICIAL_IMPRESSIONS
     return synthetic_alimama.SyntheticAlimamaConfig(
         num_users=round(share * synthetic_alimama_tables.OFFICIAL_USERS),
@@ -171,10 +187,8 @@ def _prepare_ours(
 def _prepare_in_pandas(
     section: synthetic_alimama.SyntheticAlimamaConfig, folder: pathlib.Path
 ) -> tuple[float, int]:
-    try:
-        from dsmoe_jax.bench import pandas_prepare
-    except ImportError:
-        raise ValueError("expected pandas, found none; pip install '.[cpu,bench]'") from None
+    from dsmoe_jax.bench import pandas_prepare
+
     start_s = time.perf_counter()
     pandas_prepare.prepare(pathlib.Path(section.raw_dir), folder)
     return time.perf_counter() - start_s, _peak_bytes()

@@ -6,8 +6,8 @@ Owns the way from flags, a configuration and a shape to `abstract.Setup`.
 import dataclasses
 from typing import Any
 
-from dsmoe_jax import config, features, optim, overrides, row_sparse, sharding
-from dsmoe_jax.bench import abstract, cases
+from dsmoe_jax import config, features, optim, row_sparse, sharding
+from dsmoe_jax.bench import abstract, cases, experiments
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
 
@@ -91,13 +91,7 @@ def _load(path: str) -> config.Experiment:
             teacher=config.TeacherConfig(model=mmoe_din.MMoEDINConfig()),
             loss=config.LossConfig(distill_weight=0.0),
         )
-    file, _, variant = path.partition(":")
-    try:
-        experiment = overrides.load_experiment(file, variant)
-    except overrides.UsageError as error:
-        raise ValueError(str(error)) from None
-    experiment.validate()
-    return experiment
+    return experiments.load(path)
 
 
 def _make_updater(

@@ -11,7 +11,6 @@ from typing import Any
 
 from dsmoe_jax.bench import cases, simulated
 
-BATCHES = 4
 WARM_UP = 2
 # Float sums are taken in another order on another number of devices.
 LOSS_TOLERANCE = 1e-4
@@ -113,48 +112,25 @@ def run(shape: str, embedding: str, overrides: dict[str, Any], steps: int) -> di
       steps: Timed ones.
     """
     import jax
-    import jax.numpy as jnp
 
-    from dsmoe_jax import optim, row_sparse, sharding, train_state, train_step
-    from dsmoe_jax.bench import collectives
-    from dsmoe_jax.models.matching import dsmoe
+    from dsmoe_jax import train_step
+    from dsmoe_jax.bench import collectives, ours
 
-    case = cases.CASES[shape](BATCHES)
-    mesh = sharding.make_mesh()
-    corpus = sharding.put_rows(
-        mesh,
-        lambda rows: jax.tree.map(lambda leaf: leaf[rows], case.corpus),
-        case.spec.num_items,
-    )
-    share = cases.POSITIVES // jax.process_count()
-    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-    batches = [
-        sharding.put_batch(mesh, jax.tree.map(lambda leaf: leaf[mine], batch))
-        for batch in case.batches
-    ]
-    model = dsmoe.DSMOEConfig(**overrides).make(case.spec)
-    updater: optim.Updater = optim.Dense(optim.make_optimizer(1e-4, 1e-6))
-    if embedding == "row_sparse":
-        updater = row_sparse.RowSparse(case.spec, 1e-4, 1e-6, mesh=mesh)
-    state = train_state.init_state(model, updater, key=jax.random.key(0), mesh=mesh)
-    step = train_step.make_train_step(
-        model, updater, num_items=case.spec.num_items, num_negatives=cases.NEGATIVES
-    )
-    layout = (sharding.state_sharding(mesh, state), sharding.replicated(mesh))
-    rest = (jnp.float32(0), jax.random.key(3))
-    compiled: Any = (
-        jax.jit(step, donate_argnums=0, out_shardings=layout)
-        .lower(state, None, corpus, batches[0], *rest)
-        .compile()
-    )
+    bench = ours.Bench(ours.Wanted(shape, embedding=embedding, overrides=overrides))
+    state = bench.init(bench.updater)
+    step = bench.step(bench.updater, distill=False)
+    rest = (bench.weight, bench.key)
+    jitted = train_step.jit_step(step, bench.mesh, state)
+    compiled = jitted.lower(state, None, bench.corpus, bench.batches[0], *rest).compile()
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     seconds, losses = [], []
     for taken in range(WARM_UP + steps):
         start_s = time.perf_counter()
-        state, metrics = compiled(state, None, corpus, batches[taken % BATCHES], *rest)
+        batch = bench.batches[taken % len(bench.batches)]
+        state, metrics = compiled(state, None, bench.corpus, batch, *rest)
         losses.append(float(metrics["loss"]))
         seconds.append(time.perf_counter() - start_s)
-    found = collectives.read(compiled.as_text(), mesh.size)
+    found = collectives.read(compiled.as_text(), bench.mesh.size)
     return {
         "step_ms": 1e3 * statistics.median(seconds[WARM_UP:]),
         "state_bytes": held,

@@ -21,12 +21,10 @@ def build(
     """A PyTorch step, after it has shown that it equals ours.
 
     Raises:
-      ValueError: When PyTorch is missing or the numbers differ.
+      ValueError: When the numbers differ.
     """
-    try:
-        import torch
-    except ImportError:
-        raise ValueError("expected PyTorch, found none; pip install '.[cpu,bench]'") from None
+    import torch
+
     from dsmoe_jax import batch as batch_lib
     from dsmoe_jax.bench import twin
 

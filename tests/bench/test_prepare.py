@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from dsmoe_jax.bench import __main__ as command_line
 from dsmoe_jax.bench import prepare
 
 ROWS = 40_000
@@ -9,7 +10,8 @@ ROWS = 40_000
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepare")
-    return folder, prepare.run(ROWS, folder, (prepare.OURS, prepare.PANDAS), rounds=1)
+    both = (prepare.OURS, prepare.PANDAS)
+    return folder, prepare.run(ROWS, folder / "raw", folder, both, rounds=1)
 
 
 def test_both_preparations_write_the_same_arrays(found):
@@ -54,3 +56,19 @@ def test_rounding_of_numbers_is_no_difference(tmp_path):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "items_dense.npy", np.array([value], np.float32))
     prepare.check_equal(tmp_path / "a", tmp_path / "b")
+
+
+def test_what_lies_beside_the_generated_files_stays(tmp_path):
+    # A folder named as a contestant's, as the package is in a checkout.
+    kept = tmp_path / prepare.OURS / "kept.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    flags = ["prepare", "--rows=40000", "--rounds=1", "--without_pandas", f"--folder={tmp_path}"]
+    assert command_line.main(flags) == 0
+    assert kept.read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {prepare.OURS, "raw"}
+
+
+def test_too_few_rows_are_refused(capsys):
+    assert command_line.main(["prepare", "--rows=10", "--without_pandas"]) == 2
+    assert "--rows: expected at least 20,000 impressions, got 10" in capsys.readouterr().err
