@@ -10,41 +10,37 @@ synthetic rows show that the whole path works, not how well the method does on A
 
 Variants, at most one token per axis, in any order:
     data       synthetic; without one, the official files
-    ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill
-    teacher    teacher=mmoe_din (default), teacher=sap: the student's trunk on the joint input
+    method     another than DSMOE: a name of `dsmoe_jax.methods.MATCHERS`; trained without a teacher
+    ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
+    teacher    teacher=NAME, a name of `dsmoe_jax.methods.RANKERS`; mmoe_din by default
 
 A user lives in one scenario, so the history of the own scenario repeats the one of all and is left
 out. The values are the paper's, and where it states none the usual ones.
 """
 
-from dsmoe_jax import config
+from dsmoe_jax import config, methods
 from dsmoe_jax.data.prepare import alimama, synthetic_alimama
-from dsmoe_jax.models.matching import dsmoe
-from dsmoe_jax.models.ranking import mmoe_din, sap_ranker
 
 AXES = {
     "data": ("synthetic",),
-    "ablation": (*dsmoe.ABLATIONS, "no_distill"),
-    "teacher": ("teacher=mmoe_din", "teacher=sap"),
+    "method": methods.METHOD_TOKENS,
+    "ablation": methods.ABLATION_TOKENS,
+    "teacher": methods.TEACHER_TOKENS,
 }
 
 
 def get_config(variant: str = "") -> config.Experiment:
     """The experiment of a variant, e.g. `synthetic,no_sap`."""
     chosen = config.parse_variant(variant, AXES)
-    ablation = chosen.get("ablation", "")
     is_synthetic = chosen.get("data") == "synthetic"
-    teacher: config.RankerConfig = mmoe_din.MMoEDINConfig()
-    if chosen.get("teacher") == "teacher=sap":
-        teacher = sap_ranker.SAPRankerConfig()
     experiment = config.Experiment(
         dataset="Alimama",
         variant=variant,
         data=synthetic_alimama.SyntheticAlimamaConfig()
         if is_synthetic
         else alimama.AlimamaConfig(),
-        model=dsmoe.DSMOEConfig(**dsmoe.ABLATIONS.get(ablation, {})),
-        teacher=config.TeacherConfig(model=teacher),
+        model=methods.make_matcher(chosen),
+        teacher=config.TeacherConfig(model=methods.make_teacher(chosen)),
         features=config.FeatureConfig(exclude=("scenario_history",)),
         eval=config.EvalConfig(k=(500, 1000)),
     )
@@ -52,6 +48,6 @@ def get_config(variant: str = "") -> config.Experiment:
         experiment.train.learning_rate = 1e-3
         experiment.train.max_epochs = 10
         experiment.teacher.max_epochs = 5
-    if ablation == "no_distill":
+    if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
     return experiment

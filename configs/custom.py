@@ -16,15 +16,15 @@ A file may as well be `.csv.gz` or `.parquet`. Users and items may go without a 
 `users_file` or `items_file` empty, with no features named for them.
 
 Variants, at most one token per axis, in any order:
-    ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill
+    method     another than DSMOE: a name of `dsmoe_jax.methods.MATCHERS`; trained without a teacher
+    ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
 """
 
-from dsmoe_jax import config
+from dsmoe_jax import config, methods
 from dsmoe_jax.data.prepare import custom
-from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
 
-AXES = {"ablation": (*dsmoe.ABLATIONS, "no_distill")}
+AXES = {"method": methods.METHOD_TOKENS, "ablation": methods.ABLATION_TOKENS}
 
 
 def data_config() -> custom.CustomConfig:
@@ -62,17 +62,16 @@ def data_config() -> custom.CustomConfig:
 def get_config(variant: str = "") -> config.Experiment:
     """The experiment of a variant."""
     chosen = config.parse_variant(variant, AXES)
-    ablation = chosen.get("ablation", "")
     data = data_config()
     experiment = config.Experiment(
         dataset=data.name,
         variant=variant,
         data=data,
-        model=dsmoe.DSMOEConfig(**dsmoe.ABLATIONS.get(ablation, {})),
+        model=methods.make_matcher(chosen),
         teacher=config.TeacherConfig(
             model=mmoe_din.MMoEDINConfig(use_log_prior=True, collaborative=True)
         ),
     )
-    if ablation == "no_distill":
+    if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
     return experiment

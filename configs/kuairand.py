@@ -11,9 +11,10 @@ Time and expected results of `:sample`, with hardware and spread: the README's r
 
 Variants, at most one token per axis, in any order:
     data       sample, synthetic; without one, the full archive
+    method     another than DSMOE: a name of `dsmoe_jax.methods.MATCHERS`; trained without a teacher
     recipe     paper_exact: the paper's values on the sample's or the synthetic rows
-    ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill
-    teacher    teacher=mmoe_din (default), teacher=sap: the student's trunk on the joint input
+    ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
+    teacher    teacher=NAME, a name of `dsmoe_jax.methods.RANKERS`; mmoe_din by default
     fields     teacher_fields=same: the teacher sees the student's fields and nothing more
 
 The full archive and `paper_exact` keep the paper's values and, where it states none, the usual
@@ -21,24 +22,32 @@ ones. `:sample` and `:synthetic` have few rows: there the user id and wide layer
 learning rate of 1e-4 hardly moves. Their values were chosen on the sample's validation days.
 """
 
-from dsmoe_jax import config
+from typing import Any
+
+from dsmoe_jax import config, methods
 from dsmoe_jax.data.prepare import kuairand, synthetic_kuairand
-from dsmoe_jax.models.matching import dsmoe
-from dsmoe_jax.models.ranking import mmoe_din, sap_ranker
+from dsmoe_jax.models.ranking import mmoe_din
 
 AXES = {
     "data": ("sample", "synthetic"),
+    "method": methods.METHOD_TOKENS,
     "recipe": ("paper_exact",),
-    "ablation": (*dsmoe.ABLATIONS, "no_distill"),
-    "teacher": ("teacher=mmoe_din", "teacher=sap"),
+    "ablation": methods.ABLATION_TOKENS,
+    "teacher": methods.TEACHER_TOKENS,
     "fields": ("teacher_fields=same",),
+}
+
+# What few rows want of every method, and of single ones beside it.
+FEW_ROWS: dict[str, Any] = {"output_dim": 64, "input_dropout": 0.3}
+FEW_ROWS_OF: dict[str, dict[str, Any]] = {"dsmoe": {"hidden_dim": 64}}
+FEW_ROWS_OF_TEACHER: dict[str, dict[str, Any]] = {
+    "mmoe_din": {"expert_dims": (64, 64), "tower_dims": (32,), "attention_length": 20},
 }
 
 
 def get_config(variant: str = "") -> config.Experiment:
     """The experiment of a variant, e.g. `sample,no_sap`."""
     chosen = config.parse_variant(variant, AXES)
-    ablation = chosen.get("ablation", "")
     data = {
         "sample": kuairand.KuaiRandConfig,
         "synthetic": synthetic_kuairand.SyntheticKuaiRandConfig,
@@ -47,39 +56,36 @@ def get_config(variant: str = "") -> config.Experiment:
         dataset="KuaiRand-Pure",
         variant=variant,
         data=data(),
-        model=dsmoe.DSMOEConfig(**dsmoe.ABLATIONS.get(ablation, {})),
+        model=methods.make_matcher(chosen),
         teacher=config.TeacherConfig(model=make_teacher(chosen)),
     )
     if "data" in chosen and "recipe" not in chosen:
-        use_few_rows_recipe(experiment)
-    if ablation == "no_distill":
+        use_few_rows_recipe(experiment, chosen)
+    if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
     return experiment
 
 
 def make_teacher(chosen: dict[str, str]) -> config.RankerConfig:
     """The teacher of a variant, of the paper's width."""
-    if chosen.get("teacher") == "teacher=sap":
-        return sap_ranker.SAPRankerConfig()
+    teacher = methods.make_teacher(chosen)
     # The log-prior and the collaborative vectors are more than the student sees.
-    more = chosen.get("fields") != "teacher_fields=same" and "recipe" not in chosen
-    return mmoe_din.MMoEDINConfig(use_log_prior=more, collaborative=more)
+    if isinstance(teacher, mmoe_din.MMoEDINConfig):
+        more = chosen.get("fields") != "teacher_fields=same" and "recipe" not in chosen
+        teacher.use_log_prior = teacher.collaborative = more
+    return teacher
 
 
-def use_few_rows_recipe(experiment: config.Experiment) -> None:
+def use_few_rows_recipe(experiment: config.Experiment, chosen: dict[str, str]) -> None:
     """Sets the values that the sample's validation days chose."""
     experiment.features.exclude = ("user_id",)
     experiment.features.scenario_history_length = 20
     experiment.train.learning_rate = 1e-3
     experiment.train.average_decay = 0.995
     experiment.loss.distill_weight = 3.0
-    experiment.model.hidden_dim = 64
-    experiment.model.output_dim = 64
-    experiment.model.input_dropout = 0.3
+    method = chosen.get("method", methods.DEFAULT_MATCHER)
+    config.replace(experiment.model, {**FEW_ROWS, **FEW_ROWS_OF.get(method, {})})
     experiment.teacher.patience = 3
-    teacher = experiment.teacher.model
-    teacher.input_dropout = 0.3
-    if isinstance(teacher, mmoe_din.MMoEDINConfig):
-        teacher.expert_dims = (64, 64)
-        teacher.tower_dims = (32,)
-        teacher.attention_length = 20
+    teacher = chosen.get("teacher", methods.TEACHER_TOKENS[0]).partition("=")[2]
+    values = {"input_dropout": FEW_ROWS["input_dropout"], **FEW_ROWS_OF_TEACHER.get(teacher, {})}
+    config.replace(experiment.teacher.model, values)

@@ -12,7 +12,7 @@ it; after `Experiment.validate` nothing changes it.
 
 import dataclasses
 import difflib
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclasses.dataclass
@@ -62,9 +62,38 @@ class FeatureConfig:
     exclude: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """A stage of training before the main one, which starts from its parameters.
+
+    Attributes:
+      name: Of the stage, its checkpoints and curves: lower-case letters.
+      loss_method: The model's method that gives the loss; see `train_step.make_train_step`.
+      epochs: Passes over its examples, at least 1; nothing selects among them.
+      last_only: Whether a pass holds the last training example of every user and no other, for
+        losses over all positions of a user's history.
+    """
+
+    name: str
+    loss_method: str
+    epochs: int
+    last_only: bool = False
+
+
 @dataclasses.dataclass
 class MatcherConfig:
-    """A two-tower method's hyper-parameters; each method extends it in its own file."""
+    """A two-tower method's hyper-parameters; each method extends it in its own file.
+
+    Attributes:
+      scenario_histories: Whether the method reads every scenario's own history; see
+        `features.SCENARIO_HISTORIES`.
+    """
+
+    scenario_histories: ClassVar[bool] = False
+
+    def pretraining(self) -> tuple[Pretraining, ...]:
+        """The stages before the main one, in their order."""
+        return ()
 
     def make(self, spec: Any) -> Any:
         """Builds the `models.matching.two_tower.Matcher` for a `features.FeatureSpec`."""
@@ -293,6 +322,22 @@ class Experiment:
         for part in name.split("."):
             value = getattr(value, part)
         return value
+
+
+def replace(section: Any, values: dict[str, Any]) -> None:
+    """Assigns fields of a section.
+
+    Raises:
+      ValueError: When it has no such field.
+    """
+    known = {field.name for field in dataclasses.fields(section)}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(
+                f"{type(section).__name__}: expected fields among {', '.join(sorted(known))}, "
+                f"got {name!r}"
+            )
+        setattr(section, name, value)
 
 
 def parse_variant(variant: str, axes: dict[str, tuple[str, ...]]) -> dict[str, str]:

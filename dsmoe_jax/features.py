@@ -8,6 +8,9 @@ import dataclasses
 import difflib
 from typing import Any
 
+# Every scenario's own history side by side, for methods that read them all.
+SCENARIO_HISTORIES = "scenario_histories"
+
 # Ids and row numbers are int32, tables are padded to a multiple of 1,024 rows, and a row past the
 # last one must have a number too.
 MAX_IDS = 2**31 - 1024
@@ -47,11 +50,15 @@ class SequenceFeature:
       fields: Item sparse features whose tables embed the events: `("item_id",)` for clicks,
         `("category", "brand")` for a log that holds no items.
       max_len: Longest window a model sees, most recent events, in chronological order.
+      per_scenario: Whether this is one window per scenario, end to end: scenario s has positions
+        [s * L, (s + 1) * L) with L = max_len / S, each padded on its right. Embedded, but no part
+        of a tower's input: a method that asks for it decides what to do with it.
     """
 
     name: str
     fields: tuple[str, ...]
     max_len: int
+    per_scenario: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +103,11 @@ class FeatureSpec:
                 )
 
     @property
+    def pooled_sequences(self) -> tuple[SequenceFeature, ...]:
+        """The sequences whose means are part of the user tower's input."""
+        return tuple(sequence for sequence in self.sequences if not sequence.per_scenario)
+
+    @property
     def num_scenarios(self) -> int:
         """S."""
         return len(self.scenarios)
@@ -135,6 +147,7 @@ def select(
     history_length: int,
     scenario_history_length: int,
     embedding_dim: int = FeatureSpec.embedding_dim,
+    scenario_histories: bool = False,
 ) -> FeatureSpec:
     """The part of a store's features that a run uses, with its sequence lengths.
 
@@ -144,6 +157,8 @@ def select(
       history_length: Events a model sees of every sequence but `scenario_history`.
       scenario_history_length: Events it sees of `scenario_history`.
       embedding_dim: Width E of every field's embedding.
+      scenario_histories: Whether to add `SCENARIO_HISTORIES`, `scenario_history_length` events of
+        every scenario; `exclude` has no say in it.
 
     Raises:
       ValueError: When a name in `exclude` is no feature that can be left out.
@@ -172,6 +187,9 @@ def select(
         for sequence in spec.sequences
         if sequence.name not in exclude
     )
+    if scenario_histories:
+        total = len(spec.scenarios) * scenario_history_length
+        sequences += (SequenceFeature(SCENARIO_HISTORIES, ("item_id",), total, per_scenario=True),)
     return FeatureSpec(
         scenarios=spec.scenarios, sequences=sequences, embedding_dim=embedding_dim, **kept
     )

@@ -40,9 +40,13 @@ from dsmoe_jax import (
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.models.ranking import ranker
 
 # Which queries a sample holds does not depend on the run's seed: all runs are compared on the same.
 QUERY_SEED = 0
+
+Model = ranker.Ranker | two_tower.Matcher
 
 
 def run(
@@ -113,13 +117,7 @@ class Session:
         self.experiment, self.workdir = experiment, workdir
         self.reporter, self._stop, self._prepare_s = reporter, stop, prepare_s
         self.store = store_lib.Store.open(store_dir)
-        self.spec = features.select(
-            self.store.spec,
-            exclude=tuple(experiment.features.exclude),
-            history_length=experiment.features.history_length,
-            scenario_history_length=experiment.features.scenario_history_length,
-            embedding_dim=experiment.features.embedding_dim,
-        )
+        self.spec = self._select_features(experiment.model.scenario_histories)
         self.mesh = sharding.make_mesh()
         self.corpus: batch_lib.Items = sharding.put_rows(
             self.mesh,
@@ -127,7 +125,8 @@ class Session:
             self.spec.num_items,
         )
         self.matcher = experiment.model.make(self.spec)
-        self.ranker = experiment.teacher.model.make(self.spec)
+        # What the method alone reads must not change a teacher, which several methods may share.
+        self.ranker = experiment.teacher.model.make(self._select_features(scenario_histories=False))
 
     @property
     def needs_teacher(self) -> bool:
@@ -145,7 +144,7 @@ class Session:
     def evaluate_ranker(self) -> evaluate.RankerEvaluator:
         """The teacher's evaluator, compiled once per run."""
         return evaluate.RankerEvaluator(
-            self.store, self.spec, self.corpus, self.ranker, self.experiment.eval, self.mesh
+            self.store, self.ranker.spec, self.corpus, self.ranker, self.experiment.eval, self.mesh
         )
 
     def describe(self) -> None:
@@ -174,31 +173,34 @@ class Session:
         stage = train.Stage(
             name="teacher",
             model=self.ranker,
-            updater=self._make_updater(teacher.learning_rate, teacher.weight_decay),
+            updater=self._make_updater(self.ranker, teacher.learning_rate, teacher.weight_decay),
             max_epochs=teacher.max_epochs,
             patience=teacher.patience,
             validate=lambda frozen: self.evaluate_ranker(
                 frozen, "validation", sample_Q
             ).summarise(),
             score_name=self._score_name,
-            constants=self._constants,
+            constants=self._make_constants(self.ranker),
         )
         return self._train(stage)
 
     def train_student(self) -> Trained:
-        """Trains or resumes the student.
+        """Trains or resumes the student, after the stages that its method begins with.
 
         Raises:
           ValueError: When it is to be distilled and there is no trained teacher.
         """
         experiment = self.experiment
+        start_from = None
+        for pretraining in experiment.model.pretraining():
+            start_from = self._pretrain(pretraining, start_from).frozen
         sample_Q = self._sample("validation", experiment.eval.validation_queries)
         teacher = self.load_teacher() if self.needs_teacher else None
         stage = train.Stage(
             name="student",
             model=self.matcher,
             updater=self._make_updater(
-                experiment.train.learning_rate, experiment.train.weight_decay
+                self.matcher, experiment.train.learning_rate, experiment.train.weight_decay
             ),
             max_epochs=experiment.train.max_epochs,
             patience=experiment.train.patience,
@@ -206,6 +208,8 @@ class Session:
                 frozen, "validation", sample_Q
             ).summarise(),
             score_name=self._score_name,
+            start_from=start_from,
+            constants=self._make_constants(self.matcher),
             average_decay=self._average_decay("student"),
             teacher=self.ranker if teacher else None,
             frozen_teacher=teacher.frozen if teacher else None,
@@ -214,6 +218,24 @@ class Session:
             distill_warmup_epochs=experiment.loss.distill_warmup_epochs,
         )
         return self._train(stage)
+
+    def _pretrain(
+        self, pretraining: config.Pretraining, start_from: train_state.Frozen | None
+    ) -> Trained:
+        chosen = self.experiment.train
+        stage = train.Stage(
+            name=pretraining.name,
+            model=self.matcher,
+            updater=self._make_updater(self.matcher, chosen.learning_rate, chosen.weight_decay),
+            max_epochs=pretraining.epochs,
+            patience=pretraining.epochs,
+            validate=None,
+            score_name=self._score_name,
+            loss_method=pretraining.loss_method,
+            start_from=start_from,
+            constants=self._make_constants(self.matcher),
+        )
+        return self._train(stage, last_only=pretraining.last_only)
 
     def load_teacher(self) -> Trained:
         """The best teacher of this workdir, or of the one the configuration names."""
@@ -259,6 +281,10 @@ class Session:
             time_s={
                 "prepare": self._prepare_s,
                 "teacher": teacher["train_s"] if teacher else 0.0,
+                "pretraining": sum(
+                    self._load(stage.name, self.matcher, self.workdir).progress.train_s
+                    for stage in self.experiment.model.pretraining()
+                ),
                 "student": progress.train_s,
                 "evaluate": time.perf_counter() - start_s,
             },
@@ -318,26 +344,37 @@ class Session:
     def _score_name(self) -> str:
         return f"recall@{self.experiment.eval.k[0]}"
 
-    @functools.cached_property
-    def _constants(self) -> dict[str, np.ndarray]:
-        return statistics.make_constants(self.store, self.ranker.constant_shapes)
+    def _select_features(self, scenario_histories: bool) -> features.FeatureSpec:
+        chosen = self.experiment.features
+        return features.select(
+            self.store.spec,
+            exclude=tuple(chosen.exclude),
+            history_length=chosen.history_length,
+            scenario_history_length=chosen.scenario_history_length,
+            embedding_dim=chosen.embedding_dim,
+            scenario_histories=scenario_histories,
+        )
+
+    def _make_constants(self, model: Model) -> dict[str, np.ndarray]:
+        return statistics.make_constants(self.store, model.constant_shapes)
 
     def _sample(self, split: str, per_scenario: int | None) -> np.ndarray:
         return judge.sample_queries(self.store, split, per_scenario, QUERY_SEED)
 
-    def _train(self, stage: train.Stage) -> Trained:
+    def _train(self, stage: train.Stage, *, last_only: bool = False) -> Trained:
         experiment = self.experiment
         setting = train.Setting(
             mesh=self.mesh,
             corpus=self.corpus,
             source=pipeline.BatchSource(
                 self.store,
-                self.spec,
+                stage.model.spec,
                 seed=experiment.seed,
                 batch_size=experiment.train.batch_size,
                 max_epochs=stage.max_epochs,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
+                last_only=last_only,
             ),
             key=jax.random.key(experiment.seed),
             num_negatives=experiment.train.num_negatives,
@@ -354,13 +391,13 @@ class Session:
             checkpoints.close()
         return Trained(train_state.freeze(state), progress)
 
-    def _load(self, stage: str, model: nn.Module, workdir: pathlib.Path) -> Trained:
+    def _load(self, stage: str, model: Model, workdir: pathlib.Path) -> Trained:
         checkpoints = self._checkpoints(stage, workdir)
         try:
             # Only the shapes matter; the optimiser's do not depend on its constants.
             like = train_state.abstract_state(
                 model,
-                self._make_updater(1e-3, 0.0),
+                self._make_updater(model, 1e-3, 0.0),
                 mesh=self.mesh,
                 averaged=self._average_decay(stage) > 0,
             )
@@ -374,12 +411,14 @@ class Session:
             )
         return Trained(train_state.freeze(best[0]), progress)
 
-    def _make_updater(self, learning_rate: float, weight_decay: float) -> optim.Updater:
+    def _make_updater(
+        self, model: Model, learning_rate: float, weight_decay: float
+    ) -> optim.Updater:
         chosen = self.experiment.optim
         if chosen.embedding == "dense":
             return optim.Dense(optim.make_optimizer(learning_rate, weight_decay))
         return row_sparse.RowSparse(
-            self.spec,
+            model.spec,
             learning_rate,
             weight_decay,
             method=chosen.row_method,
@@ -388,7 +427,7 @@ class Session:
         )
 
     def _average_decay(self, stage: str) -> float:
-        return 0.0 if stage == "teacher" else self.experiment.train.average_decay
+        return self.experiment.train.average_decay if stage == "student" else 0.0
 
     def _checkpoints(self, stage: str, workdir: pathlib.Path) -> checkpoint.StageCheckpoints:
         fields = identity.of_stage(self.experiment, stage=stage)

@@ -40,8 +40,10 @@ class Stage:
       max_epochs: Upper bound on passes over the examples.
       patience: Evaluations without a better score before the stage ends.
       validate: Summary of a frozen state on validation queries, with `scenarios` and `macro` as in
-        results.json.
+        results.json; None where nothing selects and the last epoch is kept.
       score_name: The macro metric that selects the epoch, e.g. `recall@50`.
+      loss_method: The model's method that gives the loss; empty for logits and their BCE.
+      start_from: What an earlier stage trained; None starts from initial parameters.
       constants: Values of the model's `constants` collection.
       average_decay: Decay per step of the moving average that is judged and kept; 0 for none.
       teacher: The module that teaches, if any.
@@ -56,8 +58,10 @@ class Stage:
     updater: optim.Updater
     max_epochs: int
     patience: int
-    validate: Callable[[train_state.Frozen], Summary]
+    validate: Callable[[train_state.Frozen], Summary] | None
     score_name: str
+    loss_method: str = ""
+    start_from: train_state.Frozen | None = None
     constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     average_decay: float = 0.0
     teacher: nn.Module | None = None
@@ -145,7 +149,11 @@ class _Loop:
                 constants=stage.constants,
                 averaged=averaged,
             )
+            if stage.start_from is not None:
+                self._state = train_state.start_from(self._state, stage.start_from)
         self._steps = self._compile_steps()
+        self._epoch_key = init_key
+        self._end_epoch = train_step.make_end_epoch(stage.model, setting.mesh, self._like)
         # Steps before a group, their number, and their metrics, stacked.
         self._pending: list[tuple[int, int, train_step.Metrics]] = []
         self._reported_s = time.perf_counter()
@@ -198,8 +206,11 @@ class _Loop:
                 self._report_pending()
             self._maybe_save(start_s, end)
         setting.reporter.end_epoch()
+        if self._end_epoch is not None:
+            key = jax.random.fold_in(self._epoch_key, epoch)
+            self._state = self._end_epoch(self._state, key)
         progress.example_s += time.perf_counter() - start_s
-        self._validate()
+        self._finish_epoch()
         progress.train_s += time.perf_counter() - start_s
         self._checkpoints.save_latest(self._state, progress)
         if setting.stop.reached(progress.step) and not self.is_done():
@@ -244,6 +255,7 @@ class _Loop:
             teacher=stage.teacher,
             distill_temperature=stage.distill_temperature,
             average_decay=stage.average_decay,
+            loss_method=stage.loss_method,
         )
         steps: train_step.Steps = train_step.jit_step(
             train_step.make_steps(step, setting.steps_per_dispatch), setting.mesh, self._like
@@ -335,11 +347,16 @@ class _Loop:
             "command resumes"
         )
 
-    def _validate(self) -> None:
+    def _finish_epoch(self) -> None:
         stage, progress, reporter = self._stage, self._progress, self._setting.reporter
+        progress.epochs_evaluated += 1
+        if stage.validate is None:
+            progress.best_step = progress.step
+            self._checkpoints.save_best(self._state, progress)
+            reporter.line(f"{stage.name} epoch {progress.epochs_evaluated:>3}")
+            return
         summary = stage.validate(train_state.freeze(self._state))
         score = summary["macro"][stage.score_name]
-        progress.epochs_evaluated += 1
         is_best = score > progress.best_score
         if is_best:
             progress.best_score, progress.best_step, progress.bad_epochs = score, progress.step, 0

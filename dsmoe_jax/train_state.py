@@ -114,6 +114,17 @@ def init_state(
     return state
 
 
+def start_from(state: TrainState, frozen: Frozen) -> TrainState:
+    """An initial state with the parameters, and what the model tracks, of an earlier stage."""
+    # A step frees the state it is given, so every part of it needs arrays of its own.
+    params = jax.tree.map(jnp.copy, frozen.params)
+    model_state = {**state.model_state, **jax.tree.map(jnp.copy, frozen.model_state)}
+    state = state._replace(params=params, model_state=model_state)
+    if state.average is None:
+        return state
+    return state._replace(average=jax.tree.map(jnp.copy, _averaged(state)))
+
+
 def abstract_state(
     model: nn.Module,
     updater: optim.Updater,

@@ -1,10 +1,11 @@
 """One step of training: candidates, logits, loss, gradient, update. Pure.
 
-Owns the objective that every stage shares: BCE over a positive and its sampled negatives, plus the
+Owns the objective that stages share: BCE over a positive and its sampled negatives, plus the
 model's auxiliary losses, plus the distillation term when a teacher is given. The teacher is an
-argument: it is no part of the state, and no gradient reaches it.
+argument: it is no part of the state, and no gradient reaches it. A stage may train on a loss of the
+model's own instead.
 
-Letters: B examples, N negatives, G = 1 + N candidates, S scenarios.
+Letters: B examples, N negatives, G = 1 + N candidates, X losses of a row, S scenarios.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import losses, optim, sharding, train_state
 from dsmoe_jax.data import negatives
+from dsmoe_jax.models.matching import two_tower
 
 # Sums over the rows of each scenario, [S] per name; divided by "rows" once, when reported.
 Metrics = dict[str, jax.Array]
@@ -34,12 +36,16 @@ def make_train_step(
     teacher: nn.Module | None = None,
     distill_temperature: float = 1.0,
     average_decay: float = 0.0,
+    loss_method: str = "",
 ) -> Step:
     """Builds `step(state, frozen_teacher, corpus, batch, distill_weight, key)`.
 
     The step returns the next state and sums per scenario of every loss. `frozen_teacher` is None
     where `teacher` is. `distill_weight` is a traced scalar, so that a warm-up compiles nothing
     anew. Everything random derives from `fold_in(key, state.step)`.
+
+    With `loss_method` the loss is that method's of the model: `(users, items, scenario_B, *, train)
+    -> (loss_BX, aux)`, one loss per row or more, in place of the logits and their BCE.
 
     **Paper:** L = L_task + lambda * mean KL(p_teacher || p_student), section "Distillation".
     **Deviation:** means over rows where the paper sums: Adam is indifferent to the scale.
@@ -56,7 +62,7 @@ def make_train_step(
         dropout_key: jax.Array,
     ) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
         mutable = [name for name in model_state if name != "constants"]
-        (logit_BG, aux), updated = model.apply(
+        (output_BX, aux), updated = model.apply(
             {"params": params, **model_state},
             users,
             items,
@@ -64,19 +70,28 @@ def make_train_step(
             train=True,
             mutable=mutable,
             rngs={"dropout": dropout_key},
+            method=loss_method or "__call__",
         )
-        label_BG = jnp.zeros_like(logit_BG).at[:, 0].set(1.0)
-        parts_BG = {"loss_task": losses.bce_with_logits(logit_BG, label_BG)}
-        total = parts_BG["loss_task"].mean()
+        if loss_method:
+            parts_BX = {"loss_task": output_BX}
+        else:
+            label_BX = jnp.zeros_like(output_BX).at[:, 0].set(1.0)
+            parts_BX = {"loss_task": losses.bce_with_logits(output_BX, label_BX)}
+        total = parts_BX["loss_task"].mean()
         if teacher_logit_BG is not None:
-            kl_BG = losses.bernoulli_kl(teacher_logit_BG, logit_BG, temperature=distill_temperature)
-            parts_BG["loss_distill"] = kl_BG
-            total = total + distill_weight * kl_BG.mean()
+            kl_BX = losses.bernoulli_kl(
+                teacher_logit_BG, output_BX, temperature=distill_temperature
+            )
+            parts_BX["loss_distill"] = kl_BX
+            total = total + distill_weight * kl_BX.mean()
         for value in aux.values():
             total = total + value
         one_hot_BS = jax.nn.one_hot(scenario_B, model.spec.num_scenarios)
-        sums = {name: part.sum(axis=1) @ one_hot_BS for name, part in parts_BG.items()}
-        sums["rows"] = one_hot_BS.sum(axis=0) * logit_BG.shape[1]
+        rows_S = one_hot_BS.sum(axis=0) * output_BX.shape[1]
+        sums = {name: part.sum(axis=1) @ one_hot_BS for name, part in parts_BX.items()}
+        # An auxiliary loss is one number for the batch: every row carries it.
+        sums |= {f"loss_{name}": value * rows_S for name, value in aux.items()}
+        sums["rows"] = rows_S
         sums["loss"] = total
         return total, ({**model_state, **updated}, sums)
 
@@ -125,6 +140,41 @@ def make_train_step(
         return train_state.move_average(state, average_decay, move), metrics
 
     return step
+
+
+def make_end_epoch(
+    model: nn.Module, mesh: sharding.AnyMesh, state: train_state.TrainState
+) -> Callable[[train_state.TrainState, jax.Array], train_state.TrainState] | None:
+    """The jitted `end(state, key)` of a model that does something after an epoch, else None.
+
+    Args:
+      model: A matcher may define it; see `two_tower.Matcher.end_epoch`.
+      mesh: The devices.
+      state: A `TrainState`, or its shapes.
+    """
+    if getattr(type(model), "end_epoch", two_tower.Matcher.end_epoch) is (
+        two_tower.Matcher.end_epoch
+    ):
+        return None
+
+    def end(state: train_state.TrainState, key: jax.Array) -> train_state.TrainState:
+        mutable = [name for name in ("params", *state.model_state) if name != "constants"]
+        _, updated = model.apply(
+            {"params": state.params, **state.model_state},
+            mutable=mutable,
+            rngs={"dropout": key},
+            method="end_epoch",
+        )
+        tracked = {name: updated[name] for name in mutable if name != "params"}
+        return state._replace(
+            params=updated["params"], model_state={**state.model_state, **tracked}
+        )
+
+    layout = sharding.state_sharding(mesh, state)
+    ended: Callable[..., train_state.TrainState] = jax.jit(
+        end, donate_argnums=0, out_shardings=layout
+    )
+    return ended
 
 
 def jit_step(step: Callable[..., Any], mesh: sharding.AnyMesh, state: Any) -> Any:

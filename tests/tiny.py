@@ -195,7 +195,7 @@ class TinyMatcher(two_tower.Matcher):
         return self.norm(self.dense(input_BI), use_running_average=not train)[:, None], {}
 
     def embed_item(self, items, scenario_B, *, train):
-        return self.item_table[items.sparse_VF[:, 0]], {}
+        return self.item_table[items.sparse_VF[..., 0]], {}
 
 
 def make_matcher(spec: features.FeatureSpec) -> TinyMatcher:

@@ -43,9 +43,11 @@ def make_users(spec, B, seed=0):
     num_ids = {feature.name: feature.num_ids for feature in spec.item_sparse}
 
     def sequence(feature):
-        length_B = rng.integers(0, feature.max_len + 1, B)
-        length_B[0] = 0
-        mask_BL = np.arange(feature.max_len)[None] < length_B[:, None]
+        blocks = spec.num_scenarios if feature.per_scenario else 1
+        length = feature.max_len // blocks
+        length_BX = rng.integers(0, length + 1, (B, blocks))
+        length_BX[0] = 0
+        mask_BL = (np.arange(length)[None, None] < length_BX[..., None]).reshape(B, -1)
         columns = [rng.integers(1, num_ids[name], mask_BL.shape) for name in feature.fields]
         ids_BLF = np.stack(columns, axis=-1) * mask_BL[..., None]
         return batch_lib.Sequence(_int(ids_BLF), _int(np.zeros(mask_BL.shape)))

@@ -33,7 +33,7 @@ class UserReader:
         self._users_dense = np.asarray(store.users_dense)
         self._users_bags = {f.name: np.asarray(store.users_bags[f.name]) for f in spec.user_bags}
         self._sequences = {
-            s.name: tuple(np.asarray(part) for part in store.sequences[s.name])
+            s.name: tuple(np.asarray(part) for part in store.sequences[_stored_name(s)])
             for s in spec.sequences
         }
         self._sparse_columns = _positions(spec.user_sparse, store.spec.user_sparse)
@@ -45,6 +45,9 @@ class UserReader:
         user_B = rows_BC[:, columns["user"]]
         sequences = {}
         for sequence in self._spec.sequences:
+            if sequence.per_scenario:
+                sequences[sequence.name] = self._read_every_scenario(sequence, rows_BC)
+                continue
             if sequence.name == "scenario_history":
                 start_B = _of_own_scenario(rows_BC, columns, "scenario_history_start")
                 stop_B = _of_own_scenario(rows_BC, columns, "scenario_history_stop")
@@ -61,6 +64,22 @@ class UserReader:
             bags={name: ids_UP.take(user_B, axis=0) for name, ids_UP in self._users_bags.items()},
             sequences=sequences,
             time_B=rows_BC[:, columns["time_s"]].astype(np.int32),
+        )
+
+    def _read_every_scenario(
+        self, sequence: features.SequenceFeature, rows_BC: Int[np.ndarray, "B C"]
+    ) -> batch_lib.Sequence:
+        columns, S = self._columns, self._spec.num_scenarios
+        names = [f"scenario_history_{{}}_{s}" for s in range(S)]
+        starts_BS, stops_BS = (
+            rows_BC.take([columns[name.format(end)] for name in names], axis=1)
+            for end in ("start", "stop")
+        )
+        B, L = len(rows_BC), sequence.max_len // S
+        ids_EF, time_E = self._sequences[sequence.name]
+        window = read_window(ids_EF, time_E, starts_BS.reshape(-1), stops_BS.reshape(-1), L)
+        return batch_lib.Sequence(
+            ids_BLF=window.ids_BLF.reshape(B, S * L, -1), time_BL=window.time_BL.reshape(B, S * L)
         )
 
 
@@ -162,6 +181,7 @@ class BatchSource:
         max_epochs: int,
         process_index: int = 0,
         process_count: int = 1,
+        last_only: bool = False,
     ):
         """Checks that the batch fits the data and the processes.
 
@@ -173,11 +193,18 @@ class BatchSource:
           max_epochs: Epochs the source spans.
           process_index: This process, in [0, process_count).
           process_count: Processes that share each batch.
+          last_only: Whether only the last example of every user is read.
 
         Raises:
           ValueError: When there are fewer examples than one batch, or processes do not divide it.
         """
-        num_examples = len(store.train_NC)
+        self._columns = store.columns
+        self._train_NC = np.asarray(store.train_NC)
+        self._example_N = np.arange(len(self._train_NC))
+        if last_only:
+            user_N = self._train_NC[:, self._columns["user"]]
+            self._example_N = np.flatnonzero(np.append(user_N[1:] != user_N[:-1], True))
+        num_examples = len(self._example_N)
         if num_examples < batch_size:
             raise ValueError(
                 f"train.batch_size: expected at most the {num_examples} training examples, "
@@ -188,8 +215,6 @@ class BatchSource:
                 f"train.batch_size: expected a multiple of the {process_count} processes, "
                 f"got {batch_size}"
             )
-        self._columns = store.columns
-        self._train_NC = np.asarray(store.train_NC)
         self._reader = UserReader(store, spec)
         self._seed = seed
         self.batch_size = batch_size
@@ -226,7 +251,7 @@ class BatchSource:
     def _epoch_order(self, epoch: int) -> np.ndarray:
         cached_epoch, order = self._order
         if cached_epoch != epoch:
-            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._train_NC))
+            order = np.random.default_rng([self._seed, epoch]).permutation(self._example_N)
             self._order = (epoch, order)
         return order
 
@@ -276,6 +301,10 @@ def query_batches(
             scenario_Q=rows_BC[:, scenario_column].astype(np.int32),
             query_Q=query_Q[mine],
         )
+
+
+def _stored_name(sequence: features.SequenceFeature) -> str:
+    return "scenario_history" if sequence.per_scenario else sequence.name
 
 
 def _positions(wanted: tuple, stored: tuple) -> list[int]:

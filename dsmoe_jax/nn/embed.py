@@ -43,8 +43,9 @@ class Embedded(NamedTuple):
     Attributes:
       input_BI: All fields concatenated: a tower's input.
       fields: The embeddings [..., E] of single fields that have a table of their own.
-      pooled: The mean of every history's events, [B, E x its fields]; empty on the item side.
-      events: The events themselves; empty on the item side.
+      pooled: The mean of every history's events, [B, E x its fields]; empty on the item side, and
+        without the histories of every scenario.
+      events: The events themselves, of all histories; empty on the item side.
     """
 
     input_BI: Float[jax.Array, "... I"]
@@ -116,7 +117,7 @@ class Embedder(nn.Module):
         """I of the user side."""
         spec = self.spec
         fields = len(spec.user_sparse) + len(spec.user_dense) + len(spec.user_bags)
-        return (fields + sum(len(s.fields) for s in spec.sequences)) * spec.embedding_dim
+        return (fields + sum(len(s.fields) for s in spec.pooled_sequences)) * spec.embedding_dim
 
     @property
     def item_dim(self) -> int:
@@ -134,7 +135,7 @@ class Embedder(nn.Module):
         slots = [s._replace(table=f"{side}_table_{s.table}") for s in fields.slots()]
         for row, feature in enumerate(getattr(self.spec, f"{side}_dense")):
             slots.append(tables.Slot("dense", feature.name, row, f"{side}_dense", row))
-        for sequence in self.spec.sequences if side == "user" else ():
+        for sequence in self.spec.pooled_sequences if side == "user" else ():
             for column, field in enumerate(sequence.fields):
                 table = f"item_table_{field}"
                 slots.append(tables.Slot("sequence", sequence.name, column, table, 0))
@@ -159,7 +160,10 @@ class Embedder(nn.Module):
         if self.spec.user_dense:
             blocks.append(_scale(users.dense_BF, self.user_dense))
         events = self._events(users.sequences)
-        pooled = {name: tables.masked_mean(*entry) for name, entry in events.items()}
+        pooled = {
+            sequence.name: tables.masked_mean(*events[sequence.name])
+            for sequence in self.spec.pooled_sequences
+        }
         input_BI = jnp.concatenate([*blocks, *pooled.values()], axis=-1)
         return Embedded(input_BI, fields, pooled, events)
 

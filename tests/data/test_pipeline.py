@@ -72,6 +72,25 @@ def test_histories_hold_only_what_came_before_the_example(store):
         assert (sequence.ids_BLF > 0).any()
 
 
+def test_histories_of_all_scenarios_lie_side_by_side(store):
+    S = len(tiny.SCENARIOS)
+    spec = select(store, scenario_histories=True)
+    rows = store.train_NC[::7]
+    users = pipeline.UserReader(store, spec).read(rows)
+    every = users.sequences[features.SCENARIO_HISTORIES]
+    assert every.ids_BLF.shape == (len(rows), S * 3, 1)
+    columns = store.columns
+    for s in range(S):
+        # As the own history of an example in that scenario.
+        there = rows.copy()
+        there[:, columns["scenario"]] = s
+        own = pipeline.UserReader(store, spec).read(there).sequences["scenario_history"]
+        block = slice(3 * s, 3 * (s + 1))
+        np.testing.assert_array_equal(every.ids_BLF[:, block], own.ids_BLF)
+        np.testing.assert_array_equal(every.time_BL[:, block], own.time_BL)
+    assert len({tuple(every.ids_BLF[:, 3 * s, 0]) for s in range(S)}) == S
+
+
 def test_scenario_history_is_that_of_the_examples_own_scenario(store):
     rows = store.train_NC
     columns = store.columns

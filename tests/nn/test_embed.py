@@ -165,3 +165,22 @@ def test_recent_first_reverses_the_events_and_keeps_padding_last():
     expected = [[3, 2, 1, 0], [0, 0, 0, 0], [7, 6, 5, 4]]
     np.testing.assert_array_equal(got.ids_BLF[..., 0], expected)
     np.testing.assert_array_equal(got.time_BL, np.array(expected) * 10)
+
+
+def test_histories_of_all_scenarios_are_embedded_and_no_part_of_the_input():
+    joined = features.SequenceFeature(
+        features.SCENARIO_HISTORIES, ("item_id",), 3 * SPEC.num_scenarios, per_scenario=True
+    )
+    spec = tiny_features.make_spec(sequences=(*SPEC.sequences, joined))
+    ids_BL = np.arange(B * 12).reshape(B, 12) % 5
+    ids_BLF, time_BL = (jnp.asarray(x, jnp.int32) for x in (ids_BL[..., None], 0 * ids_BL))
+    sequence = batch_lib.Sequence(ids_BLF, time_BL)
+    users = USERS._replace(sequences={**USERS.sequences, joined.name: sequence})
+    embedder = embed.Embedder(spec)
+    got = jax.jit(lambda v: embedder.apply(v, users, method="users"))(variables())
+    np.testing.assert_array_equal(got.input_BI, run(variables(), USERS, method="users").input_BI)
+    assert joined.name not in got.pooled
+    table = stored()["item_tables"]["item_id"]
+    expected = table[ids_BL] * (ids_BL > 0)[..., None]
+    np.testing.assert_allclose(got.events[joined.name].event_BLE, expected, rtol=1e-6)
+    np.testing.assert_array_equal(got.events[joined.name].mask_BL, ids_BL > 0)

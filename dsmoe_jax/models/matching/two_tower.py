@@ -31,6 +31,14 @@ class Matcher(nn.Module):
     spec: features.FeatureSpec
 
     @property
+    def constant_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the wanted corpus constants, in the collection `constants`.
+
+        See `data/statistics.py` for the known names.
+        """
+        return {}
+
+    @property
     def item_uses_scenario(self) -> bool:
         """Whether item vectors differ between scenarios: one index per scenario, or one in all."""
         raise NotImplementedError
@@ -49,6 +57,12 @@ class Matcher(nn.Module):
         `items` has leading axes [B, ...]: candidates of an example share its scenario.
         """
         raise NotImplementedError
+
+    def end_epoch(self) -> None:
+        """What a method does after every epoch of training, to its parameters or its statistics.
+
+        Applied with every collection but `constants` mutable and the random stream `dropout`.
+        """
 
     def __call__(
         self,

@@ -1,0 +1,57 @@
+"""The methods that can be compared: their names and their configurations.
+
+Owns the names that variants of the configuration files use (`configs/kuairand.py:sample,mind`,
+`teacher=sap`). What a method is stands in its own file; to add one is to write that file and name
+its configuration here.
+"""
+
+from dsmoe_jax import config
+from dsmoe_jax.models.matching import dsmoe
+from dsmoe_jax.models.ranking import mmoe_din, sap_ranker
+
+# Two-tower methods, which an index serves.
+MATCHERS: dict[str, type[config.MatcherConfig]] = {
+    "dsmoe": dsmoe.DSMOEConfig,
+}
+# Joint-input rankers, which teach.
+RANKERS: dict[str, type[config.RankerConfig]] = {
+    "mmoe_din": mmoe_din.MMoEDINConfig,
+    "sap": sap_ranker.SAPRankerConfig,
+}
+
+DEFAULT_MATCHER = "dsmoe"
+DEFAULT_RANKER = "mmoe_din"
+
+# Tokens of a configuration file's variants.
+METHOD_TOKENS = tuple(name for name in MATCHERS if name != DEFAULT_MATCHER)
+TEACHER_TOKENS = tuple(f"teacher={name}" for name in RANKERS)
+ABLATION_TOKENS = (*dsmoe.ABLATIONS, "no_distill")
+
+
+def make_matcher(chosen: dict[str, str]) -> config.MatcherConfig:
+    """The method of a variant: its axes "method" and "ablation".
+
+    Args:
+      chosen: The variant's tokens by axis, from `config.parse_variant`.
+
+    Raises:
+      ValueError: When another method than DSMOE is to be ablated.
+    """
+    name, ablation = chosen.get("method", DEFAULT_MATCHER), chosen.get("ablation", "")
+    if name == DEFAULT_MATCHER:
+        return dsmoe.DSMOEConfig(**dsmoe.ABLATIONS.get(ablation, {}))
+    if ablation:
+        raise ValueError(
+            f"variant: {ablation!r} is an ablation of {DEFAULT_MATCHER}, got it with {name!r}"
+        )
+    return MATCHERS[name]()
+
+
+def make_teacher(chosen: dict[str, str]) -> config.RankerConfig:
+    """The teacher of a variant: its axis "teacher", whose tokens are `teacher=NAME`."""
+    return RANKERS[chosen.get("teacher", f"teacher={DEFAULT_RANKER}").partition("=")[2]]()
+
+
+def is_distilled(chosen: dict[str, str]) -> bool:
+    """Whether a variant's method learns from a teacher: DSMOE does, unless that is taken away."""
+    return "method" not in chosen and chosen.get("ablation") != "no_distill"
