@@ -119,6 +119,9 @@ class TeacherConfig:
       patience: Epochs without a better macro validation recall before training stops.
       learning_rate: Adam's step size.
       weight_decay: Coupled L2, added to the gradient before Adam's moments.
+      max_minutes: Minutes of training after which no further epoch begins; 0 for no limit.
+      seed: The teacher's own seed, so that students of several seeds can share one teacher; -1 for
+        the run's.
       from_workdir: Folder of another run whose finished teacher is used; empty trains one. Its
         configuration and data must be those of this run's teacher.
     """
@@ -128,6 +131,8 @@ class TeacherConfig:
     patience: int = 5
     learning_rate: float = 1e-3
     weight_decay: float = 1e-6
+    max_minutes: float = 0.0
+    seed: int = -1
     from_workdir: str = ""
 
 
@@ -159,6 +164,8 @@ class TrainConfig:
       num_negatives: Uniform negatives per positive, drawn anew each step (paper: unstated).
       max_epochs: Upper bound on passes over the training examples (paper: 50).
       patience: Epochs without a better macro validation recall before training stops.
+      max_minutes: Minutes of training, of the stages before it included, after which no further
+        epoch begins; 0 for no limit. How far a run gets then depends on the machine.
       learning_rate: Adam's step size (paper: 1e-4).
       weight_decay: Coupled L2 (paper: 1e-6).
       average_decay: Decay in [0, 1) per step of a moving average of parameters and running
@@ -172,6 +179,7 @@ class TrainConfig:
     num_negatives: int = 4
     max_epochs: int = 50
     patience: int = 10
+    max_minutes: float = 0.0
     learning_rate: float = 1e-4
     weight_decay: float = 1e-6
     average_decay: float = 0.0
@@ -275,12 +283,15 @@ class Experiment:
             ("train.num_negatives", 1),
             ("train.max_epochs", 1),
             ("train.patience", 1),
+            ("train.max_minutes", 0),
             ("train.weight_decay", 0),
             ("train.steps_per_report", 1),
             ("train.steps_per_dispatch", 1),
             ("optim.min_rows", 1),
             ("teacher.max_epochs", 1),
             ("teacher.patience", 1),
+            ("teacher.max_minutes", 0),
+            ("teacher.seed", -1),
             ("teacher.weight_decay", 0),
             ("loss.distill_weight", 0),
             ("loss.distill_warmup_epochs", 0),
@@ -316,6 +327,11 @@ class Experiment:
                 raise ValueError(
                     f"{name}: expected {choices[0]!r} or {choices[1]!r}, got {self._get(name)!r}"
                 )
+
+    def stage_seed(self, stage: str) -> int:
+        """Seed of a stage: the run's, but of a teacher its own where it has one."""
+        own = self.teacher.seed
+        return own if stage == "teacher" and own >= 0 else self.seed
 
     def _get(self, name: str) -> Any:
         value: Any = self

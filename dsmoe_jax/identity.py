@@ -19,9 +19,11 @@ RESUMABLE_FIELDS = (
     "data.store_dir",
     "train.max_epochs",
     "train.patience",
+    "train.max_minutes",
     "train.steps_per_report",
     "teacher.max_epochs",
     "teacher.patience",
+    "teacher.max_minutes",
     "teacher.from_workdir",
     "eval",
     "checkpoint",
@@ -58,6 +60,14 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+# Values that a field had before it was one.
+_USUAL = (
+    ("model.product_dtype", "float32"),
+    ("train.steps_per_dispatch", 1),
+    ("train.max_minutes", 0.0),
+    ("teacher.max_minutes", 0.0),
+    ("teacher.seed", -1),
+)
 # Fields that a teacher does not depend on.
 STUDENT_FIELDS = (
     "model",
@@ -65,6 +75,7 @@ STUDENT_FIELDS = (
     "train.learning_rate",
     "train.weight_decay",
     "train.average_decay",
+    "teacher.seed",
 )
 
 
@@ -76,9 +87,10 @@ def of_stage(experiment: config.Experiment, *, stage: str) -> dict[str, Any]:
       stage: `teacher` leaves out the student's fields; any other stage depends on all.
     """
     free = RESUMABLE_FIELDS + (STUDENT_FIELDS if stage == "teacher" else ())
+    fields = {**_deciding_fields(experiment), "seed": experiment.stage_seed(stage)}
     return {
         name: value
-        for name, value in _deciding_fields(experiment).items()
+        for name, value in fields.items()
         if not any(name == field or name.startswith(f"{field}.") for field in free)
     }
 
@@ -86,13 +98,13 @@ def of_stage(experiment: config.Experiment, *, stage: str) -> dict[str, Any]:
 def _deciding_fields(experiment: config.Experiment) -> dict[str, Any]:
     """The flat fields without those that have no say.
 
-    Dense updates leave nothing to choose; products of float32, and steps one by one, are what there
-    was before there was a choice.
+    Dense updates leave nothing to choose; products of float32, steps one by one, no limit of time
+    and a teacher of the run's seed are what there was before there was a choice.
     """
     fields = flatten(as_dict(experiment))
     if experiment.optim.embedding == "dense":
         fields = {name: value for name, value in fields.items() if not name.startswith("optim.")}
-    for name, usual in (("model.product_dtype", "float32"), ("train.steps_per_dispatch", 1)):
+    for name, usual in _USUAL:
         if fields.get(name) == usual:
             del fields[name]
     return fields

@@ -1,6 +1,7 @@
 """`results.json`: the record of a run that tables and figures are made from.
 
-Owns its schema. Recalls are fractions; a metric of a scenario without queries is null.
+Owns its schema, and that of the arrays beside it. Recalls are fractions; a metric of a scenario
+without queries is null.
 """
 
 import datetime
@@ -13,6 +14,7 @@ import platform
 from typing import Any
 
 import jax
+import numpy as np
 
 import dsmoe_jax
 from dsmoe_jax import config as config_lib
@@ -20,6 +22,7 @@ from dsmoe_jax import identity, judge, report
 from dsmoe_jax.data import store as store_lib
 
 FILE = "results.json"
+ARRAYS_FILE = "arrays.npz"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -74,6 +77,33 @@ def make(
 def save(path: pathlib.Path, results: dict[str, Any]) -> None:
     """Writes the file beside its place, then renames it there."""
     report.replace_text(path, json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
+
+
+def save_arrays(
+    path: pathlib.Path, test: judge.Evaluation, views: dict[str, dict[str, np.ndarray]]
+) -> None:
+    """Writes what only comparisons of several runs need, as compressed arrays of small integers.
+
+    Args:
+      path: The file; written beside its place, then renamed.
+      test: The system on test queries: `query`, `scenario`, `relevant` and, for each cut-off k,
+        `hits@k`, the relevant items among the top k. Recall per query is hits / relevant.
+      views: Further tables by kind and name, saved as `<kind>/<name>`.
+    """
+    arrays = {
+        "query": test.query_Q.astype(np.int32),
+        "scenario": test.scenario_Q.astype(np.int16),
+        "relevant": test.relevant_Q.astype(np.int32),
+        **{
+            f"hits@{k}": np.rint(recall_Q * test.relevant_Q).astype(np.int16)
+            for k, recall_Q in test.recall.items()
+        },
+        **{f"{kind}/{name}": v for kind, entry in views.items() for name, v in entry.items()},
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(partial, path)
 
 
 def versions() -> dict[str, str]:

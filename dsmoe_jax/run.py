@@ -3,12 +3,13 @@
 Owns the order of things and what each mode leaves in the workdir. Every part resumes from there:
 
     store/  config.json  checkpoints/teacher/  checkpoints/student/  metrics.jsonl  tensorboard/
-    results.json  figures/
+    results.json  arrays.npz  figures/
 """
 
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import time
 from typing import Any
@@ -180,6 +181,7 @@ class Session:
                 frozen, "validation", sample_Q
             ).summarise(),
             score_name=self._score_name,
+            max_train_s=_seconds(teacher.max_minutes),
             constants=self._make_constants(self.ranker),
         )
         return self._train(stage)
@@ -191,9 +193,10 @@ class Session:
           ValueError: When it is to be distilled and there is no trained teacher.
         """
         experiment = self.experiment
-        start_from = None
+        start_from, pretraining_s = None, 0.0
         for pretraining in experiment.model.pretraining():
-            start_from = self._pretrain(pretraining, start_from).frozen
+            trained = self._pretrain(pretraining, start_from)
+            start_from, pretraining_s = trained.frozen, pretraining_s + trained.progress.train_s
         sample_Q = self._sample("validation", experiment.eval.validation_queries)
         teacher = self.load_teacher() if self.needs_teacher else None
         stage = train.Stage(
@@ -208,6 +211,7 @@ class Session:
                 frozen, "validation", sample_Q
             ).summarise(),
             score_name=self._score_name,
+            max_train_s=_seconds(experiment.train.max_minutes) - pretraining_s,
             start_from=start_from,
             constants=self._make_constants(self.matcher),
             average_decay=self._average_decay("student"),
@@ -293,8 +297,15 @@ class Session:
             / max(progress.example_s, 1e-9),
         )
         if jax.process_index() == 0:
+            views = _scenario_views(self.matcher, student.frozen)
+            results.save_arrays(self.workdir / results.ARRAYS_FILE, splits["test"], views)
             results.save(self.workdir / results.FILE, summary)
-            self._draw(student, summary)
+            figures.draw_all(
+                self.workdir / "figures",
+                results=summary,
+                metrics_path=self.workdir / "metrics.jsonl",
+                fig4=views,
+            )
         for line in results.table(summary):
             self.reporter.line(line)
         self.reporter.line(f"results: {self.workdir / results.FILE}")
@@ -332,14 +343,6 @@ class Session:
             )
         return {"summary": summary, "train_s": teacher.progress.train_s}
 
-    def _draw(self, student: Trained, summary: dict[str, Any]) -> None:
-        figures.draw_all(
-            self.workdir / "figures",
-            results=summary,
-            metrics_path=self.workdir / "metrics.jsonl",
-            fig4=_scenario_views(self.matcher, student.frozen),
-        )
-
     @property
     def _score_name(self) -> str:
         return f"recall@{self.experiment.eval.k[0]}"
@@ -369,14 +372,14 @@ class Session:
             source=pipeline.BatchSource(
                 self.store,
                 stage.model.spec,
-                seed=experiment.seed,
+                seed=experiment.stage_seed(stage.name),
                 batch_size=experiment.train.batch_size,
                 max_epochs=stage.max_epochs,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
                 last_only=last_only,
             ),
-            key=jax.random.key(experiment.seed),
+            key=jax.random.key(experiment.stage_seed(stage.name)),
             num_negatives=experiment.train.num_negatives,
             steps_per_report=experiment.train.steps_per_report,
             steps_per_dispatch=experiment.train.steps_per_dispatch,
@@ -433,6 +436,11 @@ class Session:
         fields = identity.of_stage(self.experiment, stage=stage)
         fields["data_hash"] = self.store.data_hash
         return checkpoint.StageCheckpoints(workdir, stage, fields)
+
+
+def _seconds(minutes: float) -> float:
+    """A limit of time in seconds; without one it is never reached."""
+    return 60 * minutes if minutes else math.inf
 
 
 def _scenario_views(

@@ -5,6 +5,7 @@ and student are stages of this one loop. What a step computes is in `train_step`
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,6 +45,8 @@ class Stage:
       score_name: The macro metric that selects the epoch, e.g. `recall@50`.
       loss_method: The model's method that gives the loss; empty for logits and their BCE.
       start_from: What an earlier stage trained; None starts from initial parameters.
+      max_train_s: Seconds of training after which no further epoch begins; what is judged and kept
+        is the best state until then.
       constants: Values of the model's `constants` collection.
       average_decay: Decay per step of the moving average that is judged and kept; 0 for none.
       teacher: The module that teaches, if any.
@@ -62,6 +65,7 @@ class Stage:
     score_name: str
     loss_method: str = ""
     start_from: train_state.Frozen | None = None
+    max_train_s: float = math.inf
     constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     average_decay: float = 0.0
     teacher: nn.Module | None = None
@@ -161,9 +165,9 @@ class _Loop:
 
     def is_done(self) -> bool:
         progress, stage = self._progress, self._stage
-        return (
-            progress.epochs_evaluated >= stage.max_epochs or progress.bad_epochs >= stage.patience
-        )
+        is_late = progress.epochs_evaluated > 0 and progress.train_s >= stage.max_train_s
+        is_over = progress.epochs_evaluated >= stage.max_epochs
+        return is_late or is_over or progress.bad_epochs >= stage.patience
 
     def best(self) -> tuple[train_state.TrainState, checkpoint.Progress]:
         self._checkpoints.wait()

@@ -19,6 +19,26 @@ def test_dense_updates_leave_nothing_of_their_section(experiment):
     assert identity.of_stage(experiment, stage="student")["optim.min_rows"] == 7
 
 
+def test_limits_of_time_and_the_teachers_seed_are_named_only_where_there_are_any(experiment):
+    before = identity.config_hash(experiment)
+    teacher, student = (identity.of_stage(experiment, stage=s) for s in ("teacher", "student"))
+    assert before == "9353069a35e1"  # that of the published records
+    experiment.train.max_minutes = experiment.teacher.max_minutes = 3.0
+    assert identity.config_hash(experiment) != before
+    # A limit does not keep a run from resuming.
+    assert identity.of_stage(experiment, stage="teacher") == teacher
+    assert identity.of_stage(experiment, stage="student") == student
+
+
+def test_students_of_several_seeds_share_a_teacher_of_one(experiment):
+    first = identity.of_stage(experiment, stage="teacher")
+    experiment.seed, experiment.teacher.seed = 1, 0
+    assert identity.of_stage(experiment, stage="teacher") == first
+    assert identity.of_stage(experiment, stage="student")["seed"] == 1
+    assert identity.of_stage(experiment, stage="student")["teacher.seed"] == 0
+    assert (experiment.stage_seed("teacher"), experiment.stage_seed("student")) == (0, 1)
+
+
 def test_products_are_named_only_where_they_are_not_of_float32(experiment):
     assert "model.product_dtype" not in identity.of_stage(experiment, stage="student")
     before = identity.config_hash(experiment)

@@ -330,6 +330,19 @@ def test_best_state_is_kept_and_patience_ends_the_stage(store, tmp_path):
     assert_same_bits(state.params, states[1])
 
 
+def test_past_its_time_a_stage_begins_no_epoch_and_keeps_its_best(store, tmp_path):
+    session = Session(store, tmp_path / "run", max_epochs=5, max_train_s=1e-9)
+    state, progress = session.run()
+    # One epoch is needed for a best state.
+    assert progress.epochs_evaluated == 1
+    assert_same_bits(train_state.freeze(state).params, session.losses[0].params)
+    # Given more time, the same workdir goes on as if there had been no limit.
+    longer = Session(store, tmp_path / "run", max_epochs=2)
+    longer.losses.append(None)  # its scores rise from where they were
+    unlimited = Session(store, tmp_path / "other", max_epochs=2)
+    assert_same_bits(longer.run()[0].params, unlimited.run()[0].params)
+
+
 def test_a_finished_stage_trains_no_more(store, tmp_path):
     first = Session(store, tmp_path / "run", devices=tiny.one_device())
     state, _ = first.run()

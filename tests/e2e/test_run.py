@@ -85,6 +85,20 @@ def test_a_run_leaves_figures_and_its_configuration(whole):
     assert config["overrides"]["train.batch_size"] == 64
 
 
+def test_a_run_leaves_the_hits_of_every_query_and_the_tables_of_fig_4(whole):
+    results = json.loads((whole / "results.json").read_text())
+    with np.load(whole / "arrays.npz") as arrays:
+        relevant_Q, scenario_Q = arrays["relevant"], arrays["scenario"]
+        for k in results["k"]:
+            recall_Q = arrays[f"hits@{k}"] / relevant_Q
+            for scenario, row in enumerate(results["scenarios"].values()):
+                mine = recall_Q[scenario_Q == scenario]
+                assert len(mine) == row["queries"]
+                assert np.mean(mine) == pytest.approx(row[f"recall@{k}"])
+        assert arrays["scenario_coefficients/user/forward"].shape == (4, 4)
+        assert arrays["gate_weights/item"].shape == (4, 3)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, number):
     arguments = (*ARGUMENTS, f"--workdir={tmp_path}", "--config.checkpoint.every_steps=3")
