@@ -47,8 +47,8 @@ SMALL_ALIMAMA = (
 )
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen:
-    """Starts a run; its output is one stream of text."""
+def start(*arguments: str, cwd: pathlib.Path = ROOT, **environment: str) -> subprocess.Popen:
+    """Starts a run in a copy of the project, or in itself; its output is one stream of text."""
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -61,7 +61,7 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen:
     }
     return subprocess.Popen(
         [sys.executable, "-m", "dsmoe_jax.main", *arguments],
-        cwd=ROOT,
+        cwd=cwd,
         env=env,
         text=True,
         stdout=subprocess.PIPE,
@@ -80,9 +80,9 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
     return output
 
 
-def run(*arguments: str, status: int = 0, **environment: str) -> str:
+def run(*arguments: str, status: int = 0, cwd: pathlib.Path = ROOT, **environment: str) -> str:
     """Starts a run and waits for it."""
-    return finish(start(*arguments, **environment), status)
+    return finish(start(*arguments, cwd=cwd, **environment), status)
 
 
 def interrupt_when(

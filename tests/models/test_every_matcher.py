@@ -18,14 +18,14 @@ NAMES = sorted(methods.MATCHERS)
 
 @pytest.fixture(scope="module", params=NAMES)
 def case(request):
-    return Case(request.param)
+    return Case(small.SMALL_MATCHERS[request.param])
 
 
 class Case:
     """A method with random variables and inputs."""
 
-    def __init__(self, name):
-        self.config = small.SMALL_MATCHERS[name]
+    def __init__(self, config):
+        self.config = config
         self.spec = make_spec(self.config.scenario_histories)
         self.model = self.config.make(self.spec)
         self.users = tiny_features.make_users(self.spec, B)
