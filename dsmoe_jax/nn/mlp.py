@@ -1,10 +1,14 @@
 """Layers of multi-layer perceptrons whose experts lie side by side, normalised per scenario.
 
-Owns the block Linear -> normalisation -> ReLU -> dropout of rankers. Does not own gates.
+Owns the block Linear -> normalisation -> ReLU -> dropout of rankers, stacks of it and the weighted
+sum of experts. Does not own gates.
 
 Letters: B examples, S scenarios, K experts, I input, O output of one expert. Inputs may have axes
 between B and I (candidates of an example).
 """
+
+import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -15,6 +19,9 @@ from dsmoe_jax.nn import dropout as dropout_lib
 from dsmoe_jax.nn import dsbn
 
 _STACKED = nn.initializers.lecun_normal(batch_axis=(0,))
+
+# Normalisations of a block: those per batch, and layer normalisation.
+NORMS = (*dsbn.KINDS, "ln")
 
 
 class Split(nn.Module):
@@ -104,23 +111,61 @@ class ScenarioLinear(nn.Module):
 
 
 def keep_own(
-    joint: Float[jax.Array, "B ... SO"], one_hot_BS: Float[jax.Array, "B S"], out_dim: int
+    joint: Float[jax.Array, "_ ... SO"], one_hot_BS: Float[jax.Array, "B S"], out_dim: int
 ) -> Float[jax.Array, "B ... O"]:
-    """Of S outputs side by side, the one of each example's scenario."""
+    """Of S outputs side by side, the one of each example's scenario.
+
+    Outputs [1, ...], those of candidates that all examples share, are spread over the examples.
+    """
     own = one_hot_BS.reshape(one_hot_BS.shape[0], *(1,) * (joint.ndim - 2), -1, 1)
     split = joint.reshape(*joint.shape[:-1], one_hot_BS.shape[1], out_dim)
     return (split * own).sum(axis=-2)
+
+
+def mix(
+    hidden: Float[jax.Array, "B ... KO"], weight: Float[jax.Array, "B ... K"]
+) -> Float[jax.Array, "B ... O"]:
+    """Sum over the experts, which lie side by side, each times its weight."""
+    K = weight.shape[-1]
+    # `split`, not a reshape: its gradient is one concatenation.
+    experts = jnp.split(hidden, K, axis=-1)
+    return functools.reduce(jnp.add, (weight[..., k : k + 1] * experts[k] for k in range(K)))
+
+
+class LayerNorm(nn.Module):
+    """Each expert's outputs of a row with mean 0 and variance 1, then a learned gain and shift.
+
+    Attributes:
+      num_experts: K.
+      num_features: K * O.
+    """
+
+    num_experts: int
+    num_features: int
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "B ... KO"]) -> Float[jax.Array, "B ... KO"]:
+        """Normalises."""
+        ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+        shape, like = (self.num_features,), (*(1,) * (x.ndim - 1), self.num_features)
+        scale = self.param("scale", ones, shape, jnp.float32).reshape(like)
+        bias = self.param("bias", zeros, shape, jnp.float32).reshape(like)
+        own = x.reshape(*x.shape[:-1], self.num_experts, -1)
+        around = own - own.mean(axis=-1, keepdims=True)
+        variance = jnp.square(around).mean(axis=-1, keepdims=True)
+        return (around * jax.lax.rsqrt(variance + dsbn.EPSILON)).reshape(x.shape) * scale + bias
 
 
 class NormBlock(nn.Module):
     """Normalisation -> ReLU -> dropout, after a linear layer.
 
     Attributes:
-      norm: "dsbn", "bn" or "none".
+      norm: One of `NORMS`.
       num_scenarios: S.
-      num_features: O.
+      num_features: K * O.
       momentum: Of the running statistics.
       dropout: Rate.
+      num_experts: K, of which layer normalisation takes each by itself.
     """
 
     norm: str
@@ -128,14 +173,117 @@ class NormBlock(nn.Module):
     num_features: int
     momentum: float
     dropout: float
+    num_experts: int = 1
 
     @nn.compact
     def __call__(
         self, x: Float[jax.Array, "B ... O"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
     ) -> Float[jax.Array, "B ... O"]:
         """Applies the block."""
-        norm = dsbn.ScenarioNorm(
-            self.norm, self.num_scenarios, self.num_features, self.momentum, name="norm"
-        )
-        hidden = nn.relu(norm(x, one_hot_BS, train=train))
-        return dropout_lib.Dropout(self.dropout)(hidden, train=train)
+        if self.norm == "ln":
+            normal = LayerNorm(self.num_experts, self.num_features, name="norm")(x)
+        else:
+            norm = dsbn.ScenarioNorm(
+                self.norm, self.num_scenarios, self.num_features, self.momentum, name="norm"
+            )
+            normal = norm(x, one_hot_BS, train=train)
+        return dropout_lib.Dropout(self.dropout)(nn.relu(normal), train=train)
+
+
+class ExpertStack(nn.Module):
+    """K perceptrons side by side from their first product on: a block after every linear layer.
+
+    The first product is the caller's: where experts read one input it is one product for all, and
+    of a joint input it is split.
+
+    Attributes:
+      num_experts: K.
+      dims: Width O of every layer, the first product's first.
+      norm: One of `NORMS`.
+      num_scenarios: S.
+      momentum: Of the running statistics.
+      dropout: Rate, after every layer.
+    """
+
+    num_experts: int
+    dims: tuple[int, ...]
+    norm: str
+    num_scenarios: int
+    momentum: float
+    dropout: float
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        K = self.num_experts
+        self.expert_layers = [ExpertLinear(K, *shape) for shape in itertools.pairwise(self.dims)]
+        self.expert_blocks = [
+            NormBlock(self.norm, self.num_scenarios, K * width, self.momentum, self.dropout, K)
+            for width in self.dims
+        ]
+
+    def __call__(
+        self,
+        first: Float[jax.Array, "B ... KI"],
+        one_hot_BS: Float[jax.Array, "B S"],
+        *,
+        train: bool,
+    ) -> Float[jax.Array, "B ... KO"]:
+        """The experts' outputs."""
+        hidden = self.expert_blocks[0](first, one_hot_BS, train=train)
+        for layer, block in zip(self.expert_layers, self.expert_blocks[1:], strict=True):
+            hidden = block(layer(hidden), one_hot_BS, train=train)
+        return hidden
+
+
+class ScenarioTower(nn.Module):
+    """One perceptron per scenario that ends in a logit; each example uses its own.
+
+    Attributes:
+      num_scenarios: S.
+      in_dim: I.
+      dims: Widths between I and the logit; a block follows each.
+      norm: One of `NORMS`.
+      momentum: Of the running statistics.
+    """
+
+    num_scenarios: int
+    in_dim: int
+    dims: tuple[int, ...]
+    norm: str
+    momentum: float
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        S, dims = self.num_scenarios, (self.in_dim, *self.dims, 1)
+        self.tower_layers = [ScenarioLinear(S, *shape) for shape in itertools.pairwise(dims)]
+        self.tower_blocks = [
+            NormBlock(self.norm, S, width, self.momentum, 0.0) for width in self.dims
+        ]
+
+    def __call__(
+        self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
+    ) -> Float[jax.Array, "B ..."]:
+        """The logits."""
+        for layer, block in zip(self.tower_layers, self.tower_blocks, strict=False):
+            x = block(layer(x, one_hot_BS), one_hot_BS, train=train)
+        return self.tower_layers[-1](x, one_hot_BS)[..., 0]
+
+
+class ReluStack(nn.Module):
+    """K perceptrons side by side from their first product on, with nothing but ReLU between.
+
+    Attributes:
+      num_experts: K.
+      dims: Width O of every layer, the first product's first; the last is not rectified.
+    """
+
+    num_experts: int
+    dims: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, first: Float[jax.Array, "B ... KI"]) -> Float[jax.Array, "B ... KO"]:
+        """The outputs."""
+        hidden = first
+        for shape in itertools.pairwise(self.dims):
+            hidden = ExpertLinear(self.num_experts, *shape)(nn.relu(hidden))
+        return hidden

@@ -1,0 +1,121 @@
+"""STAR: one network whose weights are shared ones times the scenario's own.
+
+Owns the normalised star network and the auxiliary one; the layers are `nn/star.py`'s, the joint
+input is `joint_ranker.py`'s.
+
+Letters: B examples, G candidates, S scenarios, E one field's embedding, I a part's width,
+O outputs of the first layers.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from dsmoe_jax import features
+from dsmoe_jax.models.ranking import joint_ranker
+from dsmoe_jax.nn import mlp
+from dsmoe_jax.nn import star as star_lib
+
+
+@dataclasses.dataclass
+class STARConfig(joint_ranker.JointRankerConfig):
+    """Hyper-parameters of STAR.
+
+    Attributes: those of `JointRankerConfig`, of which `norm` is for hidden layers, where STAR has
+    none, and
+      hidden_dims: Widths of the star network's hidden layers.
+      aux_dims: Widths of the auxiliary network's hidden layers.
+      partitioned_norm: Whether the star network's input is normalised per scenario.
+    """
+
+    norm: str = "none"
+    hidden_dims: tuple[int, ...] = (128, 64, 32)
+    aux_dims: tuple[int, ...] = (32,)
+    partitioned_norm: bool = True
+
+    def make(self, spec: features.FeatureSpec) -> "STAR":
+        """Builds the model.
+
+        Raises:
+          ValueError: When a field is out of range, or names a history that the features lack.
+        """
+        return STAR(spec=spec, **self.checked(spec, widths=("hidden_dims", "aux_dims")))
+
+
+class STAR(joint_ranker.JointRanker):
+    """logit = star(partitioned_norm(x)) + auxiliary([x; e_s]).
+
+    Normalisation is by column, so each part of the input has its own: statistics of a user's
+    columns are over the examples, which is what they are over all pairs since each user has as many
+    candidates, those of an item's and a pair's columns over pairs. Gains and shifts fold into the
+    first star layer, so that the item's part is still multiplied once per item and scenario.
+
+    **Paper:** Sheng et al., "One Model to Serve All: Star Topology Adaptive Recommender for
+    Multi-Domain CTR Prediction", sections 3.3 to 3.5.
+    **Deviation:** the scenario's embedding is an input of the auxiliary network alone: within a
+    scenario it is constant, which normalisation turns into 0 in training and into noise where
+    running statistics lag behind. Dropout of the input comes after its moments are taken.
+
+    Attributes: see `STARConfig`.
+    """
+
+    hidden_dims: tuple[int, ...]
+    aux_dims: tuple[int, ...]
+    partitioned_norm: bool
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        super().setup()
+        S, E = self.spec.num_scenarios, self.spec.embedding_dim
+        user, item, pair = self.part_widths
+        widths = (user - E, item, pair)
+        if self.partitioned_norm:
+            self.input_norms = [
+                star_lib.PartitionedNorm(S, width, self.bn_momentum) for width in widths
+            ]
+        self.first = star_lib.StarLinear(S, widths, self.hidden_dims[0])
+        self.aux_first = mlp.Split(self.part_widths, self.aux_dims[0])
+        dims = (*self.hidden_dims, 1)
+        self.layers = [star_lib.StarLinear(S, (i,), o) for i, o in itertools.pairwise(dims)]
+        self.blocks = [self._make_block(width) for width in self.hidden_dims]
+        self.aux = mlp.ReluStack(1, (*self.aux_dims, 1))
+
+    def _project(
+        self,
+        index: int,
+        part: Float[jax.Array, "_ ... I"],
+        one_hot_BS: Float[jax.Array, "B S"],
+        train: bool,
+    ) -> Float[jax.Array, "B ... O"]:
+        """First products of the star network and of the auxiliary one, side by side."""
+        affine = None
+        if self.partitioned_norm:
+            own = self._without_scenario(index, part)
+            affine = self.input_norms[index](own, one_hot_BS, train=train)
+        part = self.drop(part, train=train)
+        star = self.first(self._without_scenario(index, part), one_hot_BS, index, affine)
+        aux = self.aux_first(index, part)
+        aux = jnp.broadcast_to(aux, (*star.shape[:-1], aux.shape[-1]))
+        return jnp.concatenate([star, aux], axis=-1)
+
+    def _trunk(
+        self, first_BGO: Float[jax.Array, "B G O"], one_hot_BS: Float[jax.Array, "B S"], train: bool
+    ) -> Float[jax.Array, "B G"]:
+        """The rest of both networks."""
+        hidden, aux = jnp.split(first_BGO, [self.hidden_dims[0]], axis=-1)
+        for block, layer in zip(self.blocks, self.layers, strict=True):
+            hidden = layer(block(hidden, one_hot_BS, train=train), one_hot_BS)
+        return (hidden + self.aux(aux))[..., 0]
+
+    def _without_scenario(
+        self, index: int, part: Float[jax.Array, "_ ... I"]
+    ) -> Float[jax.Array, "_ ... I2"]:
+        """A part without the scenario's embedding, which the user's part holds."""
+        if index:
+            return part
+        start = self.embedder.user_dim
+        stop = start + self.spec.embedding_dim
+        return jnp.concatenate([part[..., :start], part[..., stop:]], axis=-1)
