@@ -26,7 +26,7 @@ from typing import Any
 
 from dsmoe_jax import config, methods
 from dsmoe_jax.data.prepare import kuairand, synthetic_kuairand
-from dsmoe_jax.models.ranking import mmoe_din
+from dsmoe_jax.models.ranking import joint_ranker
 
 AXES = {
     "data": ("sample", "synthetic"),
@@ -70,9 +70,10 @@ def make_teacher(chosen: dict[str, str]) -> config.RankerConfig:
     """The teacher of a variant, of the paper's width."""
     teacher = methods.make_teacher(chosen)
     # The log-prior and the collaborative vectors are more than the student sees.
-    if isinstance(teacher, mmoe_din.MMoEDINConfig):
-        more = chosen.get("fields") != "teacher_fields=same" and "recipe" not in chosen
-        teacher.use_log_prior = teacher.collaborative = more
+    more = chosen.get("fields") != "teacher_fields=same" and "recipe" not in chosen
+    for ranker in methods.list_rankers(chosen, teacher).values():
+        if isinstance(ranker, joint_ranker.JointRankerConfig):
+            ranker.use_log_prior = ranker.collaborative = more
     return teacher
 
 
@@ -86,6 +87,7 @@ def use_few_rows_recipe(experiment: config.Experiment, chosen: dict[str, str]) -
     method = chosen.get("method", methods.DEFAULT_MATCHER)
     config.replace(experiment.model, {**FEW_ROWS, **FEW_ROWS_OF.get(method, {})})
     experiment.teacher.patience = 3
-    teacher = chosen.get("teacher", methods.TEACHER_TOKENS[0]).partition("=")[2]
-    values = {"input_dropout": FEW_ROWS["input_dropout"], **FEW_ROWS_OF_TEACHER.get(teacher, {})}
-    config.replace(experiment.teacher.model, values)
+    rankers = methods.list_rankers(chosen, experiment.teacher.model)
+    for name, ranker in rankers.items():
+        values = {"input_dropout": FEW_ROWS["input_dropout"], **FEW_ROWS_OF_TEACHER.get(name, {})}
+        config.replace(ranker, values)

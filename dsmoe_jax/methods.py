@@ -7,7 +7,17 @@ its configuration here.
 
 from dsmoe_jax import config
 from dsmoe_jax.models.matching import dsmoe
-from dsmoe_jax.models.ranking import mmoe_din, sap_ranker
+from dsmoe_jax.models.ranking import (
+    din,
+    fused,
+    hinet,
+    hmoe,
+    m3oe,
+    mmoe_din,
+    ple,
+    sap_ranker,
+    star,
+)
 
 # Two-tower methods, which an index serves.
 MATCHERS: dict[str, type[config.MatcherConfig]] = {
@@ -17,7 +27,16 @@ MATCHERS: dict[str, type[config.MatcherConfig]] = {
 RANKERS: dict[str, type[config.RankerConfig]] = {
     "mmoe_din": mmoe_din.MMoEDINConfig,
     "sap": sap_ranker.SAPRankerConfig,
+    "ple": ple.PLEConfig,
+    "hmoe": hmoe.HMoEConfig,
+    "hinet": hinet.HiNetConfig,
+    "m3oe": m3oe.M3oEConfig,
+    "star": star.STARConfig,
+    "din": din.DINConfig,
+    "fused": fused.FusedConfig,
 }
+# The rankers that `teacher=fused` averages.
+FUSED_MEMBERS = ("mmoe_din", "ple", "star")
 
 DEFAULT_MATCHER = "dsmoe"
 DEFAULT_RANKER = "mmoe_din"
@@ -49,9 +68,25 @@ def make_matcher(chosen: dict[str, str]) -> config.MatcherConfig:
 
 def make_teacher(chosen: dict[str, str]) -> config.RankerConfig:
     """The teacher of a variant: its axis "teacher", whose tokens are `teacher=NAME`."""
-    return RANKERS[chosen.get("teacher", f"teacher={DEFAULT_RANKER}").partition("=")[2]]()
+    teacher = RANKERS[_teacher_name(chosen)]()
+    if isinstance(teacher, fused.FusedConfig):
+        teacher.members = {name: RANKERS[name]() for name in FUSED_MEMBERS}
+    return teacher
+
+
+def list_rankers(
+    chosen: dict[str, str], teacher: config.RankerConfig
+) -> dict[str, config.RankerConfig]:
+    """The members of a variant's teacher by name, or the teacher itself where it has none."""
+    if isinstance(teacher, fused.FusedConfig):
+        return teacher.members
+    return {_teacher_name(chosen): teacher}
 
 
 def is_distilled(chosen: dict[str, str]) -> bool:
     """Whether a variant's method learns from a teacher: DSMOE does, unless that is taken away."""
     return "method" not in chosen and chosen.get("ablation") != "no_distill"
+
+
+def _teacher_name(chosen: dict[str, str]) -> str:
+    return chosen.get("teacher", f"teacher={DEFAULT_RANKER}").partition("=")[2]

@@ -109,7 +109,16 @@ class RowSparse:
         return optim.make_optimizer(self.learning_rate, self.weight_decay)
 
     def init(self, params: Any) -> OptState:
-        """Moments of 0."""
+        """Moments of 0.
+
+        Raises:
+          ValueError: When the model is an ensemble, whose members have tables of their own.
+        """
+        if self.names and large_tables.ROOT not in params:
+            raise ValueError(
+                "optim.embedding: expected 'dense' for a model whose members have tables of their "
+                "own, got 'row_sparse'"
+            )
         rows = {}
         large, rest = large_tables.split(params, self.names)
         for name, table_VE in large.items():

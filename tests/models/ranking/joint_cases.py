@@ -64,23 +64,6 @@ def gradient(model, variables, weight_BG):
     return jax.grad(loss)(variables["params"])
 
 
-def assert_every_parameter_gets_a_gradient(model, variables):
-    found = gradient(model, variables, jnp.ones((B, G)))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
-        assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
-
-
-def assert_shared_candidates_equal_repeated_ones(model, variables):
-    shared = tiny_features.make_items(SPEC, (1, 7))
-    repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, B, axis=0), shared)
-    np.testing.assert_allclose(
-        evaluate(model, variables, shared),
-        evaluate(model, variables, repeated),
-        rtol=1e-4,
-        atol=2e-4,
-    )
-
-
 def count(variables):
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 

@@ -77,14 +77,6 @@ def test_dice_starts_as_a_smooth_relu():
     np.testing.assert_array_equal(params["activations_0"]["slope"], np.zeros(6))
 
 
-def test_shared_candidates_equal_repeated_ones():
-    cases.assert_shared_candidates_equal_repeated_ones(*make())
-
-
-def test_every_parameter_gets_a_gradient():
-    cases.assert_every_parameter_gets_a_gradient(*make(dropout=0.0))
-
-
 def test_dropout_is_off_at_evaluation_and_on_in_training():
     model, variables = make(dropout=0.5, norm="none")
 

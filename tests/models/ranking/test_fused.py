@@ -57,14 +57,6 @@ def test_initial_tables_of_members_differ():
     assert np.abs(tables[0] - tables[1]).max() > 1e-3
 
 
-def test_shared_candidates_equal_repeated_ones():
-    cases.assert_shared_candidates_equal_repeated_ones(*make())
-
-
-def test_every_parameter_gets_a_gradient():
-    cases.assert_every_parameter_gets_a_gradient(*make())
-
-
 def test_statistics_of_all_members_move_in_training():
     model, variables = make()
     _, updated = jax.jit(

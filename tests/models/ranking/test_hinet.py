@@ -63,14 +63,6 @@ def test_single_scenario_attends_to_nothing():
     assert np.isfinite(logit_BG).all()
 
 
-def test_shared_candidates_equal_repeated_ones():
-    cases.assert_shared_candidates_equal_repeated_ones(*make())
-
-
-def test_every_parameter_gets_a_gradient():
-    cases.assert_every_parameter_gets_a_gradient(*make(dropout=0.0))
-
-
 def test_number_of_parameters():
     model, variables = make()
     inputs, sub_experts = variables["params"]["first"]["kernel"].shape[0], (S + 1) * K

@@ -78,14 +78,6 @@ def test_scores_of_other_towers_are_used():
     assert (np.abs(changed - cases.evaluate(model, variables)) > 1e-4).all()
 
 
-def test_shared_candidates_equal_repeated_ones():
-    cases.assert_shared_candidates_equal_repeated_ones(*make())
-
-
-def test_every_parameter_gets_a_gradient():
-    cases.assert_every_parameter_gets_a_gradient(*make(dropout=0.0))
-
-
 def test_number_of_parameters():
     model, variables = make()
     first = (variables["params"]["first"]["kernel"].shape[0] + 1) * (K * 6 + S * (4 + 7))

@@ -74,14 +74,6 @@ def test_single_scenario_has_no_others():
     assert np.isfinite(cases.evaluate(model, variables, scenario_B=scenario_B)).all()
 
 
-def test_shared_candidates_equal_repeated_ones():
-    cases.assert_shared_candidates_equal_repeated_ones(*make())
-
-
-def test_every_parameter_gets_a_gradient():
-    cases.assert_every_parameter_gets_a_gradient(*make(dropout=0.0))
-
-
 def test_number_of_parameters():
     model, variables = make()
     inputs = variables["params"]["first"]["kernel"].shape[0]

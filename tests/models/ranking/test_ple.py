@@ -59,14 +59,6 @@ def test_forward_is_that_of_levels_written_out(num_levels):
     np.testing.assert_allclose(cases.evaluate(model, variables), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_shared_candidates_equal_repeated_ones():
-    cases.assert_shared_candidates_equal_repeated_ones(*make())
-
-
-def test_every_parameter_gets_a_gradient():
-    cases.assert_every_parameter_gets_a_gradient(*make(dropout=0.0))
-
-
 def test_last_level_of_a_row_reads_no_expert_of_another_scenario():
     # Without normalisation, through which the rows of a batch depend on one another.
     model, variables = make(norm="none")

@@ -122,14 +122,6 @@ def test_rows_of_a_scenario_do_not_change_those_of_another_in_training():
     assert np.abs(after - before)[is_first].max() > 1e-3
 
 
-def test_shared_candidates_equal_repeated_ones():
-    cases.assert_shared_candidates_equal_repeated_ones(*make())
-
-
-def test_every_parameter_gets_a_gradient():
-    cases.assert_every_parameter_gets_a_gradient(*make(dropout=0.0))
-
-
 def test_number_of_parameters():
     model, variables = make()
     inputs = variables["params"]["aux_first"]["kernel"].shape[0]
