@@ -1,7 +1,7 @@
 """Corpus statistics of the training period: who clicked what, popularity, collaborative vectors.
 
-Owns what is computed once from a store before training, for teachers that use it (the `constants`
-collection of a model) and for the reference rows. Nothing here reads an event of the validation or
+Owns what is computed once from a store before training, for models that use it (their collection
+`constants`) and for the reference rows. Nothing here reads an event of the validation or
 test days, except `read_windows`, which reads the histories that queries may see.
 
 Letters: U rows of the user table, V rows of the corpus (row 0 is padding), S scenarios, C width of
@@ -25,12 +25,13 @@ PRIOR_CLICKS = 10.0
 def make_constants(
     store: store_lib.Store, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """The constants that a model declares, float32.
+    """The constants that a model declares, float32 but for ids.
 
     Args:
       store: The prepared data.
-      shapes: Wanted shapes by name: `log_prior_SV` [S, V], see `log_prior`, and `item_vector_VC`
-        [V, C], see `item_vectors`.
+      shapes: Wanted shapes by name: `log_prior_SV` [S, V], see `log_prior`; `clicked_SV` [S, V],
+        1 where an item has training clicks in a scenario; `item_vector_VC` [V, C], see
+        `item_vectors`; `sparse_NAME_V`, `dense_NAME_V` and `bag_NAME_VP`, the items' feature NAME.
 
     Raises:
       ValueError: On an unknown name, or a shape that the store does not give.
@@ -39,19 +40,36 @@ def make_constants(
     for name, shape in shapes.items():
         if name == "log_prior_SV":
             constants[name] = log_prior(store)
+        elif name == "clicked_SV":
+            constants[name] = (count_clicks(store) > 0).astype(np.float32)
         elif name == "item_vector_VC":
             constants[name] = item_vectors(read_interactions(store), shape[-1])
         else:
-            raise ValueError(
-                f"constant {name!r}: expected 'log_prior_SV' or 'item_vector_VC', the statistics "
-                "that can be computed"
-            )
+            constants[name] = _read_item_field(store, name)
         if constants[name].shape != tuple(shape):
             raise ValueError(
                 f"constant {name!r}: expected shape {constants[name].shape} for this store, got "
                 f"{tuple(shape)} from the model"
             )
     return constants
+
+
+def _read_item_field(store: store_lib.Store, name: str) -> np.ndarray:
+    """A feature of all items by the name of its constant."""
+    for group, columns in (
+        ("sparse", store.items_sparse),
+        ("dense", store.items_dense),
+    ):
+        names = [f"{group}_{f.name}_V" for f in getattr(store.spec, f"item_{group}")]
+        if name in names:
+            return np.ascontiguousarray(columns[:, names.index(name)])
+    for bag in store.spec.item_bags:
+        if name == f"bag_{bag.name}_VP":
+            return np.asarray(store.items_bags[bag.name])
+    raise ValueError(
+        f"constant {name!r}: expected 'log_prior_SV', 'clicked_SV', 'item_vector_VC' or a feature "
+        "of the items"
+    )
 
 
 def read_interactions(store: store_lib.Store) -> scipy.sparse.csr_matrix:

@@ -107,6 +107,25 @@ def test_columns_past_the_rank_are_zero(store):
     assert np.isfinite(vector_VC).all()
 
 
+def test_items_with_training_clicks_in_a_scenario_are_marked(store):
+    marked_SV = statistics.make_constants(store, {"clicked_SV": (2, 6)})["clicked_SV"]
+    np.testing.assert_array_equal(marked_SV, [[0, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 0]])
+    assert marked_SV.dtype == np.float32
+
+
+def test_fields_of_the_items_are_those_of_the_corpus(random_store):
+    V = random_store.spec.num_items
+    shapes = {"sparse_author_V": (V,), "dense_duration_V": (V,), "bag_tag_VP": (V, 3)}
+    constants = statistics.make_constants(random_store, shapes)
+    np.testing.assert_array_equal(constants["sparse_author_V"], random_store.items_sparse[:, 1])
+    np.testing.assert_array_equal(constants["dense_duration_V"], random_store.items_dense[:, 0])
+    np.testing.assert_array_equal(constants["bag_tag_VP"], random_store.items_bags["tag"])
+    types = {name: value.dtype for name, value in constants.items()}
+    assert types == {
+        "sparse_author_V": np.int32, "dense_duration_V": np.float32, "bag_tag_VP": np.int32
+    }  # fmt: skip
+
+
 def test_constants_have_the_declared_shapes(store):
     shapes = {"log_prior_SV": (2, 6), "item_vector_VC": (6, 3)}
     constants = statistics.make_constants(store, shapes)
@@ -119,7 +138,8 @@ def test_constants_have_the_declared_shapes(store):
     ("shapes", "message"),
     [
         ({"log_prior_SV": (3, 6)}, r"'log_prior_SV': expected shape \(2, 6\)"),
-        ({"mood": (2,)}, "constant 'mood': expected 'log_prior_SV' or 'item_vector_VC'"),
+        ({"mood": (2,)}, "constant 'mood': expected 'log_prior_SV', .* or a feature of the items"),
+        ({"sparse_mood_V": (2,)}, "constant 'sparse_mood_V': expected 'log_prior_SV'"),
     ],
 )
 def test_constants_that_cannot_be_computed_are_refused(store, shapes, message):

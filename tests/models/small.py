@@ -1,20 +1,11 @@
 """Every registered method with small widths, for tests that all methods must pass."""
 
-from dsmoe_jax.models.matching import dsmoe
-from dsmoe_jax.models.ranking import (
-    din,
-    fused,
-    hinet,
-    hmoe,
-    m3oe,
-    mmoe_din,
-    ple,
-    sap_ranker,
-    star,
-)
+from dsmoe_jax.models.matching import dsmoe, sass
+from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
 
 SMALL_MATCHERS = {
     "dsmoe": dsmoe.DSMOEConfig(num_experts=2, rank=2, hidden_dim=6, output_dim=5),
+    "sass": sass.SASSConfig(hidden_dims=(6, 5), output_dim=4, bias_dim=3, pretrain_epochs=1),
 }
 # Every part of the joint input.
 JOINT_INPUT = {

@@ -1,0 +1,300 @@
+"""SASS-style: towers that let a scenario's path take from a global path, layer by layer.
+
+Owns the two towers and the optional first stage: which views of a user or an item are contrasted.
+The layers are in `nn/transfer.py`, the loss over pairs in `nn/contrast.py`.
+
+Letters: B examples, G candidates, S scenarios, I a tower's input, D output, M interests (1),
+V items, F feature fields, N rows of both views, X contrasted sides.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import checks, config, features
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.nn import contrast, dropout, dsbn, embed, scenario, transfer
+
+CONTRASTIVE_SIDES = ("both", "item")
+# The history that a user has in the example's own scenario.
+OWN_HISTORY = "scenario_history"
+
+
+@dataclasses.dataclass
+class SASSConfig(config.MatcherConfig):
+    """Hyper-parameters of SASS; without pre-training it is "SASS-base".
+
+    Attributes:
+      hidden_dims: Widths of the layers, at least one.
+      output_dim: D, width of both towers' outputs.
+      bias_dim: Hidden width of the scenario bias network.
+      input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
+      norm: Normalisation of both paths: "bn", "dsbn" or "none".
+      bn_momentum: Share of a batch in the running statistics, in (0, 1].
+      pretrain_epochs: Passes of the contrastive stage before the main one; 0 for none.
+      contrastive_sides: "both"; or "item", where a user has only one scenario.
+      contrastive_temperature: tau in (0, 1] of the contrastive stage.
+    """
+
+    scenario_histories: ClassVar[bool] = True
+
+    hidden_dims: tuple[int, ...] = (256, 128)
+    output_dim: int = 128
+    bias_dim: int = 64
+    input_dropout: float = 0.0
+    norm: str = "bn"
+    bn_momentum: float = 0.1
+    pretrain_epochs: int = 0
+    contrastive_sides: str = "both"
+    contrastive_temperature: float = 0.1
+
+    def pretraining(self) -> tuple[config.Pretraining, ...]:
+        """The contrastive stage, where there is one."""
+        if not self.pretrain_epochs:
+            return ()
+        return (config.Pretraining("contrast", "contrastive_loss", self.pretrain_epochs),)
+
+    def make(self, spec: features.FeatureSpec) -> "SASS":
+        """Builds the model.
+
+        Raises:
+          ValueError: When a field is out of range, or users are to be contrasted and the features
+            lack what says where they are active.
+        """
+        checks.check_fields(
+            self,
+            "model",
+            counts=("output_dim", "bias_dim"),
+            widths=("hidden_dims",),
+            rates=("input_dropout",),
+            shares=("bn_momentum", "contrastive_temperature"),
+            choices={"norm": dsbn.KINDS, "contrastive_sides": CONTRASTIVE_SIDES},
+        )
+        if not self.hidden_dims:
+            raise ValueError("model.hidden_dims: expected at least one width, got none")
+        if self.pretrain_epochs < 0:
+            raise ValueError(
+                f"model.pretrain_epochs: expected a number >= 0, got {self.pretrain_epochs!r}"
+            )
+        names = tuple(sequence.name for sequence in spec.sequences)
+        contrasts_users = self.pretrain_epochs > 0 and self.contrastive_sides == "both"
+        if contrasts_users and features.SCENARIO_HISTORIES not in names:
+            raise ValueError(
+                f"model.contrastive_sides: 'both' needs the sequence "
+                f"{features.SCENARIO_HISTORIES!r}, got {names}"
+            )
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["hidden_dims"] = tuple(self.hidden_dims)
+        return SASS(spec=spec, **fields)
+
+
+class SASS(two_tower.Matcher):
+    """Two adaptive-transfer towers with one scenario table, optionally pre-trained by contrast.
+
+    **Paper:** Zhang et al., "Scenario-Adaptive and Self-Supervised Model for Multi-Scenario
+    Personalized Recommendation" (arXiv 2208.11457): shared embedding, global and scenario networks,
+    adaptive and update gates at every layer, a scenario bias network, symmetric towers; a first
+    stage that contrasts an entity's representations in two scenarios.
+    **Deviation:** written without the paper's equations, hence "SASS-style": the algebra of the
+    gates and what they read, all widths, temperature and epochs are inferred. The first stage
+    learns from training clicks alone, not from exposures.
+
+    Attributes: see `SASSConfig`.
+    """
+
+    hidden_dims: tuple[int, ...]
+    output_dim: int
+    bias_dim: int
+    input_dropout: float
+    norm: str
+    bn_momentum: float
+    pretrain_epochs: int
+    contrastive_sides: str
+    contrastive_temperature: float
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        # The histories of all scenarios tell where a user is active; their events are not embedded.
+        self.embedder = embed.Embedder(
+            dataclasses.replace(self.spec, sequences=self.spec.pooled_sequences)
+        )
+        self.drop = dropout.Dropout(self.input_dropout)
+        self.user_tower = self._make_tower(self.embedder.user_dim)
+        self.item_tower = self._make_tower(self.embedder.item_dim)
+        constants = {
+            name: self.variable("constants", name, jnp.zeros, shape, jnp.float32)
+            for name, shape in self.constant_shapes.items()
+        }
+        if self.pretrain_epochs:
+            self.clicked_SV = constants["clicked_SV"]
+
+    @property
+    def constant_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Where each item has training clicks, for the contrastive stage."""
+        if not self.pretrain_epochs:
+            return {}
+        return {"clicked_SV": (self.spec.num_scenarios, self.spec.num_items)}
+
+    @property
+    def item_uses_scenario(self) -> bool:
+        """True: the towers are symmetric."""
+        return True
+
+    def embed_user(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
+        """One vector per user."""
+        input_BI = self.embedder.users(users).input_BI
+        return self._run(self.user_tower, input_BI, scenario_B, train)[:, None], {}
+
+    def embed_item(
+        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
+        """Item vectors in the scenarios."""
+        input_BI = self.embedder.items(items).input_BI
+        return self._run(self.item_tower, input_BI, scenario_B, train), {}
+
+    def contrastive_loss(
+        self,
+        users: batch_lib.Users,
+        items: batch_lib.Items,
+        scenario_B: Int[jax.Array, "B"],
+        *,
+        train: bool,
+    ) -> tuple[Float[jax.Array, "B X"], two_tower.Aux]:
+        """InfoNCE between an entity in the example's scenario and in another, per example and side.
+
+        Users are contrasted where they have clicks in another scenario, positives (candidate 0)
+        where they have training clicks in one; of several, `train` draws one at random. Values are
+        scaled so that the mean over the batch is the mean over the pairs there are. Rows of users
+        with equal profiles, and of the same item, are not each other's negatives.
+
+        **Paper:** the self-supervised stage. **Deviation:** in the other scenario a user's own
+        history is the one of that scenario, as the tower would see it there.
+
+        Args:
+          users: The user side.
+          items: Candidates [B, G].
+          scenario_B: The example's scenario.
+          train: Whether statistics are recorded and the other scenario is drawn.
+        """
+        sides = [self._contrast_items(items, scenario_B, train)]
+        if self.contrastive_sides == "both":
+            sides.append(self._contrast_users(users, scenario_B, train))
+        return jnp.stack(sides, axis=1), {}
+
+    def _contrast_items(
+        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], train: bool
+    ) -> Float[jax.Array, "B"]:
+        positives = jax.tree.map(lambda leaf: leaf[:, 0], items)
+        item_B = positives.sparse_VF[:, 0]
+        clicked_BS = self.clicked_SV.value.T[item_B] > 0
+        other_B, paired_B = draw_other(clicked_BS, scenario_B, self._make_key(train))
+        input_BI = self.embedder.items(positives).input_BI
+        same_BB = item_B[:, None] == item_B[None]
+        views, scenarios = (input_BI, input_BI), (scenario_B, other_B)
+        return self._contrast(self.item_tower, views, scenarios, paired_B, same_BB, train)
+
+    def _contrast_users(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], train: bool
+    ) -> Float[jax.Array, "B"]:
+        active_BS = self._read_active(users)
+        other_B, paired_B = draw_other(active_BS, scenario_B, self._make_key(train))
+        moved = self._move(users, other_B)
+        views = (self.embedder.users(users).input_BI, self.embedder.users(moved).input_BI)
+        scenarios, same_BB = (scenario_B, other_B), _have_equal_profiles(users)
+        return self._contrast(self.user_tower, views, scenarios, paired_B, same_BB, train)
+
+    def _contrast(
+        self,
+        tower: transfer.AdaptiveTower,
+        views: tuple[Float[jax.Array, "B I"], Float[jax.Array, "B I"]],
+        scenarios: tuple[Int[jax.Array, "B"], Int[jax.Array, "B"]],
+        paired_B: Bool[jax.Array, "B"],
+        same_BB: Bool[jax.Array, "B B"],
+        train: bool,
+    ) -> Float[jax.Array, "B"]:
+        """Both views in one pass, so that they share the statistics of their normalisation."""
+        vector_ND = self._run(tower, jnp.concatenate(views), jnp.concatenate(scenarios), train)
+        first_BD, second_BD = jnp.split(vector_ND, 2)
+        loss_B = contrast.info_nce(
+            first_BD, second_BD, paired_B, same_BB, self.contrastive_temperature
+        )
+        return loss_B * (len(loss_B) / jnp.maximum(paired_B.sum(), 1))
+
+    def _read_active(self, users: batch_lib.Users) -> Bool[jax.Array, "B S"]:
+        ids_BLF = users.sequences[features.SCENARIO_HISTORIES].ids_BLF
+        return (ids_BLF.reshape(len(ids_BLF), self.spec.num_scenarios, -1) > 0).any(axis=2)
+
+    def _move(self, users: batch_lib.Users, other_B: Int[jax.Array, "B"]) -> batch_lib.Users:
+        """The users as the tower sees them in other scenarios: their own history is from there."""
+        if OWN_HISTORY not in users.sequences:
+            return users
+        rows_B, S = jnp.arange(len(other_B)), self.spec.num_scenarios
+        moved = jax.tree.map(
+            lambda leaf: leaf.reshape(len(leaf), S, -1, *leaf.shape[2:])[rows_B, other_B],
+            users.sequences[features.SCENARIO_HISTORIES],
+        )
+        return users._replace(sequences={**users.sequences, OWN_HISTORY: moved})
+
+    def _make_key(self, train: bool) -> jax.Array | None:
+        return self.make_rng("dropout") if train else None
+
+    def _make_tower(self, in_dim: int) -> transfer.AdaptiveTower:
+        return transfer.AdaptiveTower(
+            in_dim=in_dim,
+            hidden_dims=self.hidden_dims,
+            output_dim=self.output_dim,
+            bias_dim=self.bias_dim,
+            scenario_dim=self.spec.embedding_dim,
+            num_scenarios=self.spec.num_scenarios,
+            norm=self.norm,
+            momentum=self.bn_momentum,
+        )
+
+    def _run(
+        self,
+        tower: transfer.AdaptiveTower,
+        input_BI: Float[jax.Array, "B ... I"],
+        scenario_B: Int[jax.Array, "B"],
+        train: bool,
+    ) -> Float[jax.Array, "B ... D"]:
+        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
+        input_BI = self.drop(input_BI, train=train)
+        return tower(input_BI, self.embedder.scenarios(), one_hot_BS, train=train)
+
+
+def draw_other(
+    present_BS: Bool[jax.Array, "B S"], scenario_B: Int[jax.Array, "B"], key: jax.Array | None
+) -> tuple[Int[jax.Array, "B"], Bool[jax.Array, "B"]]:
+    """A scenario other than the example's in which something is present, and whether there is one.
+
+    The example's own where there is none.
+
+    Args:
+      present_BS: Where it is present.
+      scenario_B: The example's scenario.
+      key: Of several, one is drawn at random; without a key it is the first.
+    """
+    own_BS = scenario.one_hot(scenario_B, present_BS.shape[1]) > 0
+    possible_BS = present_BS & ~own_BS
+    lot_BS = jnp.zeros(possible_BS.shape, jnp.float32)
+    if key is not None:
+        lot_BS = jax.random.uniform(key, possible_BS.shape)
+    other_B = jnp.argmax(jnp.where(possible_BS, lot_BS, -1), axis=1).astype(jnp.int32)
+    paired_B = possible_BS.any(axis=1)
+    return jnp.where(paired_B, other_B, scenario_B), paired_B
+
+
+def _have_equal_profiles(users: batch_lib.Users) -> Bool[jax.Array, "B B"]:
+    """Which rows agree in every categorical and numerical field, as all rows of a user do.
+
+    The id alone would not do: a run may leave it out.
+    """
+    same_BBF = users.sparse_BF[:, None] == users.sparse_BF[None]
+    near_BBF = users.dense_BF[:, None] == users.dense_BF[None]
+    return same_BBF.all(axis=2) & near_BBF.all(axis=2)
