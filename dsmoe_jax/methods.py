@@ -6,12 +6,13 @@ its configuration here.
 """
 
 from dsmoe_jax import config
-from dsmoe_jax.models.matching import dsmoe, sass
+from dsmoe_jax.models.matching import dsmoe, m5, sass
 from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
 
 # Two-tower methods, which an index serves.
 MATCHERS: dict[str, type[config.MatcherConfig]] = {
     "dsmoe": dsmoe.DSMOEConfig,
+    "m5": m5.M5Config,
     "sass": sass.SASSConfig,
 }
 # Joint-input rankers, which teach.

@@ -87,10 +87,12 @@ def make_variables(model, users, items, scenario_B, seed=0):
 
 
 def randomise(variables, seed=0):
-    """Random values in the shapes of `variables`; variances and slopes are positive."""
+    """Random values in the shapes of `variables`; variances and slopes are positive, ids are 1."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return jnp.ones(leaf.shape, leaf.dtype)
         value = 0.4 * rng.normal(size=leaf.shape)
         name = path[-1].key
         positive = name in ("var", "scale", "prelu_slope")
