@@ -12,7 +12,7 @@ it; after `Experiment.validate` nothing changes it.
 
 import dataclasses
 import difflib
-from typing import Any, ClassVar
+from typing import Any
 
 
 @dataclasses.dataclass
@@ -82,14 +82,12 @@ class Pretraining:
 
 @dataclasses.dataclass
 class MatcherConfig:
-    """A two-tower method's hyper-parameters; each method extends it in its own file.
+    """A two-tower method's hyper-parameters; each method extends it in its own file."""
 
-    Attributes:
-      scenario_histories: Whether the method reads every scenario's own history; see
-        `features.SCENARIO_HISTORIES`.
-    """
-
-    scenario_histories: ClassVar[bool] = False
+    @property
+    def scenario_histories(self) -> bool:
+        """Whether the method reads every scenario's own history: `features.SCENARIO_HISTORIES`."""
+        return False
 
     def pretraining(self) -> tuple[Pretraining, ...]:
         """The stages before the main one, in their order."""
