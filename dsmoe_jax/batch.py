@@ -100,6 +100,12 @@ class Queries(NamedTuple):
     query_Q: Int[Array, "Q"]
 
 
+def split_items(items: Items, count: int) -> tuple[Items, Items]:
+    """The first `count` candidates [B, count] of every example, and the others."""
+    first = jax.tree.map(lambda leaf: leaf[:, :count], items)
+    return first, jax.tree.map(lambda leaf: leaf[:, count:], items)
+
+
 def take_items(corpus: Items, ids: Int[Array, "..."]) -> Items:
     """Gathers rows of the corpus; the result has the leading shape of `ids`."""
     return Items(

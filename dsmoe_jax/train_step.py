@@ -5,7 +5,8 @@ model's auxiliary losses, plus the distillation term when a teacher is given. Th
 argument: it is no part of the state, and no gradient reaches it. A stage may train on a loss of the
 model's own instead.
 
-Letters: B examples, N negatives, G = 1 + N candidates, X losses of a row, S scenarios.
+Letters: B examples, N negatives, G = 1 + N candidates, X losses of a row, or items of a row, S
+scenarios.
 """
 
 from collections.abc import Callable
@@ -47,6 +48,9 @@ def make_train_step(
     With `loss_method` the loss is that method's of the model: `(users, items, scenario_B, *, train)
     -> (loss_BX, aux)`, one loss per row or more, in place of the logits and their BCE.
 
+    A matcher that draws unlabelled items (`Matcher.draw_unlabelled`) is called with them as
+    `unlabelled`, but not for such a loss.
+
     **Paper:** L = L_task + lambda * mean KL(p_teacher || p_student), section "Distillation".
     **Deviation:** means over rows where the paper sums: Adam is indifferent to the scale.
     """
@@ -62,6 +66,8 @@ def make_train_step(
         dropout_key: jax.Array,
     ) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
         mutable = [name for name in model_state if name != "constants"]
+        items, unlabelled = batch_lib.split_items(items, 1 + num_negatives)
+        extra: dict[str, Any] = {"unlabelled": unlabelled} if unlabelled.sparse_VF.shape[1] else {}
         (output_BX, aux), updated = model.apply(
             {"params": params, **model_state},
             users,
@@ -71,6 +77,7 @@ def make_train_step(
             mutable=mutable,
             rngs={"dropout": dropout_key},
             method=loss_method or "__call__",
+            **extra,
         )
         if loss_method:
             parts_BX = {"loss_task": output_BX}
@@ -103,7 +110,8 @@ def make_train_step(
         distill_weight: jax.Array,
         key: jax.Array,
     ) -> tuple[train_state.TrainState, Metrics]:
-        negative_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        step_key = jax.random.fold_in(key, state.step)
+        negative_key, dropout_key, unlabelled_key = jax.random.split(step_key, 3)
         candidate_BG = negatives.draw_candidates(
             negative_key, batch.item_B, num_items=num_items, num_negatives=num_negatives
         )
@@ -118,6 +126,13 @@ def make_train_step(
                 train=False,
             )
             teacher_logit_BG = jax.lax.stop_gradient(teacher_logit_BG)
+        unlabelled_BX = None
+        if isinstance(model, two_tower.Matcher) and not loss_method:
+            unlabelled_BX = model.draw_unlabelled(batch.users, batch.scenario_B, unlabelled_key)
+        if unlabelled_BX is not None:
+            # Beside the candidates: an updater is shown all items of a step at once.
+            shown_BX = jnp.concatenate([candidate_BG, unlabelled_BX], axis=1)
+            items = batch_lib.take_items(corpus, shown_BX)
         shown = updater.show(state.params, state.opt_state, batch.users, items)
         gradient, (model_state, metrics) = jax.grad(objective, has_aux=True)(
             shown.params,

@@ -3,7 +3,8 @@
 Owns the contract between methods, the training step, evaluation and export. Methods subclass
 `Matcher`; nothing else in the package knows which one it holds.
 
-Letters: B examples, G candidates per example, M interests, D tower output, S scenarios.
+Letters: B examples, G candidates per example, X unlabelled items, M interests, D
+tower output, S scenarios.
 """
 
 import flax.linen as nn
@@ -57,6 +58,19 @@ class Matcher(nn.Module):
         `items` has leading axes [B, ...]: candidates of an example share its scenario.
         """
         raise NotImplementedError
+
+    def draw_unlabelled(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], key: jax.Array
+    ) -> Int[jax.Array, "B X"] | None:
+        """Items that a method learns from in training without knowing whether they are positives.
+
+        A function of the batch, called without parameters. The step then calls the model with
+        their features, [B, X], as the argument `unlabelled`; only such a method needs to have it.
+
+        Returns:
+          Item ids, of which 0 stands for none; None, as here, asks for no items.
+        """
+        return None
 
     def end_epoch(self) -> None:
         """What a method does after every epoch of training, to its parameters or its statistics.
