@@ -1,0 +1,224 @@
+"""ADIN: shared and per-scenario networks behind per-scenario gates on the fields (CIKM 2022).
+
+Owns self-training on what a user clicked in other scenarios; how these items reach the model is the
+training step's. The towers are in `nn/interest.py`.
+
+Letters: B examples, S scenarios, E one field's embedding, G candidates, X unlabelled items, L
+events, M interests (1), D output, I a tower's input.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import checks, config, features
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed, interest, scenario
+
+
+@dataclasses.dataclass
+class ADINConfig(config.MatcherConfig):
+    """Hyper-parameters of ADIN. The paper's own values were not at hand; these are ours.
+
+    Attributes:
+      num_shared: K, networks that all scenarios share.
+      hidden_dims: Widths of every network's layers, shared or of one scenario.
+      output_dim: D, width of both towers' outputs.
+      reduction: The gates on fields are computed through N / reduction hidden units.
+      fusion: "concat" joins the scenario's network, the shared ones and their product; "sum" adds
+        the two.
+      input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
+      norm: "dsbn", one normalisation per scenario; "bn" one in all; "none".
+      bn_momentum: Share of a batch in the running statistics, in (0, 1].
+      self_training_weight: Weight >= 0 of a pseudo-positive beside a candidate's 1; 0 switches
+        self-training off.
+      self_training_threshold: Probability in (0, 1] above which an unlabelled item is taken for a
+        positive.
+      self_training_items: X, unlabelled items drawn per example and step.
+    """
+
+    num_shared: int = 2
+    hidden_dims: tuple[int, ...] = (256,)
+    output_dim: int = 128
+    reduction: int = 4
+    fusion: str = "concat"
+    input_dropout: float = 0.0
+    norm: str = "dsbn"
+    bn_momentum: float = 0.1
+    self_training_weight: float = 0.0
+    self_training_threshold: float = 0.9
+    self_training_items: int = 4
+
+    @property
+    def scenario_histories(self) -> bool:
+        """Self-training draws from the histories of other scenarios; nothing else reads them."""
+        return self.self_training_weight > 0
+
+    def make(self, spec: features.FeatureSpec) -> "ADIN":
+        """Builds the model.
+
+        Raises:
+          ValueError: When a field is out of range, or self-training lacks the histories it needs.
+        """
+        checks.check_fields(
+            self,
+            "model",
+            counts=("num_shared", "output_dim", "reduction", "self_training_items"),
+            widths=("hidden_dims",),
+            rates=("input_dropout",),
+            shares=("bn_momentum", "self_training_threshold"),
+            choices={"norm": dsbn.KINDS, "fusion": interest.FUSIONS},
+        )
+        if not self.hidden_dims:
+            raise ValueError("model.hidden_dims: expected at least one width, got none")
+        if not self.self_training_weight >= 0:
+            raise ValueError(
+                f"model.self_training_weight: expected a number >= 0, "
+                f"got {self.self_training_weight!r}"
+            )
+        names = tuple(sequence.name for sequence in spec.sequences)
+        if self.scenario_histories and features.SCENARIO_HISTORIES not in names:
+            raise ValueError(
+                f"model.self_training_weight: expected 0 without a sequence "
+                f"{features.SCENARIO_HISTORIES!r}, got {self.self_training_weight!r} and sequences "
+                f"{names}"
+            )
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["hidden_dims"] = tuple(self.hidden_dims)
+        return ADIN(spec=spec, **values)
+
+
+class ADIN(two_tower.Matcher):
+    """ADIN-style: two towers of one architecture, both conditioned on the scenario.
+
+    **Paper:** Jiang et al., "Adaptive Domain Interest Network for Multi-domain Recommendation"
+    (CIKM 2022, arXiv 2206.09672): domain interest adaptation, shared and domain-specific networks,
+    fusion, domain-specific forward network, domain-specific batch normalisation, self-training.
+    **Deviation:** the order and the kind of these layers are the paper's; their formulas were not
+    at hand and are inferred. A gate on a field is twice a sigmoid, so that it starts near 1; the
+    weights of shared networks are a softmax; normalisation follows the linear layers of the
+    networks, not the gates of the fusion, which are constant within a scenario; the last layer is
+    linear. Trained on the binary cross entropy that all methods share, where the original has a
+    sampled softmax. Self-training, off by default, judges unlabelled items in every step with the
+    model as it is, where the original freezes it from time to time.
+
+    Attributes: see `ADINConfig`.
+    """
+
+    num_shared: int
+    hidden_dims: tuple[int, ...]
+    output_dim: int
+    reduction: int
+    fusion: str
+    input_dropout: float
+    norm: str
+    bn_momentum: float
+    self_training_weight: float
+    self_training_threshold: float
+    self_training_items: int
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        # Histories of other scenarios are drawn from, not embedded.
+        spec = dataclasses.replace(self.spec, sequences=self.spec.pooled_sequences)
+        self.embedder = embed.Embedder(spec)
+        self.drop = dropout.Dropout(self.input_dropout)
+        self.user_tower = self._make_tower(self.embedder.user_dim)
+        self.item_tower = self._make_tower(self.embedder.item_dim)
+
+    @property
+    def item_uses_scenario(self) -> bool:
+        """One index per scenario."""
+        return True
+
+    def embed_user(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
+        """One vector per user."""
+        input_BI = self.embedder.users(users).input_BI
+        return self._run(self.user_tower, input_BI, scenario_B, train)[:, None], {}
+
+    def embed_item(
+        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
+        """Item vectors in the scenarios."""
+        input_BI = self.embedder.items(items).input_BI
+        return self._run(self.item_tower, input_BI, scenario_B, train), {}
+
+    def draw_unlabelled(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], key: jax.Array
+    ) -> Int[jax.Array, "B X"] | None:
+        """Items of events in other scenarios, uniform with replacement; 0 where there are none."""
+        if not self.self_training_weight:
+            return None
+        ids_BL = jnp.asarray(users.sequences[features.SCENARIO_HISTORIES].ids_BLF[..., 0])
+        S, (B, L) = self.spec.num_scenarios, ids_BL.shape
+        scenario_L = jnp.repeat(jnp.arange(S), L // S)
+        other_BL = (ids_BL > 0) & (scenario_L[None] != scenario_B[:, None])
+        # The n-th event of other scenarios is where n of them lie before.
+        rank_BL = jnp.cumsum(other_BL, axis=1)
+        count_B1 = rank_BL[:, -1:]
+        draw_BX = jax.random.randint(
+            key, (B, self.self_training_items), 0, jnp.maximum(count_B1, 1)
+        )
+        position_BX = (rank_BL[:, None] <= draw_BX[:, :, None]).sum(axis=-1)
+        item_BX = jnp.take_along_axis(ids_BL, position_BX, axis=1, mode="clip")
+        return jnp.where(count_B1 > 0, item_BX, 0)
+
+    def __call__(
+        self,
+        users: batch_lib.Users,
+        items: batch_lib.Items,
+        scenario_B: Int[jax.Array, "B"],
+        *,
+        train: bool,
+        unlabelled: batch_lib.Items | None = None,
+    ) -> tuple[Float[jax.Array, "B G"], two_tower.Aux]:
+        """As in `Matcher`; `unlabelled` [B, X] adds the loss of self-training."""
+        if unlabelled is None:
+            return super().__call__(users, items, scenario_B, train=train)
+        # As at inference, and first: running statistics are those before the step, and those of
+        # the batch are the candidates' alone, whose logits stay what they are without this.
+        item_BXD, _ = self.embed_item(unlabelled, scenario_B, train=False)
+        user_BMD, _ = self.embed_user(users, scenario_B, train=train)
+        item_BGD, _ = self.embed_item(items, scenario_B, train=train)
+        logit_BG = jnp.einsum("bmd,bgd->bg", user_BMD, item_BGD)
+        logit_BX = jnp.einsum("bmd,bxd->bx", user_BMD, item_BXD)
+        known_BX = unlabelled.sparse_VF[..., 0] > 0
+        probability_BX = nn.sigmoid(jax.lax.stop_gradient(logit_BX))
+        positive_BX = known_BX & (probability_BX > self.self_training_threshold)
+        # The cross entropy of label 1, over the number of candidates: with weight 1 it counts as
+        # much as one of them.
+        loss = jnp.where(positive_BX, nn.softplus(-logit_BX), 0).sum() / logit_BG.size
+        return logit_BG, {"self_training": self.self_training_weight * loss}
+
+    def _make_tower(self, in_dim: int) -> interest.Tower:
+        E = self.spec.embedding_dim
+        return interest.Tower(
+            in_dim=in_dim,
+            num_fields=in_dim // E,
+            scenario_dim=E,
+            num_scenarios=self.spec.num_scenarios,
+            num_shared=self.num_shared,
+            hidden_dims=self.hidden_dims,
+            output_dim=self.output_dim,
+            reduction=self.reduction,
+            fusion=self.fusion,
+            norm=self.norm,
+            momentum=self.bn_momentum,
+        )
+
+    def _run(
+        self,
+        tower: interest.Tower,
+        input_BI: Float[jax.Array, "B ... I"],
+        scenario_B: Int[jax.Array, "B"],
+        train: bool,
+    ) -> Float[jax.Array, "B ... D"]:
+        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
+        input_BI = self.drop(input_BI, train=train)
+        return tower(input_BI, self.embedder.scenarios(), one_hot_BS, train=train)
