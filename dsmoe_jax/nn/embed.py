@@ -87,9 +87,11 @@ class Embedder(nn.Module):
 
     Attributes:
       spec: The features; what it leaves out has no table.
+      with_scenarios: Whether scenarios have embeddings too; a model that reads none has no table.
     """
 
     spec: features.FeatureSpec
+    with_scenarios: bool = True
 
     def setup(self) -> None:
         """Creates the parameters."""
@@ -100,10 +102,11 @@ class Embedder(nn.Module):
         self.item_tables = tables.FieldTables(
             spec.item_sparse, spec.item_bags, own_tables(spec, "item"), dim
         )
-        shape_SE = (spec.num_scenarios, dim)
-        self.scenario_table_SE = self.param(
-            "scenario_table", nn.initializers.normal(SCENARIO_STD), shape_SE, jnp.float32
-        )
+        if self.with_scenarios:
+            shape_SE = (spec.num_scenarios, dim)
+            self.scenario_table_SE = self.param(
+                "scenario_table", nn.initializers.normal(SCENARIO_STD), shape_SE, jnp.float32
+            )
         init = nn.initializers.truncated_normal(tables.TABLE_STD)
         for side in ("user", "item"):
             dense = getattr(spec, f"{side}_dense")
@@ -151,7 +154,7 @@ class Embedder(nn.Module):
         return found
 
     def scenarios(self) -> Float[jax.Array, "S E"]:
-        """The scenario embeddings, shared by both towers."""
+        """The scenario embeddings, shared by both towers; needs `with_scenarios`."""
         return self.scenario_table_SE
 
     def users(self, users: batch_lib.Users) -> Embedded:

@@ -37,9 +37,17 @@ def split(tree: Any, names: list[str]) -> tuple[dict[str, jax.Array], Any]:
 
     Returns:
       The tables by name, and a new tree without them.
+
+    Raises:
+      ValueError: When the model has tables of its own making, whose rows are not the batch's ids.
     """
     if not names:
         return {}, tree
+    if ROOT not in tree:
+        raise ValueError(
+            "optim.embedding: expected 'dense' for a model whose tables the batch's ids do not "
+            f"index, such as one per scenario, got 'row_sparse' and parameters {sorted(tree)}"
+        )
     rest = {**tree, ROOT: {**tree[ROOT]}}
     found = {}
     for name in names:

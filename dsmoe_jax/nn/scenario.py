@@ -28,3 +28,14 @@ def pick(
     """
     row_BF = jnp.matmul(one_hot_BS, table_SF, precision=EXACT)
     return row_BF.reshape(row_BF.shape[0], *(1,) * (ndim - 2), row_BF.shape[1])
+
+
+def append(
+    x: Float[jax.Array, "B ... F"],
+    table_SC: Float[jax.Array, "S C"],
+    one_hot_BS: Float[jax.Array, "B S"],
+) -> Float[jax.Array, "B ... F+C"]:
+    """Each example's row of the table behind its input, the same for all its candidates."""
+    row = pick(table_SC, one_hot_BS, x.ndim)
+    row = jnp.broadcast_to(row, (*x.shape[:-1], row.shape[-1]))
+    return jnp.concatenate([x, row], axis=-1)

@@ -1,0 +1,148 @@
+"""MIND: several vectors per user, one for each interest found in the history.
+
+Owns the user tower over interests and the plain item tower. The routing is in `nn/capsules.py`, the
+search with several vectors in `retrieval/index.py`.
+
+Letters: B examples, S scenarios, M interests, E event width, I profile width, D output.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import checks, config, features
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.nn import capsules, dropout, dsbn, embed, mlp, perceptron, scenario
+
+
+@dataclasses.dataclass
+class MINDConfig(config.MatcherConfig):
+    """Hyper-parameters of MIND.
+
+    Attributes:
+      num_interests: M, most interests of a user; a history of n events has log2(1 + n) of them.
+      routing_iterations: Iterations of the routing.
+      sequence: The history whose events are routed, of `FeatureSpec.sequences`.
+      hidden_dims: Widths of both towers' hidden layers, at least one.
+      output_dim: D, width of both towers' outputs.
+      input_dropout: Rate in [0, 1) at which entries of both towers' inputs, interests included, are
+        dropped in training.
+      norm: "bn"; "dsbn", per scenario in the user tower; or "none".
+      bn_momentum: Share of a batch in the running statistics, in (0, 1].
+    """
+
+    num_interests: int = 4
+    routing_iterations: int = 3
+    sequence: str = "history"
+    hidden_dims: tuple[int, ...] = (256,)
+    output_dim: int = 128
+    input_dropout: float = 0.0
+    norm: str = "bn"
+    bn_momentum: float = 0.1
+
+    def make(self, spec: features.FeatureSpec) -> "MIND":
+        """Builds the model.
+
+        Raises:
+          ValueError: When a field is out of range, or names a history that the features lack.
+        """
+        checks.check_fields(
+            self,
+            "model",
+            counts=("num_interests", "routing_iterations", "output_dim"),
+            widths=("hidden_dims",),
+            rates=("input_dropout",),
+            shares=("bn_momentum",),
+            choices={"norm": dsbn.KINDS, "sequence": tuple(s.name for s in spec.sequences)},
+        )
+        if not self.hidden_dims:
+            raise ValueError("model.hidden_dims: expected at least one width, got none")
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["hidden_dims"] = tuple(self.hidden_dims)
+        return MIND(spec=spec, **fields)
+
+
+class MIND(two_tower.Matcher):
+    """u_m = MLP([interest_m; profile; e_s]) with one MLP for all interests; v = MLP(item).
+
+    The profile is the user's fields and pooled histories but the routed one, which the interests
+    stand for. Interests that a history does not support repeat the first one: they change no
+    maximum and no retrieved list.
+
+    **Paper:** Li et al., "Multi-Interest Network with Dynamic Routing for Recommendation at Tmall".
+    **Deviation:** training takes the interest that scores best, the limit of the paper's
+    label-aware attention that libraries use and what serving does, for positives and negatives
+    alike; the item tower is DSSM's, on all item fields, so that the two differ by interests alone;
+    normalisation before ReLU. The paper knows no scenarios: the user's MLP sees theirs, items do
+    not, and one index serves all.
+
+    Attributes: see `MINDConfig`.
+    """
+
+    num_interests: int
+    routing_iterations: int
+    sequence: str
+    hidden_dims: tuple[int, ...]
+    output_dim: int
+    input_dropout: float
+    norm: str
+    bn_momentum: float
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        spec, S, C = self.spec, self.spec.num_scenarios, self.spec.embedding_dim
+        self.embedder = embed.Embedder(spec)
+        self.drop = dropout.Dropout(self.input_dropout)
+        fields = {sequence.name: sequence.fields for sequence in spec.sequences}
+        event_dim = C * len(fields[self.sequence])
+        self.routing = capsules.DynamicRouting(
+            event_dim, self.num_interests, self.routing_iterations
+        )
+        profile_dim = self.embedder.user_dim - event_dim + C
+        self.first = mlp.Split((profile_dim, event_dim), self.hidden_dims[0])
+        self.first_block = mlp.NormBlock(self.norm, S, self.hidden_dims[0], self.bn_momentum, 0.0)
+        dims = (*self.hidden_dims, self.output_dim)
+        self.user_tower = perceptron.Perceptron(dims, S, self.norm, self.bn_momentum)
+        dims = (self.embedder.item_dim, *dims)
+        self.item_tower = perceptron.Perceptron(dims, 1, self.norm, self.bn_momentum)
+
+    @property
+    def item_uses_scenario(self) -> bool:
+        """One index serves all scenarios."""
+        return False
+
+    def embed_user(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
+        """One vector per interest."""
+        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
+        embedded = self.embedder.users(users)
+        profile_BI = scenario.append(self._profile(embedded), self.embedder.scenarios(), one_hot_BS)
+        interest_BME, active_BM = self.routing(embedded.events[self.sequence])
+        interest_BME = self.drop(interest_BME, train=train)
+        # After dropout, so that what repeats the first interest is equal to it in training too.
+        interest_BME = jnp.where(active_BM[..., None], interest_BME, interest_BME[:, :1])
+        hidden = self.first(0, self.drop(profile_BI, train=train))[:, None]
+        hidden = self.first_block(hidden + self.first(1, interest_BME), one_hot_BS, train=train)
+        return self.user_tower(hidden, one_hot_BS, train=train), {}
+
+    def embed_item(
+        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
+        """Item vectors, the same in all scenarios."""
+        input_BI = self.drop(self.embedder.items(items).input_BI, train=train)
+        one_hot_B1 = jnp.ones((scenario_B.shape[0], 1), jnp.float32)
+        return self.item_tower(input_BI, one_hot_B1, train=train), {}
+
+    def _profile(self, embedded: embed.Embedded) -> Float[jax.Array, "B I"]:
+        """The user's input without the routed history's mean."""
+        blocks, start = [], embedded.input_BI.shape[1]
+        # Histories are the last blocks of the input.
+        for name, mean_BE in reversed(embedded.pooled.items()):
+            start -= mean_BE.shape[1]
+            if name != self.sequence:
+                blocks.append(mean_BE)
+        return jnp.concatenate([embedded.input_BI[:, :start], *reversed(blocks)], axis=1)

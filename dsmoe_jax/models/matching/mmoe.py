@@ -1,0 +1,188 @@
+"""MMOE as a two-tower model: shared experts, a gate and an output layer for every scenario.
+
+Owns both towers. As a ranker on the joint input it is in `models/ranking/mmoe_din.py`.
+
+Letters: B examples, S scenarios, K experts, H an expert's width, M interests (1), D output. Inputs
+may have axes between B and I (candidates of an example).
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import checks, config, features
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario
+
+
+@dataclasses.dataclass
+class MMoEConfig(config.MatcherConfig):
+    """Hyper-parameters of the two-tower MMOE.
+
+    Attributes:
+      num_experts: K, experts per tower; as many as scenarios on the paper's data sets.
+      expert_dims: Widths of each expert's layers, at least one.
+      output_dim: D, width of both towers' outputs.
+      input_includes_scenario: Whether the scenario embedding is appended to both towers' inputs.
+        Without it scenarios differ by gate and output layer alone, as tasks do in MMOE.
+      input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
+      norm: Normalisation in the experts: "bn", "dsbn" or "none".
+      bn_momentum: Share of a batch in the running statistics, in (0, 1].
+    """
+
+    num_experts: int = 4
+    expert_dims: tuple[int, ...] = (256,)
+    output_dim: int = 128
+    input_includes_scenario: bool = False
+    input_dropout: float = 0.0
+    norm: str = "bn"
+    bn_momentum: float = 0.1
+
+    def make(self, spec: features.FeatureSpec) -> "MMoE":
+        """Builds the model.
+
+        Raises:
+          ValueError: When a field is out of range.
+        """
+        checks.check_fields(
+            self,
+            "model",
+            counts=("num_experts", "output_dim"),
+            widths=("expert_dims",),
+            rates=("input_dropout",),
+            shares=("bn_momentum",),
+            choices={"norm": dsbn.KINDS},
+        )
+        if not self.expert_dims:
+            raise ValueError("model.expert_dims: expected at least one width, got none")
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["expert_dims"] = tuple(self.expert_dims)
+        return MMoE(spec=spec, **fields)
+
+
+class MMoETower(nn.Module):
+    """y = W_s sum_k softmax(x G_s)_k f_k(x), with f_k of Linear -> norm -> ReLU layers.
+
+    The gates of all scenarios stand beside the experts in the first product, so that x is read
+    once.
+
+    **Paper:** Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate
+    Mixture-of-Experts", section 4.2, with scenarios as tasks.
+    **Deviation:** a task's tower is one linear layer, since its output is a vector; libraries that
+    normalise the gate's logits over the batch are not followed, the paper does not.
+
+    Attributes:
+      num_scenarios: S.
+      num_experts: K.
+      expert_dims: Widths of an expert's layers.
+      output_dim: D.
+      norm: "dsbn", "bn" or "none".
+      momentum: Of the running statistics.
+    """
+
+    num_scenarios: int
+    num_experts: int
+    expert_dims: tuple[int, ...]
+    output_dim: int
+    norm: str
+    momentum: float
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        S, K, dims = self.num_scenarios, self.num_experts, self.expert_dims
+        self.first = nn.Dense(K * dims[0] + S * K)
+        self.layers = [mlp.ExpertLinear(K, *shape) for shape in itertools.pairwise(dims)]
+        self.blocks = [mlp.NormBlock(self.norm, S, K * w, self.momentum, 0.0) for w in dims]
+        self.output = mlp.ScenarioLinear(S, dims[-1], self.output_dim)
+
+    def gate_weights(
+        self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"]
+    ) -> Float[jax.Array, "B ... K"]:
+        """Expert weights of every row, from its scenario's gate; they sum to 1."""
+        return self._gate(self.first(x), one_hot_BS)
+
+    def __call__(
+        self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
+    ) -> Float[jax.Array, "B ... D"]:
+        """Runs the tower."""
+        K = self.num_experts
+        first = self.first(x)
+        hidden = self.blocks[0](first[..., : K * self.expert_dims[0]], one_hot_BS, train=train)
+        for layer, block in zip(self.layers, self.blocks[1:], strict=True):
+            hidden = block(layer(hidden), one_hot_BS, train=train)
+        weights = jnp.split(self._gate(first, one_hot_BS), K, axis=-1)
+        experts = jnp.split(hidden, K, axis=-1)
+        terms = (weight * expert for weight, expert in zip(weights, experts, strict=True))
+        output: jax.Array = self.output(functools.reduce(jnp.add, terms), one_hot_BS)
+        return output
+
+    def _gate(
+        self, first: Float[jax.Array, "B ... X"], one_hot_BS: Float[jax.Array, "B S"]
+    ) -> Float[jax.Array, "B ... K"]:
+        logit = first[..., self.num_experts * self.expert_dims[0] :]
+        return nn.softmax(mlp.keep_own(logit, one_hot_BS, self.num_experts))
+
+
+class MMoE(two_tower.Matcher):
+    """The MMOE trunk twice, on user features and on item features.
+
+    **Paper:** Ma et al., see `MMoETower`.
+    **Deviation:** MMOE ranks on a joint input; as two towers, each scenario's scalar output becomes
+    a vector and the logit is their inner product, so that an index can serve it.
+
+    Attributes: see `MMoEConfig`.
+    """
+
+    num_experts: int
+    expert_dims: tuple[int, ...]
+    output_dim: int
+    input_includes_scenario: bool
+    input_dropout: float
+    norm: str
+    bn_momentum: float
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        self.embedder = embed.Embedder(self.spec, with_scenarios=self.input_includes_scenario)
+        self.drop = dropout.Dropout(self.input_dropout)
+        shape = (self.spec.num_scenarios, self.num_experts, self.expert_dims, self.output_dim)
+        self.user_tower = MMoETower(*shape, self.norm, self.bn_momentum)
+        self.item_tower = MMoETower(*shape, self.norm, self.bn_momentum)
+
+    @property
+    def item_uses_scenario(self) -> bool:
+        """The item tower has a gate and an output layer per scenario."""
+        return True
+
+    def embed_user(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
+        """One vector per user."""
+        input_BI = self.embedder.users(users).input_BI
+        return self._run(self.user_tower, input_BI, scenario_B, train)[:, None], {}
+
+    def embed_item(
+        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
+        """Item vectors in the scenarios."""
+        input_BI = self.embedder.items(items).input_BI
+        return self._run(self.item_tower, input_BI, scenario_B, train), {}
+
+    def _run(
+        self,
+        tower: MMoETower,
+        input_BI: Float[jax.Array, "B ... I"],
+        scenario_B: Int[jax.Array, "B"],
+        train: bool,
+    ) -> Float[jax.Array, "B ... D"]:
+        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
+        if self.input_includes_scenario:
+            input_BI = scenario.append(input_BI, self.embedder.scenarios(), one_hot_BS)
+        output: jax.Array = tower(self.drop(input_BI, train=train), one_hot_BS, train=train)
+        return output
