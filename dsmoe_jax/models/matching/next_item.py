@@ -1,0 +1,227 @@
+"""The part that sequential matchers share: item table, last position, next-item objective.
+
+Owns everything but the encoder, which a method's file makes. The user tower reads the history and
+the request's time and nothing else; an item is its id's row of the table that embeds the history.
+
+Letters: B examples, G candidates (0 is the positive), N negatives, L positions, M interests (1),
+S scenarios, D width of the table, the encoder and both towers' outputs.
+"""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import checks, config, features
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.nn import causal, sampled_softmax, scenario, tables
+
+HISTORY = "history"
+
+
+@dataclasses.dataclass
+class NextItemConfig(config.MatcherConfig):
+    """Hyper-parameters of every sequential matcher.
+
+    The defaults are those of the public code of HSTU and FuXi-alpha for MovieLens-1M.
+
+    Attributes:
+      output_dim: D: width of the item table, of the encoder and of both towers' outputs. The width
+        of other methods' fields has no say.
+      num_blocks: Blocks of the encoder.
+      num_heads: Attention heads of a block.
+      input_dropout: Rate in [0, 1) on the first block's input.
+      dropout: Rate in [0, 1) inside the blocks.
+      temperature: In (0, 1]; divides the cosine of user and item.
+      scenario_token: Whether an embedding of the request's scenario is added to every position of
+        the first block's input. Ours: these methods know no scenarios.
+    """
+
+    output_dim: int = 50
+    num_blocks: int = 2
+    num_heads: int = 1
+    input_dropout: float = 0.2
+    dropout: float = 0.2
+    temperature: float = 0.05
+    scenario_token: bool = False
+
+    def check(self, spec: features.FeatureSpec, **more: Any) -> dict[str, Any]:
+        """The fields by name.
+
+        Args:
+          spec: The features of the run.
+          **more: Further fields to check, by kind; see `checks.check_fields`.
+
+        Raises:
+          ValueError: When a field is out of range or there is no history of items.
+        """
+        checks.check_fields(
+            self,
+            "model",
+            counts=("output_dim", "num_blocks", "num_heads", *more.pop("counts", ())),
+            rates=("input_dropout", "dropout"),
+            shares=("temperature",),
+            **more,
+        )
+        if not any(s.name == HISTORY and s.fields == ("item_id",) for s in spec.sequences):
+            raise ValueError(
+                f"model: expected features with the sequence {HISTORY!r} of item ids, got "
+                f"{[s.name for s in spec.sequences]}; leave it out of features.exclude"
+            )
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def check_division(name: str, value: int, whole_name: str, whole: int) -> None:
+    """Refuses a number of parts that does not divide what is to be split.
+
+    Raises:
+      ValueError: Naming both fields.
+    """
+    if whole % value:
+        raise ValueError(
+            f"model.{name}: expected a divisor of model.{whole_name}={whole}, got {value}"
+        )
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A causal encoder of histories, e.g. `nn.hstu.Encoder`."""
+
+    def __call__(
+        self,
+        event_BLE: jax.Array,
+        timeline: causal.Timeline,
+        offset_BLE: jax.Array | None = None,
+        *,
+        train: bool,
+    ) -> tuple[jax.Array, two_tower.Aux]:
+        """One vector per position, and unweighted auxiliary losses by name."""
+
+
+class ItemTable(nn.Module):
+    """The table of item ids, under the name that updates of single rows know it by.
+
+    Attributes:
+      feature: The item id.
+      dim: D.
+    """
+
+    feature: features.SparseFeature
+    dim: int
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        self.item_tables = tables.FieldTables((self.feature,), (), (self.feature.name,), self.dim)
+
+    def __call__(self, ids: Int[jax.Array, "..."]) -> Float[jax.Array, "... D"]:
+        """Embeddings; 0 for id 0."""
+        return self.item_tables.field(self.feature.name, ids)
+
+
+class NextItemMatcher(two_tower.Matcher):
+    """The cosine of a history's last state and an item's embedding, over a temperature.
+
+    **Paper:** HSTU and FuXi-alpha as evaluated in their public code. **Deviation:** they know no
+    empty histories; here such a history is one position without an event. The time of the request
+    is known, as there.
+
+    Attributes: see `NextItemConfig`.
+    """
+
+    output_dim: int
+    num_blocks: int
+    num_heads: int
+    input_dropout: float
+    dropout: float
+    temperature: float
+    scenario_token: bool
+
+    def make_encoder(self, max_len: int) -> Encoder:
+        """The method's encoder of histories of at most `max_len` events."""
+        raise NotImplementedError(f"{type(self).__name__} makes no encoder")
+
+    def weigh(self, aux: two_tower.Aux) -> two_tower.Aux:
+        """The encoder's auxiliary losses with their weights."""
+        return aux
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        D, S = self.output_dim, self.spec.num_scenarios
+        self.embedder = ItemTable(self.spec.item_sparse[0], D)
+        max_len = next(s.max_len for s in self.spec.sequences if s.name == HISTORY)
+        self.encoder = self.make_encoder(max_len)
+        if self.scenario_token:
+            init = nn.initializers.truncated_normal(D**-0.5)
+            self.scenario_SD = self.param("scenario_token", init, (S, D), jnp.float32)
+
+    @property
+    def item_uses_scenario(self) -> bool:
+        """Never."""
+        return False
+
+    def embed_user(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
+        """The last position's output, of length 1 / temperature."""
+        event_BLD = self.embedder(users.sequences[HISTORY].ids_BLF[..., 0])
+        state_BLD, timeline, aux = self._encode(users, event_BLD, scenario_B, train)
+        last_BD = causal.last_position(state_BLD, timeline.mask_BL)
+        return (causal.unit_norm(last_BD) / self.temperature)[:, None], aux
+
+    def embed_item(
+        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
+        """Embeddings of length 1; the scenarios are not used."""
+        return causal.unit_norm(self.embedder(items.sparse_VF[..., 0])), {}
+
+    def next_item_loss(
+        self,
+        users: batch_lib.Users,
+        items: batch_lib.Items,
+        scenario_B: Int[jax.Array, "B"],
+        *,
+        train: bool,
+    ) -> tuple[Float[jax.Array, "B 1"], two_tower.Aux]:
+        """Sampled softmax of the next item at every position of the history and its positive.
+
+        Rows are scaled so that their mean is the mean over all positions of the batch, as in the
+        public code: long histories weigh more. See `nn.sampled_softmax` for the negatives.
+        """
+        id_BL = users.sequences[HISTORY].ids_BLF[..., 0]
+        id_BG = items.sparse_VF[..., 0]
+        event_BLD = self.embedder(id_BL)
+        state_BLD, timeline, aux = self._encode(users, event_BLD, scenario_B, train)
+        candidate_BGD = self.embedder(id_BG)
+        mask_BL = timeline.mask_BL
+        target_BLD = causal.follow(event_BLD, candidate_BGD[:, 0], mask_BL)
+        loss_BL = sampled_softmax.sampled_softmax(
+            causal.unit_norm(state_BLD) / self.temperature,
+            causal.unit_norm(target_BLD),
+            causal.unit_norm(candidate_BGD[:, 1:]),
+            causal.follow(id_BL, id_BG[:, 0], mask_BL),
+            id_BG[:, 1:],
+        )
+        weight_BL = mask_BL / mask_BL.sum() * mask_BL.shape[0]
+        return (loss_BL * weight_BL).sum(axis=1, keepdims=True), aux
+
+    def _encode(
+        self,
+        users: batch_lib.Users,
+        event_BLD: Float[jax.Array, "B L D"],
+        scenario_B: Int[jax.Array, "B"],
+        train: bool,
+    ) -> tuple[Float[jax.Array, "B L D"], causal.Timeline, two_tower.Aux]:
+        sequence = users.sequences[HISTORY]
+        timeline = causal.make_timeline(
+            sequence.ids_BLF[..., 0] > 0, sequence.time_BL, users.time_B
+        )
+        offset_B1D = None
+        if self.scenario_token:
+            one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
+            offset_B1D = scenario.pick(self.scenario_SD, one_hot_BS, 3)
+        state_BLD, aux = self.encoder(event_BLD, timeline, offset_B1D, train=train)
+        return state_BLD, timeline, self.weigh(aux)

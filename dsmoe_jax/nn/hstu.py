@@ -1,0 +1,102 @@
+"""HSTU: a causal encoder of histories by pointwise attention (Zhai et al., ICML 2024).
+
+Owns the block and the stack of blocks. What it shares with FuXi is in `nn/causal.py`.
+
+Letters: B examples, L positions, E width, H heads, A width of a head, N the longest history.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from dsmoe_jax.nn import causal
+from dsmoe_jax.nn import dropout as dropout_lib
+
+Aux = dict[str, jax.Array]
+
+
+class Block(nn.Module):
+    """x + Linear(dropout(u * LN(a v))), a = SiLU(q k' + bias) / N, [u, v, q, k] = SiLU(LN(x) W).
+
+    **Paper:** "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for
+    Generative Recommendations", pointwise aggregated attention, as in its public code: no softmax,
+    N constant, norms without parameters, one bias of positions and times for all heads.
+
+    Attributes:
+      dim: E; a head is E / H wide.
+      num_heads: H.
+      max_len: N.
+      dropout: Rate.
+    """
+
+    dim: int
+    num_heads: int
+    max_len: int
+    dropout: float
+
+    @nn.compact
+    def __call__(
+        self, x_BLE: Float[jax.Array, "B L E"], timeline: causal.Timeline, *, train: bool
+    ) -> Float[jax.Array, "B L E"]:
+        """Applies the block."""
+        B, L, E = x_BLE.shape
+        H = self.num_heads
+        normal = nn.initializers.normal(causal.KERNEL_STD)
+        kernel_EO = self.param("uvqk", normal, (E, 4 * E), jnp.float32)
+        joint_BLO = nn.silu(causal.layer_norm(x_BLE) @ kernel_EO)
+        gate_BLE, *rest = jnp.split(joint_BLO, 4, axis=-1)
+        value_BLHA, query_BLHA, key_BLHA = (part.reshape(B, L, H, E // H) for part in rest)
+        position_LL, time_BLL = causal.RelativeBias(self.max_len, name="bias")(timeline)
+        logit_BHLL = jnp.einsum("biha,bjha->bhij", query_BLHA, key_BLHA)
+        weight_BHLL = nn.silu(logit_BHLL + (position_LL[None] + time_BLL)[:, None])
+        weight_BHLL = weight_BHLL * (causal.causal_mask(L) / self.max_len)[None, None]
+        mixed_BLHA = jnp.einsum("bhij,bjha->biha", weight_BHLL, value_BLHA)
+        mixed_BLE = gate_BLE * causal.layer_norm(mixed_BLHA.reshape(B, L, E))
+        mixed_BLE = dropout_lib.Dropout(self.dropout)(mixed_BLE, train=train)
+        xavier = nn.initializers.xavier_uniform()
+        return x_BLE + nn.Dense(E, kernel_init=xavier, name="output")(mixed_BLE)
+
+
+class Encoder(nn.Module):
+    """A stack of blocks on events and their positions.
+
+    Attributes:
+      dim: E, which H divides.
+      num_blocks: Blocks.
+      num_heads: H.
+      max_len: N.
+      dropout: Rate in the blocks.
+      input_dropout: Rate on the first block's input.
+    """
+
+    dim: int
+    num_blocks: int = 2
+    num_heads: int = 1
+    max_len: int = 50
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        event_BLE: Float[jax.Array, "B L E"],
+        timeline: causal.Timeline,
+        offset_BLE: Float[jax.Array, "B #L E"] | None = None,
+        *,
+        train: bool,
+    ) -> tuple[Float[jax.Array, "B L E"], Aux]:
+        """One vector per position, which sees that position and what came before; no losses.
+
+        Args:
+          event_BLE: Embedded events; 0 at padding.
+          timeline: Of the same histories.
+          offset_BLE: Added to the first block's input.
+          train: Whether dropout acts.
+        """
+        start = causal.Input(self.dim, self.max_len, self.input_dropout, name="input")
+        x_BLE = start(event_BLE, timeline.mask_BL, offset_BLE, train=train)
+        for n in range(self.num_blocks):
+            block = Block(self.dim, self.num_heads, self.max_len, self.dropout, name=f"block_{n}")
+            x_BLE = block(x_BLE, timeline, train=train)
+        return x_BLE, {}

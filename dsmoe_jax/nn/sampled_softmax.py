@@ -1,0 +1,42 @@
+"""The softmax over a positive and sampled negatives, at every position of a sequence.
+
+Letters: B examples, L positions, N negatives of an example, D width.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+# A logit this low takes no part in the softmax.
+MASKED_LOGIT = -5e4
+
+
+def sampled_softmax(
+    query_BLD: Float[jax.Array, "B L D"],
+    positive_BLD: Float[jax.Array, "B L D"],
+    negative_BND: Float[jax.Array, "B N D"],
+    positive_id_BL: Int[jax.Array, "B L"],
+    negative_id_BN: Int[jax.Array, "B N"],
+) -> Float[jax.Array, "B L"]:
+    """-log of the positive's softmax among itself and the example's negatives.
+
+    An example's negatives serve all of its positions; where one is the position's own positive, it
+    takes no part there.
+
+    **Paper:** sampled softmax as in the public code of HSTU and FuXi-alpha.
+    **Deviation:** their negatives are drawn for every position: L times the memory.
+
+    Args:
+      query_BLD: Logits are inner products with it.
+      positive_BLD: What each position is to find.
+      negative_BND: Drawn items.
+      positive_id_BL: Item ids of the positives.
+      negative_id_BN: Item ids of the negatives.
+    """
+    positive_BL = (query_BLD * positive_BLD).sum(axis=-1)
+    negative_BLN = jnp.einsum("bld,bnd->bln", query_BLD, negative_BND)
+    collides_BLN = positive_id_BL[:, :, None] == negative_id_BN[:, None, :]
+    negative_BLN = jnp.where(collides_BLN, MASKED_LOGIT, negative_BLN)
+    of_negatives_BL = jax.nn.logsumexp(negative_BLN, axis=-1)
+    # -log sigmoid(positive - logsumexp(negatives)).
+    return jax.nn.softplus(of_negatives_BL - positive_BL)

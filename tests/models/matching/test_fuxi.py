@@ -1,0 +1,63 @@
+import jax
+import numpy as np
+import pytest
+import tiny_features
+
+from dsmoe_jax import train_state
+from dsmoe_jax.models.matching import fuxi, hstu
+from tests.nn import histories
+
+SPEC = tiny_features.make_spec()
+INPUTS = (
+    tiny_features.make_users(SPEC, 5),
+    tiny_features.make_items(SPEC, (5, 3)),
+    tiny_features.make_scenarios(SPEC, 5),
+)
+
+
+def count(model):
+    def init(key):
+        return model.init(key, *train_state.example_inputs(model.spec), train=False)
+
+    return histories.count(jax.eval_shape(init, jax.random.key(0))["params"])
+
+
+def test_one_sub_space_and_one_expert_are_fuxi_alpha():
+    alpha = fuxi.FuxiConfig(output_dim=8, num_heads=2, ffn_multiple=2)
+    single = fuxi.FuxiMMEConfig(**vars(alpha), num_subspaces=1, num_experts=1, experts_per_token=1)
+    model = alpha.make(SPEC)
+    variables = tiny_features.make_variables(model, *INPUTS)
+    expected, _ = model.apply(variables, *INPUTS, train=False)
+    got, aux = single.make(SPEC).apply(variables, *INPUTS, train=False)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    _, aux = single.make(SPEC).apply(
+        variables, *INPUTS, train=True, rngs={"dropout": jax.random.key(0)}
+    )
+    assert aux == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        # 2 blocks of 4 E^2 + E^2 + E, the biases of 13 distances (L = 7) and 129 buckets.
+        (hstu.HSTUConfig(), 2 * (5 * 2500 + 50 + 11 + 129)),
+        (fuxi.FuxiConfig(), 2 * (6 * 2500 + 3 * 2500 + 50 + 3 * 2500 + 11 + 129)),
+    ],
+)
+def test_a_model_is_its_table_its_positions_and_its_blocks(config, expected):
+    table, positions = 20 * 50, 6 * 50
+    assert count(config.make(SPEC)) == table + positions + expected
+
+
+def test_balance_is_weighted_and_of_training_alone():
+    config = fuxi.FuxiMMEConfig(output_dim=8, input_dropout=0.0, dropout=0.0)
+    model = config.make(SPEC)
+    variables = tiny_features.make_variables(model, *INPUTS)
+    heavy = fuxi.FuxiMMEConfig(**{**vars(config), "balance_weight": 0.5}).make(SPEC)
+    one, fifty = (
+        m.apply(variables, *INPUTS, train=True, method="next_item_loss")[1]["balance"]
+        for m in (model, heavy)
+    )
+    np.testing.assert_allclose(fifty, 50 * one, rtol=1e-5)
+    assert 0.003 < one < 0.04
+    assert model.apply(variables, *INPUTS, train=False)[1] == {}
