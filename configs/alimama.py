@@ -48,6 +48,7 @@ def get_config(variant: str = "") -> config.Experiment:
         experiment.train.learning_rate = 1e-3
         experiment.train.max_epochs = 10
         experiment.teacher.max_epochs = 5
+    config.replace(experiment.train, experiment.model.recipe)
     if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
     return experiment

@@ -72,6 +72,7 @@ def get_config(variant: str = "") -> config.Experiment:
             model=mmoe_din.MMoEDINConfig(use_log_prior=True, collaborative=True)
         ),
     )
+    config.replace(experiment.train, experiment.model.recipe)
     if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
     return experiment

@@ -61,6 +61,7 @@ def get_config(variant: str = "") -> config.Experiment:
     )
     if "data" in chosen and "recipe" not in chosen:
         use_few_rows_recipe(experiment, chosen)
+    config.replace(experiment.train, experiment.model.recipe)
     if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
     return experiment

@@ -80,14 +80,39 @@ class Pretraining:
     last_only: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What the main stage minimises.
+
+    Attributes:
+      loss_method: The model's method that gives the loss, see `train_step.make_train_step`; empty
+        for logits and their cross entropy, which alone a teacher can join.
+      last_only: See `Pretraining`.
+    """
+
+    loss_method: str = ""
+    last_only: bool = False
+
+
 @dataclasses.dataclass
 class MatcherConfig:
-    """A two-tower method's hyper-parameters; each method extends it in its own file."""
+    """A two-tower method's hyper-parameters; each method extends it in its own file.
+
+    Attributes:
+      recipe: Fields of `TrainConfig` that the method's own source states and that suit no other
+        method; configuration files assign them.
+    """
+
+    recipe: ClassVar[dict[str, Any]] = {}
 
     @property
     def scenario_histories(self) -> bool:
         """Whether the method reads every scenario's own history: `features.SCENARIO_HISTORIES`."""
         return False
+
+    def objective(self) -> Objective:
+        """What the main stage minimises."""
+        return Objective()
 
     def pretraining(self) -> tuple[Pretraining, ...]:
         """The stages before the main one, in their order."""
@@ -325,6 +350,12 @@ class Experiment:
                 raise ValueError(
                     f"{name}: expected {choices[0]!r} or {choices[1]!r}, got {self._get(name)!r}"
                 )
+
+        if self.loss.distill_weight and self.model.objective().loss_method:
+            raise ValueError(
+                f"loss.distill_weight: expected 0 with {type(self.model).__name__}, whose loss has "
+                f"no logits of candidates to teach, got {self.loss.distill_weight!r}"
+            )
 
     def stage_seed(self, stage: str) -> int:
         """Seed of a stage: the run's, but of a teacher its own where it has one."""

@@ -199,6 +199,7 @@ class Session:
             start_from, pretraining_s = trained.frozen, pretraining_s + trained.progress.train_s
         sample_Q = self._sample("validation", experiment.eval.validation_queries)
         teacher = self.load_teacher() if self.needs_teacher else None
+        objective = experiment.model.objective()
         stage = train.Stage(
             name="student",
             model=self.matcher,
@@ -211,6 +212,7 @@ class Session:
                 frozen, "validation", sample_Q
             ).summarise(),
             score_name=self._score_name,
+            loss_method=objective.loss_method,
             max_train_s=_seconds(experiment.train.max_minutes) - pretraining_s,
             start_from=start_from,
             constants=self._make_constants(self.matcher),
@@ -221,7 +223,7 @@ class Session:
             distill_temperature=experiment.loss.distill_temperature,
             distill_warmup_epochs=experiment.loss.distill_warmup_epochs,
         )
-        return self._train(stage)
+        return self._train(stage, last_only=objective.last_only)
 
     def _pretrain(
         self, pretraining: config.Pretraining, start_from: train_state.Frozen | None

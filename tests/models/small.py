@@ -1,10 +1,13 @@
 """Every registered method with small widths, for tests that all methods must pass."""
 
-from dsmoe_jax.models.matching import dsmoe, m5, sass
+from dsmoe_jax.models.matching import dsmoe, fuxi, hstu, m5, sass
 from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
 
 SMALL_MATCHERS = {
     "dsmoe": dsmoe.DSMOEConfig(num_experts=2, rank=2, hidden_dim=6, output_dim=5),
+    "fuxi": fuxi.FuxiConfig(output_dim=6, num_heads=2),
+    "fuxi_mme": fuxi.FuxiMMEConfig(output_dim=6, num_experts=3),
+    "hstu": hstu.HSTUConfig(output_dim=6, num_heads=2),
     "m5": m5.M5Config(
         attention_dim=4, num_experts=2, expert_dims=(6, 5), output_dim=4, mask_negatives=5
     ),

@@ -28,17 +28,18 @@ class FuxiConfig(next_item.NextItemConfig):
         """
         fields = self.check(spec, counts=("ffn_multiple",))
         next_item.check_division("num_heads", self.num_heads, "output_dim", self.output_dim)
-        return Fuxi(spec=spec, **fields)
+        return Fuxi(**fields)
 
 
 @dataclasses.dataclass
-class FuxiMMEConfig(FuxiConfig):
+class FuxiMMEConfig(next_item.NextItemConfig):
     """Hyper-parameters of Fuxi-MME-style, whose text was not available.
 
     Inferred: everything but the sub-spaces, their shared encoder and that a sparsely gated mixture
     of experts replaces a part of the block.
 
     Attributes:
+      ffn_multiple: As in `FuxiConfig`, of every expert.
       num_subspaces: M, parts of the item embedding that go through the encoder on their own.
       num_experts: Feed-forward networks of a block.
       experts_per_token: How many of them a position uses.
@@ -47,6 +48,7 @@ class FuxiMMEConfig(FuxiConfig):
     """
 
     output_dim: int = 64
+    ffn_multiple: int = 1
     num_subspaces: int = 2
     num_experts: int = 4
     experts_per_token: int = 2
@@ -78,7 +80,7 @@ class FuxiMMEConfig(FuxiConfig):
             raise ValueError(
                 f"model.balance_weight: expected a number >= 0, got {self.balance_weight!r}"
             )
-        return FuxiMME(spec=spec, **fields)
+        return FuxiMME(**fields)
 
 
 class Fuxi(next_item.NextItemMatcher):

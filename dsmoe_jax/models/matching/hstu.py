@@ -22,7 +22,7 @@ class HSTUConfig(next_item.NextItemConfig):
         """
         fields = self.check(spec)
         next_item.check_division("num_heads", self.num_heads, "output_dim", self.output_dim)
-        return HSTU(spec=spec, **fields)
+        return HSTU(**fields)
 
 
 class HSTU(next_item.NextItemMatcher):

@@ -8,7 +8,7 @@ S scenarios, D width of the table, the encoder and both towers' outputs.
 """
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -49,8 +49,19 @@ class NextItemConfig(config.MatcherConfig):
     temperature: float = 0.05
     scenario_token: bool = False
 
+    recipe: ClassVar[dict[str, Any]] = {
+        "batch_size": 128,
+        "num_negatives": 128,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.0,
+    }
+
+    def objective(self) -> config.Objective:
+        """Every position of a user's whole history, once an epoch."""
+        return config.Objective("next_item_loss", last_only=True)
+
     def check(self, spec: features.FeatureSpec, **more: Any) -> dict[str, Any]:
-        """The fields by name.
+        """The model's fields by name, its features among them: the history and the item id.
 
         Args:
           spec: The features of the run.
@@ -67,12 +78,24 @@ class NextItemConfig(config.MatcherConfig):
             shares=("temperature",),
             **more,
         )
-        if not any(s.name == HISTORY and s.fields == ("item_id",) for s in spec.sequences):
+        history = [s for s in spec.sequences if s.name == HISTORY and s.fields == ("item_id",)]
+        if not history:
             raise ValueError(
                 f"model: expected features with the sequence {HISTORY!r} of item ids, got "
                 f"{[s.name for s in spec.sequences]}; leave it out of features.exclude"
             )
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        read = features.FeatureSpec(
+            scenarios=spec.scenarios,
+            user_sparse=(),
+            user_dense=(),
+            user_bags=(),
+            item_sparse=spec.item_sparse[:1],
+            item_dense=(),
+            item_bags=(),
+            sequences=tuple(history),
+        )
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"spec": read, **fields}
 
 
 def check_division(name: str, value: int, whole_name: str, whole: int) -> None:
@@ -152,8 +175,7 @@ class NextItemMatcher(two_tower.Matcher):
         """Creates the parameters."""
         D, S = self.output_dim, self.spec.num_scenarios
         self.embedder = ItemTable(self.spec.item_sparse[0], D)
-        max_len = next(s.max_len for s in self.spec.sequences if s.name == HISTORY)
-        self.encoder = self.make_encoder(max_len)
+        self.encoder = self.make_encoder(self.spec.sequences[0].max_len)
         if self.scenario_token:
             init = nn.initializers.truncated_normal(D**-0.5)
             self.scenario_SD = self.param("scenario_token", init, (S, D), jnp.float32)

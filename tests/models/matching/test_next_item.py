@@ -10,6 +10,7 @@ import pytest
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import config as config_lib
 from dsmoe_jax import features
 from dsmoe_jax.models.matching import fuxi, hstu
 from dsmoe_jax.nn import causal
@@ -110,9 +111,7 @@ def test_loss_is_the_mean_over_all_positions_of_the_batch(name):
             kept = [i for i in item_BG[b, 1:] if i != target]
             logits = unit(table_VD[[target, *kept]]) @ query_D
             losses.append(np.log(np.exp(logits - logits[0]).sum()))
-        if not events:
-            assert len(losses) == b + 1
-    assert len(losses) > B
+    assert len(losses) == np.maximum((ids_BL > 0).sum(axis=1), 1).sum() > B
     np.testing.assert_allclose(loss_B1.mean(), np.mean(losses), rtol=1e-4)
     assert loss_B1.shape == (B, 1)
 
@@ -298,6 +297,31 @@ def test_learns_what_follows_what_and_when(name):
 def test_field_out_of_range_is_refused(name, changes, message):
     with pytest.raises(ValueError, match=message):
         make(name, **changes)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_asks_for_the_history_and_the_item_id_alone(name):
+    spec = make(name)[0].spec
+    assert spec.sequences == SPEC.sequences[:1] and spec.item_sparse == SPEC.item_sparse[:1]
+    others = (spec.user_sparse, spec.user_dense, spec.user_bags, spec.item_dense, spec.item_bags)
+    assert not any(others) and spec.scenarios == SPEC.scenarios
+
+
+def test_the_main_stage_minimises_the_method_of_the_model():
+    for name, config in CONFIGS.items():
+        objective = config.objective()
+        assert hasattr(make(name)[0], objective.loss_method) and objective.last_only
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_teacher_is_refused(name):
+    experiment = config_lib.Experiment(
+        "", config_lib.DataConfig(), CONFIGS[name], config_lib.TeacherConfig()
+    )
+    with pytest.raises(ValueError, match=r"loss.distill_weight: expected 0 with .*Config, whose"):
+        experiment.validate()
+    experiment.loss.distill_weight = 0.0
+    experiment.validate()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
