@@ -12,7 +12,7 @@ it; after `Experiment.validate` nothing changes it.
 
 import dataclasses
 import difflib
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclasses.dataclass
