@@ -6,17 +6,19 @@ its configuration here.
 """
 
 from dsmoe_jax import config
-from dsmoe_jax.models.matching import dsmoe, fuxi, hstu, m5, sass
+from dsmoe_jax.models.matching import adin, dsmoe, fuxi, hstu, ican, m5, sass
 from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
 
 # Two-tower methods, which an index serves.
 MATCHERS: dict[str, type[config.MatcherConfig]] = {
+    "adin": adin.ADINConfig,
     "dsmoe": dsmoe.DSMOEConfig,
     "m5": m5.M5Config,
     "sass": sass.SASSConfig,
     "fuxi": fuxi.FuxiConfig,
     "fuxi_mme": fuxi.FuxiMMEConfig,
     "hstu": hstu.HSTUConfig,
+    "ican": ican.ICANConfig,
 }
 # Joint-input rankers, which teach.
 RANKERS: dict[str, type[config.RankerConfig]] = {

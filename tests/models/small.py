@@ -1,9 +1,10 @@
 """Every registered method with small widths, for tests that all methods must pass."""
 
-from dsmoe_jax.models.matching import dsmoe, fuxi, hstu, m5, sass
+from dsmoe_jax.models.matching import adin, dsmoe, fuxi, hstu, ican, m5, sass
 from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
 
 SMALL_MATCHERS = {
+    "adin": adin.ADINConfig(hidden_dims=(6,), output_dim=5),
     "dsmoe": dsmoe.DSMOEConfig(num_experts=2, rank=2, hidden_dim=6, output_dim=5),
     "fuxi": fuxi.FuxiConfig(output_dim=6, num_heads=2),
     "fuxi_mme": fuxi.FuxiMMEConfig(output_dim=6, num_experts=3),
@@ -20,6 +21,7 @@ JOINT_INPUT = {
     "use_log_prior": True,
     "collaborative": True,
     "collaborative_dim": 3,
+    "ican": ican.ICANConfig(attention_dims=(4,), num_heads=2, hidden_dims=(6,), output_dim=5),
 }
 SMALL_RANKERS = {
     "mmoe_din": mmoe_din.MMoEDINConfig(

@@ -113,8 +113,9 @@ def write_out(variables, side, input_NI, scenario_N, fusion, train):
     return of_own(params["forward"], fused)
 
 
-@pytest.mark.parametrize("fusion", ["concat", "sum"])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("fusion", "training"), [("concat", False), ("concat", True), ("sum", True)]
+)
 def test_both_towers_are_the_written_out_equations(fusion, training):
     model, variables = make(fusion=fusion)
     scenario_B = np.asarray(SCENARIO_B)
@@ -272,7 +273,7 @@ class Steps:
     """Training steps of small ADINs on the tiny store."""
 
     def __init__(self, store, devices):
-        self.mesh, self.done = sharding.make_mesh(devices), {}
+        self.mesh, self.started, self.done = sharding.make_mesh(devices), {}, {}
         self.spec = features.select(
             store.spec, exclude=("age", "activity", "author", "duration", "tag"), history_length=6,
             scenario_history_length=4, embedding_dim=4, scenario_histories=True,
@@ -292,8 +293,13 @@ class Steps:
         updater = optim.Dense(optim.make_optimizer(1e-2, 0.0))
         if in_rows:
             updater = row_sparse.RowSparse(self.spec, 1e-2, 0.0, min_rows=1)
-        model = adin.ADINConfig(**{**SMALL, "hidden_dims": (6,), **changes}).make(self.spec)
-        state = train_state.init_state(model, updater, key=jax.random.key(0), mesh=self.mesh)
+        fields = {**SMALL, "num_shared": 1, "hidden_dims": (6,), **changes}
+        model = adin.ADINConfig(**fields).make(self.spec)
+        if in_rows not in self.started:
+            self.started[in_rows] = train_state.init_state(
+                model, updater, key=jax.random.key(0), mesh=self.mesh
+            )
+        state = self.started[in_rows]
         step = jax.jit(
             train_step.make_train_step(
                 model, updater, num_items=self.spec.num_items, num_negatives=3
@@ -383,7 +389,7 @@ def test_learns_tastes_that_scenarios_turn():
         item_sparse=(features.SparseFeature("item_id", 19),),
         item_dense=(), item_bags=(), sequences=(), embedding_dim=8,
     )  # fmt: skip
-    model = adin.ADINConfig(hidden_dims=(16,), output_dim=8).make(spec)
+    model = adin.ADINConfig(num_shared=1, hidden_dims=(16,), output_dim=8).make(spec)
     optimizer = optax.adam(1e-2)
 
     def step(carry, key):
@@ -410,7 +416,7 @@ def test_learns_tastes_that_scenarios_turn():
         users, scenario_B, item_BG = plant(key, 64)
         variables = model.init(key, users, take(item_BG), scenario_B, train=False)
         carry = variables, optimizer.init(variables["params"])
-        return jax.lax.scan(step, carry, jax.random.split(key, 200))[0][0]
+        return jax.lax.scan(step, carry, jax.random.split(key, 150))[0][0]
 
     variables = fit(jax.random.key(0))
     users, scenario_B, item_BG = plant(jax.random.key(2), 500)
