@@ -39,7 +39,13 @@ AXES = {
 
 # What few rows want of every method, and of single ones beside it.
 FEW_ROWS: dict[str, Any] = {"output_dim": 64, "input_dropout": 0.3}
-FEW_ROWS_OF: dict[str, dict[str, Any]] = {"dsmoe": {"hidden_dim": 64}}
+FEW_ROWS_OF: dict[str, dict[str, Any]] = {
+    "dsmoe": {"hidden_dim": 64},
+    "dssm": {"hidden_dims": (64,)},
+    "dssm_per_scenario": {"hidden_dims": (64,)},
+    "mind": {"hidden_dims": (64,)},
+    "mmoe": {"expert_dims": (64,)},
+}
 FEW_ROWS_OF_TEACHER: dict[str, dict[str, Any]] = {
     "mmoe_din": {"expert_dims": (64, 64), "tower_dims": (32,), "attention_length": 20},
 }

@@ -6,7 +6,7 @@ its configuration here.
 """
 
 from dsmoe_jax import config
-from dsmoe_jax.models.matching import adin, dsmoe, fuxi, hstu, ican, m5, sass
+from dsmoe_jax.models.matching import adin, dsmoe, dssm, fuxi, hstu, ican, m5, mind, mmoe, sass
 from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
 
 # Two-tower methods, which an index serves.
@@ -19,6 +19,10 @@ MATCHERS: dict[str, type[config.MatcherConfig]] = {
     "fuxi_mme": fuxi.FuxiMMEConfig,
     "hstu": hstu.HSTUConfig,
     "ican": ican.ICANConfig,
+    "dssm": dssm.DSSMConfig,
+    "dssm_per_scenario": dssm.DSSMPerScenarioConfig,
+    "mind": mind.MINDConfig,
+    "mmoe": mmoe.MMoEConfig,
 }
 # Joint-input rankers, which teach.
 RANKERS: dict[str, type[config.RankerConfig]] = {

@@ -87,11 +87,13 @@ class Embedder(nn.Module):
 
     Attributes:
       spec: The features; what it leaves out has no table.
-      with_scenarios: Whether scenarios have embeddings too; a model that reads none has no table.
+      scenario_std: Of the scenario embeddings' initial values: `tables.TABLE_STD` where they are
+        one field of an input among others, which a standard normal would drown; None for a model
+        that has none.
     """
 
     spec: features.FeatureSpec
-    with_scenarios: bool = True
+    scenario_std: float | None = SCENARIO_STD
 
     def setup(self) -> None:
         """Creates the parameters."""
@@ -102,11 +104,9 @@ class Embedder(nn.Module):
         self.item_tables = tables.FieldTables(
             spec.item_sparse, spec.item_bags, own_tables(spec, "item"), dim
         )
-        if self.with_scenarios:
-            shape_SE = (spec.num_scenarios, dim)
-            self.scenario_table_SE = self.param(
-                "scenario_table", nn.initializers.normal(SCENARIO_STD), shape_SE, jnp.float32
-            )
+        if self.scenario_std is not None:
+            normal, shape_SE = nn.initializers.normal(self.scenario_std), (spec.num_scenarios, dim)
+            self.scenario_table_SE = self.param("scenario_table", normal, shape_SE, jnp.float32)
         init = nn.initializers.truncated_normal(tables.TABLE_STD)
         for side in ("user", "item"):
             dense = getattr(spec, f"{side}_dense")
@@ -154,7 +154,7 @@ class Embedder(nn.Module):
         return found
 
     def scenarios(self) -> Float[jax.Array, "S E"]:
-        """The scenario embeddings, shared by both towers; needs `with_scenarios`."""
+        """The scenario embeddings, shared by both towers; needs a `scenario_std`."""
         return self.scenario_table_SE
 
     def users(self, users: batch_lib.Users) -> Embedded:

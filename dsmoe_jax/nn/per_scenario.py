@@ -58,7 +58,7 @@ class ScenarioEmbedder(nn.Module):
         spec = self.spec
         # A dense feature has no id to move: its vectors are this module's.
         sparse = dataclasses.replace(spread(spec), user_dense=(), item_dense=())
-        self.embedder = embed.Embedder(sparse, with_scenarios=False)
+        self.embedder = embed.Embedder(sparse, scenario_std=None)
         init = nn.initializers.truncated_normal(tables.TABLE_STD)
         self.dense = {
             side: self.param(f"{side}_dense", init, shape_SFE, jnp.float32)

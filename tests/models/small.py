@@ -1,6 +1,6 @@
 """Every registered method with small widths, for tests that all methods must pass."""
 
-from dsmoe_jax.models.matching import adin, dsmoe, fuxi, hstu, ican, m5, sass
+from dsmoe_jax.models.matching import adin, dsmoe, dssm, fuxi, hstu, ican, m5, mind, mmoe, sass
 from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
 
 SMALL_MATCHERS = {
@@ -13,6 +13,11 @@ SMALL_MATCHERS = {
         attention_dim=4, num_experts=2, expert_dims=(6, 5), output_dim=4, mask_negatives=5
     ),
     "sass": sass.SASSConfig(hidden_dims=(6, 5), output_dim=4, bias_dim=3, pretrain_epochs=1),
+    "ican": ican.ICANConfig(attention_dims=(4,), num_heads=2, hidden_dims=(6,), output_dim=5),
+    "dssm": dssm.DSSMConfig(hidden_dims=(6,), output_dim=5),
+    "dssm_per_scenario": dssm.DSSMPerScenarioConfig(hidden_dims=(6,), output_dim=5),
+    "mind": mind.MINDConfig(num_interests=2, hidden_dims=(6,), output_dim=5),
+    "mmoe": mmoe.MMoEConfig(num_experts=2, expert_dims=(6, 5), output_dim=5),
 }
 # Every part of the joint input.
 JOINT_INPUT = {
@@ -21,7 +26,6 @@ JOINT_INPUT = {
     "use_log_prior": True,
     "collaborative": True,
     "collaborative_dim": 3,
-    "ican": ican.ICANConfig(attention_dims=(4,), num_heads=2, hidden_dims=(6,), output_dim=5),
 }
 SMALL_RANKERS = {
     "mmoe_din": mmoe_din.MMoEDINConfig(

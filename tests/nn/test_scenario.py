@@ -21,3 +21,12 @@ def test_gradient_of_pick_sums_over_the_examples_of_a_scenario():
         TABLE_SF
     )
     np.testing.assert_array_equal(gradient, [[4.0, 8.0], [0.0, 0.0], [17.0, 34.0]])
+
+
+def test_append_gives_all_candidates_their_examples_row():
+    one_hot_BS = scenario.one_hot(jnp.asarray([2, 0]), 3)
+    x_BGF = jnp.arange(6, dtype=jnp.float32).reshape(2, 3, 1)
+    joined = scenario.append(x_BGF, TABLE_SF, one_hot_BS)
+    for b, s in enumerate((2, 0)):
+        for g in range(3):
+            np.testing.assert_array_equal(joined[b, g], [3 * b + g, *TABLE_SF[s]])

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import checks, config, features
 from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, per_scenario, perceptron, scenario
+from dsmoe_jax.nn import dropout, dsbn, embed, per_scenario, perceptron, scenario, tables
 
 SHARINGS = ("mixed", "per_scenario")
 SCENARIO_INPUTS = ("both", "user", "none")
@@ -87,7 +87,7 @@ class DSSM(two_tower.Matcher):
     count and the choice of the epoch.
 
     **Paper:** Huang et al., "Learning Deep Structured Semantic Models for Web Search using
-    Clickthrough Data", section 3.3; the rows DSSM-M and DSSM-S of multi-scenario papers.
+    Clickthrough Data", section 3.1; the rows DSSM-M and DSSM-S of multi-scenario papers.
     **Deviation:** Linear -> BN -> ReLU in place of tanh on letter trigrams; the score is the plain
     inner product, not a cosine, whose logits in [-1, 1] are too flat for the cross entropy.
 
@@ -109,8 +109,8 @@ class DSSM(two_tower.Matcher):
             own = self.scenario_embedder = per_scenario.ScenarioEmbedder(self.spec)
             user_dim, item_dim = own.user_dim, own.item_dim
         else:
-            reads = self.scenario_input != "none"
-            joint = self.embedder = embed.Embedder(self.spec, with_scenarios=reads)
+            std = None if self.scenario_input == "none" else tables.TABLE_STD
+            joint = self.embedder = embed.Embedder(self.spec, std)
             user_dim = joint.user_dim + self.spec.embedding_dim * self._reads_scenario("user")
             item_dim = joint.item_dim + self.spec.embedding_dim * self._reads_scenario("item")
         self.user_tower = self._make_tower(user_dim, self.spec.num_scenarios)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import checks, config, features
 from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import capsules, dropout, dsbn, embed, mlp, perceptron, scenario
+from dsmoe_jax.nn import capsules, dropout, dsbn, embed, mlp, perceptron, scenario, tables
 
 
 @dataclasses.dataclass
@@ -25,7 +25,7 @@ class MINDConfig(config.MatcherConfig):
     Attributes:
       num_interests: M, most interests of a user; a history of n events has log2(1 + n) of them.
       routing_iterations: Iterations of the routing.
-      sequence: The history whose events are routed, of `FeatureSpec.sequences`.
+      sequence: The history whose events are routed, of `FeatureSpec.pooled_sequences`.
       hidden_dims: Widths of both towers' hidden layers, at least one.
       output_dim: D, width of both towers' outputs.
       input_dropout: Rate in [0, 1) at which entries of both towers' inputs, interests included, are
@@ -56,7 +56,10 @@ class MINDConfig(config.MatcherConfig):
             widths=("hidden_dims",),
             rates=("input_dropout",),
             shares=("bn_momentum",),
-            choices={"norm": dsbn.KINDS, "sequence": tuple(s.name for s in spec.sequences)},
+            choices={
+                "norm": dsbn.KINDS,
+                "sequence": tuple(sequence.name for sequence in spec.pooled_sequences),
+            },
         )
         if not self.hidden_dims:
             raise ValueError("model.hidden_dims: expected at least one width, got none")
@@ -94,7 +97,7 @@ class MIND(two_tower.Matcher):
     def setup(self) -> None:
         """Creates the parameters."""
         spec, S, C = self.spec, self.spec.num_scenarios, self.spec.embedding_dim
-        self.embedder = embed.Embedder(spec)
+        self.embedder = embed.Embedder(spec, tables.TABLE_STD)
         self.drop = dropout.Dropout(self.input_dropout)
         fields = {sequence.name: sequence.fields for sequence in spec.sequences}
         event_dim = C * len(fields[self.sequence])

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import checks, config, features
 from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario
+from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario, tables
 
 
 @dataclasses.dataclass
@@ -149,7 +149,8 @@ class MMoE(two_tower.Matcher):
 
     def setup(self) -> None:
         """Creates the parameters."""
-        self.embedder = embed.Embedder(self.spec, with_scenarios=self.input_includes_scenario)
+        std = tables.TABLE_STD if self.input_includes_scenario else None
+        self.embedder = embed.Embedder(self.spec, std)
         self.drop = dropout.Dropout(self.input_dropout)
         shape = (self.spec.num_scenarios, self.num_experts, self.expert_dims, self.output_dim)
         self.user_tower = MMoETower(*shape, self.norm, self.bn_momentum)
