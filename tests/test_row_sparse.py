@@ -10,6 +10,7 @@ from dsmoe_jax import features, optim, row_sparse, sharding, train_state, train_
 from dsmoe_jax.bench import cases
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.models.matching import dsmoe
+from dsmoe_jax.models.ranking import fused, sap_ranker
 from dsmoe_jax.nn import large_tables, tables
 from tests import tiny
 
@@ -187,6 +188,16 @@ def test_row_wise_adagrad_by_hand(one):
     move = RATE / np.sqrt(8.0)
     np.testing.assert_allclose(new, [[0, 0], [1 - move, 2 + move], [3, 4]], rtol=1e-6)
     np.testing.assert_allclose(state.square_VE, [[0.0], [8.0], [0.0]], rtol=1e-6)
+
+
+def test_an_ensemble_with_tables_of_each_member_is_refused(one):
+    members = {
+        name: sap_ranker.SAPRankerConfig(num_experts=2, hidden_dim=4, output_dim=4)
+        for name in ("a", "b")
+    }
+    model = fused.FusedConfig(members=members).make(one.spec)
+    with pytest.raises(ValueError, match=r"optim.embedding: expected 'dense' .*'row_sparse'"):
+        train_state.abstract_state(model, one.sparse, mesh=one.mesh)
 
 
 def test_small_tables_are_left_to_dense_adam(one):

@@ -1,5 +1,7 @@
 """What every joint-input ranker promises, whatever it is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,12 +35,13 @@ class Case:
         )
 
     def score(self, users, items, scenario_B):
-        encoded = self.model.apply(
-            self.variables, users, scenario_B, train=False, method="encode_user"
-        )
-        return self.model.apply(
-            self.variables, encoded, items, scenario_B, train=False, method="score"
-        )
+        return _score(self.model, self.variables, users, items, scenario_B)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(model, variables, users, items, scenario_B):
+    encoded = model.apply(variables, users, scenario_B, train=False, method="encode_user")
+    return model.apply(variables, encoded, items, scenario_B, train=False, method="score")
 
 
 def test_every_ranker_has_a_small_configuration():
@@ -101,7 +104,7 @@ def test_every_parameter_learns(case):
         weight_BG = jnp.cos(jnp.arange(B * G, dtype=jnp.float32)).reshape(B, G)
         return (logit_BG * weight_BG).sum() + sum(aux.values())
 
-    gradient = jax.grad(loss)(case.variables["params"])
+    gradient = jax.jit(jax.grad(loss))(case.variables["params"])
     still = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)

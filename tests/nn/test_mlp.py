@@ -58,6 +58,75 @@ def test_each_example_uses_the_layer_of_its_scenario():
         np.testing.assert_allclose(got[b], expected, atol=1e-5)
 
 
+def test_candidates_of_all_examples_are_spread_over_scenarios():
+    joint_1GO = draw(1, G, S * 2)
+    got = mlp.keep_own(joint_1GO, ONE_HOT_BS, 2)
+    for b in range(B):
+        s = int(SCENARIO_B[b])
+        np.testing.assert_allclose(got[b], joint_1GO[0, :, 2 * s : 2 * s + 2], atol=1e-6)
+
+
+def test_mixture_weighs_each_expert():
+    hidden_BGO, weight_BGK = draw(B, G, K * 3), draw(B, G, K)
+    expected = np.einsum("bgko,bgk->bgo", hidden_BGO.reshape(B, G, K, 3), weight_BGK)
+    np.testing.assert_allclose(mlp.mix(hidden_BGO, weight_BGK), expected, atol=1e-5)
+    of_example = mlp.mix(hidden_BGO, weight_BGK[:, :1])
+    repeated = mlp.mix(hidden_BGO, jnp.repeat(weight_BGK[:, :1], G, axis=1))
+    np.testing.assert_allclose(of_example, repeated, atol=1e-6)
+
+
+def test_layer_normalisation_takes_each_expert_by_itself():
+    block = mlp.NormBlock("ln", S, K * 6, 0.1, 0.0, K)
+    x_BGO = draw(B, G, K * 6)
+    variables = make(block, x_BGO, ONE_HOT_BS, train=False)
+    assert set(variables) == {"params"}
+    norm = variables["params"]["norm"]
+    own = np.asarray(x_BGO).reshape(B, G, K, 6)
+    own = (own - own.mean(-1, keepdims=True)) / np.sqrt(own.var(-1, keepdims=True) + 1e-5)
+    expected = own.reshape(B, G, K * 6) * norm["scale"][None, None] + norm["bias"][None, None]
+    got = block.apply(variables, x_BGO, ONE_HOT_BS, train=True)
+    np.testing.assert_allclose(got, np.maximum(expected, 0), atol=1e-4)
+
+
+def test_stack_of_experts_is_one_perceptron_each():
+    stack = mlp.ExpertStack(K, (3, 4), "none", S, 0.1, 0.0)
+    first_BGO = draw(B, G, K * 3)
+    variables = make(stack, first_BGO, ONE_HOT_BS, train=False)
+    layer = variables["params"]["expert_layers_0"]
+    got = stack.apply(variables, first_BGO, ONE_HOT_BS, train=False)
+    for k in range(K):
+        hidden = np.maximum(first_BGO[..., 3 * k : 3 * k + 3], 0)
+        own = slice(4 * k, 4 * k + 4)
+        expected = hidden @ layer["kernel"][k] + layer["bias"][own][None, None]
+        np.testing.assert_allclose(got[..., own], np.maximum(expected, 0), atol=1e-5)
+
+
+def test_rectified_stack_leaves_its_ends_alone():
+    stack = mlp.ReluStack(K, (3, 2))
+    first_BGO = draw(B, G, K * 3)
+    variables = make(stack, first_BGO)
+    layer = variables["params"]["ExpertLinear_0"]
+    hidden = np.maximum(first_BGO, 0).reshape(B, G, K, 3)
+    expected = np.einsum("bgki,kio->bgko", hidden, layer["kernel"]).reshape(B, G, -1)
+    expected = expected + layer["bias"][None, None]
+    np.testing.assert_allclose(stack.apply(variables, first_BGO), expected, atol=1e-5)
+    np.testing.assert_array_equal(mlp.ReluStack(K, (3,)).apply({}, first_BGO), first_BGO)
+
+
+def test_tower_ends_in_a_logit_of_the_own_scenario():
+    tower = mlp.ScenarioTower(S, 3, (2,), "none", 0.1)
+    x_BGI = draw(B, G, 3)
+    variables = make(tower, x_BGI, ONE_HOT_BS, train=False)
+    first, last = (variables["params"][f"tower_layers_{n}"] for n in range(2))
+    got = tower.apply(variables, x_BGI, ONE_HOT_BS, train=False)
+    assert got.shape == (B, G)
+    for b in range(B):
+        s = int(SCENARIO_B[b])
+        hidden = np.maximum(x_BGI[b] @ first["kernel"][s] + first["bias"][s][None], 0)
+        expected = hidden @ last["kernel"][s] + last["bias"][s][None]
+        np.testing.assert_allclose(got[b], expected[:, 0], atol=1e-5)
+
+
 def test_experts_start_with_the_spread_of_their_own_width():
     layer = mlp.ExpertLinear(8, 100, 50)
     init = jax.jit(lambda key: layer.init(key, jnp.zeros((1, 800), jnp.float32)))

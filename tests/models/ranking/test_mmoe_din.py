@@ -8,6 +8,7 @@ import tiny_features
 
 from dsmoe_jax import losses
 from dsmoe_jax.models.ranking import mmoe_din
+from tests.models.ranking import joint_reference as reference
 
 B, G = 12, 3
 SPEC = tiny_features.make_spec()
@@ -41,6 +42,32 @@ def _score(model, variables, users, items, scenario_B):
 @functools.partial(jax.jit, static_argnums=0)
 def encode(model, variables, users):
     return model.apply(variables, users, SCENARIO_B, train=False, method="encode_user")
+
+
+@pytest.mark.parametrize("norm", ["dsbn", "bn", "none"])
+def test_forward_is_that_of_gated_experts_on_the_whole_input(norm):
+    model, variables = make(norm=norm)
+    ref = reference.Reference(model, variables)
+    joint, expected = ref.inputs(USERS, ITEMS, SCENARIO_B)
+    for b, s in enumerate(np.asarray(SCENARIO_B)):
+        hidden, gate = np.split(ref.dense("first", joint[b]), [3 * 8], axis=-1)
+        hidden = ref.stack("", hidden, s, 3, (8, 6))
+        weight = reference.softmax(gate[:, 3 * s : 3 * s + 3])
+        expected[b] += ref.tower("", reference.mix(hidden, weight), s, (5,))
+    np.testing.assert_allclose(evaluate(model, variables, ITEMS), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_parameters_lie_where_checkpoints_hold_them():
+    _, variables = make()
+    assert set(variables["params"]) == {
+        "embedder", "first", "attention_history", "attention_behavior", "expert_layers_0",
+        "expert_blocks_0", "expert_blocks_1", "tower_layers_0", "tower_layers_1", "tower_blocks_0",
+        "prior_weight", "collaborative_weight",
+    }  # fmt: skip
+    assert set(variables["batch_stats"]) == {
+        "expert_blocks_0", "expert_blocks_1", "tower_blocks_0"
+    }  # fmt: skip
+    assert set(variables["constants"]) == {"log_prior_SV", "item_vector_VC"}
 
 
 def test_shared_candidates_equal_repeated_ones():

@@ -1,0 +1,50 @@
+"""What a variant's tokens choose."""
+
+import pytest
+
+from dsmoe_jax import identity, methods, overrides
+
+
+def load(variant):
+    return overrides.load_experiment("configs/kuairand.py", variant)
+
+
+@pytest.mark.parametrize("name", methods.RANKERS)
+def test_a_teacher_is_chosen_by_its_name(name):
+    teacher = load(f"sample,teacher={name}").teacher.model
+    assert type(teacher) is methods.RANKERS[name]
+
+
+def test_the_fused_teacher_averages_registered_rankers():
+    teacher = methods.make_teacher({"teacher": "teacher=fused"})
+    assert {name: type(member) for name, member in teacher.members.items()} == {
+        name: methods.RANKERS[name] for name in methods.FUSED_MEMBERS
+    }
+
+
+def test_the_members_of_a_teacher_are_listed_by_name():
+    chosen = {"teacher": "teacher=star"}
+    star = methods.make_teacher(chosen)
+    assert methods.list_rankers(chosen, star) == {"star": star}
+    default = methods.make_teacher({})
+    assert methods.list_rankers({}, default) == {methods.DEFAULT_RANKER: default}
+
+
+@pytest.mark.parametrize("fields", ["", ",teacher_fields=same"])
+def test_every_teacher_of_a_configuration_sees_the_same(fields):
+    switches = ("use_log_prior", "collaborative", "input_dropout")
+    seen = {}
+    for name in methods.RANKERS:
+        teacher = load(f"sample,teacher={name}{fields}").teacher.model
+        for member, ranker in methods.list_rankers({"teacher": f"teacher={name}"}, teacher).items():
+            if member != "sap":
+                seen[name, member] = tuple(getattr(ranker, switch) for switch in switches)
+    more = not fields
+    assert set(seen.values()) == {(more, more, 0.3)} and len(seen) == 10
+
+
+def test_members_of_an_ensemble_have_fields_of_their_own():
+    experiment = load("sample,teacher=fused")
+    flat = identity.flatten(identity.as_dict(experiment))
+    assert flat["teacher.model.members.ple.class"] == "PLEConfig"
+    assert "teacher.model.members.star.hidden_dims" in overrides.field_names(experiment)
