@@ -48,7 +48,8 @@ class Users(NamedTuple):
       dense_BF: float32, columns as `FeatureSpec.user_dense`.
       bags: int32 [B, P] by the name of the bag feature.
       sequences: By the name of the sequence feature.
-      time_B: int32 unix seconds of the request; at evaluation the start of the split.
+      time_B: int32 unix seconds of the request; at evaluation the start of the split, or of what
+        is held out.
     """
 
     sparse_BF: Int[Array, "... F"]

@@ -120,7 +120,7 @@ def count_clicks(
     cell = train_NC[:, columns["scenario"]] * V + train_NC[:, columns["item"]]
     weight_N = np.ones(len(train_NC))
     if half_life_days is not None:
-        cut_s = store.queries("validation").rows_QC[0, columns["time_s"]]
+        cut_s = store.queries("validation").rows_QC[:, columns["time_s"]].max()
         # A few clicks of the last training day carry a time past the cut; they count as new.
         age_days_N = np.maximum(cut_s - train_NC[:, columns["time_s"]], 0) / DAY_S
         weight_N = 0.5 ** (age_days_N / half_life_days)

@@ -52,9 +52,11 @@ class QueryTable(NamedTuple):
     """The evaluation queries of one split; a query is a (user, scenario) pair.
 
     Attributes:
-      rows_QC: int64, columns as `Store.columns`; `item` is 0, `time_s` is the split's start.
+      rows_QC: int64, columns as `Store.columns`; `item` is 0, `time_s` is the split's start, or
+        with leave-one-out when the item held out was clicked.
       relevant: What the user clicked in that scenario in the split and had not clicked before it.
-      seen: What the user clicked, in any kept scenario, before the split's first day.
+      seen: What the user clicked, in any kept scenario, before the split's first day or the item
+        held out.
       cold_Q: bool, the user has no training positive.
     """
 

@@ -1,7 +1,7 @@
 """From a data set in raw ids to the store: the steps every data set shares.
 
-Owns splitting by day, histories that hold only what came before, queries, writing and reuse. Does
-not own reading raw files (`read.py`, one file per data set).
+Owns histories that hold only what came before, writing and reuse. Does not own reading raw files
+(`read.py`, one file per data set) nor what is held out (`splits.py`).
 
 A data set's configuration implements `prepare` with one call:
 
@@ -41,7 +41,7 @@ import polars as pl
 from dsmoe_jax import config, features
 from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import events, examples, tables, windows
+from dsmoe_jax.data.prepare import events, examples, splits, tables, windows
 
 # Raised when the same inputs and settings give another content than before.
 VERSION = 1
@@ -60,7 +60,9 @@ class Dataset:
       positives: Columns `user`, `item` (raw ids), `scenario` (integer id), `time_s` (integer unix
         seconds, 1 to 2**31 - 2), `day` (`pl.Date`, the day that decides the split). Exact
         repetitions are dropped.
-      days: All days of the log, in any order, repetitions allowed.
+      days: All days of the log, in any order, repetitions allowed; read by the split by day alone.
+      split: "days": `DataConfig` says how many days validate and test. "leave_one_out": every
+        user's last positive tests and the one before it validates, whatever `DataConfig` says.
       utc_offset_s: Seconds that the days' midnight is ahead of UTC's.
       pre_history: Columns `user`, `item` (raw ids) in chronological order: clicks from before the
         log, without time or scenario. They open the all-scenario history and count for nothing
@@ -75,7 +77,8 @@ class Dataset:
     users: tables.Table
     items: tables.Table
     positives: pl.DataFrame
-    days: Sequence[datetime.date]
+    days: Sequence[datetime.date] = ()
+    split: str = "days"
     utc_offset_s: int = 0
     pre_history: pl.DataFrame | None = None
     behavior: events.BehaviorLog | None = None
@@ -127,12 +130,32 @@ def prepare(
     )
 
 
-def split_days(days: Sequence[datetime.date], section: config.DataConfig) -> examples.Days:
-    """Train, validation and test days: the last ones test, those before them validate.
+def make_split(dataset: Dataset, section: config.DataConfig) -> splits.Split:
+    """The data set's rule of what is held out.
 
     Raises:
-      ValueError: When there are too few days.
+      ValueError: On an unknown rule, too few days, or what leave-one-out cannot split.
     """
+    if dataset.split not in splits.RULES:
+        raise ValueError(f"split: expected one of {splits.RULES}, got {dataset.split!r}")
+    if dataset.split == "days":
+        return _split_days(dataset.days, section, dataset.utc_offset_s)
+    if section.drop_last_days:
+        raise ValueError(
+            f"data.drop_last_days: expected 0 with the split leave_one_out, got "
+            f"{section.drop_last_days}"
+        )
+    if dataset.behavior:
+        raise ValueError(
+            f"behavior: expected none with the split leave_one_out, got {dataset.behavior.name!r}; "
+            "its events are told by days"
+        )
+    return splits.LeaveOneOut()
+
+
+def _split_days(
+    days: Sequence[datetime.date], section: config.DataConfig, utc_offset_s: int
+) -> splits.ByDay:
     ordered = sorted({(day - _EPOCH).days for day in days})
     ordered = ordered[: len(ordered) - section.drop_last_days]
     held_out = section.validation_days + section.test_days
@@ -143,10 +166,11 @@ def split_days(days: Sequence[datetime.date], section: config.DataConfig) -> exa
             f"{section.drop_last_days}, got {section.validation_days} + {section.test_days}; "
             "add log files or hold out fewer days"
         )
-    return examples.Days(
+    return splits.ByDay(
         train=ordered[:-held_out],
         validation=ordered[-held_out : -section.test_days],
         test=ordered[-section.test_days :],
+        utc_offset_s=utc_offset_s,
     )
 
 
@@ -162,26 +186,27 @@ def write(
     Returns:
       The manifest's counts.
     """
-    days = split_days(dataset.days, section)
+    rule = make_split(dataset, section)
     kept = frozenset(dataset.behavior.fields) if dataset.behavior else frozenset()
     users = tables.encode_table(dataset.users, "user_id", {})
     items = tables.encode_table(dataset.items, "item_id", dataset.extra_values, kept)
     _check_names(users, items)
     positives = examples.number_positives(
-        dataset.positives, users, items, len(dataset.scenarios), days.test[-1]
+        dataset.positives, users, items, len(dataset.scenarios), rule.last_day
     )
-    examples.check_splits(positives, days, dataset.scenarios)
+    positives = rule.order(positives)
+    splits.check_splits(positives, rule, dataset.scenarios)
     queries = {
-        split: examples.split_queries(positives, days, split, len(items.raw_id))
+        split: splits.split_queries(positives, rule, split, len(items.raw_id))
         for split in store_lib.SPLITS
     }
-    examples.check_queries(queries, dataset.scenarios)
-    counts = examples.count(positives, days, queries, dataset.scenarios)
+    splits.check_queries(queries, rule, dataset.scenarios)
+    counts = splits.count(positives, rule, queries, dataset.scenarios)
     counts = {"users": len(users.raw_id) - 1, "items": len(items.raw_id) - 1, **counts}
     with store_lib.StoreWriter(store_dir) as writer:
         _write_table(writer, users, "users")
         _write_table(writer, items, "items")
-        columns = _write_rows(writer, dataset, users, items, positives, days, queries)
+        columns = _write_rows(writer, dataset, users, items, positives, rule, queries)
         for split, query in queries.items():
             writer.array(f"{split}_relevant_indptr", query.relevant.indptr)
             writer.array(f"{split}_relevant", query.relevant.items)
@@ -193,7 +218,7 @@ def write(
             spec=_make_spec(dataset, users, items),
             columns={"examples": columns},
             counts=counts,
-            split=examples.describe_splits(positives, days),
+            split=splits.describe(positives, rule),
             settings=settings,
             inputs=inputs,
             vocabularies={
@@ -254,7 +279,7 @@ def _write_rows(
     users: tables.EncodedTable,
     items: tables.EncodedTable,
     positives: examples.Positives,
-    days: examples.Days,
+    rule: splits.Split,
     queries: dict[str, windows.QuerySet],
 ) -> list[str]:
     """Writes the sequences, and the training examples and queries with windows into them.
@@ -262,12 +287,9 @@ def _write_rows(
     Returns:
       The columns' names.
     """
-    train = examples.train_rows(positives, days)
-    rows = {"train": train}
+    rows = {"train": rule.train_rows(positives)}
     for split, query in queries.items():
-        rows[f"{split}_queries"] = examples.query_rows(
-            query, getattr(days, split)[0], dataset.utc_offset_s
-        )
+        rows[f"{split}_queries"] = rule.query_rows(positives, query, split)
     history = examples.make_history(positives, dataset.pre_history, users, items)
     pairs = [(["history_start", "history_stop"], history.find(list(rows.values()), scenario=None))]
     _write_sequence(writer, "history", history)

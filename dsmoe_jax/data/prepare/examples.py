@@ -1,33 +1,27 @@
-"""Positives in row numbers: splits, training examples, queries and click histories.
+"""Positives in row numbers, and the click histories made of them.
 
 X  rows (training examples or queries)     E  events or positives
 """
 
-import dataclasses
-import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import tables, windows
-
-_EPOCH = datetime.date(1970, 1, 1)
-_DAY_S = 86_400
-
-
-@dataclasses.dataclass(frozen=True)
-class Days:
-    """Ascending days of each split, as days since 1970-01-01."""
-
-    train: list[int]
-    validation: list[int]
-    test: list[int]
 
 
 class Positives(NamedTuple):
-    """Every positive of every scenario, user-major and chronological; all int64."""
+    """Every positive of every scenario, user-major and chronological; all int64.
+
+    Attributes:
+      user_E: Row in the user table.
+      scenario_E: Scenario id.
+      item_E: Row in the item table.
+      time_E: Unix seconds.
+      day_E: Days since 1970-01-01, or what a split puts in their place to tell what came before;
+        see `splits.Split.order`.
+    """
 
     user_E: np.ndarray
     scenario_E: np.ndarray
@@ -117,134 +111,6 @@ def number_positives(
     numbered = numbered.filter(pl.col("day") <= last_day).unique().sort(order)
     return Positives(
         *(numbered[name].to_numpy() for name in ("user", "scenario", "item", "time", "day"))
-    )
-
-
-def check_splits(positives: Positives, days: Days, scenarios: tuple[str, ...]) -> None:
-    """Refuses a split without positives and a scenario without training positives.
-
-    Raises:
-      ValueError: Naming the split or the scenario.
-    """
-    if not len(positives.user_E):
-        raise ValueError("positives: expected at least one in the kept scenarios, got none")
-    for split in ("train", *store_lib.SPLITS):
-        if not in_split(positives, days, split).any():
-            raise ValueError(
-                f"split {split!r} ({describe_days(getattr(days, split))}): expected at least one "
-                "positive, got none; add log files or change data.validation_days, data.test_days"
-            )
-    train = np.bincount(
-        positives.scenario_E[in_split(positives, days, "train")], minlength=len(scenarios)
-    )
-    for name, count in zip(scenarios, train, strict=True):
-        if not count:
-            raise ValueError(
-                f"scenario {name!r}: expected at least one training positive "
-                f"({describe_days(days.train)}), got none; add log files or leave the scenario out"
-            )
-
-
-def check_queries(queries: dict[str, windows.QuerySet], scenarios: tuple[str, ...]) -> None:
-    """Refuses a scenario that has no query to be judged on.
-
-    Raises:
-      ValueError: Naming split and scenario.
-    """
-    for split, query in queries.items():
-        count_S = np.bincount(query.scenario_Q, minlength=len(scenarios))
-        for name, count in zip(scenarios, count_S, strict=True):
-            if not count:
-                raise ValueError(
-                    f"scenario {name!r}: expected at least one {split} query (a user with a "
-                    f"positive not clicked before), got none; hold out more days "
-                    f"(data.{split}_days) or leave the scenario out"
-                )
-
-
-def in_split(positives: Positives, days: Days, split: str) -> np.ndarray:
-    """Bool [E]: which positives belong to `split`."""
-    wanted = getattr(days, split)
-    return (positives.day_E >= wanted[0]) & (positives.day_E <= wanted[-1])
-
-
-def split_queries(positives: Positives, days: Days, split: str, num_items: int) -> windows.QuerySet:
-    """The queries of `split`; see `windows.make_queries`."""
-    return windows.make_queries(
-        positives.user_E,
-        positives.scenario_E,
-        positives.item_E,
-        in_split_E=in_split(positives, days, split),
-        before_E=positives.day_E < getattr(days, split)[0],
-        in_train_E=in_split(positives, days, "train"),
-        num_items=num_items,
-    )
-
-
-def count(
-    positives: Positives,
-    days: Days,
-    queries: dict[str, windows.QuerySet],
-    scenarios: tuple[str, ...],
-) -> dict[str, Any]:
-    """Training positives, queries and held-out positives by scenario.
-
-    Held-out positives are those of the log; a query's relevant items may be fewer.
-    """
-
-    def by_scenario(scenario_X: np.ndarray) -> dict[str, int]:
-        count_S = np.bincount(scenario_X, minlength=len(scenarios))
-        return {name: int(n) for name, n in zip(scenarios, count_S, strict=True)}
-
-    counts = {"train": by_scenario(positives.scenario_E[in_split(positives, days, "train")])}
-    for split, query in queries.items():
-        counts[f"{split}_queries"] = by_scenario(query.scenario_Q)
-        counts[f"{split}_positives"] = by_scenario(
-            positives.scenario_E[in_split(positives, days, split)]
-        )
-    return counts
-
-
-def describe_splits(positives: Positives, days: Days) -> dict[str, dict[str, Any]]:
-    """Days (ISO dates) and number of positives of each split."""
-    return {
-        split: {
-            "days": [_iso(day) for day in getattr(days, split)],
-            "examples": int(in_split(positives, days, split).sum()),
-        }
-        for split in ("train", *store_lib.SPLITS)
-    }
-
-
-def describe_days(days: list[int]) -> str:
-    """First and last of `days`, as ISO dates."""
-    return f"{_iso(days[0])} to {_iso(days[-1])}"
-
-
-def _iso(day: int) -> str:
-    return (_EPOCH + datetime.timedelta(days=day)).isoformat()
-
-
-def train_rows(positives: Positives, days: Days) -> windows.Rows:
-    """One row per training positive; its past ends strictly before it."""
-    kept = in_split(positives, days, "train")
-    user, scenario, item, time, day = (values[kept] for values in positives)
-    return windows.Rows(user, scenario, item, time_X=time, before_X=time, day_X=day)
-
-
-def query_rows(query: windows.QuerySet, first_day: int, utc_offset_s: int) -> windows.Rows:
-    """One row per query; its past is every day before `first_day`, the split's first."""
-
-    def filled(value: int) -> np.ndarray:
-        return np.full(len(query.user_Q), value, np.int64)
-
-    return windows.Rows(
-        query.user_Q,
-        query.scenario_Q,
-        item_X=filled(0),
-        time_X=filled(first_day * _DAY_S - utc_offset_s),
-        before_X=filled(windows.END_OF_DAY),
-        day_X=filled(first_day - 1),
     )
 
 

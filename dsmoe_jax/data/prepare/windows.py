@@ -23,8 +23,9 @@ class Rows(NamedTuple):
       item_X: Row in the item table; 0 in queries.
       time_X: Unix seconds of the example, or of the split's start.
       before_X: Unix seconds; what happened then or later is not past.
-      day_X: The last day of the past, in days since 1970-01-01 in the log's time zone. A log's day
-        and its clock disagree around midnight, and both have to be before.
+      day_X: The last day of the past, in days since 1970-01-01 in the log's time zone, or what
+        stands for days in the events. A log's day and its clock disagree around midnight, and both
+        have to be before.
     """
 
     user_X: np.ndarray
@@ -105,7 +106,7 @@ def make_queries(
       scenario_E: int64 scenario id.
       item_E: int64 row in the item table.
       in_split_E: bool, the positive belongs to the split.
-      before_E: bool, it happened on a day before the split's first.
+      before_E: bool, it is known to the split's queries.
       in_train_E: bool, it is a training example.
       num_items: V, rows of the item table.
     """

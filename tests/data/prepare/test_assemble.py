@@ -230,6 +230,66 @@ def test_the_store_holds_what_the_rules_say_row_by_row(tmp_path, seed, complete)
         assert len(found) > 10
 
 
+def test_leave_one_out_holds_all_that_came_before_row_by_row(tmp_path):
+    rng = np.random.default_rng(0)
+    # Few seconds, so that many positives share one; every pair of user and item once.
+    pairs = rng.permutation(9 * 40)[:150]
+    day_0 = datetime.date(1970, 1, 1)
+    times = 86_400 * 10 + rng.integers(0, 6, 150) * 40_000
+    positives = [
+        (
+            int(pair // 40) * 7,
+            int(pair % 40) * 3,
+            int(rng.integers(0, 3)),
+            int(t),
+            day_0 + datetime.timedelta(days=int(t // 86_400)),
+        )
+        for pair, t in zip(pairs, times, strict=True)
+    ]
+    earlier = [(7, 3), (14, 9), (7, 6)]
+    dataset = dataclasses.replace(
+        make_dataset(positives, None, earlier), split="leave_one_out", days=()
+    )
+    store = write(dataset, tmp_path / "store")
+    train, held = [], {"validation": [], "test": []}
+    for user in sorted({p[0] for p in positives}):
+        mine = sorted((p for p in positives if p[0] == user), key=lambda p: (p[3], p[1]))
+        log = [(item, 0) for u, item in earlier if u == user]
+        for i, (_, item, scenario, time_s, _) in enumerate(mine):
+            before = [(p[1], p[3]) for p in mine[:i]]
+            windows = [[*log, *before]] + [
+                [(p[1], p[3]) for p in mine[:i] if p[2] == s] for s in range(3)
+            ]
+            row = (user, scenario, item, time_s)
+            if i < len(mine) - 2:
+                train.append((row, windows))
+            else:
+                split = "validation" if i == len(mine) - 2 else "test"
+                held[split].append((row, windows, [p[1] for p in mine[:i]]))
+    assert [(read_row(store, r), read_windows(store, r)) for r in store.train_NC] == train
+    for split, expected in held.items():
+        table = store.queries(split)
+        for q, (row, windows, seen) in enumerate(expected):
+            user, scenario, item, time_s = row
+            assert read_row(store, table.rows_QC[q]) == (user, scenario, None, time_s)
+            assert read_windows(store, table.rows_QC[q]) == windows
+            relevant = store.items_raw_id[ragged(table.relevant, q)]
+            assert relevant.tolist() == [item]
+            assert store.items_raw_id[ragged(table.seen, q)].tolist() == sorted(seen)
+        assert len(table.rows_QC) == len(expected) == 9
+
+
+def test_what_leave_one_out_cannot_split_is_refused(tmp_path):
+    positives, behavior, _ = make_random_rows(0)
+    dataset = dataclasses.replace(make_dataset(positives), split="leave_one_out")
+    section = dataclasses.replace(SECTION, drop_last_days=1)
+    refuse(dataset, tmp_path, "data.drop_last_days: expected 0 with the split leave", section)
+    with_log = dataclasses.replace(make_dataset(positives, behavior), split="leave_one_out")
+    refuse(with_log, tmp_path, "behavior: expected none with the split leave_one_out")
+    unknown = dataclasses.replace(dataset, split="weeks")
+    refuse(unknown, tmp_path, "split: expected one of .*, got 'weeks'")
+
+
 def test_no_history_holds_the_future(tmp_path):
     store = write(make_dataset(*make_random_rows(5)), tmp_path / "store")
     for name, (_, time_E) in store.sequences.items():

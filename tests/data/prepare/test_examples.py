@@ -1,12 +1,10 @@
 import numpy as np
 import polars as pl
-import pytest
 
-from dsmoe_jax.data.prepare import examples, tables, windows
+from dsmoe_jax.data.prepare import examples, tables
 
 USERS = tables.encode_table(tables.Table(pl.DataFrame({"id": [10, 20]}), "id"), "user_id", {})
 ITEMS = tables.encode_table(tables.Table(pl.DataFrame({"id": [1, 2, 3]}), "id"), "item_id", {})
-DAYS = examples.Days(train=[1, 2], validation=[3], test=[4])
 
 
 def number(rows, last_day=4):
@@ -59,30 +57,3 @@ def test_scenario_histories_are_kept_apart():
     history = examples.make_scenario_history(number(ROWS), num_scenarios=2)
     np.testing.assert_array_equal(history.key_E, [2, 2, 3, 4, 5])
     np.testing.assert_array_equal(history.item_E, [2, 1, 3, 1, 2])
-
-
-def test_training_rows_end_before_themselves_and_queries_before_their_split():
-    positives = number(ROWS)
-    train = examples.train_rows(positives, DAYS)
-    np.testing.assert_array_equal(train.before_X, [90, 90, 80])
-    np.testing.assert_array_equal(train.day_X, [1, 1, 2])
-    query = examples.split_queries(positives, DAYS, "test", num_items=4)
-    rows = examples.query_rows(query, first_day=4, utc_offset_s=3_600)
-    np.testing.assert_array_equal(rows.user_X, [2])
-    np.testing.assert_array_equal(rows.item_X, [0])
-    np.testing.assert_array_equal(rows.time_X, [4 * 86_400 - 3_600])
-    np.testing.assert_array_equal(rows.before_X, [windows.END_OF_DAY])
-    np.testing.assert_array_equal(rows.day_X, [3])
-
-
-def test_splits_are_described_with_iso_days():
-    assert examples.describe_splits(number(ROWS), DAYS) == {
-        "train": {"days": ["1970-01-02", "1970-01-03"], "examples": 3},
-        "validation": {"days": ["1970-01-04"], "examples": 1},
-        "test": {"days": ["1970-01-05"], "examples": 1},
-    }
-
-
-def test_no_positive_at_all_is_refused():
-    with pytest.raises(ValueError, match="expected at least one in the kept scenarios, got none"):
-        examples.check_splits(number([]), DAYS, ("A", "B"))
