@@ -11,6 +11,7 @@ synthetic rows show that the whole path works, not how well the method does on A
 Variants, at most one token per axis, in any order:
     data       synthetic; without one, the official files
     method     another than DSMOE: a name of `dsmoe_jax.methods.MATCHERS`; trained without a teacher
+    history    history=hstu, history=fuxi, history=fuxi_mme: what the student makes of the history
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
     teacher    teacher=NAME, a name of `dsmoe_jax.methods.RANKERS`; mmoe_din by default
 
@@ -25,6 +26,7 @@ AXES = {
     "data": ("synthetic",),
     "method": methods.METHOD_TOKENS,
     "ablation": methods.ABLATION_TOKENS,
+    "history": methods.HISTORY_TOKENS,
     "teacher": methods.TEACHER_TOKENS,
 }
 
@@ -49,6 +51,7 @@ def get_config(variant: str = "") -> config.Experiment:
         experiment.train.max_epochs = 10
         experiment.teacher.max_epochs = 5
     config.replace(experiment.train, experiment.model.recipe)
+    experiment.features.history_encoder = methods.history_encoder(chosen)
     if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
     return experiment

@@ -17,6 +17,7 @@ A file may as well be `.csv.gz` or `.parquet`. Users and items may go without a 
 
 Variants, at most one token per axis, in any order:
     method     another than DSMOE: a name of `dsmoe_jax.methods.MATCHERS`; trained without a teacher
+    history    history=hstu, history=fuxi, history=fuxi_mme: what the student makes of the history
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
 """
 
@@ -24,7 +25,11 @@ from dsmoe_jax import config, methods
 from dsmoe_jax.data.prepare import custom
 from dsmoe_jax.models.ranking import mmoe_din
 
-AXES = {"method": methods.METHOD_TOKENS, "ablation": methods.ABLATION_TOKENS}
+AXES = {
+    "method": methods.METHOD_TOKENS,
+    "ablation": methods.ABLATION_TOKENS,
+    "history": methods.HISTORY_TOKENS,
+}
 
 
 def data_config() -> custom.CustomConfig:
@@ -73,6 +78,7 @@ def get_config(variant: str = "") -> config.Experiment:
         ),
     )
     config.replace(experiment.train, experiment.model.recipe)
+    experiment.features.history_encoder = methods.history_encoder(chosen)
     if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
     return experiment

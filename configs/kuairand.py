@@ -13,6 +13,7 @@ Variants, at most one token per axis, in any order:
     data       sample, synthetic; without one, the full archive
     method     another than DSMOE: a name of `dsmoe_jax.methods.MATCHERS`; trained without a teacher
     recipe     paper_exact: the paper's values on the sample's or the synthetic rows
+    history    history=hstu, history=fuxi, history=fuxi_mme: what the student makes of the history
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
     teacher    teacher=NAME, a name of `dsmoe_jax.methods.RANKERS`; mmoe_din by default
     fields     teacher_fields=same: the teacher sees the student's fields and nothing more
@@ -33,6 +34,7 @@ AXES = {
     "method": methods.METHOD_TOKENS,
     "recipe": ("paper_exact",),
     "ablation": methods.ABLATION_TOKENS,
+    "history": methods.HISTORY_TOKENS,
     "teacher": methods.TEACHER_TOKENS,
     "fields": ("teacher_fields=same",),
 }
@@ -68,6 +70,7 @@ def get_config(variant: str = "") -> config.Experiment:
     if "data" in chosen and "recipe" not in chosen:
         use_few_rows_recipe(experiment, chosen)
     config.replace(experiment.train, experiment.model.recipe)
+    experiment.features.history_encoder = methods.history_encoder(chosen)
     if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
     return experiment

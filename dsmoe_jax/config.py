@@ -54,12 +54,16 @@ class FeatureConfig:
       history_length: Longest all-scenario history, in items.
       scenario_history_length: Longest history of the query's own scenario, in items.
       exclude: Names of features of the store that the models do not see, e.g. `("user_id",)`.
+      history_encoder: What the student's input holds of the all-scenario history: "mean" of its
+        events, or the last output of a causal encoder, "hstu", "fuxi" or "fuxi_mme". Teachers take
+        the mean.
     """
 
     embedding_dim: int = 16
     history_length: int = 50
     scenario_history_length: int = 50
     exclude: tuple[str, ...] = ()
+    history_encoder: str = "mean"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +237,8 @@ class EvalConfig:
 
     Attributes:
       k: Cut-offs of recall, hit rate and NDCG, ascending; the smallest one selects epochs.
+      mrr_depth: Ranks that the mean reciprocal rank tells apart: a relevant item further down
+        counts as one place below them. 0 leaves it out.
       remove_seen: Whether items the user clicked before the split's first day are removed.
       backend: "exact" (JAX top-k) or "faiss".
       validation_queries: Student queries per scenario sampled (fixed by the seed) each epoch.
@@ -244,6 +250,7 @@ class EvalConfig:
     """
 
     k: tuple[int, ...] = (50, 100)
+    mrr_depth: int = 0
     remove_seen: bool = True
     backend: str = "exact"
     validation_queries: int = 2000
@@ -318,6 +325,7 @@ class Experiment:
             ("teacher.weight_decay", 0),
             ("loss.distill_weight", 0),
             ("loss.distill_warmup_epochs", 0),
+            ("eval.mrr_depth", 0),
             ("eval.validation_queries", 1),
             ("eval.teacher_validation_queries", 1),
             ("eval.teacher_test_queries", 1),

@@ -70,6 +70,11 @@ def write_bundle(
     """
     if not hasattr(matcher, "fold_tower"):
         raise ValueError(f"export: expected a matcher that folds, got {type(matcher).__name__}")
+    if matcher.spec.history_encoder != "mean":
+        raise ValueError(
+            "export: expected features.history_encoder 'mean', the one that a bundle's reader "
+            f"knows, got {matcher.spec.history_encoder!r}"
+        )
     root = pathlib.Path(path)
     if root.exists() and not (root / FILE).is_file():
         raise ValueError(f"{root}: expected a bundle to replace or nothing, got other files")

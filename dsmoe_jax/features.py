@@ -11,6 +11,11 @@ from typing import Any
 # Every scenario's own history side by side, for methods that read them all.
 SCENARIO_HISTORIES = "scenario_histories"
 
+# What a tower's input holds of the history of all scenarios: the mean of its events, or the last
+# output of a causal encoder.
+HISTORY = "history"
+HISTORY_ENCODERS = ("mean", "hstu", "fuxi", "fuxi_mme")
+
 # Ids and row numbers are int32, tables are padded to a multiple of 1,024 rows, and a row past the
 # last one must have a number too.
 MAX_IDS = 2**31 - 1024
@@ -71,6 +76,7 @@ class FeatureSpec:
     Attributes:
       scenarios: Scenario names; a scenario id in [0, S) indexes them.
       embedding_dim: Width E of every field's embedding (paper: 16).
+      history_encoder: One of `HISTORY_ENCODERS`.
     """
 
     scenarios: tuple[str, ...]
@@ -82,6 +88,7 @@ class FeatureSpec:
     item_bags: tuple[BagFeature, ...]
     sequences: tuple[SequenceFeature, ...]
     embedding_dim: int = 16
+    history_encoder: str = "mean"
 
     def __post_init__(self) -> None:
         if not self.item_sparse or self.item_sparse[0].name != "item_id":
@@ -93,6 +100,16 @@ class FeatureSpec:
                     f"feature {feature.name!r}: expected at most {MAX_IDS:,} ids, which int32 can "
                     f"number, got {feature.num_ids:,}; hash them into fewer"
                 )
+        if self.history_encoder not in HISTORY_ENCODERS:
+            raise ValueError(
+                f"features.history_encoder: expected one of {HISTORY_ENCODERS}, got "
+                f"{self.history_encoder!r}"
+            )
+        if self.history_encoder != "mean" and HISTORY not in [s.name for s in self.sequences]:
+            raise ValueError(
+                f"features.history_encoder: expected 'mean' without the sequence {HISTORY!r}, got "
+                f"{self.history_encoder!r}; leave it out of features.exclude"
+            )
         fields = {feature.name for feature in self.item_sparse}
         for sequence in self.sequences:
             unknown = [name for name in sequence.fields if name not in fields]
@@ -137,6 +154,7 @@ class FeatureSpec:
                 for f in tree["sequences"]
             ),
             embedding_dim=tree.get("embedding_dim", cls.embedding_dim),
+            history_encoder=tree.get("history_encoder", cls.history_encoder),
         )
 
 
@@ -148,6 +166,7 @@ def select(
     scenario_history_length: int,
     embedding_dim: int = FeatureSpec.embedding_dim,
     scenario_histories: bool = False,
+    history_encoder: str = FeatureSpec.history_encoder,
 ) -> FeatureSpec:
     """The part of a store's features that a run uses, with its sequence lengths.
 
@@ -159,6 +178,7 @@ def select(
       embedding_dim: Width E of every field's embedding.
       scenario_histories: Whether to add `SCENARIO_HISTORIES`, `scenario_history_length` events of
         every scenario; `exclude` has no say in it.
+      history_encoder: What becomes of the history; see `FeatureSpec`.
 
     Raises:
       ValueError: When a name in `exclude` is no feature that can be left out.
@@ -191,5 +211,9 @@ def select(
         total = len(spec.scenarios) * scenario_history_length
         sequences += (SequenceFeature(SCENARIO_HISTORIES, ("item_id",), total, per_scenario=True),)
     return FeatureSpec(
-        scenarios=spec.scenarios, sequences=sequences, embedding_dim=embedding_dim, **kept
+        scenarios=spec.scenarios,
+        sequences=sequences,
+        embedding_dim=embedding_dim,
+        history_encoder=history_encoder,
+        **kept,
     )

@@ -67,6 +67,8 @@ _USUAL = (
     ("train.max_minutes", 0.0),
     ("teacher.max_minutes", 0.0),
     ("teacher.seed", -1),
+    ("eval.mrr_depth", 0),
+    ("features.history_encoder", "mean"),
 )
 # Fields that a teacher does not depend on.
 STUDENT_FIELDS = (
@@ -76,6 +78,7 @@ STUDENT_FIELDS = (
     "train.weight_decay",
     "train.average_decay",
     "teacher.seed",
+    "features.history_encoder",
 )
 
 

@@ -38,6 +38,7 @@ class Evaluation(NamedTuple):
       recall: recall_Q by cut-off k.
       hit_rate: The same for the hit rate.
       ndcg: The same for NDCG.
+      mrr_Q: Reciprocal rank of the first relevant item; None where it was not asked for.
       log_loss_Q: Mean log-loss of a query's positives and their sampled negatives, in nats; None
         for systems whose scores are no logits.
       num_candidates: Items that compete for each list, before removal.
@@ -54,6 +55,7 @@ class Evaluation(NamedTuple):
     recall: dict[int, Float[np.ndarray, "Q"]]
     hit_rate: dict[int, Float[np.ndarray, "Q"]]
     ndcg: dict[int, Float[np.ndarray, "Q"]]
+    mrr_Q: Float[np.ndarray, "Q"] | None
     log_loss_Q: Float[np.ndarray, "Q"] | None
     num_candidates: int
     seen_removed: bool
@@ -106,6 +108,8 @@ class Evaluation(NamedTuple):
             for name in ("recall", "hit_rate", "ndcg")
             for k, value_Q in getattr(self, name).items()
         }
+        if self.mrr_Q is not None:
+            columns["mrr"] = self.mrr_Q
         masks = [self.scenario_Q == scenario for scenario in range(len(self.scenarios))]
         table = {
             name: [metrics.estimate(value_Q[mask]) for mask in masks]
@@ -173,6 +177,7 @@ class Judge:
         """
         self.split = split
         self._store, self._config = store, config
+        self._length = max(config.k[-1], config.mrr_depth)
         self._table = store.queries(split)
         self._scenario_Q = _scenario_of(store, self._table)
         self._seen_count_Q = np.diff(self._table.seen.indptr)
@@ -193,13 +198,13 @@ class Judge:
                 yield scenario, ids[start : start + batch_size]
 
     def list_length(self, query_B: Int[np.ndarray, "B"]) -> int:
-        """The length a batch's lists need so that k entries remain after removal.
+        """The length a batch's lists need so that enough entries remain after removal.
 
         Room for seen items is a power of two, so that search compiles for few lengths.
         """
         seen = int(self._seen_count_Q[query_B].max()) if self._config.remove_seen else 0
         room = max(16, 1 << (seen - 1).bit_length()) if seen else 0
-        return min(self._config.k[-1] + room, self._store.spec.num_items - 1)
+        return min(self._length + room, self._store.spec.num_items - 1)
 
     def add_lists(
         self,
@@ -208,12 +213,12 @@ class Judge:
         item_BT: Int[np.ndarray | jax.Array, "rows T"],
     ) -> None:
         """Judges retrieved lists of at least `list_length` entries; rows past B are padding."""
-        B, k = len(query_B), self._config.k[-1]
+        B = len(query_B)
         score_BT, item_BT = np.asarray(score_BT)[:B], np.asarray(item_BT)[:B]
         if self._config.remove_seen:
             seen = metrics.take_rows(self._table.seen, query_B)
             seen_BT = metrics.find_members(item_BT, seen)
-            score_BT, item_BT = index_lib.drop(score_BT, item_BT, seen_BT, k)
+            score_BT, item_BT = index_lib.drop(score_BT, item_BT, seen_BT, self._length)
         relevant = metrics.take_rows(self._table.relevant, query_B)
         relevant_B = np.diff(relevant.indptr)
         hit_BT = metrics.find_members(item_BT, relevant)
@@ -222,6 +227,8 @@ class Judge:
             part[f"recall@{cut}"] = metrics.recall_at_k(hit_BT, relevant_B, cut)
             part[f"hit_rate@{cut}"] = metrics.hit_rate_at_k(hit_BT, cut)
             part[f"ndcg@{cut}"] = metrics.ndcg_at_k(hit_BT, relevant_B, cut)
+        if self._config.mrr_depth:
+            part["mrr"] = metrics.reciprocal_rank(hit_BT, self._config.mrr_depth)
         self._parts.append(part)
 
     def add_scores(self, query_B: Int[np.ndarray, "B"], score_BV: Float[np.ndarray, "B V"]) -> None:
@@ -229,7 +236,7 @@ class Judge:
         if self._config.remove_seen:
             seen = metrics.take_rows(self._table.seen, query_B)
             score_BV[metrics.row_of(seen), seen.items] = -np.inf
-        self.add_lists(query_B, *exact.top_k(score_BV, self._config.k[-1]))
+        self.add_lists(query_B, *exact.top_k(score_BV, self._length))
 
     def add_log_loss(
         self,
@@ -287,6 +294,7 @@ class Judge:
             cold_Q=np.asarray(self._table.cold_Q)[query_Q],
             relevant_Q=column["relevant"],
             **by_cut,
+            mrr_Q=column.get("mrr"),
             log_loss_Q=np.concatenate(self._losses)[order_Q] if self._losses else None,
             num_candidates=store.spec.num_items - 1,
             seen_removed=self._config.remove_seen,

@@ -5,7 +5,7 @@ Owns the names that variants of the configuration files use (`configs/kuairand.p
 its configuration here.
 """
 
-from dsmoe_jax import config
+from dsmoe_jax import config, features
 from dsmoe_jax.models.matching import adin, dsmoe, dssm, fuxi, hstu, ican, m5, mind, mmoe, sass
 from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
 
@@ -45,6 +45,7 @@ DEFAULT_RANKER = "mmoe_din"
 # Tokens of a configuration file's variants.
 METHOD_TOKENS = tuple(name for name in MATCHERS if name != DEFAULT_MATCHER)
 TEACHER_TOKENS = tuple(f"teacher={name}" for name in RANKERS)
+HISTORY_TOKENS = tuple(f"history={n}" for n in features.HISTORY_ENCODERS if n != "mean")
 ABLATION_TOKENS = (*dsmoe.ABLATIONS, "no_distill")
 
 
@@ -82,6 +83,11 @@ def list_rankers(
     if isinstance(teacher, fused.FusedConfig):
         return teacher.members
     return {_teacher_name(chosen): teacher}
+
+
+def history_encoder(chosen: dict[str, str]) -> str:
+    """The history encoder of a variant: its axis "history", whose tokens are `history=NAME`."""
+    return chosen.get("history", "history=mean").partition("=")[2]
 
 
 def is_distilled(chosen: dict[str, str]) -> bool:

@@ -93,6 +93,13 @@ def ndcg_at_k(
     return np.asarray(gain_Q / np.cumsum(discount)[np.minimum(relevant_Q, k) - 1])
 
 
+def reciprocal_rank(hit_QT: Bool[np.ndarray, "Q T"], depth: int) -> Float[np.ndarray, "Q"]:
+    """1 / rank of the first relevant item; beyond `depth` it counts as rank `depth` + 1."""
+    found_Q = hit_QT[:, :depth].any(axis=1)
+    first_Q = hit_QT[:, :depth].argmax(axis=1) + 1 if hit_QT.shape[1] else np.zeros(len(hit_QT))
+    return np.asarray(1.0 / np.where(found_Q, first_Q, depth + 1))
+
+
 def log_loss(
     logit: Float[np.ndarray, "*shape"], label: Bool[np.ndarray, "*shape"]
 ) -> Float[np.ndarray, "*shape"]:

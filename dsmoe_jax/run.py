@@ -118,7 +118,10 @@ class Session:
         self.experiment, self.workdir = experiment, workdir
         self.reporter, self._stop, self._prepare_s = reporter, stop, prepare_s
         self.store = store_lib.Store.open(store_dir)
-        self.spec = self._select_features(experiment.model.scenario_histories)
+        self.spec = self._select_features(
+            scenario_histories=experiment.model.scenario_histories,
+            history_encoder=experiment.features.history_encoder,
+        )
         self.mesh = sharding.make_mesh()
         self.corpus: batch_lib.Items = sharding.put_rows(
             self.mesh,
@@ -127,7 +130,7 @@ class Session:
         )
         self.matcher = experiment.model.make(self.spec)
         # What the method alone reads must not change a teacher, which several methods may share.
-        self.ranker = experiment.teacher.model.make(self._select_features(scenario_histories=False))
+        self.ranker = experiment.teacher.model.make(self._select_features())
 
     @property
     def needs_teacher(self) -> bool:
@@ -349,7 +352,7 @@ class Session:
     def _score_name(self) -> str:
         return f"recall@{self.experiment.eval.k[0]}"
 
-    def _select_features(self, scenario_histories: bool) -> features.FeatureSpec:
+    def _select_features(self, **of_the_student: Any) -> features.FeatureSpec:
         chosen = self.experiment.features
         return features.select(
             self.store.spec,
@@ -357,7 +360,7 @@ class Session:
             history_length=chosen.history_length,
             scenario_history_length=chosen.scenario_history_length,
             embedding_dim=chosen.embedding_dim,
-            scenario_histories=scenario_histories,
+            **of_the_student,
         )
 
     def _make_constants(self, model: Model) -> dict[str, np.ndarray]:

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import subprocess
@@ -132,6 +133,14 @@ def test_gate_that_reads_features_is_refused(tmp_path):
     model, frozen = make(gate_input="scenario_and_features")
     with pytest.raises(ValueError, match=r"model.gate_input: folding a tower needs 'scenario'"):
         export.write_bundle(tmp_path / "bundle", model, frozen, make_corpus())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_history_that_is_not_averaged_is_refused(tmp_path):
+    model, frozen = make()
+    spec = dataclasses.replace(SPEC, history_encoder="hstu")
+    with pytest.raises(ValueError, match=r"expected features.history_encoder 'mean', .* 'hstu'"):
+        export.write_bundle(tmp_path / "b", model.clone(spec=spec), frozen, make_corpus())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import pytest
 
@@ -9,6 +10,26 @@ from tests import tiny
 def test_spec_survives_json():
     spec = tiny.make_spec(max_len=7)
     assert features.FeatureSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_spec_from_before_there_were_encoders_has_the_mean():
+    tree = tiny.make_spec().to_json()
+    del tree["history_encoder"]
+    assert features.FeatureSpec.from_json(tree) == tiny.make_spec()
+    encoded = dataclasses.replace(tiny.make_spec(), history_encoder="hstu")
+    assert features.FeatureSpec.from_json(encoded.to_json()) == encoded
+
+
+def test_an_encoder_needs_a_known_name_and_a_history():
+    select = functools.partial(
+        features.select, tiny.make_spec(), history_length=9, scenario_history_length=4
+    )
+    assert select(exclude=()).history_encoder == "mean"
+    assert select(exclude=(), history_encoder="fuxi").history_encoder == "fuxi"
+    with pytest.raises(ValueError, match=r"features.history_encoder: expected one of .*'gru'"):
+        select(exclude=(), history_encoder="gru")
+    with pytest.raises(ValueError, match=r"expected 'mean' without the sequence 'history', got 'f"):
+        select(exclude=("history",), history_encoder="fuxi")
 
 
 def test_select_leaves_out_and_sets_lengths():

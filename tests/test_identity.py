@@ -39,6 +39,25 @@ def test_students_of_several_seeds_share_a_teacher_of_one(experiment):
     assert (experiment.stage_seed("teacher"), experiment.stage_seed("student")) == (0, 1)
 
 
+def test_an_encoder_of_the_history_is_the_students_and_named_where_it_is_not_the_mean(experiment):
+    before = identity.config_hash(experiment)
+    teacher = identity.of_stage(experiment, stage="teacher")
+    assert "features.history_encoder" not in identity.of_stage(experiment, stage="student")
+    experiment.features.history_encoder = "hstu"
+    assert identity.config_hash(experiment) != before
+    assert identity.of_stage(experiment, stage="teacher") == teacher
+    named = identity.of_stage(experiment, stage="student")
+    assert named["features.history_encoder"] == "hstu"
+
+
+def test_ranks_that_nobody_asks_for_are_not_named(experiment):
+    before = identity.config_hash(experiment)
+    experiment.eval.mrr_depth = 2500
+    assert identity.config_hash(experiment) != before
+    experiment.eval.mrr_depth = 0
+    assert identity.config_hash(experiment) == before == "9353069a35e1"
+
+
 def test_products_are_named_only_where_they_are_not_of_float32(experiment):
     assert "model.product_dtype" not in identity.of_stage(experiment, stage="student")
     before = identity.config_hash(experiment)

@@ -62,6 +62,28 @@ def test_evaluation_equals_a_loop_over_the_definition(store, remove_seen):
     assert evaluation.num_candidates == tiny.NUM_ITEMS
 
 
+def test_reciprocal_rank_looks_further_than_the_cut_offs(store):
+    score_QV = draw_scores(store, "test")
+    plain = judge_scores(store, score_QV)
+    assert plain.mrr_Q is None and "mrr" not in plain.summarise()["macro"]
+    config = dataclasses.replace(CONFIG, mrr_depth=9)
+    evaluation = judge_scores(store, score_QV, config=config)
+    beyond = 0
+    for query in range(len(score_QV)):
+        seen, relevant = seen_items(store, "test", query), relevant_items(store, "test", query)
+        order = [item for item in np.argsort(-score_QV[query]) if item and item not in seen]
+        rank = 1 + min(order.index(item) for item in relevant)
+        beyond += rank > 9
+        assert evaluation.mrr_Q[query] == pytest.approx(1 / min(rank, 10))
+    assert 0 < beyond < len(score_QV)
+    np.testing.assert_array_equal(evaluation.recall[5], plain.recall[5])
+    summary = evaluation.summarise()
+    mean_S = [evaluation.mrr_Q[evaluation.scenario_Q == s].mean() for s in range(3)]
+    assert summary["scenarios"]["C"]["mrr"] == pytest.approx(mean_S[2])
+    judge = judge_lib.Judge(store, config, "test")
+    assert judge.list_length(np.arange(3)) >= 9
+
+
 def test_lists_with_room_for_seen_items_give_the_same_as_scores(store):
     score_QV = draw_scores(store, "test")
     score_QV[:, 0] = -np.inf

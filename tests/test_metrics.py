@@ -80,6 +80,13 @@ def test_metrics_equal_a_loop_over_the_definitions(k):
     np.testing.assert_allclose(metrics.ndcg_at_k(hit_QT, relevant_Q, k), ndcg)
 
 
+def test_reciprocal_rank_is_of_the_first_hit_and_one_below_the_depth_without_one():
+    hit_QT = np.array([[0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]], bool)
+    np.testing.assert_allclose(metrics.reciprocal_rank(hit_QT, 4), [1 / 2, 1 / 4, 1 / 5, 1])
+    np.testing.assert_allclose(metrics.reciprocal_rank(hit_QT, 3), [1 / 2, 1 / 4, 1 / 4, 1])
+    np.testing.assert_allclose(metrics.reciprocal_rank(hit_QT[:, :0], 2500), [1 / 2501] * 4)
+
+
 def test_a_perfect_list_scores_one_in_ndcg_and_k_over_relevant_in_recall():
     hit_QT = np.ones((1, 4), bool)
     assert metrics.ndcg_at_k(hit_QT, np.array([9]), 4) == pytest.approx(1.0)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.nn import tables
+from dsmoe_jax.nn import history, tables
 
 # The scenario embedding is what coefficients and gates are maps of: at the fields' 0.02 these are
 # the same in all scenarios at the start, and the tail scenario is long in leaving it.
@@ -43,8 +43,9 @@ class Embedded(NamedTuple):
     Attributes:
       input_BI: All fields concatenated: a tower's input.
       fields: The embeddings [..., E] of single fields that have a table of their own.
-      pooled: The mean of every history's events, [B, E x its fields]; empty on the item side, and
-        without the histories of every scenario.
+      pooled: The mean of every history's events, [B, E x its fields], or of the history of all
+        scenarios what the spec's encoder makes of it; empty on the item side, and without the
+        histories of every scenario.
       events: The events themselves, of all histories; empty on the item side.
     """
 
@@ -107,6 +108,12 @@ class Embedder(nn.Module):
         if self.scenario_std is not None:
             normal, shape_SE = nn.initializers.normal(self.scenario_std), (spec.num_scenarios, dim)
             self.scenario_table_SE = self.param("scenario_table", normal, shape_SE, jnp.float32)
+        if spec.history_encoder != "mean":
+            clicks = next(s for s in spec.sequences if s.name == features.HISTORY)
+            width = len(clicks.fields) * dim
+            self.history_encoder = history.HistoryEncoder(
+                spec.history_encoder, width, clicks.max_len
+            )
         init = nn.initializers.truncated_normal(tables.TABLE_STD)
         for side in ("user", "item"):
             dense = getattr(spec, f"{side}_dense")
@@ -167,6 +174,10 @@ class Embedder(nn.Module):
             sequence.name: tables.masked_mean(*events[sequence.name])
             for sequence in self.spec.pooled_sequences
         }
+        if self.spec.history_encoder != "mean":
+            pooled[features.HISTORY] = self.history_encoder(
+                events[features.HISTORY].event_BLE, users.sequences[features.HISTORY], users.time_B
+            )
         input_BI = jnp.concatenate([*blocks, *pooled.values()], axis=-1)
         return Embedded(input_BI, fields, pooled, events)
 

@@ -84,6 +84,11 @@ class NextItemConfig(config.MatcherConfig):
                 f"model: expected features with the sequence {HISTORY!r} of item ids, got "
                 f"{[s.name for s in spec.sequences]}; leave it out of features.exclude"
             )
+        if spec.history_encoder != "mean":
+            raise ValueError(
+                f"features.history_encoder: expected 'mean' with {type(self).__name__}, which "
+                f"encodes the history itself, got {spec.history_encoder!r}"
+            )
         read = features.FeatureSpec(
             scenarios=spec.scenarios,
             user_sparse=(),

@@ -325,6 +325,13 @@ def test_a_teacher_is_refused(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_another_encoder_of_the_history_is_refused(name):
+    spec = tiny_features.make_spec(history_encoder="fuxi")
+    with pytest.raises(ValueError, match=r"features.history_encoder: expected 'mean' with .*, whi"):
+        CONFIGS[name].make(spec)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_features_without_a_history_are_refused(name):
     spec = tiny_features.make_spec(sequences=SPEC.sequences[1:])
     with pytest.raises(ValueError, match="expected features with the sequence 'history' of item"):

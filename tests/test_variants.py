@@ -1,0 +1,52 @@
+"""What variants of the configuration files choose for sequential methods and histories."""
+
+import pytest
+
+from dsmoe_jax import overrides
+
+
+@pytest.mark.parametrize(
+    ("file", "variant", "expected"),
+    [
+        ("kuairand", "sample,history=fuxi_mme", "fuxi_mme"),
+        ("kuairand", "sample", "mean"),
+        ("alimama", "synthetic,history=hstu", "hstu"),
+        ("custom", "history=fuxi", "fuxi"),
+    ],
+)
+def test_a_variant_chooses_the_encoder_of_the_history(file, variant, expected):
+    experiment = overrides.load_experiment(f"configs/{file}.py", variant)
+    assert experiment.features.history_encoder == expected
+
+
+@pytest.mark.parametrize("method", ["hstu", "fuxi", "fuxi_mme"])
+def test_sequential_methods_bring_their_recipe(method):
+    experiment = overrides.load_experiment("configs/kuairand.py", f"sample,{method}")
+    train = experiment.train
+    assert (train.batch_size, train.num_negatives, train.learning_rate) == (128, 128, 1e-3)
+    assert experiment.loss.distill_weight == 0 and experiment.model.output_dim == 64
+    experiment.validate()
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "width", "hidden", "length"),
+    [
+        ("ml1m", "MovieLens-1M", 50, 1, 200),
+        ("ml1m,fuxi_mme", "MovieLens-1M", 64, 1, 200),
+        ("ml20m,fuxi", "MovieLens-20M", 256, 4, 200),
+        ("synthetic,hstu", "MovieLens-1M", 50, None, 50),
+    ],
+)
+def test_movielens_has_the_values_of_the_papers(variant, name, width, hidden, length):
+    experiment = overrides.load_experiment("configs/movielens.py", variant)
+    experiment.validate()
+    assert (experiment.dataset, experiment.model.output_dim) == (name, width)
+    assert getattr(experiment.model, "ffn_multiple", None) == hidden
+    assert experiment.features.history_length == length
+    assert (experiment.eval.k, experiment.eval.mrr_depth) == ((10, 50), 2500)
+    assert experiment.train.num_negatives == 128
+
+
+def test_movielens_without_a_data_set_is_refused():
+    with pytest.raises(overrides.UsageError, match="one of ml1m, ml20m, synthetic, got 'hstu'"):
+        overrides.load_experiment("configs/movielens.py", "hstu")
