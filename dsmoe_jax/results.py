@@ -59,7 +59,7 @@ def make(
         "data_hash": store.data_hash,
         "versions": versions(),
         "device": describe_devices(),
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
         "split": store.manifest["split"],
         "candidates": test.num_candidates,
         "seen_items_removed": test.seen_removed,
@@ -79,18 +79,13 @@ def save(path: pathlib.Path, results: dict[str, Any]) -> None:
     report.replace_text(path, json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
 
 
-def save_arrays(
-    path: pathlib.Path, test: judge.Evaluation, views: dict[str, dict[str, np.ndarray]]
-) -> None:
-    """Writes what only comparisons of several runs need, as compressed arrays of small integers.
+def query_arrays(test: judge.Evaluation) -> dict[str, np.ndarray]:
+    """A system on test queries as small integers.
 
-    Args:
-      path: The file; written beside its place, then renamed.
-      test: The system on test queries: `query`, `scenario`, `relevant` and, for each cut-off k,
-        `hits@k`, the relevant items among the top k. Recall per query is hits / relevant.
-      views: Further tables by kind and name, saved as `<kind>/<name>`.
+    `query`, `scenario`, `relevant` and, for each cut-off k, `hits@k`: the relevant items among the
+    top k. Recall per query is hits / relevant.
     """
-    arrays = {
+    return {
         "query": test.query_Q.astype(np.int32),
         "scenario": test.scenario_Q.astype(np.int16),
         "relevant": test.relevant_Q.astype(np.int32),
@@ -98,10 +93,23 @@ def save_arrays(
             f"hits@{k}": np.rint(recall_Q * test.relevant_Q).astype(np.int16)
             for k, recall_Q in test.recall.items()
         },
-        **{f"{kind}/{name}": v for kind, entry in views.items() for name, v in entry.items()},
     }
+
+
+def save_arrays(
+    path: pathlib.Path, test: judge.Evaluation, views: dict[str, dict[str, np.ndarray]]
+) -> None:
+    """Writes what only comparisons of several runs need, beside its place, then renames it there.
+
+    Args:
+      path: A NumPy archive.
+      test: The system on test queries; see `query_arrays`.
+      views: Further tables by kind and name, saved as `<kind>/<name>`.
+    """
+    tables = {f"{kind}/{name}": v for kind, entry in views.items() for name, v in entry.items()}
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
+        arrays: dict[str, Any] = {**query_arrays(test), **tables}
         np.savez_compressed(file, **arrays)
     os.replace(partial, path)
 
@@ -110,6 +118,11 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide numbers."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), "dsmoe_jax": dsmoe_jax.__version__, **found}
+
+
+def today() -> str:
+    """The date, e.g. `2026-01-31`."""
+    return datetime.date.today().isoformat()
 
 
 def describe_devices() -> str:

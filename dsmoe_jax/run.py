@@ -118,10 +118,7 @@ class Session:
         self.experiment, self.workdir = experiment, workdir
         self.reporter, self._stop, self._prepare_s = reporter, stop, prepare_s
         self.store = store_lib.Store.open(store_dir)
-        self.spec = self._select_features(
-            scenario_histories=experiment.model.scenario_histories,
-            history_encoder=experiment.features.history_encoder,
-        )
+        self.spec = select_features(self.store, experiment)
         self.mesh = sharding.make_mesh()
         self.corpus: batch_lib.Items = sharding.put_rows(
             self.mesh,
@@ -130,7 +127,8 @@ class Session:
         )
         self.matcher = experiment.model.make(self.spec)
         # What the method alone reads must not change a teacher, which several methods may share.
-        self.ranker = experiment.teacher.model.make(self._select_features())
+        of_teacher = select_features(self.store, experiment, for_teacher=True)
+        self.ranker = experiment.teacher.model.make(of_teacher)
 
     @property
     def needs_teacher(self) -> bool:
@@ -352,17 +350,6 @@ class Session:
     def _score_name(self) -> str:
         return f"recall@{self.experiment.eval.k[0]}"
 
-    def _select_features(self, **of_the_student: Any) -> features.FeatureSpec:
-        chosen = self.experiment.features
-        return features.select(
-            self.store.spec,
-            exclude=tuple(chosen.exclude),
-            history_length=chosen.history_length,
-            scenario_history_length=chosen.scenario_history_length,
-            embedding_dim=chosen.embedding_dim,
-            **of_the_student,
-        )
-
     def _make_constants(self, model: Model) -> dict[str, np.ndarray]:
         return statistics.make_constants(self.store, model.constant_shapes)
 
@@ -441,6 +428,28 @@ class Session:
         fields = identity.of_stage(self.experiment, stage=stage)
         fields["data_hash"] = self.store.data_hash
         return checkpoint.StageCheckpoints(workdir, stage, fields)
+
+
+def select_features(
+    store: store_lib.Store, experiment: config.Experiment, *, for_teacher: bool = False
+) -> features.FeatureSpec:
+    """The features that a run's models see.
+
+    Args:
+      store: The prepared data.
+      experiment: The run.
+      for_teacher: Without what the student's method alone reads.
+    """
+    chosen = experiment.features
+    return features.select(
+        store.spec,
+        exclude=tuple(chosen.exclude),
+        history_length=chosen.history_length,
+        scenario_history_length=chosen.scenario_history_length,
+        embedding_dim=chosen.embedding_dim,
+        scenario_histories=experiment.model.scenario_histories and not for_teacher,
+        history_encoder="mean" if for_teacher else chosen.history_encoder,
+    )
 
 
 def _seconds(minutes: float) -> float:

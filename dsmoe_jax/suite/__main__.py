@@ -1,4 +1,4 @@
-"""`python -m dsmoe_jax.suite run|planted|render`: the README's tables."""
+"""`python -m dsmoe_jax.suite COMMAND`: the comparison, and the README's sections."""
 
 import argparse
 import pathlib
@@ -9,7 +9,18 @@ from typing import TypeVar
 from dsmoe_jax import main as command_line
 from dsmoe_jax import overrides, sections, train
 from dsmoe_jax import stop as stop_lib
-from dsmoe_jax.suite import cells, planted, planted_section, planted_worlds, render, rows
+from dsmoe_jax.suite import (
+    budget,
+    cells,
+    plan,
+    planted,
+    planted_section,
+    planted_worlds,
+    progress,
+    render,
+    rows,
+    work_list,
+)
 
 PUBLISHED = pathlib.Path(__file__).resolve().parent / "published"
 SECTIONS = (render.RESULTS, render.PLANTED)
@@ -20,19 +31,11 @@ def main(argv: list[str]) -> int:
     """Runs one command; returns the exit status, that of `dsmoe_jax.main`."""
     parser = _make_parser()
     options, rest = parser.parse_known_args(argv)
-    if rest and options.command != "planted":
+    overriding = options.command in ("run", "planted")
+    if rest and not (overriding and all(part.startswith("--config.") for part in rest)):
         parser.error(f"unknown argument {rest[0]!r}")
     try:
-        if options.command == "run":
-            table = {row.name: row for row in rows.README_ROWS}
-            chosen = _choose("--rows", _split(options.rows), table)
-            cells.run_all(chosen, options.dir, options.seeds, PUBLISHED)
-        elif options.command == "planted":
-            _run_planted(options, tuple(rest))
-        else:
-            known = {section: section for section in SECTIONS}
-            for section in _choose("render", options.sections, known):
-                sections.write_into(options.readme, section, _render(section, options.records))
+        return _COMMANDS[options.command](options, tuple(rest))
     except stop_lib.InterruptedRunError as stop:
         print(stop, file=sys.stderr)
         return 130
@@ -42,19 +45,37 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError, overrides.UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dsmoe_jax.suite",
-        description="Runs the cells of the README's tables, or renders them from finished ones.",
+        description="Runs the comparison of all methods and the cells of the README's tables.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run every missing cell; continues where it was stopped")
-    run.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("runs/readme"))
-    run.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of every row")
-    run.add_argument("--rows", default="", help="comma-separated names; all rows by default")
+    run = commands.add_parser(
+        "run",
+        help="run every missing cell of tables and figures, then write the report",
+        epilog="The same command continues where it was stopped or killed. "
+        "--config.FIELD=VALUE overrides a field of every cell, e.g. for a smaller trial.",
+    )
+    run.add_argument("tables", nargs="+", metavar="TABLE", help=f"{', '.join(plan.TABLES)} or all")
+    run.add_argument("--config", default="configs/kuairand.py:sample", help="FILE:variant")
+    run.add_argument("--budget", choices=sorted(budget.BUDGETS), default="small")
+    run.add_argument("--seeds", type=int, help="seeds 0 to N - 1 of every row, not the budget's")
+    run.add_argument("--days", help="comma-separated last days to leave out, e.g. 0,2,4")
+    run.add_argument("--dir", type=pathlib.Path, help="default: runs/suite-<config>-<budget>")
+    run.add_argument("--records", type=pathlib.Path, help="default: <dir>/records")
+    run.add_argument(
+        "--workers", type=int, default=2, help="cells at a time, fewer where memory is short"
+    )
+    run.add_argument("--list", action="store_true", help="show every cell's state and end")
+    run.add_argument("--array", action="store_true", help="print the range of --cell and end")
+    run.add_argument("--cell", type=int, help="run this one of the list, with its teacher")
+    readme = commands.add_parser("readme", help="run every missing cell of the results table")
+    readme.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("runs/readme"))
+    readme.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of every row")
+    readme.add_argument("--rows", default="", help="comma-separated names; all rows by default")
     worlds = commands.add_parser(
         "planted",
         help="the same for the worlds whose true scores are known",
@@ -76,16 +97,62 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run_planted(options: argparse.Namespace, arguments: tuple[str, ...]) -> None:
+def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
+    import jax
+
+    # This process counts multiplications and owns no device: its cells do.
+    jax.config.update("jax_platforms", "cpu")
+    known = {table: table for table in plan.TABLES}
+    tables = _choose("run", [t for t in options.tables if t != "all"], known)
+    chosen = budget.adjust(budget.BUDGETS[options.budget], options.seeds, options.days)
+    planned = plan.make_cells(tables, options.config, chosen, flags=rest)
+    if options.array:
+        print(f"0-{len(planned) - 1}")
+        return 0
+    if options.cell is not None and not 0 <= options.cell < len(planned):
+        raise ValueError(f"--cell: expected 0 to {len(planned) - 1}, got {options.cell}")
+    name = pathlib.Path(options.config.partition(":")[0]).stem
+    variant = options.config.partition(":")[2].replace(",", "-")
+    folder = options.dir or pathlib.Path("runs") / "-".join(
+        part for part in ("suite", name, variant, options.budget) if part
+    )
+    work = work_list.WorkList(planned, folder, options.records)
+    workers = work_list.fit_workers(options.workers)
+    if options.list:
+        print(progress.whole_list(work.states, workers))
+        return 0
+    if workers < options.workers:
+        print(f"{workers} of {options.workers} workers: no more fit memory and cores")
+    work.run(workers, options.cell)
+    print(progress.summary(work.states, workers))
+    return int(any(state.state == "failed" for state in work.states))
+
+
+def _readme(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
+    table = {row.name: row for row in rows.README_ROWS}
+    chosen = _choose("--rows", _split(options.rows), table)
+    cells.run_all(chosen, options.dir, options.seeds, PUBLISHED)
+    return 0
+
+
+def _planted(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     known = {world.name: world for world in planted_worlds.WORLDS}
     chosen = _choose("--worlds", _split(options.worlds), known)
     # All cells run in this process, with the compilations of earlier ones at hand.
-    command = ["", f"--config={planted.CONFIG}:{chosen[0].name}", *arguments]
+    command = ["", f"--config={planted.CONFIG}:{chosen[0].name}", *rest]
     command_line.start_jax(command_line.parse(command))
-    planted.run_all(options.dir, options.seeds, options.records, worlds=chosen, arguments=arguments)
+    planted.run_all(options.dir, options.seeds, options.records, worlds=chosen, arguments=rest)
+    return 0
 
 
-def _render(section: str, records: pathlib.Path) -> str:
+def _render(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
+    known = {section: section for section in SECTIONS}
+    for section in _choose("render", options.sections, known):
+        sections.write_into(options.readme, section, _render_section(section, options.records))
+    return 0
+
+
+def _render_section(section: str, records: pathlib.Path) -> str:
     if section == render.PLANTED:
         finished = planted_section.load(records, planted_worlds.WORLDS)
         return planted_section.section(finished, planted_worlds.WORLDS)
@@ -103,6 +170,8 @@ def _choose(what: str, names: Sequence[str], known: dict[str, T]) -> tuple[T, ..
 def _split(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
+
+_COMMANDS = {"run": _run, "readme": _readme, "planted": _planted, "render": _render}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The rows of the README's results table: which command makes each of them."""
+"""Rows of tables: which command makes each of them; those of the README's results table."""
 
 import dataclasses
 
@@ -13,6 +13,9 @@ class Row:
       config: `FILE:variant`, as on the command line.
       overrides: Further flags.
       teacher_of: Name of the row whose teacher this one is distilled from; empty trains its own.
+      kind: "run" trains and reports, "teacher" trains a teacher for other rows, "scored" is a
+        system without towers (`suite/scored.py`).
+      is_seeded: Whether its numbers depend on the seed.
     """
 
     name: str
@@ -20,6 +23,8 @@ class Row:
     config: str
     overrides: tuple[str, ...] = ()
     teacher_of: str = ""
+    kind: str = "run"
+    is_seeded: bool = True
 
 
 _FILE = "configs/kuairand.py"

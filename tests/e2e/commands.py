@@ -49,6 +49,13 @@ SMALL_ALIMAMA = (
 
 def start(*arguments: str, cwd: pathlib.Path = ROOT, **environment: str) -> subprocess.Popen:
     """Starts a run in a copy of the project, or in itself; its output is one stream of text."""
+    return start_module("dsmoe_jax.main", *arguments, cwd=cwd, **environment)
+
+
+def start_module(
+    module: str, *arguments: str, cwd: pathlib.Path = ROOT, **environment: str
+) -> subprocess.Popen:
+    """Starts any module of the package in the same way."""
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -60,7 +67,7 @@ def start(*arguments: str, cwd: pathlib.Path = ROOT, **environment: str) -> subp
         **environment,
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "dsmoe_jax.main", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=cwd,
         env=env,
         text=True,

@@ -1,0 +1,175 @@
+"""What the comparison consists of: the rows of every table and figure, and their cells.
+
+Owns which runs a table or a figure needs. A cell is one row with one seed, tested on some days; a
+cell that several tables need is one cell. How cells are run is in `work_list.py`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterable, Sequence
+
+from dsmoe_jax import config as config_lib
+from dsmoe_jax import main, methods, overrides
+from dsmoe_jax.suite import budget as budget_lib
+from dsmoe_jax.suite import rows
+
+TABLES = ("table1", "table2", "table3", "table4", "fig2", "fig3", "fig4")
+
+METHOD = methods.DEFAULT_MATCHER
+
+# The paper's Table 4, then what the paper leaves open.
+ABLATIONS = {
+    "no_sap": "without SAP",
+    "no_distill": "without distillation",
+    "no_dsbn": "without DSBN",
+    "no_norm": "without any normalisation",
+    "shared_item_tower": "one item index for all scenarios",
+}
+# Values beside the default one, which the method's own row has.
+SWEEPS = {"fig2": ("num_experts", (1, 2, 3, 4, 5)), "fig3": ("rank", (1, 2, 4, 8, 16))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+      row: What is run.
+      seed: Its seed.
+      dropped_days: Days at the end of the log that are left out.
+      arguments: The flags of the run, without its folders.
+      teacher: Name of the cell whose teacher it takes; empty for a cell without one.
+    """
+
+    row: rows.Row
+    seed: int
+    dropped_days: int
+    arguments: tuple[str, ...]
+    teacher: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its record."""
+        return cell_name(self.row.name, self.seed, self.dropped_days)
+
+    @functools.cached_property
+    def experiment(self) -> config_lib.Experiment:
+        """What its arguments resolve to."""
+        return main.parse(["dsmoe_jax", *self.arguments]).experiment
+
+
+def cell_name(row: str, seed: int, dropped_days: int) -> str:
+    """Name of a cell: `perscen-seed1`, or `perscen-seed1-drop2` on earlier days."""
+    return f"{row}-seed{seed}" + (f"-drop{dropped_days}" if dropped_days else "")
+
+
+def rows_of(table: str, config: str) -> tuple[rows.Row, ...]:
+    """The rows of a table or a figure, in its order; a configuration file may lack some of them.
+
+    Args:
+      table: One of `TABLES`.
+      config: `FILE:variant` of the method's own row.
+
+    Raises:
+      overrides.UsageError: When the file or the variant is wrong.
+    """
+    own = rows.Row(METHOD, "DSMOE", config)
+    if table in ("table2", "table3"):
+        others = [_variant(config, name) for name in methods.METHOD_TOKENS]
+        found = [own, *(row for row in others if row)]
+        if table == "table3":
+            return tuple(found)
+        return (*found, rows.Row("references", "references", config, (), "", "scored", False))
+    if table == "table4":
+        ablated = [_variant(config, token, label) for token, label in ABLATIONS.items()]
+        return (own, *(row for row in ablated if row))
+    if table in SWEEPS:
+        return sweep_rows(table, config)
+    return (own,) if table == "fig4" else ()
+
+
+def sweep_rows(table: str, config: str) -> tuple[rows.Row, ...]:
+    """A figure's rows, one per value of its field; the default value is the method's own row."""
+    field, values = SWEEPS[table]
+    usual = getattr(_load(config).model, field)
+    return tuple(
+        rows.Row(METHOD, str(value), config)
+        if value == usual
+        else rows.Row(f"{field}{value}", str(value), config, (f"--config.model.{field}={value}",))
+        for value in sorted({*values, usual})
+    )
+
+
+def make_cells(
+    tables: Iterable[str],
+    config: str,
+    budget: budget_lib.Budget,
+    *,
+    extra_rows: Sequence[rows.Row] = (),
+    flags: tuple[str, ...] = (),
+) -> list[Cell]:
+    """Every cell that the tables need, each once; a cell stands after those it needs.
+
+    Args:
+      tables: Names out of `TABLES`.
+      config: `FILE:variant` of the method's own row.
+      budget: Seeds, limits and days.
+      extra_rows: Further rows of Table 2.
+      flags: Further flags of every cell.
+    """
+    cells: dict[str, Cell] = {}
+    for table in sorted(tables, key=TABLES.index):
+        main_table = table == "table2"
+        chosen = [*rows_of(table, config), *(extra_rows if main_table else ())]
+        days = budget.dropped_days if table in ("table2", "table4") else budget.dropped_days[:1]
+        seeds = budget.seeds if main_table else budget.other_seeds
+        for dropped in days:
+            for seed in range(seeds):
+                for row in chosen:
+                    for cell in _make_cells(row, config, seed, dropped, budget):
+                        more = dataclasses.replace(cell, arguments=cell.arguments + flags)
+                        cells.setdefault(cell.name, more)
+    return list(cells.values())
+
+
+def _make_cells(
+    row: rows.Row, config: str, seed: int, dropped: int, budget: budget_lib.Budget
+) -> list[Cell]:
+    """The cell of a row, after that of the teacher it needs."""
+    if row.kind == "scored":
+        return [_make_cell(row, seed if row.is_seeded else 0, dropped, ())]
+    experiment = _load(row.config)
+    flags = (*row.overrides, *budget.limit(experiment), "--config.eval.references=False")
+    if experiment.loss.distill_weight == 0:
+        return [_make_cell(row, seed, dropped, flags)]
+    teacher_seed = 0 if budget.shares_teacher else seed
+    teacher_row = rows.Row("teacher", "teacher", config, kind="teacher")
+    teacher = _make_cell(teacher_row, teacher_seed, dropped, budget.limit(_load(config)))
+    if teacher_seed != seed:
+        flags += (f"--config.teacher.seed={teacher_seed}",)
+    cell = _make_cell(row, seed, dropped, flags)
+    return [teacher, dataclasses.replace(cell, teacher=teacher.name)]
+
+
+def _make_cell(row: rows.Row, seed: int, dropped: int, flags: tuple[str, ...]) -> Cell:
+    days = (f"--config.data.drop_last_days={dropped}",) if dropped else ()
+    arguments = (f"--config={row.config}", f"--config.seed={seed}", *days, *flags)
+    return Cell(row, seed, dropped, arguments)
+
+
+def _variant(config: str, token: str, label: str = "") -> rows.Row | None:
+    """The row of a variant with one more token; None where the file does not know the token."""
+    file, _, variant = config.partition(":")
+    extended = f"{file}:{variant},{token}" if variant else f"{file}:{token}"
+    try:
+        _load(extended)
+    except overrides.UsageError:
+        return None
+    return rows.Row(token, label or token, extended)
+
+
+@functools.lru_cache
+def _load(config: str) -> config_lib.Experiment:
+    file, _, variant = config.partition(":")
+    return overrides.load_experiment(str(pathlib.Path(file)), variant)

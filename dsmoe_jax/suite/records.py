@@ -1,0 +1,113 @@
+"""The record of a finished cell: the little that tables, figures and comparisons are made from.
+
+Owns its schema and its currency. A record holds one or several `systems` (a run has one, the
+reference rows several), each with recall per scenario on test and validation days and its hits per
+test query, and three hashes: a cell is done while configuration, data and code have them still.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from dsmoe_jax import results as results_lib
+from dsmoe_jax.suite import per_query, plan
+
+Record = dict[str, Any]
+# What a record takes over from results.json.
+_KEPT = (
+    "dataset",
+    "versions",
+    "device",
+    "date",
+    "split",
+    "candidates",
+    "seen_items_removed",
+    "k",
+    "params",
+    "time_s",
+    "examples_per_s",
+)
+_HASHES = ("config_hash", "data_hash", "code_hash")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hashes:
+    """What decides a cell's numbers."""
+
+    config_hash: str
+    data_hash: str
+    code_hash: str
+
+    @property
+    def stamp(self) -> str:
+        """Name of the folder of a cell's runs with these hashes."""
+        return "-".join(value[:12] for value in dataclasses.astuple(self))
+
+
+def is_current(record: Record, hashes: Hashes) -> bool:
+    """Whether a record was made by this configuration, data and code."""
+    return all(record[name] == getattr(hashes, name) for name in _HASHES)
+
+
+def load(path: pathlib.Path) -> Record | None:
+    """A record, or None where there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def make(cell: plan.Cell, hashes: Hashes, workdir: pathlib.Path, **more: Any) -> Record:
+    """Reads what a finished cell left in its workdir.
+
+    Args:
+      cell: The cell.
+      hashes: Under which it was run.
+      workdir: Its folder.
+      more: Further entries, of what the workdir does not say.
+    """
+    record: Record = {
+        "row": cell.row.name,
+        "kind": cell.row.kind,
+        "seed": cell.seed,
+        "dropped_days": cell.dropped_days,
+        "teacher_cell": cell.teacher,
+        **dataclasses.asdict(hashes),
+        **more,
+    }
+    if cell.row.kind == "teacher":
+        return {**record, "systems": {}}
+    found = json.loads((workdir / results_lib.FILE).read_text())
+    record |= {name: found[name] for name in _KEPT if name in found}
+    if cell.row.kind == "scored":
+        record["systems"] = found["systems"]
+        return record
+    with np.load(workdir / results_lib.ARRAYS_FILE) as arrays:
+        queries = per_query.encode(per_query.from_arrays(arrays))
+        record["views"] = {
+            name: np.round(arrays[name], 5).tolist() for name in arrays if "/" in name
+        }
+    record["systems"] = {cell.row.name: {**summarise(found), "queries": queries}}
+    teacher = found["teacher"]
+    record["teacher"] = teacher and {
+        **summarise(teacher),
+        "minus_student": teacher[f"minus_student_recall@{found['k'][0]}"],
+    }
+    return record
+
+
+def summarise(summary: dict[str, Any]) -> dict[str, Any]:
+    """Recall of a system per scenario and macro, on test and on validation days."""
+
+    def keep(part: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "scenarios": {name: _recalls(row) for name, row in part["scenarios"].items()},
+            "macro": _recalls(part["macro"]),
+        }
+
+    return {**keep(summary), "validation": keep(summary["validation"])}
+
+
+def _recalls(row: dict[str, Any]) -> dict[str, Any]:
+    kept = ("share", "queries")
+    return {k: v for k, v in row.items() if k in kept or k.startswith("recall@")}

@@ -1,0 +1,352 @@
+"""Runs the cells of a comparison, each in a process of its own, and keeps their records.
+
+Owns the folder of a comparison:
+
+    stores/<hash>/            prepared data, shared by the cells of the same days
+    cells/<name>/<hashes>/    a cell's workdir; another configuration, data or code has another
+    cells/<name>.lock         held by the process that runs the cell, whoever started it
+    records/<name>.json       a finished cell
+    failed/<name>.json        why a cell failed; it is tried again the next time
+
+Every run resumes, so a list that was killed continues inside the cells where it stopped. A cell
+that still runs from a killed list keeps its lock, as do cells of another list on the same folder
+(a SLURM array): they are waited for, not run twice.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from dsmoe_jax import identity, report, results
+from dsmoe_jax import stop as stop_lib
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.suite import code_hash, costs, plan, progress, records, scored
+
+# Memory that one cell on the packaged rows takes at its height, with room to spare.
+CELL_BYTES = 4 << 30
+_POLL_S = 0.2
+
+
+class _Store(NamedTuple):
+    """Prepared data."""
+
+    folder: pathlib.Path
+    data_hash: str
+
+
+class _Running(NamedTuple):
+    """A cell's process."""
+
+    number: int
+    slot: int
+    process: subprocess.Popen
+    start_s: float
+
+
+class WorkList:
+    """The cells of a comparison in their folder."""
+
+    def __init__(
+        self,
+        cells: Sequence[plan.Cell],
+        folder: pathlib.Path,
+        published: pathlib.Path | None = None,
+    ):
+        """Prepares the data and finds out which cells are done.
+
+        Args:
+          cells: In the order in which they are run; a teacher comes before its students.
+          folder: Of the comparison.
+          published: Folder of the records; `<folder>/records` without one.
+
+        Raises:
+          ValueError: When a configuration or its data are refused.
+        """
+        self.cells, self.folder = list(cells), folder
+        self.records = published or folder / "records"
+        for path in (self.records, folder / "cells", folder / "stores", folder / "failed"):
+            path.mkdir(parents=True, exist_ok=True)
+        self._index = {cell.name: n for n, cell in enumerate(self.cells)}
+        self._stores: dict[str, _Store] = {}
+        self._hashes: dict[str, records.Hashes] = {}
+        self.states = [progress.CellState(c.name, c.row.kind) for c in self.cells]
+        for cell, state in zip(self.cells, self.states, strict=True):
+            cell.experiment.validate()
+            record = self.read(cell)
+            if record is not None:
+                state.state, state.seconds = "done", record["wall_s"]
+            elif (failure := records.load(self._failure_path(cell))) is not None:
+                state.state, state.note = "failed", failure["error"]
+
+    def read(self, cell: plan.Cell) -> records.Record | None:
+        """The record of a cell, or None where there is none of today's hashes."""
+        record = records.load(self.records / f"{cell.name}.json")
+        current = record is not None and records.is_current(record, self.hashes(cell))
+        return record if current else None
+
+    def hashes(self, cell: plan.Cell) -> records.Hashes:
+        """What decides the cell's numbers."""
+        if cell.name not in self._hashes:
+            self._hashes[cell.name] = records.Hashes(
+                identity.config_hash(cell.experiment),
+                self._store(cell).data_hash,
+                code_hash.code_hash(_roots(cell)),
+            )
+        return self._hashes[cell.name]
+
+    def workdir(self, cell: plan.Cell) -> pathlib.Path:
+        """Where the cell runs."""
+        return self.folder / "cells" / cell.name / self.hashes(cell).stamp
+
+    def command(self, cell: plan.Cell) -> list[str]:
+        """The cell's process."""
+        module = "dsmoe_jax.suite.scored" if cell.row.kind == "scored" else "dsmoe_jax.main"
+        command = [sys.executable, "-m", module, *cell.arguments]
+        command.append(f"--workdir={self.workdir(cell)}")
+        command.append(f"--config.data.store_dir={self._store(cell).folder}")
+        if cell.row.kind == "scored":
+            command.append(f"--system={cell.row.name}")
+        if cell.row.kind == "teacher":
+            command.append("--mode=teacher")
+        if cell.teacher:
+            teacher = self.workdir(self.cells[self._index[cell.teacher]])
+            command.append(f"--config.teacher.from_workdir={teacher}")
+        return command
+
+    def run(self, workers: int, only: int | None = None) -> None:
+        """Runs every cell that is not done; a failed cell does not keep the others from running.
+
+        Args:
+          workers: Processes at a time, which share the cores.
+          only: Index of the one cell to run, with the teacher it needs; None runs all.
+
+        Raises:
+          stop_lib.InterruptedRunError: When asked to stop; what was done stays.
+        """
+        wanted = list(range(len(self.cells)))
+        if only is not None:
+            teacher = self.cells[only].teacher
+            wanted = [*([self._index[teacher]] if teacher else []), only]
+        for index in wanted:
+            if self.states[index].state == "failed":
+                self.states[index] = progress.CellState(
+                    self.cells[index].name, self.cells[index].row.kind
+                )
+        view = progress.View(self.states, workers)
+        with stop_lib.StopRequest() as stop, contextlib.ExitStack() as stack:
+            stack.callback(view.clear)
+            self._run_all(wanted, workers, view, stop)
+
+    def _run_all(
+        self, wanted: list[int], workers: int, view: progress.View, stop: stop_lib.StopRequest
+    ) -> None:
+        running: list[_Running] = []
+        drawn_s = 0.0
+        while True:
+            for entry in [e for e in running if e.process.poll() is not None]:
+                running.remove(entry)
+                self._finish(entry, view)
+            if stop.requested:
+                _stop(running)
+                raise stop_lib.InterruptedRunError("stopped; the same command continues")
+            left = [index for index in wanted if self.states[index].state == "left"]
+            if not left and not running:
+                return
+            busy = {entry.slot for entry in running}
+            for slot in set(range(workers)) - busy:
+                started = self._start_next(left, slot, workers)
+                if started is not None:
+                    running.append(started)
+                    left.remove(started.number)
+                    view.tell(f"started {self.cells[started.number].name}")
+            if time.perf_counter() - drawn_s > 1.0:
+                drawn_s = time.perf_counter()
+                for entry in running:
+                    state = self.states[entry.number]
+                    state.seconds = drawn_s - entry.start_s
+                    state.note = _last_line(self._log(self.cells[entry.number]))
+                view.show()
+            time.sleep(_POLL_S)
+
+    def _start_next(self, left: list[int], slot: int, workers: int) -> _Running | None:
+        """Starts the first cell that can be: its teacher is done and nobody else runs it."""
+        for index in list(left):
+            cell, state = self.cells[index], self.states[index]
+            teacher = self.states[self._index[cell.teacher]] if cell.teacher else None
+            if teacher is not None and teacher.state == "failed":
+                state.state, state.note = "failed", f"its teacher {teacher.name} failed"
+                left.remove(index)
+                continue
+            if teacher is not None and teacher.state != "done":
+                continue
+            with _lock(self.folder / "cells" / f"{cell.name}.lock") as lock:
+                if lock is None:
+                    continue
+                record = self.read(cell)  # another list may have finished it
+                if record is not None:
+                    state.state, state.seconds = "done", record["wall_s"]
+                    left.remove(index)
+                    continue
+                if cell.row.kind != "teacher" and (self.workdir(cell) / results.FILE).exists():
+                    # It ended after the list that started it had been killed.
+                    self._keep(cell, state)
+                    left.remove(index)
+                    continue
+                state.state, state.seconds = "running", 0.0
+                process = self._start(cell, slot, workers, lock)
+                return _Running(index, slot, process, time.perf_counter())
+        return None
+
+    def _start(self, cell: plan.Cell, slot: int, workers: int, lock: int) -> subprocess.Popen:
+        workdir = self.workdir(cell)
+        for old in workdir.parent.glob("*-*-*") if workdir.parent.exists() else ():
+            if old != workdir:
+                shutil.rmtree(old)
+        workdir.mkdir(parents=True, exist_ok=True)
+        environment = dict(os.environ)
+        if workers > 1:
+            environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / workers:.2f}")
+        with self._log(cell).open("a") as log:
+            process = subprocess.Popen(
+                self.command(cell),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                # Ctrl-C reaches this process alone, which asks every cell once.
+                start_new_session=True,
+                # The lock lives as long as the cell, whatever happens to this process.
+                pass_fds=(lock,),
+            )
+        if workers > 1:
+            # Before the interpreter has started any thread.
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, cores_of(slot, workers))
+        return process
+
+    def _finish(self, entry: _Running, view: progress.View) -> None:
+        cell, state = self.cells[entry.number], self.states[entry.number]
+        state.seconds = time.perf_counter() - entry.start_s
+        if entry.process.returncode:
+            state.state = "failed"
+            state.note = f"{_last_line(self._log(cell))} (see {self._log(cell)})"
+            report.replace_text(self._failure_path(cell), json.dumps({"error": state.note}) + "\n")
+            view.tell(f"{cell.name}: failed, {state.note}")
+            return
+        record = self._keep(cell, state)
+        view.tell(f"{cell.name}: {_describe(record)}{progress.clock(state.seconds)} min")
+
+    def _keep(self, cell: plan.Cell, state: progress.CellState) -> records.Record:
+        """Writes the record of a cell that is finished."""
+        counted = None
+        if cell.row.kind == "run":
+            counted = costs.count(cell.experiment, self._store(cell).folder)
+        record = records.make(
+            cell,
+            self.hashes(cell),
+            self.workdir(cell),
+            wall_s=round(state.seconds, 1),
+            costs=counted,
+        )
+        report.replace_text(self.records / f"{cell.name}.json", json.dumps(record) + "\n")
+        self._failure_path(cell).unlink(missing_ok=True)
+        state.state, state.note = "done", ""
+        return record
+
+    def _log(self, cell: plan.Cell) -> pathlib.Path:
+        return self.workdir(cell) / "log.txt"
+
+    def _failure_path(self, cell: plan.Cell) -> pathlib.Path:
+        return self.folder / "failed" / f"{cell.name}.json"
+
+    def _store(self, cell: plan.Cell) -> _Store:
+        """The cell's data, prepared at most once by this process."""
+        settings = json.dumps(identity.as_dict(cell.experiment)["data"], sort_keys=True)
+        name = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        if name not in self._stores:
+            folder = self.folder / "stores" / name
+            with _lock(folder.with_suffix(".lock"), wait=True):
+                cell.experiment.data.prepare(str(folder))
+            self._stores[name] = _Store(folder, store_lib.Store.open(folder).data_hash)
+        return self._stores[name]
+
+
+def cores_of(slot: int, workers: int) -> set[int]:
+    """The cores of one of several workers, of those that this process may use."""
+    cores = sorted(os.sched_getaffinity(0))
+    return set(cores[slot::workers]) or {cores[slot % len(cores)]}
+
+
+def fit_workers(wanted: int) -> int:
+    """At most as many workers as there are cores and as memory allows, at least one."""
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    [free_kib] = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return max(1, min(wanted, len(os.sched_getaffinity(0)), free_kib * 1024 // CELL_BYTES))
+
+
+def _roots(cell: plan.Cell) -> list[str]:
+    """Modules that decide the cell's numbers, with all that they import."""
+    experiment = cell.experiment
+    if cell.row.kind == "scored":
+        return ["dsmoe_jax.suite.scored", scored.SYSTEMS[cell.row.name]]
+    roots = ["dsmoe_jax.run"]
+    if cell.row.kind == "run":
+        roots.append(type(experiment.model).__module__)
+    if cell.row.kind == "teacher" or cell.teacher:
+        roots.append(type(experiment.teacher.model).__module__)
+    # A configuration file may define classes of its own; the hash of their fields names them.
+    return [root for root in roots if root.startswith("dsmoe_jax.")]
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path, *, wait: bool = False) -> Iterator[int | None]:
+    """A lock that processes which inherit its descriptor hold on to; None when it is taken."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield None
+        else:
+            yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _stop(running: list[_Running]) -> None:
+    """Asks the cells to save and end, and waits for them."""
+    for entry in running:
+        if entry.process.poll() is None:
+            entry.process.send_signal(signal.SIGTERM)
+    for entry in running:
+        entry.process.wait()
+
+
+def _last_line(path: pathlib.Path) -> str:
+    """The last line of a log."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 2000))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def _describe(record: dict[str, Any]) -> str:
+    """The validation and test score of a finished cell's best system."""
+    if not record["systems"]:
+        return ""
+    metric = f"recall@{record['k'][0]}"
+    best = max(record["systems"].values(), key=lambda s: s["validation"]["macro"][metric])
+    values = [100 * part["macro"][metric] for part in (best["validation"], best)]
+    return f"macro {metric} validation {values[0]:.1f} %, test {values[1]:.1f} %, "

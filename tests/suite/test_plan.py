@@ -1,0 +1,72 @@
+import pytest
+
+from dsmoe_jax import main, methods, overrides
+from dsmoe_jax.suite import budget, plan, rows
+
+CONFIG = "configs/kuairand.py:sample"
+SMALL, FULL = budget.BUDGETS["small"], budget.BUDGETS["full"]
+
+
+def names(cells):
+    return [cell.name for cell in cells]
+
+
+def test_every_method_of_the_registry_is_a_row():
+    found = {row.name for row in plan.rows_of("table2", CONFIG)}
+    assert found == {*methods.MATCHERS, "references"}
+
+
+def test_a_cell_that_several_tables_need_is_run_once():
+    cells = plan.make_cells(plan.TABLES, CONFIG, SMALL)
+    assert len(set(names(cells))) == len(cells)
+    assert {"dsmoe-seed0", "dsmoe-seed1", "no_sap-seed0", "num_experts1-seed0"} <= set(names(cells))
+    # The default values are DSMOE's own row.
+    assert not {"num_experts3-seed0", "rank4-seed0"} & set(names(cells))
+    assert not {"no_sap-seed1", "references-seed1"} & set(names(cells))
+
+
+def test_one_teacher_serves_all_seeds_of_the_small_budget():
+    cells = {cell.name: cell for cell in plan.make_cells(["table2"], CONFIG, SMALL)}
+    assert [name for name in cells if name.startswith("teacher")] == ["teacher-seed0"]
+    assert cells["dsmoe-seed1"].teacher == "teacher-seed0"
+    assert cells["dsmoe-seed1"].experiment.stage_seed("teacher") == 0
+    assert cells["dsmoe-seed1"].experiment.stage_seed("student") == 1
+    assert list(cells).index("teacher-seed0") < list(cells).index("dsmoe-seed0")
+
+
+def test_every_seed_and_day_has_its_teacher_in_the_full_budget():
+    cells = {cell.name: cell for cell in plan.make_cells(["table2"], CONFIG, FULL)}
+    cell = cells["dsmoe-seed2-drop2"]
+    assert cell.teacher == "teacher-seed2-drop2"
+    assert cell.experiment.data.drop_last_days == 2
+    assert cells[cell.teacher].experiment.data.drop_last_days == 2
+    assert cells["references-seed0-drop2"].experiment.data.drop_last_days == 2
+
+
+def test_what_learns_from_no_teacher_needs_none():
+    cells = {cell.name: cell for cell in plan.make_cells(["table4"], CONFIG, SMALL)}
+    assert cells["no_distill-seed0"].teacher == ""
+    assert cells["no_sap-seed0"].teacher == "teacher-seed0"
+
+
+def test_every_command_is_one_that_the_run_accepts():
+    for cell in plan.make_cells(plan.TABLES, CONFIG, SMALL):
+        main.parse(["dsmoe_jax", *cell.arguments]).experiment.validate()
+
+
+def test_a_figures_rows_are_its_values_in_order():
+    assert [row.label for row in plan.rows_of("fig3", CONFIG)] == ["1", "2", "4", "8", "16"]
+    assert [row.name for row in plan.rows_of("fig3", CONFIG)][2] == "dsmoe"
+
+
+def test_rows_and_flags_can_be_added():
+    extra = (rows.Row("mine", "mine", CONFIG, kind="scored", is_seeded=False),)
+    flags = ("--config.eval.query_batch=7",)
+    cells = plan.make_cells(["table2"], CONFIG, SMALL, extra_rows=extra, flags=flags)
+    assert names(cells).count("mine-seed0") == 1
+    assert all(cell.arguments[-1:] == flags for cell in cells)
+
+
+def test_a_wrong_configuration_is_refused():
+    with pytest.raises(overrides.UsageError, match="unknown token 'sampel'"):
+        plan.make_cells(["table2"], "configs/kuairand.py:sampel", SMALL)
