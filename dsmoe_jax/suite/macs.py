@@ -182,8 +182,11 @@ def _learn(eqn: Any, inputs: list[axes.Known]) -> axes.Known:
     to = {axis: place for axis, place in moved.items() if place is not None}
     fresh = frozenset(range(len(shape))) - frozenset(to.values())
     constant = ones | fresh | {to[axis] for axis in source.constant if axis in to}
-    axis_of: dict[int | None, int] = {**to}
-    return axes.Known(constant, axis_of.get(source.counts), axis_of.get(source.one_hot))
+    # No axis is at no place.
+    counts, one_hot = (
+        None if axis is None else to.get(axis) for axis in (source.counts, source.one_hot)
+    )
+    return axes.Known(constant, counts, one_hot)
 
 
 def _ask_product(
