@@ -84,7 +84,7 @@ def draw_recall(path: pathlib.Path, results: Mapping[str, Any], k: int) -> list[
     columns = min(len(panels), 5)
     lines = -(-len(panels) // columns)
     height = lines * (0.9 + 0.28 * len(rows)) + 0.5
-    with _figure(2.2 + 1.9 * columns, height) as figure:
+    with new_figure(2.2 + 1.9 * columns, height) as figure:
         axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
         for panel, axis in zip(panels, axes.flat, strict=False):
             _draw_recall_panel(axis, panel, rows, f"recall@{k}")
@@ -96,7 +96,7 @@ def draw_recall(path: pathlib.Path, results: Mapping[str, Any], k: int) -> list[
             f"seen items {'removed' if results['seen_items_removed'] else 'kept'}"
         )
         figure.supxlabel("whiskers: one standard error over queries", fontsize=8)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def draw_similarity(
@@ -113,7 +113,7 @@ def draw_similarity(
     columns = min(len(panels), 5)
     lines = -(-len(panels) // columns)
     side = max(1.7, 0.42 * len(scenarios))
-    with _figure(0.9 + (side + 0.35) * columns, 0.8 + (side + 0.5) * lines) as figure:
+    with new_figure(0.9 + (side + 0.35) * columns, 0.8 + (side + 0.5) * lines) as figure:
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
         image = None
         for (title, similar_SS), axis in zip(panels.items(), axes.flat, strict=False):
@@ -128,7 +128,7 @@ def draw_similarity(
             axis.set_visible(False)
         figure.colorbar(image, ax=axes, label="cosine", shrink=0.8, pad=0.02)
         figure.suptitle("Similarity of scenarios: cosine of the SAP coefficients $b_s$")
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def cosine(coef_SR: Float[np.ndarray, "S R"]) -> Float[np.ndarray, "S S"]:
@@ -145,14 +145,14 @@ def draw_gates(
     towers = {name: np.asarray(gate_SK) for name, gate_SK in gate_weights.items()}
     K = max(gate_SK.shape[1] for gate_SK in towers.values())
     width = float(np.clip(2.0 + 0.26 * K * len(scenarios), 5.0, 14.0))
-    with _figure(width, 0.6 + 1.9 * len(towers)) as figure:
+    with new_figure(width, 0.6 + 1.9 * len(towers)) as figure:
         axes = figure.subplots(len(towers), 1, sharey=True, squeeze=False)[:, 0]
         for (tower, gate_SK), axis in zip(towers.items(), axes, strict=True):
             names = scenarios if len(gate_SK) == len(scenarios) else ["all scenarios"]
             bar = 0.8 / K
             for expert in range(gate_SK.shape[1]):
                 x = np.arange(len(gate_SK)) + (expert - (K - 1) / 2) * bar
-                axis.bar(x, gate_SK[:, expert], 0.9 * bar, **_look(expert, bar=True))
+                axis.bar(x, gate_SK[:, expert], 0.9 * bar, **look(expert, bar=True))
             axis.axhline(1 / K, color="#606060", linewidth=0.8, linestyle=":")
             axis.set_title(f"{tower} tower")
             axis.set_xticks(range(len(names)), names)
@@ -165,7 +165,7 @@ def draw_gates(
         labels = [f"expert {expert + 1}" for expert in range(K)]
         figure.legend(handles, labels, loc="outside right center")
         figure.suptitle("Expert weights per scenario")
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def draw_curves(
@@ -179,7 +179,7 @@ def draw_curves(
       k: Cut-off of the recall.
     """
     stages = list(dict.fromkeys(point["stage"] for point in points))
-    with _figure(9.0, 0.6 + 2.6 * len(stages)) as figure:
+    with new_figure(9.0, 0.6 + 2.6 * len(stages)) as figure:
         axes = figure.subplots(len(stages), 2, squeeze=False)
         for stage, (left, right) in zip(stages, axes, strict=True):
             mine = [point for point in points if point["stage"] == stage]
@@ -187,7 +187,7 @@ def draw_curves(
             _draw_validation(right, stage, mine, f"recall@{k}")
         for axis in axes[-1]:
             axis.set_xlabel("step")
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _draw_recall_panel(
@@ -224,7 +224,7 @@ def _draw_losses(axis: Any, stage: str, points: Sequence[Mapping[str, Any]]) -> 
     for number, key in enumerate(names):
         step, value = _curve(points, key)
         label = key.removeprefix("train/").replace("_", " ")
-        axis.plot(step, value, label=label, linewidth=1.2, **_look(number))
+        axis.plot(step, value, label=label, linewidth=1.2, **look(number))
     axis.set_title(f"{stage}: training loss", loc="left")
     axis.set_xlim(0, None)
     axis.set_ylim(0, None)
@@ -241,8 +241,7 @@ def _draw_validation(
     note = ""
     for number, name in enumerate([name for name in names if name != "macro"]):
         step, value = _curve(points, f"eval/{name}/{metric}")
-        look = _look(number)
-        axis.plot(step, 100 * value, label=name, linewidth=1.2, marker=".", **look)
+        axis.plot(step, 100 * value, label=name, linewidth=1.2, marker=".", **look(number))
     if "macro" in names:
         step, value = _curve(points, f"eval/macro/{metric}")
         axis.plot(step, 100 * value, label="macro", color="#202020", linewidth=2.2)
@@ -259,7 +258,7 @@ def _draw_validation(
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _look(number: int, *, bar: bool = False) -> dict[str, Any]:
+def look(number: int, *, bar: bool = False) -> dict[str, Any]:
     """Colour, and past the palette's end a pattern that tells repeated colours apart."""
     colour, again = COLOURS[number % len(COLOURS)], number // len(COLOURS)
     if bar:
@@ -299,7 +298,7 @@ def _read_points(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _figure(width: float, height: float) -> Iterator[Any]:
+def new_figure(width: float, height: float) -> Iterator[Any]:
     """A matplotlib figure of that size in inches, in the house's style, without a display."""
     # Imported here: a run that stops early should not wait for it.
     import matplotlib
@@ -309,7 +308,8 @@ def _figure(width: float, height: float) -> Iterator[Any]:
         yield figure.Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: pathlib.Path) -> list[pathlib.Path]:
+def save(figure: Any, path: pathlib.Path) -> list[pathlib.Path]:
+    """Writes a figure as PNG and SVG; returns both files."""
     written = []
     for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
         target = path.with_name(f"{path.name}.{kind}")

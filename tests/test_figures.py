@@ -164,7 +164,7 @@ def test_importing_the_module_does_not_import_matplotlib():
 
 @pytest.mark.parametrize("number", [0, 7, 8, 23])
 def test_repeated_colours_differ_in_pattern(number):
-    other = figures._look(number + len(figures.COLOURS), bar=True)
-    mine = figures._look(number, bar=True)
+    other = figures.look(number + len(figures.COLOURS), bar=True)
+    mine = figures.look(number, bar=True)
     assert mine["color"] == other["color"]
     assert mine["hatch"] != other["hatch"]

@@ -18,6 +18,7 @@ from dsmoe_jax.suite import (
     planted_worlds,
     progress,
     render,
+    report,
     rows,
     work_list,
 )
@@ -72,6 +73,10 @@ def _make_parser() -> argparse.ArgumentParser:
     run.add_argument("--list", action="store_true", help="show every cell's state and end")
     run.add_argument("--array", action="store_true", help="print the range of --cell and end")
     run.add_argument("--cell", type=int, help="run this one of the list, with its teacher")
+    written = commands.add_parser("report", help="write the report of finished cells")
+    written.add_argument("--config", default="configs/kuairand.py:sample", help="FILE:variant")
+    written.add_argument("--records", type=pathlib.Path, required=True, help="their folder")
+    written.add_argument("--dir", type=pathlib.Path, required=True, help="where to write")
     readme = commands.add_parser("readme", help="run every missing cell of the results table")
     readme.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("runs/readme"))
     readme.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of every row")
@@ -125,7 +130,16 @@ def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
         print(f"{workers} of {options.workers} workers: no more fit memory and cores")
     work.run(workers, options.cell)
     print(progress.summary(work.states, workers))
+    source = report.Source(work.records, options.config, failed=work.folder / "failed")
+    if options.cell is None:
+        print(f"report: {report.write(source, folder / 'report')}")
     return int(any(state.state == "failed" for state in work.states))
+
+
+def _report(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
+    source = report.Source(options.records, options.config)
+    print(f"report: {report.write(source, options.dir)}")
+    return 0
 
 
 def _readme(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
@@ -171,7 +185,13 @@ def _split(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-_COMMANDS = {"run": _run, "readme": _readme, "planted": _planted, "render": _render}
+_COMMANDS = {
+    "run": _run,
+    "report": _report,
+    "readme": _readme,
+    "planted": _planted,
+    "render": _render,
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

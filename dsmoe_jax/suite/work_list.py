@@ -77,6 +77,7 @@ class WorkList:
         for path in (self.records, folder / "cells", folder / "stores", folder / "failed"):
             path.mkdir(parents=True, exist_ok=True)
         self._index = {cell.name: n for n, cell in enumerate(self.cells)}
+        self._cores = 0
         self._stores: dict[str, _Store] = {}
         self._hashes: dict[str, records.Hashes] = {}
         self.states = [progress.CellState(c.name, c.row.kind) for c in self.cells]
@@ -143,6 +144,7 @@ class WorkList:
                     self.cells[index].name, self.cells[index].row.kind
                 )
         view = progress.View(self.states, workers)
+        self._cores = len(cores_of(0, workers))
         with stop_lib.StopRequest() as stop, contextlib.ExitStack() as stack:
             stack.callback(view.clear)
             self._run_all(wanted, workers, view, stop)
@@ -256,6 +258,7 @@ class WorkList:
             self.hashes(cell),
             self.workdir(cell),
             wall_s=round(state.seconds, 1),
+            cores=self._cores,
             costs=counted,
         )
         report.replace_text(self.records / f"{cell.name}.json", json.dumps(record) + "\n")

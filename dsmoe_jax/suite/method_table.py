@@ -1,0 +1,42 @@
+"""The paper's Table 1: what kind of method each is, from the registry and the methods' own files.
+
+Owns its layout; nothing about a method is typed here.
+"""
+
+import importlib
+import inspect
+
+from dsmoe_jax import config as config_lib
+from dsmoe_jax import methods
+from dsmoe_jax.suite import tables
+
+
+def make() -> tables.Table:
+    """One row per method and per teacher of the registry."""
+    rows = []
+    for name, method in methods.MATCHERS.items():
+        chosen = {} if name == methods.DEFAULT_MATCHER else {"method": name}
+        taught = methods.is_distilled(chosen)
+        awareness = "taught by a ranker" if taught else "inner product alone"
+        rows.append((name, "matching", describe(method), "yes", awareness))
+    for name, ranker in methods.RANKERS.items():
+        rows.append((name, "ranking", describe(ranker), "no", "user and item together"))
+    note = (
+        "Stage and ANN: a matching method's two towers meet in an inner product alone, which an "
+        "index of item vectors can search; a ranking method sees user and item together. Methods "
+        'that say "-style" rebuild a paper whose details are not public.'
+    )
+    return tables.Table(
+        "table1",
+        "Table 1: methods",
+        ("", "stage", "architecture", "ANN", "user-item interaction"),
+        tuple(tuple(map(tables.Value, row)) for row in rows),
+        (note,),
+    )
+
+
+def describe(method: type[config_lib.MatcherConfig] | type[config_lib.RankerConfig]) -> str:
+    """The first sentence of a method's file, without the method's name."""
+    text = inspect.getdoc(importlib.import_module(method.__module__)) or ""
+    sentence = " ".join(text.split("\n\n")[0].split()).rstrip(".")
+    return sentence.partition(": ")[2] or sentence

@@ -1,0 +1,156 @@
+"""The report of a comparison: everything that is finished, as Markdown, CSV, figures and one page.
+
+Owns what a report holds and in which order. It is made from records alone, so that the records of
+another machine give the same report.
+
+    report.html  report.md  table1.csv ... table4.csv  fig2.png fig2.svg ...
+"""
+
+import dataclasses
+import pathlib
+
+from dsmoe_jax import report as report_lib
+from dsmoe_jax.suite import (
+    cost_table,
+    figures,
+    finished,
+    method_table,
+    page,
+    plan,
+    recall_table,
+    records,
+    rows,
+    tables,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the records of a comparison are, and what it consists of.
+
+    Attributes:
+      records: Folder of the records.
+      config: `FILE:variant` of DSMOE's own row.
+      extra_rows: Further rows of Table 2.
+      failed: Folder of the failed cells' reasons, if any.
+    """
+
+    records: pathlib.Path
+    config: str
+    extra_rows: tuple[rows.Row, ...] = ()
+    failed: pathlib.Path | None = None
+
+    def systems(self, table: str) -> list[finished.System]:
+        """The systems of a table or figure."""
+        chosen = [*plan.rows_of(table, self.config)]
+        if table == "table2":
+            chosen += self.extra_rows
+        return finished.load(self.records, chosen)
+
+
+def write(source: Source, folder: pathlib.Path) -> pathlib.Path:
+    """Writes the report of what is finished; returns the page.
+
+    Raises:
+      ValueError: When DSMOE itself has no finished cell.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = make_tables(source)
+    for table in made:
+        report_lib.replace_text(folder / f"{table.name}.csv", tables.to_csv(table))
+    pictures = _draw(source, folder)
+    notes = [*describe(source), *_failures(source)]
+    findings = find(source)
+    report_lib.replace_text(folder / "report.md", page.to_markdown(notes, findings, made, pictures))
+    path = folder / "report.html"
+    report_lib.replace_text(path, page.to_html(notes, findings, made, pictures))
+    return path
+
+
+def make_tables(source: Source) -> list[tables.Table]:
+    """Every table of which something is finished, in the paper's order.
+
+    Raises:
+      ValueError: When DSMOE itself has no finished cell.
+    """
+    main, ablated = source.systems("table2"), source.systems("table4")
+    finished.own(main)
+    found = [method_table.make()]
+    days = finished.days_of(main)
+    for dropped in days:
+        name = "table2" if dropped == days[0] else f"table2_drop{dropped}"
+        earlier = f", the last {dropped} days left out" if dropped else ""
+        found.append(
+            recall_table.make(
+                name,
+                f"Table 2: recall{earlier}",
+                [system.on_days(dropped) for system in main],
+                with_paper=dropped == days[0],
+            )
+        )
+    if len(days) > 1:
+        title = "Table 2: recall, the queries of all test days pooled"
+        found.append(recall_table.make("table2_pooled", title, main, with_paper=False))
+    found.append(cost_table.make(source.systems("table3")))
+    if sum(bool(system.entries) for system in ablated) > 1:
+        title = "Table 4: ablations" + (", all test days pooled" if len(days) > 1 else "")
+        found.append(recall_table.make("table4", title, ablated, with_paper=False))
+    return found
+
+
+def describe(source: Source) -> list[str]:
+    """What was run, and on what."""
+    own = finished.own(source.systems("table2"))
+    cells = [records.load(path) for path in sorted(source.records.glob("*.json"))]
+    done = [cell for cell in cells if cell is not None and cell["systems"]]
+    first = own.entries[0].record
+    dates = sorted({cell["date"] for cell in done})
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    devices = ", ".join(sorted({cell["device"] for cell in done}))
+    versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
+    days = "; ".join(
+        f"{part} {entry['days'][0]} to {entry['days'][-1]} ({entry['examples']:,} positives)"
+        for part, entry in first["split"].items()
+    )
+    codes = sorted({cell["code_hash"] for cell in done})
+    hours = sum(cell["wall_s"] for cell in cells if cell is not None) / 3600
+    return [
+        f"{len(done)} finished cells of {source.config}, {hours:.1f} hours of runs on {devices}, "
+        f"{when}.",
+        f"Data: {first['dataset']}, {first['data_hash'][:12]}; {days}; {first['candidates']:,} "
+        "candidates in every scenario.",
+        f"Versions: {versions}. Hashes of the code behind the cells: {', '.join(codes)}.",
+        "Every system is judged by one evaluator on the same queries; epochs and settings were "
+        "chosen on validation days, test days are only reported.",
+    ]
+
+
+def find(source: Source) -> list[str]:
+    """What the numbers say that a reader may miss."""
+    judged = recall_table.judge([s for s in source.systems("table2") if s.entries])
+    below = recall_table.below_popularity(judged)
+    return below or ["Every method is above popularity in scenario, in every scenario."]
+
+
+def _failures(source: Source) -> list[str]:
+    paths = sorted(source.failed.glob("*.json")) if source.failed else []
+    found = [(path.stem, records.load(path)) for path in paths]
+    return [f"Failed: {name}: {entry['error']}" for name, entry in found if entry]
+
+
+def _draw(source: Source, folder: pathlib.Path) -> list[page.Picture]:
+    pictures = []
+    for name, (_, title) in figures.SWEPT.items():
+        if figures.draw_sweep(folder / name, name, source.systems(name)):
+            pictures.append(page.Picture(folder / name, f"{title}; all else is DSMOE's own row."))
+    own = finished.own(source.systems("fig4"))
+    captions = {
+        "fig4a": "Fig. 4a: cosine between the scenarios' SAP coefficients b_s, DSMOE's first seed. "
+        "The paper shows one matrix and does not say of which layer.",
+        "fig4b": "Fig. 4b: gate weights of the experts by scenario, DSMOE's first seed.",
+    }
+    drawn = {path.stem for path in figures.draw_scenarios(folder, own)}
+    pictures += [
+        page.Picture(folder / name, text) for name, text in captions.items() if name in drawn
+    ]
+    return pictures

@@ -1,0 +1,212 @@
+"""Tables, figures and the page, from records that nobody ran."""
+
+import csv
+import html.parser
+import io
+
+import pytest
+
+from dsmoe_jax import methods
+from dsmoe_jax.models.matching import dsmoe
+from dsmoe_jax.suite import (
+    cost_table,
+    finished,
+    method_table,
+    page,
+    paper,
+    plan,
+    recall_table,
+    report,
+    tables,
+)
+from tests.suite import made_up
+
+CONFIG = "configs/kuairand.py:sample"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    made_up.save_comparison(folder, days=(0, 2))
+    return report.Source(folder, CONFIG)
+
+
+def row_of(table, label):
+    [row] = [row for row in table.rows if row[0].text == label]
+    return dict(zip(table.heads, row, strict=True))
+
+
+def first_day(source):
+    return [system.on_days(0) for system in source.systems("table2")]
+
+
+def test_cells_are_marked_by_rank_and_by_comparison(source):
+    table = recall_table.make("t", "T", first_day(source))
+    own, random = row_of(table, "DSMOE"), row_of(table, "random")
+    assert "±" in own["K1 @5"].text
+    assert own["K1 @5"].verdict == ""
+    assert random["K1 @5"].verdict == "below"
+    assert row_of(table, "EASE + scenario prior")["K1 @5"].verdict == "noise"
+    for head in table.heads[2:]:
+        ranks = [row[table.heads.index(head)].rank for row in table.rows]
+        assert (ranks.count("best"), ranks.count("second")) == (1, 1)
+    assert random["K1 @5"].rank == ""
+
+
+def test_numbers_behind_a_table_are_in_its_csv(source):
+    table = recall_table.make("t", "T", first_day(source))
+    lines = list(csv.DictReader(io.StringIO(tables.to_csv(table))))
+    [line] = [x for x in lines if (x["row"], x["scenario"], x["k"]) == ("random", "macro", "5")]
+    assert float(line["low"]) < float(line["minus_dsmoe"]) < float(line["high"]) < 0
+    [own] = [x for x in lines if (x["row"], x["scenario"], x["k"]) == ("dsmoe", "K1", "10")]
+    assert own["minus_dsmoe"] == ""
+    assert own["seeds"] == "2"
+
+
+def test_the_papers_numbers_stand_below_where_its_cut_offs_are_ours(source, monkeypatch):
+    table = recall_table.make("t", "T", first_day(source))
+    assert not any(row[0].text.startswith("paper") for row in table.rows)
+    printed = {"KuaiRand-Pure": {"dsmoe": {"K1": {5: 18.9}, "K2": {5: 31.0}}}}
+    monkeypatch.setattr(paper, "RECALL", printed)
+    row = row_of(recall_table.make("t", "T", first_day(source)), "paper: DSMOE")
+    assert [row[head].text for head in ("K1 @5", "K2 @5", "macro @5", "K1 @10")] == [
+        "18.9",
+        "31.0",
+        "24.9",
+        "",
+    ]
+
+
+def test_what_was_not_run_says_so(source):
+    table = recall_table.make("t", "T", source.systems("table4"), with_paper=False)
+    assert {cell.text for cell in row_of(table, "without distillation").values()} == {
+        "without distillation",
+        "not run",
+    }
+
+
+def test_a_comparison_without_dsmoe_is_refused(tmp_path):
+    made_up.save_comparison(tmp_path)
+    for path in tmp_path.glob("dsmoe-*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="expected a finished cell of dsmoe"):
+        report.write(report.Source(tmp_path, CONFIG), tmp_path / "report")
+
+
+def test_who_does_not_beat_popularity_is_named_with_the_reason(tmp_path):
+    made_up.save_comparison(tmp_path)
+    weak = made_up.record("dsmoe", {"dsmoe": made_up.system((0.4, 0.05))})
+    weak["costs"]["indexes"] = 1
+    made_up.save(tmp_path, weak)
+    (tmp_path / "dsmoe-seed1.json").unlink()
+    [sentence] = report.find(report.Source(tmp_path, CONFIG))
+    assert sentence.startswith("DSMOE is not above popularity in scenario: recall@5 K2 ")
+    assert "K1" not in sentence
+    assert "its item vectors are the same in all scenarios" in sentence
+
+
+def test_table_3_counts_pairs_parameters_and_seconds(source):
+    table = cost_table.make(source.systems("table3"))
+    own = row_of(table, "DSMOE")
+    assert own["all, M"].text == "0.750"
+    assert own["MiB in float32"].text == "2.86"
+    assert own["GMACs of a forward pass"].text == "0.006"  # 6.5 million
+    assert own["GFLOPs"].text == "0.013"
+    assert own["an epoch's steps, s"].text == "2.0"
+    assert own["teacher, s"].text == "50"
+    printed = row_of(table, "paper: DSMOE")
+    assert printed["all, M"].text == "2.11"
+    assert printed["GMACs of a forward pass"].text == "6.21"
+    assert printed["training, s"].text == "7,174"
+
+
+def test_table_1_is_the_registry():
+    table = method_table.make()
+    labels = [row[0].text for row in table.rows]
+    assert labels == [*methods.MATCHERS, *methods.RANKERS]
+    own = row_of(table, "dsmoe")
+    assert (own["stage"].text, own["ANN"].text) == ("matching", "yes")
+    assert own["user-item interaction"].text == "taught by a ranker"
+    assert own["architecture"].text in " ".join(dsmoe.__doc__.split())
+    assert row_of(table, "mmoe_din")["ANN"].text == "no"
+
+
+def test_markdown_and_html_mark_alike():
+    row = (tables.Value("a <b>"), tables.Value("1.0", "best"), tables.Value("2", "second", "noise"))
+    table = tables.Table("t", "T", ("", "x", "y"), (row,), ("a note",))
+    assert tables.to_markdown(table).splitlines()[2] == "| a <b> | **1.0** | <u>2 ≈</u> |"
+    text = tables.to_html(table)
+    assert '<td class="best">1.0</td>' in text
+    assert '<td class="second noise">2 <span class="sign">≈</span></td>' in text
+    assert "a &lt;b&gt;" in text
+
+
+class Links(html.parser.HTMLParser):
+    """Collects what a page would load, its anchors, and tags that are not closed."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.anchors, self.ids, self.open = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.loaded += [values[name] for name in ("src", "srcset", "data") if name in values]
+        if "href" in values:
+            self.anchors.append(values["href"])
+        if "id" in values:
+            self.ids.append(values["id"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_but_itself(source, tmp_path):
+    path = report.write(source, tmp_path)
+    text = path.read_text()
+    links = Links()
+    links.feed(text)
+    assert links.open == []
+    assert len(links.loaded) == 4
+    assert all(entry.startswith("data:image/svg+xml;base64,") for entry in links.loaded)
+    assert all(entry.startswith("#") and entry[1:] in links.ids for entry in links.anchors)
+    assert "url(" not in text
+    assert "@import" not in text
+    names = ("table1", "table2", "table2_drop2", "table2_pooled", "table3", "table4")
+    assert {"fig2", "fig3", "fig4a", "fig4b", *names} <= set(links.ids)
+    written = {entry.name for entry in tmp_path.iterdir()}
+    assert {f"{name}.csv" for name in names} <= written
+    assert {"fig2.png", "fig2.svg", "report.md", "report.html"} <= written
+
+
+def test_a_report_says_what_was_run_and_what_failed(source, tmp_path):
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "m5-seed0.json").write_text('{"error": "it diverged"}')
+    with_failed = report.Source(source.records, CONFIG, failed=tmp_path / "failed")
+    text = report.write(with_failed, tmp_path / "report").with_suffix(".md").read_text()
+    assert "2026-01-02" in text
+    assert "7,583 candidates" in text
+    assert "Failed: m5-seed0: it diverged" in text
+    assert all(deviation in text for deviation in page.DEVIATIONS)
+
+
+def test_one_value_makes_no_figure(tmp_path):
+    made_up.save_comparison(tmp_path)
+    (tmp_path / "rank1-seed0.json").unlink()
+    names = {
+        path.name
+        for path in report.write(
+            report.Source(tmp_path, CONFIG), tmp_path / "report"
+        ).parent.iterdir()
+    }
+    assert "fig2.png" in names
+    assert "fig3.png" not in names
+
+
+def test_references_are_rows_of_their_own(source):
+    rows = plan.rows_of("table2", CONFIG)
+    names = [system.name for system in finished.load(source.records, rows)]
+    assert names[-3:] == ["random", "popularity in scenario", "EASE + scenario prior"]
