@@ -30,6 +30,9 @@ AXES = {
     "teacher": methods.TEACHER_TOKENS,
 }
 
+# A user lives in one scenario: only items can be seen in two.
+OF_METHOD = {"sass": {"pretrain_epochs": 3, "contrastive_sides": "item"}}
+
 
 def get_config(variant: str = "") -> config.Experiment:
     """The experiment of a variant, e.g. `synthetic,no_sap`."""
@@ -46,6 +49,7 @@ def get_config(variant: str = "") -> config.Experiment:
         features=config.FeatureConfig(exclude=("scenario_history",)),
         eval=config.EvalConfig(k=(500, 1000)),
     )
+    config.replace(experiment.model, OF_METHOD.get(chosen.get("method", ""), {}))
     if is_synthetic:
         experiment.train.learning_rate = 1e-3
         experiment.train.max_epochs = 10

@@ -39,6 +39,8 @@ AXES = {
     "fields": ("teacher_fields=same",),
 }
 
+# What the data want of single methods, however many rows there are.
+OF_METHOD: dict[str, dict[str, Any]] = {"sass": {"pretrain_epochs": 3}}
 # What few rows want of every method, and of single ones beside it.
 FEW_ROWS: dict[str, Any] = {"output_dim": 64, "input_dropout": 0.3}
 FEW_ROWS_OF: dict[str, dict[str, Any]] = {
@@ -47,6 +49,7 @@ FEW_ROWS_OF: dict[str, dict[str, Any]] = {
     "dssm_per_scenario": {"hidden_dims": (64,)},
     "mind": {"hidden_dims": (64,)},
     "mmoe": {"expert_dims": (64,)},
+    "sass": {"hidden_dims": (64, 64)},
 }
 FEW_ROWS_OF_TEACHER: dict[str, dict[str, Any]] = {
     "mmoe_din": {"expert_dims": (64, 64), "tower_dims": (32,), "attention_length": 20},
@@ -67,6 +70,7 @@ def get_config(variant: str = "") -> config.Experiment:
         model=methods.make_matcher(chosen),
         teacher=config.TeacherConfig(model=make_teacher(chosen)),
     )
+    config.replace(experiment.model, OF_METHOD.get(chosen.get("method", ""), {}))
     if "data" in chosen and "recipe" not in chosen:
         use_few_rows_recipe(experiment, chosen)
     config.replace(experiment.train, experiment.model.recipe)

@@ -11,7 +11,6 @@ channels together, M interests (1), V items, P ids in a padded bag, F feature fi
 import dataclasses
 import functools
 import itertools
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -47,8 +46,6 @@ class M5Config(config.MatcherConfig):
       mask_weight: Its weight >= 0.
     """
 
-    scenario_histories: ClassVar[bool] = True
-
     attention_dim: int = 64
     num_heads: int = 2
     num_experts: int = 4
@@ -60,6 +57,11 @@ class M5Config(config.MatcherConfig):
     mask_rate: float = 0.2
     mask_negatives: int = 64
     mask_weight: float = 0.1
+
+    @property
+    def scenario_histories(self) -> bool:
+        """True: they are the groups of behaviour."""
+        return True
 
     def make(self, spec: features.FeatureSpec) -> "M5":
         """Builds the model.

@@ -8,7 +8,6 @@ V items, F feature fields, N rows of both views, X contrasted sides.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +39,6 @@ class SASSConfig(config.MatcherConfig):
       contrastive_temperature: tau in (0, 1] of the contrastive stage.
     """
 
-    scenario_histories: ClassVar[bool] = True
-
     hidden_dims: tuple[int, ...] = (256, 128)
     output_dim: int = 128
     bias_dim: int = 64
@@ -51,6 +48,11 @@ class SASSConfig(config.MatcherConfig):
     pretrain_epochs: int = 0
     contrastive_sides: str = "both"
     contrastive_temperature: float = 0.1
+
+    @property
+    def scenario_histories(self) -> bool:
+        """True where users are contrasted: it tells in which scenarios they are active."""
+        return self.pretrain_epochs > 0 and self.contrastive_sides == "both"
 
     def pretraining(self) -> tuple[config.Pretraining, ...]:
         """The contrastive stage, where there is one."""
@@ -81,8 +83,7 @@ class SASSConfig(config.MatcherConfig):
                 f"model.pretrain_epochs: expected a number >= 0, got {self.pretrain_epochs!r}"
             )
         names = tuple(sequence.name for sequence in spec.sequences)
-        contrasts_users = self.pretrain_epochs > 0 and self.contrastive_sides == "both"
-        if contrasts_users and features.SCENARIO_HISTORIES not in names:
+        if self.scenario_histories and features.SCENARIO_HISTORIES not in names:
             raise ValueError(
                 f"model.contrastive_sides: 'both' needs the sequence "
                 f"{features.SCENARIO_HISTORIES!r}, got {names}"

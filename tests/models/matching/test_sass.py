@@ -124,6 +124,12 @@ def test_only_pretraining_needs_more_than_the_towers():
     sass.SASSConfig().make(PLAIN)
 
 
+def test_every_scenarios_history_is_read_only_where_users_are_contrasted():
+    assert sass.SASSConfig(pretrain_epochs=3).scenario_histories
+    assert not sass.SASSConfig().scenario_histories
+    assert not sass.SASSConfig(pretrain_epochs=3, contrastive_sides="item").scenario_histories
+
+
 def test_the_other_scenario_is_one_where_something_is_present():
     rng = np.random.default_rng(0)
     present_BS = rng.random((200, S)) < 0.5
