@@ -229,11 +229,12 @@ class Session:
     def _pretrain(
         self, pretraining: config.Pretraining, start_from: train_state.Frozen | None
     ) -> Trained:
-        chosen = self.experiment.train
+        learning_rate = self.experiment.train.learning_rate
         stage = train.Stage(
             name=pretraining.name,
             model=self.matcher,
-            updater=self._make_updater(self.matcher, chosen.learning_rate, chosen.weight_decay),
+            # Without L2: Adam makes full steps of it, where nothing else gives a gradient.
+            updater=self._make_updater(self.matcher, learning_rate, weight_decay=0.0),
             max_epochs=pretraining.epochs,
             patience=pretraining.epochs,
             validate=None,
