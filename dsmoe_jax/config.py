@@ -195,6 +195,7 @@ class TrainConfig:
         epoch begins; 0 for no limit. How far a run gets then depends on the machine.
       learning_rate: Adam's step size (paper: 1e-4).
       weight_decay: Coupled L2 (paper: 1e-6).
+      beta_2: Decay in (0, 1) per step of Adam's second moments.
       average_decay: Decay in [0, 1) per step of a moving average of parameters and running
         statistics; the average is what is judged, kept and exported. 0 keeps none, as the paper.
       steps_per_report: Steps between two points of the logged training curves.
@@ -209,6 +210,7 @@ class TrainConfig:
     max_minutes: float = 0.0
     learning_rate: float = 1e-4
     weight_decay: float = 1e-6
+    beta_2: float = 0.999
     average_decay: float = 0.0
     steps_per_report: int = 20
     steps_per_dispatch: int = 1
@@ -340,6 +342,10 @@ class Experiment:
         for name in ("train.learning_rate", "teacher.learning_rate", "loss.distill_temperature"):
             if not self._get(name) > 0:
                 raise ValueError(f"{name}: expected a number > 0, got {self._get(name)!r}")
+        if not 0 < self.train.beta_2 < 1:
+            raise ValueError(
+                f"train.beta_2: expected a number in (0, 1), got {self.train.beta_2!r}"
+            )
         if not 0 <= self.train.average_decay < 1:
             raise ValueError(
                 f"train.average_decay: expected a number in [0, 1), got "

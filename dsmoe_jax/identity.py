@@ -64,6 +64,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 _USUAL = (
     ("model.product_dtype", "float32"),
     ("train.steps_per_dispatch", 1),
+    ("train.beta_2", 0.999),
     ("train.max_minutes", 0.0),
     ("teacher.max_minutes", 0.0),
     ("teacher.seed", -1),
@@ -76,6 +77,7 @@ STUDENT_FIELDS = (
     "loss",
     "train.learning_rate",
     "train.weight_decay",
+    "train.beta_2",
     "train.average_decay",
     "teacher.seed",
     "features.history_encoder",

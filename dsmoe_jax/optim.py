@@ -14,7 +14,9 @@ from dsmoe_jax import batch as batch_lib
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
-def make_optimizer(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
+def make_optimizer(
+    learning_rate: float, weight_decay: float, beta_2: float = BETA_2
+) -> optax.GradientTransformation:
     """Adam with coupled L2, as `torch.optim.Adam(weight_decay=...)`.
 
     The L2 term joins the gradient before Adam's moments; `optax.adamw` would decay the parameters
@@ -25,10 +27,11 @@ def make_optimizer(learning_rate: float, weight_decay: float) -> optax.GradientT
     Args:
       learning_rate: Step size > 0.
       weight_decay: Factor of the parameters that is added to their gradient, >= 0.
+      beta_2: Decay of the second moments.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
-        optax.adam(learning_rate, b1=BETA_1, b2=BETA_2, eps=EPSILON),
+        optax.adam(learning_rate, b1=BETA_1, b2=beta_2, eps=EPSILON),
     )
 
 

@@ -89,6 +89,7 @@ class RowSparse:
       method: "adam", or "adagrad" with one accumulator per row.
       min_rows: Smaller tables are updated whole: they cost less than a batch of histories.
       mesh: The devices over which tables are split; None where there is one.
+      beta_2: Decay of Adam's second moments.
     """
 
     spec: features.FeatureSpec
@@ -97,6 +98,7 @@ class RowSparse:
     method: str = "adam"
     min_rows: int = MIN_ROWS
     mesh: sharding.AnyMesh | None = None
+    beta_2: float = optim.BETA_2
 
     @functools.cached_property
     def names(self) -> list[str]:
@@ -106,7 +108,7 @@ class RowSparse:
     @property
     def dense(self) -> optax.GradientTransformation:
         """The optimiser of everything but the large tables."""
-        return optim.make_optimizer(self.learning_rate, self.weight_decay)
+        return optim.make_optimizer(self.learning_rate, self.weight_decay, self.beta_2)
 
     def init(self, params: Any) -> OptState:
         """Moments of 0.
@@ -237,9 +239,9 @@ class RowSparse:
         else:
             count = step + 1
             mean_TE = optim.BETA_1 * mean_TE + (1 - optim.BETA_1) * gradient_TE
-            square_TE = optim.BETA_2 * square_TE + (1 - optim.BETA_2) * jnp.square(gradient_TE)
+            square_TE = self.beta_2 * square_TE + (1 - self.beta_2) * jnp.square(gradient_TE)
             corrected_mean_TE = mean_TE / (1 - optim.BETA_1**count)
-            corrected_square_TE = square_TE / (1 - optim.BETA_2**count)
+            corrected_square_TE = square_TE / (1 - self.beta_2**count)
             move_TE = corrected_mean_TE / (jnp.sqrt(corrected_square_TE) + optim.EPSILON)
         return (
             _write(table_WE, mine, value_TE - self.learning_rate * move_TE),

@@ -205,7 +205,10 @@ class Session:
             name="student",
             model=self.matcher,
             updater=self._make_updater(
-                self.matcher, experiment.train.learning_rate, experiment.train.weight_decay
+                self.matcher,
+                experiment.train.learning_rate,
+                experiment.train.weight_decay,
+                experiment.train.beta_2,
             ),
             max_epochs=experiment.train.max_epochs,
             patience=experiment.train.patience,
@@ -229,12 +232,12 @@ class Session:
     def _pretrain(
         self, pretraining: config.Pretraining, start_from: train_state.Frozen | None
     ) -> Trained:
-        learning_rate = self.experiment.train.learning_rate
+        chosen = self.experiment.train
         stage = train.Stage(
             name=pretraining.name,
             model=self.matcher,
             # Without L2: Adam makes full steps of it, where nothing else gives a gradient.
-            updater=self._make_updater(self.matcher, learning_rate, weight_decay=0.0),
+            updater=self._make_updater(self.matcher, chosen.learning_rate, 0.0, chosen.beta_2),
             max_epochs=pretraining.epochs,
             patience=pretraining.epochs,
             validate=None,
@@ -408,11 +411,15 @@ class Session:
         return Trained(train_state.freeze(best[0]), progress)
 
     def _make_updater(
-        self, model: Model, learning_rate: float, weight_decay: float
+        self,
+        model: Model,
+        learning_rate: float,
+        weight_decay: float,
+        beta_2: float = optim.BETA_2,
     ) -> optim.Updater:
         chosen = self.experiment.optim
         if chosen.embedding == "dense":
-            return optim.Dense(optim.make_optimizer(learning_rate, weight_decay))
+            return optim.Dense(optim.make_optimizer(learning_rate, weight_decay, beta_2))
         return row_sparse.RowSparse(
             model.spec,
             learning_rate,
@@ -420,6 +427,7 @@ class Session:
             method=chosen.row_method,
             min_rows=chosen.min_rows,
             mesh=self.mesh,
+            beta_2=beta_2,
         )
 
     def _average_decay(self, stage: str) -> float:

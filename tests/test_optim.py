@@ -22,3 +22,13 @@ def test_three_steps_equal_torch_adam_with_weight_decay():
         updates, state = optimizer.update(jnp.array(gradient, jnp.float32), state, params)
         params = optax.apply_updates(params, updates)
         np.testing.assert_allclose(params, want, rtol=1e-5)
+
+
+def test_the_second_moment_decays_as_fast_as_asked():
+    optimizer = optim.make_optimizer(0.1, 0.0, beta_2=0.5)
+    params = jnp.zeros(1)
+    state = optimizer.init(params)
+    # Means 0.1 / 0.1 and 0.09 / 0.19, squares 0.5 / 0.5 and 0.25 / 0.75, each debiased.
+    for gradient, move in ((1.0, 0.1), (0.0, 0.1 * 0.4736842 / 0.5773503)):
+        updates, state = optimizer.update(jnp.array([gradient]), state, params)
+        np.testing.assert_allclose(updates, [-move], rtol=1e-5)

@@ -46,6 +46,46 @@ def test_alimama_runs_on_its_synthetic_twin(tmp_path):
     assert list(results["scenarios"]) == ["A1", "A2", "A3", "A4"]
 
 
+def test_movielens_trains_on_the_next_item_and_ranks_the_whole_catalogue(tmp_path):
+    arguments = (
+        "--config=configs/movielens.py:synthetic,fuxi_mme",
+        f"--workdir={tmp_path}",
+        "--config.data.num_users=300",
+        "--config.data.num_items=120",
+        "--config.data.ratings_per_user=25",
+        "--config.features.history_length=12",
+        "--config.train.batch_size=32",
+        "--config.train.num_negatives=16",
+        "--config.train.learning_rate=1e-2",
+        "--config.train.max_epochs=30",
+        "--config.optim.embedding=row_sparse",
+        "--config.optim.min_rows=100",
+        "--config.model.output_dim=16",
+    )
+    commands.run(*arguments)
+    results = check(tmp_path, taught=False)
+    assert results["dataset"] == "MovieLens-1M (synthetic)" and results["candidates"] == 120
+    macro = results["macro"]
+    assert macro["recall@10"] == macro["hit_rate@10"]
+    assert macro["recall@10"] > 2 * 10 / 120
+    assert 1 / 2501 < macro["mrr"] < 1
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/loss_balance" in row for row in rows)
+    output = commands.run(*arguments, "--config.loss.distill_weight=1.0", status=2)
+    assert "expected 0 with FuxiMMEConfig" in output.splitlines()[-1]
+
+
+def test_a_user_tower_takes_an_encoded_history(tmp_path):
+    commands.run(
+        "--config=configs/kuairand.py:synthetic,no_distill,history=fuxi_mme",
+        f"--workdir={tmp_path}",
+        *commands.SMALL,
+        *commands.SMALL_MMOE,
+        *commands.SMALL_KUAIRAND,
+    )
+    check(tmp_path, taught=False)
+
+
 def test_single_rows_of_large_tables_are_updated(tmp_path):
     arguments = (
         "--config=configs/kuairand.py:synthetic,teacher=sap",

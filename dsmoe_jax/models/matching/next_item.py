@@ -54,6 +54,7 @@ class NextItemConfig(config.MatcherConfig):
         "num_negatives": 128,
         "learning_rate": 1e-3,
         "weight_decay": 0.0,
+        "beta_2": 0.98,
     }
 
     def objective(self) -> config.Objective:
