@@ -37,7 +37,8 @@ def start(monkeypatch, tmp_path):
 
     def start(session):
         monkeypatch.setattr(run, "_prepare", lambda *arguments: None)
-        monkeypatch.setattr(run, "Session", lambda *arguments: session)
+        monkeypatch.setattr(run.session_lib, "Session", lambda *arguments: session)
+        monkeypatch.setattr(run.final_report, "write", lambda of: of.report())
         run.run(experiment, {}, tmp_path, "all")
 
     return start

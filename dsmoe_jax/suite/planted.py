@@ -23,7 +23,8 @@ import numpy as np
 import tqdm
 
 from dsmoe_jax import config as config_lib
-from dsmoe_jax import evaluate, identity, judge, main, report, results, run
+from dsmoe_jax import evaluate, identity, judge, main, report, results
+from dsmoe_jax import session as session_lib
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import synthetic_world
@@ -179,10 +180,10 @@ def _train_teacher(
 
 
 @contextlib.contextmanager
-def _open_session(experiment: config_lib.Experiment, place: Place) -> Iterator[run.Session]:
+def _open_session(experiment: config_lib.Experiment, place: Place) -> Iterator[session_lib.Session]:
     reporter = report.Reporter(place.workdir, is_main=True)
     try:
-        yield run.Session(
+        yield session_lib.Session(
             experiment, place.workdir, place.store_dir, reporter, place.stop, prepare_s=0.0
         )
     finally:
@@ -190,7 +191,7 @@ def _open_session(experiment: config_lib.Experiment, place: Place) -> Iterator[r
 
 
 def _judge_trained(
-    trained: run.Trained, evaluator: Callable[..., judge.Evaluation], store: store_lib.Store
+    trained: session_lib.Trained, evaluator: Callable[..., judge.Evaluation], store: store_lib.Store
 ) -> _Outcome:
     return _Outcome(
         test=evaluator(trained.frozen, "test", _all_queries(store)),
@@ -239,7 +240,7 @@ def _judge_scores(
 
 
 def _all_queries(store: store_lib.Store) -> np.ndarray:
-    return judge.sample_queries(store, "test", None, run.QUERY_SEED)
+    return judge.sample_queries(store, "test", None, session_lib.QUERY_SEED)
 
 
 _KINDS: dict[str, Callable[..., _Outcome]] = {

@@ -74,6 +74,8 @@ def test_a_run_leaves_results_in_the_published_schema(whole):
     assert "log_loss" in results["teacher"]["scenarios"]["K1"]
     assert {"popularity", "popularity in scenario", "SVD"} <= set(results["references"])
     assert set(results["params"]) == {"dense", "embedding"}
+    # This method has no stage before the main one.
+    assert results["time_s"].pop("pretraining") == 0
     assert set(results["time_s"]) == {"prepare", "teacher", "student", "evaluate"}
     assert all(value > 0 for value in results["time_s"].values())
 
