@@ -167,7 +167,7 @@ def test_a_group_is_the_mean_of_its_events_whatever_their_order():
     turned = embed_user(model, variables, with_histories(full[:, :, ::-1]))
     np.testing.assert_allclose(straight, turned, atol=1e-6)
     swapped = embed_user(model, variables, with_histories(full[:, [1, 0, 2, 3]]))
-    assert np.abs(straight - swapped).max(axis=1)[1:].min() > 1e-3
+    assert np.median(np.abs(straight - swapped).max(axis=1)) > 1e-2
 
 
 def test_without_any_event_the_profile_alone_remains():
