@@ -6,23 +6,39 @@ its configuration here.
 """
 
 from dsmoe_jax import config, features
-from dsmoe_jax.models.matching import adin, dsmoe, dssm, fuxi, hstu, ican, m5, mind, mmoe, sass
+from dsmoe_jax.models.matching import (
+    adin,
+    dsmoe,
+    dssm,
+    fuxi,
+    hstu,
+    ican,
+    m5,
+    mind,
+    mmoe,
+    perscen,
+    sass,
+)
 from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
 
-# Two-tower methods, which an index serves.
+# Two-tower methods, which an index serves; tables list them in this order.
 MATCHERS: dict[str, type[config.MatcherConfig]] = {
-    "adin": adin.ADINConfig,
     "dsmoe": dsmoe.DSMOEConfig,
-    "m5": m5.M5Config,
-    "sass": sass.SASSConfig,
-    "fuxi": fuxi.FuxiConfig,
-    "fuxi_mme": fuxi.FuxiMMEConfig,
-    "hstu": hstu.HSTUConfig,
+    # Of the paper's Table 2.
     "ican": ican.ICANConfig,
+    "adin": adin.ADINConfig,
+    "sass": sass.SASSConfig,
+    "m5": m5.M5Config,
+    "perscen": perscen.PERSCENConfig,
+    # Classic ones.
     "dssm": dssm.DSSMConfig,
     "dssm_per_scenario": dssm.DSSMPerScenarioConfig,
     "mind": mind.MINDConfig,
     "mmoe": mmoe.MMoEConfig,
+    # Sequential ones.
+    "hstu": hstu.HSTUConfig,
+    "fuxi": fuxi.FuxiConfig,
+    "fuxi_mme": fuxi.FuxiMMEConfig,
 }
 # Joint-input rankers, which teach.
 RANKERS: dict[str, type[config.RankerConfig]] = {

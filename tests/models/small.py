@@ -1,6 +1,18 @@
 """Every registered method with small widths, for tests that all methods must pass."""
 
-from dsmoe_jax.models.matching import adin, dsmoe, dssm, fuxi, hstu, ican, m5, mind, mmoe, sass
+from dsmoe_jax.models.matching import (
+    adin,
+    dsmoe,
+    dssm,
+    fuxi,
+    hstu,
+    ican,
+    m5,
+    mind,
+    mmoe,
+    perscen,
+    sass,
+)
 from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
 
 SMALL_MATCHERS = {
@@ -12,6 +24,7 @@ SMALL_MATCHERS = {
     "m5": m5.M5Config(
         attention_dim=4, num_experts=2, expert_dims=(6, 5), output_dim=4, mask_negatives=5
     ),
+    "perscen": perscen.PERSCENConfig(hidden_dim=6, output_dim=5, num_codes=4),
     "sass": sass.SASSConfig(hidden_dims=(6, 5), output_dim=4, bias_dim=3, pretrain_epochs=1),
     "ican": ican.ICANConfig(attention_dims=(4,), num_heads=2, hidden_dims=(6,), output_dim=5),
     "dssm": dssm.DSSMConfig(hidden_dims=(6,), output_dim=5),

@@ -1,0 +1,259 @@
+"""PERSCEN-style matcher: a graph over each user's fields, gated by a quantised preference.
+
+Owns the two towers. The graph is in `nn/feature_graph.py`, the codebook in `nn/quantizer.py`.
+
+Letters: B examples, S scenarios, C scenario embedding, H hidden width, M interests (1), D output,
+I a tower's input.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import checks, config, features
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed, feature_graph, mlp, quantizer, scenario
+
+# The first of these that the features hold is the history that tells a user's preference.
+PREFERENCE_HISTORIES = ("scenario_history", "history")
+
+
+@dataclasses.dataclass
+class PERSCENConfig(config.MatcherConfig):
+    """Hyper-parameters of PERSCEN; no value of the paper's could be read.
+
+    Attributes:
+      hidden_dim: H, width of every layer between the graph and the output.
+      output_dim: D, width of both towers' outputs.
+      num_layers: Graph layers, and gated linear units, of each tower.
+      num_codes: Codes of the preference codebook.
+      commitment: beta >= 0 of the quantiser's loss.
+      vq_weight: Weight >= 0 of the quantiser's loss in the objective.
+      input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
+      norm: Normalisation of the perceptrons' hidden layers and of what is read from the graph:
+        "bn", "dsbn" (per scenario) or "none".
+      bn_momentum: Share of a batch in the running statistics, in (0, 1].
+    """
+
+    hidden_dim: int = 256
+    output_dim: int = 128
+    num_layers: int = 2
+    num_codes: int = 64
+    commitment: float = 0.25
+    vq_weight: float = 1.0
+    input_dropout: float = 0.0
+    norm: str = "bn"
+    bn_momentum: float = 0.1
+
+    def make(self, spec: features.FeatureSpec) -> "PERSCEN":
+        """Builds the model.
+
+        Raises:
+          ValueError: When a field is out of range, or the features hold no history.
+        """
+        checks.check_fields(
+            self,
+            "model",
+            counts=("hidden_dim", "output_dim", "num_layers", "num_codes"),
+            rates=("input_dropout",),
+            shares=("bn_momentum",),
+            choices={"norm": dsbn.KINDS},
+        )
+        for name in ("commitment", "vq_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name}: expected a number >= 0, got {getattr(self, name)}")
+        if not spec.sequences:
+            raise ValueError("model: PERSCEN expected features with at least one history, got none")
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return PERSCEN(spec=spec, **fields)
+
+
+class GraphTower(nn.Module):
+    """Reads a feature graph layer by layer, each gated by what was read before.
+
+    g^l = norm(vec(H^l) P^l); t^l = (g^l Wa^l) * sigmoid(t^(l-1) Wb^l); the output is
+    (alpha g^L + (1 - alpha) t^L) Wo, alpha = sigmoid(a learned scalar, initially 0).
+
+    **Paper:** PERSCEN, progressive scenario-aware gated linear unit and learnable fusion.
+    **Deviation:** the unit's equation and the normalisation are inferred.
+
+    Attributes:
+      num_fields: Fields of the input.
+      embedding_dim: Width of one field.
+      num_layers: L.
+      hidden_dim: H.
+      output_dim: D.
+      num_scenarios: S.
+      norm: "dsbn", "bn" or "none".
+      momentum: Of the running statistics.
+    """
+
+    num_fields: int
+    embedding_dim: int
+    num_layers: int
+    hidden_dim: int
+    output_dim: int
+    num_scenarios: int
+    norm: str
+    momentum: float
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        layers, H = range(self.num_layers), self.hidden_dim
+        self.graph = feature_graph.FeatureGraph(
+            self.num_fields, self.embedding_dim, self.num_layers
+        )
+        self.read = [nn.Dense(H, use_bias=False) for _ in layers]
+        self.norms = [
+            dsbn.ScenarioNorm(self.norm, self.num_scenarios, H, self.momentum) for _ in layers
+        ]
+        self.value = [nn.Dense(H, use_bias=False) for _ in layers]
+        self.gate = [nn.Dense(H, use_bias=False) for _ in layers]
+        self.fusion = self.param("fusion", nn.initializers.zeros_init(), (1,), jnp.float32)
+        self.out = nn.Dense(self.output_dim, use_bias=False)
+
+    def seed(self, seed: Float[jax.Array, "*rows H"]) -> Float[jax.Array, "*rows H"]:
+        """The first gate's product t^0 Wb^1, which may be taken of fewer rows than the input's."""
+        return self.gate[0](seed)
+
+    def __call__(
+        self,
+        x: Float[jax.Array, "B ... I"],
+        first_gate: Float[jax.Array, "B ... H"],
+        one_hot_BS: Float[jax.Array, "B S"],
+        *,
+        train: bool,
+    ) -> Float[jax.Array, "B ... D"]:
+        """Runs the tower; `first_gate`, from `seed`, has as many axes as `x` or broadcasts."""
+        gate = first_gate
+        for layer, product in enumerate(self.graph(x)):
+            read = self.norms[layer](self.read[layer](product), one_hot_BS, train=train)
+            if layer:
+                gate = self.gate[layer](gated)
+            gated = self.value[layer](read) * nn.sigmoid(gate)
+        share = nn.sigmoid(self.fusion).reshape((1,) * x.ndim)
+        return self.out(share * read + (1 - share) * gated)
+
+
+class PERSCEN(two_tower.Matcher):
+    """Two towers on feature graphs; the user's is gated by the preference in the scenario.
+
+    Every block of E entries of a tower's input is a field of its graph: pooled histories are
+    fields, and a history of several item fields is several. The preference is z = MLP(pooled
+    history of the scenario), quantised: p = z + q with q the nearest code, whose gradient is that
+    of z. With p_s = MLP(e_s) it becomes the seed MLP([p; p_s]) of the user tower's gates. An item
+    has no history: the seed of its tower's gates is p_s.
+
+    Where the run leaves the scenario's history out, as where a user lives in one scenario, the
+    preference is read from the history of all, and where that is out too from the first sequence.
+    An empty history pools to 0, and the preference then is MLP(0).
+
+    **Paper:** Du et al., "PERSCEN: Learning Personalized Interaction Pattern and Scenario
+    Preference for Multi-Scenario Matching" (KDD 2025, arXiv 2506.18382), of which summaries were
+    read and not the text: feature graph and its refinement, graph network, codebook, gated linear
+    units, fusion, and the loss L_task + L_VQ.
+    **Deviation:** "PERSCEN-style". Inferred: the equations of the gated units and of the fusion,
+    depths and widths of perceptrons, all normalisation, the scenario encoder's being one for both
+    towers, the item tower's seed and every hyper-parameter. The graph's details are EmerG's
+    (`nn/feature_graph.py`). Codes that an epoch left unused are re-seeded, which the summaries do
+    not mention.
+
+    Attributes: see `PERSCENConfig`.
+    """
+
+    hidden_dim: int
+    output_dim: int
+    num_layers: int
+    num_codes: int
+    commitment: float
+    vq_weight: float
+    input_dropout: float
+    norm: str
+    bn_momentum: float
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        H = self.hidden_dim
+        self.embedder = embed.Embedder(self.spec)
+        self.drop = dropout.Dropout(self.input_dropout)
+        self.user_tower = self._make_tower(self.embedder.user_dim)
+        self.item_tower = self._make_tower(self.embedder.item_dim)
+        self.scenario_hidden, self.scenario_out = nn.Dense(H), nn.Dense(H)
+        self.preference_hidden, self.preference_out = nn.Dense(H), nn.Dense(H)
+        self.preference_block = self._make_block()
+        self.codes = quantizer.VectorQuantizer(self.num_codes, H, self.commitment)
+        self.seed_hidden, self.seed_out = mlp.Split((H, H), H), nn.Dense(H)
+        self.seed_block = self._make_block()
+
+    @property
+    def item_uses_scenario(self) -> bool:
+        """Always: the scenario opens the item tower's gates."""
+        return True
+
+    @property
+    def preference_history(self) -> str:
+        """Name of the sequence that the preference is read from."""
+        names = [sequence.name for sequence in self.spec.sequences]
+        return next((name for name in PREFERENCE_HISTORIES if name in names), names[0])
+
+    def embed_user(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
+        """One vector per user; in training the weighted loss "vq", a mean over users."""
+        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
+        embedded = self.embedder.users(users)
+        pooled_BI = self.drop(embedded.pooled[self.preference_history], train=train)
+        hidden_BH = self.preference_hidden(pooled_BI)
+        z_BH = self.preference_out(self.preference_block(hidden_BH, one_hot_BS, train=train))
+        code_BH, loss_B = self.codes(z_BH, train=train)
+        # The scenario's part of the seed's first layer is taken once per scenario.
+        of_scenario_SH = self.seed_hidden(1, self._encode_scenarios())
+        hidden_BH = self.seed_hidden(0, z_BH + code_BH) + scenario.pick(of_scenario_SH, one_hot_BS)
+        seed_BH = self.seed_out(self.seed_block(hidden_BH, one_hot_BS, train=train))
+        input_BI = self.drop(embedded.input_BI, train=train)
+        user_BD = self.user_tower(input_BI, self.user_tower.seed(seed_BH), one_hot_BS, train=train)
+        aux = {"vq": self.vq_weight * loss_B.mean()} if train else {}
+        return user_BD[:, None], aux
+
+    def embed_item(
+        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
+        """Item vectors in the scenarios."""
+        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
+        x = self.drop(self.embedder.items(items).input_BI, train=train)
+        gate_SH = self.item_tower.seed(self._encode_scenarios())
+        gate = scenario.pick(gate_SH, one_hot_BS, x.ndim)
+        return self.item_tower(x, gate, one_hot_BS, train=train), {}
+
+    def end_epoch(self) -> None:
+        """Re-seeds the codes that no example of the epoch came nearest to."""
+        self.codes.reseed(self.make_rng("dropout"))
+
+    def code_perplexity(self) -> Float[jax.Array, ""]:
+        """Effective number of codes in use in the epoch so far."""
+        return self.codes.perplexity()
+
+    def _encode_scenarios(self) -> Float[jax.Array, "S H"]:
+        """p_s of every scenario."""
+        return self.scenario_out(nn.relu(self.scenario_hidden(self.embedder.scenarios())))
+
+    def _make_tower(self, in_dim: int) -> GraphTower:
+        E = self.spec.embedding_dim
+        return GraphTower(
+            num_fields=in_dim // E,
+            embedding_dim=E,
+            num_layers=self.num_layers,
+            hidden_dim=self.hidden_dim,
+            output_dim=self.output_dim,
+            num_scenarios=self.spec.num_scenarios,
+            norm=self.norm,
+            momentum=self.bn_momentum,
+        )
+
+    def _make_block(self) -> mlp.NormBlock:
+        S = self.spec.num_scenarios
+        return mlp.NormBlock(self.norm, S, self.hidden_dim, self.bn_momentum, 0.0)
