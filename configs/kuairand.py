@@ -49,6 +49,7 @@ FEW_ROWS_OF: dict[str, dict[str, Any]] = {
     "dssm_per_scenario": {"hidden_dims": (64,)},
     "mind": {"hidden_dims": (64,)},
     "mmoe": {"expert_dims": (64,)},
+    "perscen": {"hidden_dim": 64},
     "sass": {"hidden_dims": (64, 64)},
 }
 FEW_ROWS_OF_TEACHER: dict[str, dict[str, Any]] = {
