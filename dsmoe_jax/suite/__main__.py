@@ -12,6 +12,7 @@ from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.suite import (
     budget,
     cells,
+    method_table,
     plan,
     planted,
     planted_section,
@@ -20,11 +21,12 @@ from dsmoe_jax.suite import (
     render,
     report,
     rows,
+    tables,
     work_list,
 )
 
 PUBLISHED = pathlib.Path(__file__).resolve().parent / "published"
-SECTIONS = (render.RESULTS, render.PLANTED)
+SECTIONS = (render.RESULTS, render.PLANTED, render.METHODS)
 T = TypeVar("T")
 
 
@@ -167,6 +169,8 @@ def _render(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
 
 
 def _render_section(section: str, records: pathlib.Path) -> str:
+    if section == render.METHODS:
+        return tables.to_markdown(method_table.make())
     if section == render.PLANTED:
         finished = planted_section.load(records, planted_worlds.WORLDS)
         return planted_section.section(finished, planted_worlds.WORLDS)

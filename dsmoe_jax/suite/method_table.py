@@ -32,11 +32,11 @@ def make() -> tables.Table:
         ("", "stage", "architecture", "ANN", "user-item interaction"),
         tuple(tuple(map(tables.Value, row)) for row in rows),
         (note,),
+        is_text=True,
     )
 
 
 def describe(method: type[config_lib.MatcherConfig] | type[config_lib.RankerConfig]) -> str:
-    """The first sentence of a method's file, without the method's name."""
+    """The first sentence of a method's file."""
     text = inspect.getdoc(importlib.import_module(method.__module__)) or ""
-    sentence = " ".join(text.split("\n\n")[0].split()).rstrip(".")
-    return sentence.partition(": ")[2] or sentence
+    return " ".join(text.split("\n\n")[0].split()).rstrip(".")

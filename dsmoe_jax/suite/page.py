@@ -40,7 +40,7 @@ th, td { padding: .28rem .6rem; text-align: right; border-bottom: 1px solid #e6e
 thead th { vertical-align: bottom; border-bottom: 2px solid #999; }
 tbody th { text-align: left; font-weight: 500; position: sticky; left: 0; background: #fff; }
 td { white-space: nowrap; }
-#table1 td { text-align: left; white-space: normal; }
+#table1 :is(th, td) { text-align: left; white-space: normal; }
 td.best { font-weight: 700; } td.second { text-decoration: underline; }
 td.noise { color: #707070; } .sign { font-size: .8em; }
 td.above .sign { color: #007050; } td.below .sign { color: #b04a00; }

@@ -47,6 +47,7 @@ class Table:
       notes: Below it.
       records: The numbers behind it for the CSV file, one entry per number; the printed cells
         where there are none.
+      is_text: Whether its cells are words, not numbers.
     """
 
     name: str
@@ -55,12 +56,14 @@ class Table:
     rows: tuple[tuple[Value, ...], ...]
     notes: tuple[str, ...] = ()
     records: tuple[Mapping[str, Any], ...] = ()
+    is_text: bool = False
 
 
 def to_markdown(table: Table) -> str:
     """The table and its notes, without the title."""
     marks = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
-    lines = [_line(table.heads), _line(("---", *["---:"] * (len(table.heads) - 1)))]
+    ruler = "---" if table.is_text else "---:"
+    lines = [_line(table.heads), _line(("---", *[ruler] * (len(table.heads) - 1)))]
     for row in table.rows:
         lines.append(_line(marks[cell.rank].format(cell.signed) for cell in row))
     return "\n".join([*lines, *(f"\n{note}" for note in table.notes)])

@@ -132,9 +132,9 @@ class GraphTower(nn.Module):
         gate = first_gate
         for layer, product in enumerate(self.graph(x)):
             read = self.norms[layer](self.read[layer](product), one_hot_BS, train=train)
-            if layer:
-                gate = self.gate[layer](gated)
             gated = self.value[layer](read) * nn.sigmoid(gate)
+            if layer + 1 < self.num_layers:
+                gate = self.gate[layer + 1](gated)
         share = nn.sigmoid(self.fusion).reshape((1,) * x.ndim)
         return self.out(share * read + (1 - share) * gated)
 

@@ -1,0 +1,23 @@
+"""The table of methods, and that the README shows today's."""
+
+import pathlib
+
+from dsmoe_jax import methods, sections
+from dsmoe_jax.suite import method_table, render, tables
+
+README = pathlib.Path(__file__).parents[2] / "README.md"
+
+
+def test_every_registered_method_has_a_row_that_says_what_it_is():
+    rows = [[cell.text for cell in row] for row in method_table.make().rows]
+    assert [row[0] for row in rows] == [*methods.MATCHERS, *methods.RANKERS]
+    assert all(all(row) for row in rows)
+    by_name = {row[0]: row for row in rows}
+    assert by_name["mind"][3] == "yes" and by_name["star"][3] == "no"
+    assert by_name["dsmoe"][4] != by_name["dssm"][4]
+
+
+def test_the_readme_shows_the_table_of_today():
+    begin, end = sections.markers(render.METHODS)
+    shown = README.read_text().partition(begin)[2].partition(end)[0]
+    assert shown.strip() == tables.to_markdown(method_table.make()).strip()
