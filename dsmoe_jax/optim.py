@@ -42,6 +42,7 @@ class Shown(NamedTuple):
       params: The parameters to differentiate with respect to.
       users: The user side; its ids index `params`.
       items: The candidates, likewise.
+      constants: The corpus constants, whose item axis these ids index too.
       opt_state: With what the update needs to know.
       touched: What a batch touches, by table, where not all is updated.
     """
@@ -49,6 +50,7 @@ class Shown(NamedTuple):
     params: Any
     users: batch_lib.Users
     items: batch_lib.Items
+    constants: dict[str, jax.Array]
     opt_state: Any
     touched: dict[str, Any]
 
@@ -61,7 +63,12 @@ class Updater(Protocol):
         """The initial state."""
 
     def show(
-        self, params: Any, opt_state: Any, users: batch_lib.Users, items: batch_lib.Items
+        self,
+        params: Any,
+        opt_state: Any,
+        users: batch_lib.Users,
+        items: batch_lib.Items,
+        constants: dict[str, jax.Array],
     ) -> Shown:
         """What the model is given in a step."""
 
@@ -96,10 +103,15 @@ class Dense:
         return self.optimizer.init(params)
 
     def show(
-        self, params: Any, opt_state: Any, users: batch_lib.Users, items: batch_lib.Items
+        self,
+        params: Any,
+        opt_state: Any,
+        users: batch_lib.Users,
+        items: batch_lib.Items,
+        constants: dict[str, jax.Array],
     ) -> Shown:
         """All as it is."""
-        return Shown(params, users, items, opt_state, {})
+        return Shown(params, users, items, constants, opt_state, {})
 
     def update(
         self, gradient: Any, params: Any, shown: Shown, step: Int[jax.Array, ""]

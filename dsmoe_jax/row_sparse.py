@@ -31,6 +31,7 @@ from dsmoe_jax.nn import large_tables
 
 # Smaller tables cost less than a batch of histories when they are updated whole.
 MIN_ROWS = 16_384
+ITEM_TABLE = "item_tables/item_id"
 
 
 class RowState(NamedTuple):
@@ -134,9 +135,19 @@ class RowSparse:
         return OptState(self.dense.init(rest), rows)
 
     def show(
-        self, params: Any, opt_state: OptState, users: batch_lib.Users, items: batch_lib.Items
+        self,
+        params: Any,
+        opt_state: OptState,
+        users: batch_lib.Users,
+        items: batch_lib.Items,
+        constants: dict[str, jax.Array],
     ) -> optim.Shown:
-        """Parameters with the touched rows in place of the tables, and ids that point into them."""
+        """Parameters with the touched rows in place of the tables, and ids that point into them.
+
+        Raises:
+          ValueError: When the model looks fields of items up in constants, whose rows of tables a
+            batch does not touch.
+        """
         tables, rest = large_tables.split(params, self.names)
         used = large_tables.read_ids(self.spec, users, items, self.names)
         shown, touched, written = {}, {}, dict(opt_state.rows)
@@ -158,8 +169,34 @@ class RowSparse:
             slots[name] = _deal([self._whole(part) for part in jnp.split(slot_T[1:], stops)])
         users, items = large_tables.map_ids(self.spec, users, items, slots)
         return optim.Shown(
-            large_tables.join(shown, rest), users, items, opt_state._replace(rows=written), touched
+            large_tables.join(shown, rest),
+            users,
+            items,
+            self._show_constants(constants, touched),
+            opt_state._replace(rows=written),
+            touched,
         )
+
+    def _show_constants(
+        self, constants: dict[str, jax.Array], touched: dict[str, Touched]
+    ) -> dict[str, jax.Array]:
+        """The touched items of every constant, where item ids become slots.
+
+        A constant's name ends in its dimension letters, of which V are the items.
+        """
+        for name, value in constants.items():
+            if jnp.issubdtype(value.dtype, jnp.integer) and any("item_" in n for n in self.names):
+                raise ValueError(
+                    "optim.embedding: expected 'dense' for a method that looks up fields of items "
+                    f"({name}) beside those of the batch, got 'row_sparse'"
+                )
+        if ITEM_TABLE not in touched:
+            return constants
+        id_T = touched[ITEM_TABLE].id_T
+        return {
+            name: self._whole(jnp.take(value, id_T, axis=name.rpartition("_")[2].index("V")))
+            for name, value in constants.items()
+        }
 
     def update(
         self, gradient: Any, params: Any, shown: optim.Shown, step: Int[jax.Array, ""]

@@ -58,6 +58,7 @@ def make_train_step(
     def objective(
         params: Any,
         model_state: dict[str, Any],
+        constants: dict[str, jax.Array],
         users: batch_lib.Users,
         scenario_B: jax.Array,
         items: batch_lib.Items,
@@ -69,7 +70,7 @@ def make_train_step(
         items, unlabelled = batch_lib.split_items(items, 1 + num_negatives)
         extra: dict[str, Any] = {"unlabelled": unlabelled} if unlabelled.sparse_VF.shape[1] else {}
         (output_BX, aux), updated = model.apply(
-            {"params": params, **model_state},
+            {"params": params, **model_state, "constants": constants},
             users,
             items,
             scenario_B,
@@ -133,10 +134,12 @@ def make_train_step(
             # Beside the candidates: an updater is shown all items of a step at once.
             shown_BX = jnp.concatenate([candidate_BG, unlabelled_BX], axis=1)
             items = batch_lib.take_items(corpus, shown_BX)
-        shown = updater.show(state.params, state.opt_state, batch.users, items)
+        constants = state.model_state.get("constants", {})
+        shown = updater.show(state.params, state.opt_state, batch.users, items, constants)
         gradient, (model_state, metrics) = jax.grad(objective, has_aux=True)(
             shown.params,
             state.model_state,
+            shown.constants,
             shown.users,
             batch.scenario_B,
             shown.items,

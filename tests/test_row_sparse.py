@@ -8,9 +8,9 @@ import pytest
 
 from dsmoe_jax import features, optim, row_sparse, sharding, train_state, train_step
 from dsmoe_jax.bench import cases
-from dsmoe_jax.data import pipeline
-from dsmoe_jax.models.matching import dsmoe
-from dsmoe_jax.models.ranking import fused, sap_ranker
+from dsmoe_jax.data import pipeline, statistics
+from dsmoe_jax.models.matching import dsmoe, m5
+from dsmoe_jax.models.ranking import fused, mmoe_din, sap_ranker
 from dsmoe_jax.nn import large_tables, tables
 from tests import tiny
 
@@ -29,12 +29,18 @@ class Setup:
         source = pipeline.BatchSource(store, self.spec, seed=0, batch_size=batch_size, max_epochs=1)
         self.batches = [sharding.put_batch(self.mesh, source[i]) for i in range(4)]
         self.model = dsmoe.DSMOEConfig(num_experts=2, hidden_dim=8, output_dim=4).make(self.spec)
+        self.constants = {}
         self.dense = optim.Dense(optim.make_optimizer(RATE, DECAY))
         self.sparse = row_sparse.RowSparse(self.spec, RATE, DECAY, min_rows=1)
 
     def run(self, updater, steps, decay=0.0):
         state = train_state.init_state(
-            self.model, updater, key=jax.random.key(0), mesh=self.mesh, averaged=decay > 0
+            self.model,
+            updater,
+            key=jax.random.key(0),
+            mesh=self.mesh,
+            constants=self.constants,
+            averaged=decay > 0,
         )
         step = jax.jit(
             train_step.make_train_step(
@@ -96,6 +102,46 @@ def test_several_steps_equal_dense_where_every_row_is_touched(store, beta_2):
     np.testing.assert_allclose(curve, dense_curve, rtol=1e-5)
     got, want = (table_rows(s.params, setup.spec, "item_tables/item_id") for s in (sparse, dense))
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-6)
+
+
+def test_constants_are_looked_up_by_the_items_ids(store):
+    setup = Setup(store, tiny.one_device())
+    setup.model = mmoe_din.MMoEDINConfig(
+        num_experts=2,
+        expert_dims=(6,),
+        tower_dims=(),
+        attention_hidden=(3,),
+        use_log_prior=True,
+        collaborative=True,
+        collaborative_dim=3,
+        dropout=0.0,
+    ).make(setup.spec)
+    setup.constants = statistics.make_constants(store, setup.model.constant_shapes)
+    dense, dense_curve = setup.run(setup.dense, 1)
+    sparse, curve = setup.run(setup.sparse, 1)
+    assert curve == pytest.approx(dense_curve, rel=1e-6)
+    for name, value in dense.model_state["constants"].items():
+        np.testing.assert_array_equal(sparse.model_state["constants"][name], value)
+
+
+def test_a_method_that_looks_up_fields_of_the_corpus_is_refused(store):
+    setup = Setup(store, tiny.one_device())
+    spec = features.select(
+        store.spec,
+        exclude=(),
+        history_length=6,
+        scenario_history_length=4,
+        scenario_histories=True,
+    )
+    setup.model = m5.M5Config(
+        attention_dim=4, num_experts=2, expert_dims=(6, 5), output_dim=4, mask_negatives=5
+    ).make(spec)
+    setup.constants = statistics.make_constants(store, setup.model.constant_shapes)
+    source = pipeline.BatchSource(store, spec, seed=0, batch_size=64, max_epochs=1)
+    setup.batches = [source[0]]
+    updater = row_sparse.RowSparse(spec, RATE, DECAY, min_rows=1)
+    with pytest.raises(ValueError, match=r"optim.embedding: expected 'dense' for a method"):
+        setup.run(updater, 1)
 
 
 def test_eight_devices_equal_one(store, one):
