@@ -5,7 +5,7 @@
         Data: the official files, from https://grouplens.org/datasets/movielens (ml-1m, ml-20m).
     python -m dsmoe_jax.main --config configs/movielens.py:synthetic,fuxi_mme
         Data: generated rows in the layout of MovieLens-1M; they show that the path works, not how
-        well a method does. Time: two minutes on two cores.
+        well a method does. Time: one to two minutes on one core.
 
 The protocol is that of the public code of HSTU and FuXi-alpha: all ratings are positives, the last
 one of every user is tested against the whole catalogue without what the user rated before, the

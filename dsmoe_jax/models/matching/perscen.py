@@ -1,4 +1,4 @@
-"""PERSCEN-style matcher: a graph over each user's fields, gated by a quantised preference.
+"""PERSCEN-style: graphs over the fields of a user or an item, gated by a quantised preference.
 
 Owns the two towers. The graph is in `nn/feature_graph.py`, the codebook in `nn/quantizer.py`.
 
