@@ -4,6 +4,7 @@ Annotated shapes are checked too: pyproject.toml turns the hook on.
 """
 
 import os
+import pathlib
 import tempfile
 
 # Before the first import of jax: the device count is fixed when its backend starts.
@@ -16,6 +17,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
+import pytest
 from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -27,3 +29,15 @@ jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Grain reads absl flags, which nobody parses under pytest.
 flags.FLAGS.mark_as_parsed()
+
+_MAPS = pathlib.Path("/proc/self/maps")
+# Half of what Linux grants a process by default, 65,530; the costliest module takes 6,000.
+_MOST_MAPS = 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory_maps():
+    """Forgets compiled programs in time: each holds a dozen maps, and XLA dies without one."""
+    yield
+    if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MOST_MAPS:
+        jax.clear_caches()
