@@ -105,9 +105,12 @@ class MatcherConfig:
     Attributes:
       recipe: Fields of `TrainConfig` that the method's own source states and that suit no other
         method; configuration files assign them.
+      search_space: Values of the method's own fields that a search of its hyper-parameters tries,
+        beside the fields that all methods share (`suite/search_space.py`).
     """
 
     recipe: ClassVar[dict[str, Any]] = {}
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     @property
     def scenario_histories(self) -> bool:

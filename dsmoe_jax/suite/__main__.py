@@ -17,11 +17,13 @@ from dsmoe_jax.suite import (
     planted,
     planted_section,
     planted_worlds,
+    processes,
     progress,
     render,
     report,
     rows,
     tables,
+    tune,
     work_list,
 )
 
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
     """Runs one command; returns the exit status, that of `dsmoe_jax.main`."""
     parser = _make_parser()
     options, rest = parser.parse_known_args(argv)
-    overriding = options.command in ("run", "planted")
+    overriding = options.command in ("run", "tune", "planted")
     if rest and not (overriding and all(part.startswith("--config.") for part in rest)):
         parser.error(f"unknown argument {rest[0]!r}")
     try:
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
     except train.DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, OSError, overrides.UsageError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, overrides.UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -75,6 +77,20 @@ def _make_parser() -> argparse.ArgumentParser:
     run.add_argument("--list", action="store_true", help="show every cell's state and end")
     run.add_argument("--array", action="store_true", help="print the range of --cell and end")
     run.add_argument("--cell", type=int, help="run this one of the list, with its teacher")
+    search = commands.add_parser(
+        "tune",
+        help="search a method's hyper-parameters on validation queries",
+        epilog="The same command continues where it was stopped or killed; more --trials go on "
+        "from there. --config.FIELD=VALUE sets a field of every trial, which is then not searched.",
+    )
+    search.add_argument("--config", required=True, help="FILE:variant")
+    search.add_argument(
+        "--trials", type=int, default=12, help="settings to try, the configuration's own first"
+    )
+    search.add_argument("--dir", type=pathlib.Path, help="default: runs/tune-<config>")
+    search.add_argument(
+        "--workers", type=int, default=2, help="trials at a time, fewer where memory is short"
+    )
     written = commands.add_parser("report", help="write the report of finished cells")
     written.add_argument("--config", default="configs/kuairand.py:sample", help="FILE:variant")
     written.add_argument("--records", type=pathlib.Path, required=True, help="their folder")
@@ -118,24 +134,41 @@ def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
         return 0
     if options.cell is not None and not 0 <= options.cell < len(planned):
         raise ValueError(f"--cell: expected 0 to {len(planned) - 1}, got {options.cell}")
-    name = pathlib.Path(options.config.partition(":")[0]).stem
-    variant = options.config.partition(":")[2].replace(",", "-")
-    folder = options.dir or pathlib.Path("runs") / "-".join(
-        part for part in ("suite", name, variant, options.budget) if part
-    )
+    folder = options.dir or _folder("suite", options.config, options.budget)
     work = work_list.WorkList(planned, folder, options.records)
-    workers = work_list.fit_workers(options.workers)
+    workers = processes.fit_workers(options.workers)
     if options.list:
         print(progress.whole_list(work.states, workers))
         return 0
-    if workers < options.workers:
-        print(f"{workers} of {options.workers} workers: no more fit memory and cores")
+    _tell_workers(workers, options.workers)
     work.run(workers, options.cell)
     print(progress.summary(work.states, workers))
     source = report.Source(work.records, options.config, failed=work.folder / "failed")
     if options.cell is None:
         print(f"report: {report.write(source, folder / 'report')}")
     return int(any(state.state == "failed" for state in work.states))
+
+
+def _tune(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
+    workers = processes.fit_workers(options.workers)
+    _tell_workers(workers, options.workers)
+    folder = options.dir or _folder("tune", options.config)
+    best = tune.run(tune.Request(options.config, options.trials, folder, workers, rest))
+    print(best.read_text(), end="")
+    print(f"best setting: {best}; all: {best.with_name('trials.csv')}, trials.png")
+    return 0
+
+
+def _folder(command: str, config: str, *more: str) -> pathlib.Path:
+    """The default folder of a command on `FILE:variant`."""
+    file, _, variant = config.partition(":")
+    parts = (command, pathlib.Path(file).stem, variant.replace(",", "-"), *more)
+    return pathlib.Path("runs") / "-".join(part for part in parts if part)
+
+
+def _tell_workers(workers: int, wanted: int) -> None:
+    if workers < wanted:
+        print(f"{workers} of {wanted} workers: no more fit memory and cores")
 
 
 def _report(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
@@ -191,6 +224,7 @@ def _split(text: str) -> list[str]:
 
 _COMMANDS = {
     "run": _run,
+    "tune": _tune,
     "report": _report,
     "readme": _readme,
     "planted": _planted,

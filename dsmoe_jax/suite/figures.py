@@ -1,10 +1,13 @@
 """Figures of a comparison: the paper's Fig. 2 (experts), Fig. 3 (rank) and Fig. 4 (scenarios).
 
+And of a search of hyper-parameters.
+
 Owns how several runs are drawn together; styles and files are those of `dsmoe_jax.figures`.
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -84,3 +87,51 @@ def draw_scenarios(folder: pathlib.Path, own: finished.System) -> list[pathlib.P
     if tables.get("gate_weights"):
         written += figures.draw_gates(folder / "fig4b", tables["gate_weights"], scenarios)
     return written
+
+
+def draw_search(
+    path: pathlib.Path, fields: Sequence[str], trials: Sequence[Mapping[str, Any]], title: str
+) -> list[pathlib.Path]:
+    """Every trial's score, in [0, 1], by the value of each field.
+
+    Args:
+      path: Without its ending.
+      fields: One panel each.
+      trials: `end` ("done" or what else became of it), `score` and the text of every field.
+      title: Of the figure.
+    """
+    columns = min(3, len(fields))
+    rows = -(-len(fields) // columns)
+    with figures.new_figure(3.0 * columns, 2.4 * rows) as figure:
+        axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for axis in axes[len(fields) :]:
+            axis.set_visible(False)
+        for axis, field in zip(axes, fields, strict=False):
+            values = sorted({trial[field] for trial in trials}, key=_as_number)
+            for end, marker, colour in (("done", "o", figures.COLOURS[0]), ("", "x", "#999999")):
+                shown = [t for t in trials if (t["end"] == "done") == (end == "done")]
+                axis.plot(
+                    [values.index(t[field]) for t in shown],
+                    [100 * t["score"] for t in shown],
+                    marker,
+                    color=colour,
+                    markersize=5,
+                    alpha=0.8,
+                )
+            axis.set_xticks(range(len(values)), values)
+            axis.set_xlim(-0.5, len(values) - 0.5)
+            axis.set_xlabel(field)
+            axis.grid(axis="y")
+        for axis in axes[::columns]:
+            axis.set_ylabel("%")
+        figure.suptitle(title)
+        figure.supxlabel("cross: ended before its last epoch", fontsize=8)
+        return figures.save(figure, path)
+
+
+def _as_number(text: str) -> tuple[float, str]:
+    """The order of a field's values: by their first number, if any, then as text."""
+    try:
+        return float(text.strip("(").partition(",")[0].strip(")")), text
+    except ValueError:
+        return float("-inf"), text

@@ -46,10 +46,10 @@ def expect_seconds(states: Sequence[CellState], workers: int) -> float | None:
     return total / max(1, min(workers, len(left)))
 
 
-def summary(states: Sequence[CellState], workers: int) -> str:
+def summary(states: Sequence[CellState], workers: int, unit: str = "cells") -> str:
     """One line: how many cells are done, running, left and failed, and the time that is left."""
     count = {state: sum(s.state == state for s in states) for state in STATES}
-    parts = [f"{count['done']} of {len(states)} cells done"]
+    parts = [f"{count['done']} of {len(states)} {unit} done"]
     parts += [f"{count[name]} {name}" for name in STATES[1:] if count[name]]
     seconds = expect_seconds(states, workers)
     if seconds is not None and count["left"] + count["running"]:
@@ -75,16 +75,16 @@ def clock(seconds: float) -> str:
 class View:
     """Shows a work list while it runs: a block that stays in place; plain lines on no terminal."""
 
-    def __init__(self, states: Sequence[CellState], workers: int):
+    def __init__(self, states: Sequence[CellState], workers: int, unit: str = "cells"):
         """Nothing is shown yet."""
-        self._states, self._workers = states, workers
+        self._states, self._workers, self._unit = states, workers, unit
         self._is_terminal = sys.stdout.isatty()
         self._shown = 0
 
     def tell(self, text: str) -> None:
         """Prints a line that stays, and where the list stands."""
         self.clear()
-        print(text if self._is_terminal else f"{text}  [{summary(self._states, self._workers)}]")
+        print(text if self._is_terminal else f"{text}  [{self._summary()}]")
         sys.stdout.flush()
         self.show()
 
@@ -94,7 +94,7 @@ class View:
             return
         self.clear()
         width = shutil.get_terminal_size().columns - 1
-        lines = [summary(self._states, self._workers)]
+        lines = [self._summary()]
         lines += [
             f"  {s.name}  {clock(s.seconds)}  {s.note}"
             for s in self._states
@@ -111,3 +111,6 @@ class View:
             # Up that many lines, and erase to the end of the screen.
             sys.stdout.write(f"\x1b[{self._shown}A\x1b[J")
             self._shown = 0
+
+    def _summary(self) -> str:
+        return summary(self._states, self._workers, self._unit)

@@ -14,26 +14,21 @@ that still runs from a killed list keeps its lock, as do cells of another list o
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dsmoe_jax import identity, report, results
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.suite import code_hash, costs, plan, progress, records, scored
+from dsmoe_jax.suite import code_hash, costs, plan, processes, progress, records, scored
 
-# Memory that one cell on the packaged rows takes at its height, with room to spare.
-CELL_BYTES = 4 << 30
 _POLL_S = 0.2
 
 
@@ -144,7 +139,7 @@ class WorkList:
                     self.cells[index].name, self.cells[index].row.kind
                 )
         view = progress.View(self.states, workers)
-        self._cores = len(cores_of(0, workers))
+        self._cores = len(processes.cores_of(0, workers))
         with stop_lib.StopRequest() as stop, contextlib.ExitStack() as stack:
             stack.callback(view.clear)
             self._run_all(wanted, workers, view, stop)
@@ -159,7 +154,7 @@ class WorkList:
                 running.remove(entry)
                 self._finish(entry, view)
             if stop.requested:
-                _stop(running)
+                processes.stop([entry.process for entry in running])
                 raise stop_lib.InterruptedRunError("stopped; the same command continues")
             left = [index for index in wanted if self.states[index].state == "left"]
             if not left and not running:
@@ -176,7 +171,7 @@ class WorkList:
                 for entry in running:
                     state = self.states[entry.number]
                     state.seconds = drawn_s - entry.start_s
-                    state.note = _last_line(self._log(self.cells[entry.number]))
+                    state.note = processes.last_line(self._log(self.cells[entry.number]))
                 view.show()
             time.sleep(_POLL_S)
 
@@ -191,7 +186,7 @@ class WorkList:
                 continue
             if teacher is not None and teacher.state != "done":
                 continue
-            with _lock(self.folder / "cells" / f"{cell.name}.lock") as lock:
+            with processes.lock(self.folder / "cells" / f"{cell.name}.lock") as lock:
                 if lock is None:
                     continue
                 record = self.read(cell)  # another list may have finished it
@@ -215,33 +210,16 @@ class WorkList:
             if old != workdir:
                 shutil.rmtree(old)
         workdir.mkdir(parents=True, exist_ok=True)
-        environment = dict(os.environ)
-        if workers > 1:
-            environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / workers:.2f}")
-        with self._log(cell).open("a") as log:
-            process = subprocess.Popen(
-                self.command(cell),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                # Ctrl-C reaches this process alone, which asks every cell once.
-                start_new_session=True,
-                # The lock lives as long as the cell, whatever happens to this process.
-                pass_fds=(lock,),
-            )
-        if workers > 1:
-            # Before the interpreter has started any thread.
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(process.pid, cores_of(slot, workers))
-        return process
+        return processes.start(
+            self.command(cell), self._log(cell), slot=slot, workers=workers, lock=lock
+        )
 
     def _finish(self, entry: _Running, view: progress.View) -> None:
         cell, state = self.cells[entry.number], self.states[entry.number]
         state.seconds = time.perf_counter() - entry.start_s
         if entry.process.returncode:
             state.state = "failed"
-            state.note = f"{_last_line(self._log(cell))} (see {self._log(cell)})"
+            state.note = f"{processes.last_line(self._log(cell))} (see {self._log(cell)})"
             report.replace_text(self._failure_path(cell), json.dumps({"error": state.note}) + "\n")
             view.tell(f"{cell.name}: failed, {state.note}")
             return
@@ -278,23 +256,10 @@ class WorkList:
         name = hashlib.sha256(settings.encode()).hexdigest()[:12]
         if name not in self._stores:
             folder = self.folder / "stores" / name
-            with _lock(folder.with_suffix(".lock"), wait=True):
+            with processes.lock(folder.with_suffix(".lock"), wait=True):
                 cell.experiment.data.prepare(str(folder))
             self._stores[name] = _Store(folder, store_lib.Store.open(folder).data_hash)
         return self._stores[name]
-
-
-def cores_of(slot: int, workers: int) -> set[int]:
-    """The cores of one of several workers, of those that this process may use."""
-    cores = sorted(os.sched_getaffinity(0))
-    return set(cores[slot::workers]) or {cores[slot % len(cores)]}
-
-
-def fit_workers(wanted: int) -> int:
-    """At most as many workers as there are cores and as memory allows, at least one."""
-    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-    [free_kib] = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return max(1, min(wanted, len(os.sched_getaffinity(0)), free_kib * 1024 // CELL_BYTES))
 
 
 def _roots(cell: plan.Cell) -> list[str]:
@@ -309,40 +274,6 @@ def _roots(cell: plan.Cell) -> list[str]:
         roots.append(type(experiment.teacher.model).__module__)
     # A configuration file may define classes of its own; the hash of their fields names them.
     return [root for root in roots if root.startswith("dsmoe_jax.")]
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path, *, wait: bool = False) -> Iterator[int | None]:
-    """A lock that processes which inherit its descriptor hold on to; None when it is taken."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-        else:
-            yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _stop(running: list[_Running]) -> None:
-    """Asks the cells to save and end, and waits for them."""
-    for entry in running:
-        if entry.process.poll() is None:
-            entry.process.send_signal(signal.SIGTERM)
-    for entry in running:
-        entry.process.wait()
-
-
-def _last_line(path: pathlib.Path) -> str:
-    """The last line of a log."""
-    if not path.exists():
-        return ""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 2000))
-        lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else ""
 
 
 def _describe(record: dict[str, Any]) -> str:

@@ -182,11 +182,3 @@ def test_asked_to_stop_it_asks_its_cells_and_ends(suite):
     assert list((suite.folder / "records").iterdir()) == []
     assert list((suite.folder / "failed").iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-def test_workers_share_the_cores():
-    cores = os.sched_getaffinity(0)
-    parts = [work_list.cores_of(slot, 2) for slot in range(2)]
-    assert all(part and part <= cores for part in parts)
-    assert len(cores) < 2 or parts[0] | parts[1] == cores
-    assert 1 <= work_list.fit_workers(64) <= len(cores)

@@ -8,6 +8,7 @@ events, M interests (1), D output, I a tower's input.
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -40,6 +41,11 @@ class ADINConfig(config.MatcherConfig):
         positive.
       self_training_items: X, unlabelled items drawn per example and step.
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden_dims": ((64,), (128,), (256,)),
+        "num_shared": (1, 2, 4),
+    }
 
     num_shared: int = 2
     hidden_dims: tuple[int, ...] = (256,)

@@ -8,7 +8,7 @@ output.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -59,6 +59,11 @@ class DSMOEConfig(config.MatcherConfig):
       product_dtype: "float32", or "bfloat16" to round the operands of the towers' matrix products
         to it; sums, statistics, losses and parameters stay float32.
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden_dim": (64, 128, 256),
+        "rank": (2, 4, 8),
+    }
 
     num_experts: int = 3
     rank: int = 4

@@ -7,6 +7,7 @@ Letters: B examples, S scenarios, C scenario embedding, M interests (1), D outpu
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,10 @@ class DSSMConfig(config.MatcherConfig):
         sees scenarios; or "none". A model for each scenario is normalised over its own rows.
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden_dims": ((64,), (128,), (256,), (128, 64))
+    }
 
     sharing: str = "mixed"
     scenario_input: str = "both"

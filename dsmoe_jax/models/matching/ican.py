@@ -9,7 +9,7 @@ output.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -40,6 +40,11 @@ class ICANConfig(config.MatcherConfig):
       item_vector: "fields": a linear map of all fields of the item. "id": the item id's embedding
         itself, as in the original, whose width D must then be.
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden_dims": ((64,), (128, 64), (256, 128)),
+        "attention_dims": ((32,), (64, 32)),
+    }
 
     scenario_histories: ClassVar[bool] = True
 

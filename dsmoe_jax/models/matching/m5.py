@@ -11,6 +11,7 @@ channels together, M interests (1), V items, P ids in a padded bag, F feature fi
 import dataclasses
 import functools
 import itertools
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -45,6 +46,11 @@ class M5Config(config.MatcherConfig):
       mask_negatives: Uniform negatives of the masked-item loss.
       mask_weight: Its weight >= 0.
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "expert_dims": ((64,), (128, 64), (256, 128)),
+        "attention_dim": (32, 64),
+    }
 
     attention_dim: int = 64
     num_heads: int = 2

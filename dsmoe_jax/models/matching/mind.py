@@ -7,6 +7,7 @@ Letters: B examples, S scenarios, M interests, E event width, I profile width, D
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,11 @@ class MINDConfig(config.MatcherConfig):
       norm: "bn"; "dsbn", per scenario in the user tower; or "none".
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden_dims": ((64,), (128,), (256,)),
+        "num_interests": (1, 2, 4),
+    }
 
     num_interests: int = 4
     routing_iterations: int = 3

@@ -9,6 +9,7 @@ may have axes between B and I (candidates of an example).
 import dataclasses
 import functools
 import itertools
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -35,6 +36,11 @@ class MMoEConfig(config.MatcherConfig):
       norm: Normalisation in the experts: "bn", "dsbn" or "none".
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "expert_dims": ((64,), (128,), (256,)),
+        "num_experts": (2, 4, 8),
+    }
 
     num_experts: int = 4
     expert_dims: tuple[int, ...] = (256,)

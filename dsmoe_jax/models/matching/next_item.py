@@ -41,6 +41,11 @@ class NextItemConfig(config.MatcherConfig):
         the first block's input. Ours: these methods know no scenarios.
     """
 
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "num_blocks": (1, 2, 4),
+        "dropout": (0.1, 0.2, 0.5),
+    }
+
     output_dim: int = 50
     num_blocks: int = 2
     num_heads: int = 1

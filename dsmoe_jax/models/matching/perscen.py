@@ -7,6 +7,7 @@ I a tower's input.
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -38,6 +39,11 @@ class PERSCENConfig(config.MatcherConfig):
         "bn", "dsbn" (per scenario) or "none".
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden_dim": (64, 128, 256),
+        "num_codes": (16, 64),
+    }
 
     hidden_dim: int = 256
     output_dim: int = 128

@@ -8,6 +8,7 @@ V items, F feature fields, N rows of both views, X contrasted sides.
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,11 @@ class SASSConfig(config.MatcherConfig):
       contrastive_sides: "both"; or "item", where a user has only one scenario.
       contrastive_temperature: tau in (0, 1] of the contrastive stage.
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden_dims": ((64,), (64, 64), (128, 64)),
+        "pretrain_epochs": (0, 3),
+    }
 
     hidden_dims: tuple[int, ...] = (256, 128)
     output_dim: int = 128

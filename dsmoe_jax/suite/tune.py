@@ -1,0 +1,365 @@
+"""Searches a method's hyper-parameters on validation queries, with Optuna.
+
+Owns the folder of a study:
+
+    study.journal    Optuna's journal; `optuna-dashboard` shows it
+    store/           prepared data, shared by the trials
+    teacher/         the workdir of their teacher, where the method learns from one
+    trials/<name>/   a trial's workdir, named by its setting
+    trials.csv       every trial; trials.png: their scores by field; best.json: the best setting
+
+A trial is a run of the command line that trains a student and ends: no test query is looked at. A
+killed study tries the settings again that were running, in their workdirs, where their training
+resumes.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from dsmoe_jax import config as config_lib
+from dsmoe_jax import identity, main, report
+from dsmoe_jax import stop as stop_lib
+from dsmoe_jax.suite import figures, processes, progress, search_space
+
+if TYPE_CHECKING:
+    import optuna
+
+_POLL_S = 0.2
+# Trials before the first is compared with others, and epochs of a trial before it is.
+_STARTUP_TRIALS = 4
+_WARMUP_EPOCHS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is searched.
+
+    Attributes:
+      config: `FILE:variant`.
+      num_trials: Different settings to try, the configuration's own among them.
+      folder: Of the study.
+      workers: Trials at a time.
+      flags: `--config.FIELD=VALUE` of every trial; a field that is set is not searched.
+    """
+
+    config: str
+    num_trials: int
+    folder: pathlib.Path
+    workers: int
+    flags: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class _Running:
+    """A trial and its process, which may have to wait for one of a killed study."""
+
+    trial: "optuna.Trial"
+    name: str
+    slot: int
+    state: progress.CellState
+    start_s: float
+    process: subprocess.Popen | None = None
+    pruned: bool = False
+
+
+def run(request: Request) -> pathlib.Path:
+    """Runs what is left of a study and writes its results.
+
+    Returns:
+      The file of the best setting.
+
+    Raises:
+      ValueError: On a bad request or configuration, when another process works on the study, or
+        when a trial fails for another reason than a loss that is not finite.
+      ModuleNotFoundError: Without Optuna.
+      stop_lib.InterruptedRunError: When asked to stop; what was done stays.
+    """
+    if request.num_trials < 1:
+        raise ValueError(f"--trials: expected a number >= 1, got {request.num_trials}")
+    request.folder.mkdir(parents=True, exist_ok=True)
+    with processes.lock(request.folder / "study.lock") as lock:
+        if lock is None:
+            raise ValueError(f"{request.folder}: another search works on it; wait for its end")
+        with stop_lib.StopRequest() as stop:
+            return _Search(request, stop).run()
+
+
+class _Search:
+    """A study while it runs."""
+
+    def __init__(self, request: Request, stop: stop_lib.StopRequest):
+        self._request, self._stop = request, stop
+        self._folder = request.folder
+        self._arguments = (f"--config={request.config}", *request.flags)
+        options = main.parse(["dsmoe_jax", *self._arguments])
+        self._experiment: config_lib.Experiment = options.experiment
+        self._experiment.validate()
+        self._space = search_space.make(self._experiment, tuple(options.overrides))
+        self._num_trials = min(request.num_trials, search_space.count(self._space))
+        self._score_name = f"macro recall@{self._experiment.eval.k[0]}"
+        self._study = self._open_study()
+        self._tried: set[str] = set()
+        self._states: list[progress.CellState] = []
+        self._view = progress.View(self._states, request.workers, "trials")
+
+    def run(self) -> pathlib.Path:
+        (self._folder / "trials").mkdir(exist_ok=True)
+        self._experiment.data.prepare(str(self._folder / "store"))
+        if self._experiment.loss.distill_weight:
+            self._train_teacher()
+        self._take_up()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._view.clear)
+            self._run_trials()
+        return self._write()
+
+    def _open_study(self) -> "optuna.Study":
+        import optuna
+        from optuna.storages import journal
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        path = self._folder / "study.journal"
+        # Another configuration or another space is another study in the same journal.
+        content = json.dumps([identity.as_dict(self._experiment), self._space], sort_keys=True)
+        name = f"{self._request.config} {_digest(content)}"
+        return optuna.create_study(
+            storage=optuna.storages.JournalStorage(journal.JournalFileBackend(str(path))),
+            study_name=name,
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(_STARTUP_TRIALS, _WARMUP_EPOCHS),
+            load_if_exists=True,
+        )
+
+    def _take_up(self) -> None:
+        """Learns what is done, and asks again for what a killed study was running."""
+        import optuna
+
+        states = optuna.trial.TrialState
+        if not self._study.get_trials(deepcopy=False):
+            own = {field: search_space.as_text(v[0]) for field, v in self._space.items()}
+            self._study.enqueue_trial(own)
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state == states.RUNNING:
+                self._study.enqueue_trial(trial.params)
+                self._study.tell(trial.number, state=states.FAIL)
+            elif trial.state in (states.COMPLETE, states.PRUNED):
+                self._tried.add(_name(trial.params))
+                seconds = trial.user_attrs["seconds"]
+                state = progress.CellState(_name(trial.params), "trial", "done", seconds)
+                self._states.append(state)
+        missing = self._num_trials - len(self._states)
+        self._states += [progress.CellState("next", "trial") for _ in range(missing)]
+
+    def _train_teacher(self) -> None:
+        """Trains the trials' teacher to its end, or finds that it is."""
+        workdir = self._folder / "teacher"
+        workdir.mkdir(exist_ok=True)
+        command = [*self._command(workdir), "--mode=teacher"]
+        print(f"teacher: in {workdir}", flush=True)
+        with processes.lock(workdir.with_suffix(".lock"), wait=True) as lock:
+            assert lock is not None
+            process = processes.start(command, workdir / "log.txt", slot=0, workers=1, lock=lock)
+        while process.poll() is None:
+            if self._stop.requested:
+                processes.stop([process])
+                raise stop_lib.InterruptedRunError("stopped; the same command continues")
+            time.sleep(_POLL_S)
+        if process.returncode:
+            raise ValueError(_failure("the teacher", workdir))
+
+    def _command(self, workdir: pathlib.Path) -> list[str]:
+        return [
+            *(sys.executable, "-m", "dsmoe_jax.main", *self._arguments),
+            f"--workdir={workdir}",
+            f"--config.data.store_dir={self._folder / 'store'}",
+        ]
+
+    def _run_trials(self) -> None:
+        running: list[_Running] = []
+        drawn_s = 0.0
+        while len(self._tried) < self._num_trials or running:
+            for entry in list(running):
+                if entry.process is None:
+                    self._start(entry)
+                elif entry.process.poll() is not None:
+                    running.remove(entry)
+                    self._finish(entry)
+            if self._stop.requested:
+                processes.stop([e.process for e in running if e.process is not None])
+                raise stop_lib.InterruptedRunError("stopped; the same command continues")
+            free = set(range(self._request.workers)) - {entry.slot for entry in running}
+            for slot in sorted(free):
+                if len(self._tried) + len(running) < self._num_trials:
+                    running.append(self._ask(slot, {entry.name for entry in running}))
+            if time.perf_counter() - drawn_s > 1.0:
+                drawn_s = time.perf_counter()
+                for entry in running:
+                    self._watch(entry)
+                self._view.show()
+            time.sleep(_POLL_S)
+
+    def _ask(self, slot: int, running: set[str]) -> _Running:
+        """A setting that was not tried yet."""
+        import optuna
+
+        while True:
+            # A sampler that starts again with its seed would draw its first settings again.
+            count = len(self._study.get_trials(deepcopy=False))
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=self._experiment.seed + count,
+                n_startup_trials=_STARTUP_TRIALS,
+                constant_liar=True,
+            )
+            trial = self._study.ask()
+            for field, choices in self._space.items():
+                trial.suggest_categorical(field, [search_space.as_text(v) for v in choices])
+            name = _name(trial.params)
+            if name not in self._tried and name not in running:
+                break
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        state = next(state for state in self._states if state.state == "left")
+        state.name, state.state = name, "running"
+        return _Running(trial, name, slot, state, time.perf_counter())
+
+    def _start(self, entry: _Running) -> None:
+        """Starts a trial's process, unless one of a killed study still works in its folder."""
+        workdir = self._workdir(entry.name)
+        workdir.mkdir(exist_ok=True)
+        command = [*self._command(workdir), *search_space.as_flags(entry.trial.params)]
+        if self._experiment.loss.distill_weight:
+            command.append(f"--config.teacher.from_workdir={self._folder / 'teacher'}")
+        command.append("--mode=student")
+        with processes.lock(workdir.with_suffix(".lock")) as lock:
+            if lock is not None:
+                entry.process = processes.start(
+                    command,
+                    workdir / "log.txt",
+                    slot=entry.slot,
+                    workers=self._request.workers,
+                    lock=lock,
+                )
+
+    def _watch(self, entry: _Running) -> None:
+        """Tells the study of the epochs that a trial has done; ends it where it is behind."""
+        workdir = self._workdir(entry.name)
+        entry.state.seconds = time.perf_counter() - entry.start_s
+        entry.state.note = processes.last_line(workdir / "log.txt")
+        self._report(entry)
+        if not entry.pruned and entry.process is not None and entry.trial.should_prune():
+            entry.pruned = True
+            entry.process.terminate()
+
+    def _report(self, entry: _Running) -> float:
+        """The best score so far, after telling the study of each epoch's; -inf before the first."""
+        best = -math.inf
+        name = self._score_name.replace(" ", "/")
+        for epoch, score in enumerate(read_scores(self._workdir(entry.name), f"eval/{name}")):
+            best = max(best, score)
+            if epoch not in self._study.trials[entry.trial.number].intermediate_values:
+                entry.trial.report(best, epoch)
+        return best
+
+    def _finish(self, entry: _Running) -> None:
+        import optuna
+
+        assert entry.process is not None
+        workdir, status = self._workdir(entry.name), entry.process.returncode
+        best = self._report(entry)
+        entry.state.seconds = time.perf_counter() - entry.start_s
+        diverged = status == 1 and processes.last_line(workdir / "log.txt").startswith("error: ")
+        if status and not entry.pruned and not diverged:
+            raise ValueError(_failure("a trial", workdir))
+        entry.trial.set_user_attr("seconds", round(entry.state.seconds, 1))
+        end = "diverged" if diverged else "ended early" if entry.pruned else "done"
+        entry.trial.set_user_attr("end", end)
+        if end == "done":
+            self._study.tell(entry.trial, best)
+        else:
+            self._study.tell(entry.trial, state=optuna.trial.TrialState.PRUNED)
+        self._tried.add(entry.name)
+        entry.state.state, entry.state.note = "done", ""
+        shown = ", ".join(f"{f.partition('.')[2]} {v}" for f, v in entry.trial.params.items())
+        score = f"{100 * best:.1f} %" if math.isfinite(best) else "none"
+        self._view.tell(f"{end}: validation {self._score_name} {score} with {shown}")
+
+    def _workdir(self, name: str) -> pathlib.Path:
+        return self._folder / "trials" / name
+
+    def _write(self) -> pathlib.Path:
+        """Every trial as a table and a figure, and the best setting."""
+        ended = [t for t in self._study.get_trials(deepcopy=False) if "end" in t.user_attrs]
+        rows = [_as_row(trial, self._space) for trial in ended]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["trial", "end", "score", "epochs", "seconds", *self._space])
+        writer.writeheader()
+        writer.writerows(rows)
+        report.replace_text(self._folder / "trials.csv", text.getvalue())
+        scored = [row for row in rows if row["score"] is not None]
+        title = f"validation {self._score_name} of {self._request.config}"
+        figures.draw_search(self._folder / "trials", list(self._space), scored, title)
+        done = [row for row in scored if row["end"] == "done"]
+        if not done:
+            raise ValueError(f"{self._folder}: every trial diverged; see trials.csv")
+        best = max(done, key=lambda row: row["score"])
+        setting = {field: best[field] for field in self._space}
+        found = {
+            "config": self._request.config,
+            "score": {f"validation {self._score_name}": best["score"]},
+            "trials": len(rows),
+            "seed": self._experiment.seed,
+            "setting": setting,
+            "flags": list(search_space.as_flags(setting)),
+        }
+        path = self._folder / "best.json"
+        report.replace_text(path, json.dumps(found, indent=1) + "\n")
+        return path
+
+
+def read_scores(workdir: pathlib.Path, name: str) -> list[float]:
+    """A score of every epoch that the student of a run has done, from its metrics."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    scores: dict[int, float] = {}
+    # The last line may be half written.
+    for line in path.read_text().rpartition("\n")[0].splitlines():
+        point = json.loads(line)
+        if point["stage"] == "student" and name in point:
+            scores[point["step"]] = point[name]
+    return [scores[step] for step in sorted(scores)]
+
+
+def _as_row(trial: "optuna.trial.FrozenTrial", space: search_space.Space) -> dict[str, Any]:
+    """A trial that came to an end, as a row of the table."""
+    scores = trial.intermediate_values
+    return {
+        "trial": trial.number,
+        "end": trial.user_attrs["end"],
+        "score": max(scores.values(), default=None),
+        "epochs": len(scores),
+        "seconds": trial.user_attrs["seconds"],
+        **{field: trial.params[field] for field in space},
+    }
+
+
+def _name(setting: dict[str, str]) -> str:
+    return _digest(json.dumps(setting, sort_keys=True))
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _failure(what: str, workdir: pathlib.Path) -> str:
+    log = workdir / "log.txt"
+    return f"{what} failed: {processes.last_line(log)} (see {log})"
