@@ -17,10 +17,12 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import json
 import math
 import pathlib
+import random
 import subprocess
 import sys
 import time
@@ -69,6 +71,8 @@ class _Running:
     state: progress.CellState
     start_s: float
     process: subprocess.Popen | None = None
+    best: float = -math.inf
+    epochs: int = 0
     pruned: bool = False
 
 
@@ -86,6 +90,10 @@ def run(request: Request) -> pathlib.Path:
     """
     if request.num_trials < 1:
         raise ValueError(f"--trials: expected a number >= 1, got {request.num_trials}")
+    if importlib.util.find_spec("optuna") is None:
+        raise ModuleNotFoundError(
+            "tune: expected the package optuna, found none; pip install 'dsmoe_jax[tune]'"
+        )
     request.folder.mkdir(parents=True, exist_ok=True)
     with processes.lock(request.folder / "study.lock") as lock:
         if lock is None:
@@ -186,6 +194,13 @@ class _Search:
 
     def _run_trials(self) -> None:
         running: list[_Running] = []
+        try:
+            self._work_off(running)
+        finally:
+            processes.stop([entry.process for entry in running if entry.process is not None])
+
+    def _work_off(self, running: list[_Running]) -> None:
+        """Runs trials until there are enough; `running` holds those that are not ended."""
         drawn_s = 0.0
         while len(self._tried) < self._num_trials or running:
             for entry in list(running):
@@ -195,7 +210,6 @@ class _Search:
                     running.remove(entry)
                     self._finish(entry)
             if self._stop.requested:
-                processes.stop([e.process for e in running if e.process is not None])
                 raise stop_lib.InterruptedRunError("stopped; the same command continues")
             free = set(range(self._request.workers)) - {entry.slot for entry in running}
             for slot in sorted(free):
@@ -209,27 +223,40 @@ class _Search:
             time.sleep(_POLL_S)
 
     def _ask(self, slot: int, running: set[str]) -> _Running:
-        """A setting that was not tried yet."""
+        """A setting that was not tried yet: the sampler's, or any where it would repeat itself."""
         import optuna
 
-        while True:
-            # A sampler that starts again with its seed would draw its first settings again.
-            count = len(self._study.get_trials(deepcopy=False))
-            self._study.sampler = optuna.samplers.TPESampler(
-                seed=self._experiment.seed + count,
-                n_startup_trials=_STARTUP_TRIALS,
-                constant_liar=True,
-            )
-            trial = self._study.ask()
-            for field, choices in self._space.items():
-                trial.suggest_categorical(field, [search_space.as_text(v) for v in choices])
-            name = _name(trial.params)
-            if name not in self._tried and name not in running:
-                break
+        seen = self._tried | running
+        # A sampler that starts again with its seed would draw its first settings again.
+        seed = self._experiment.seed + len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=_STARTUP_TRIALS, constant_liar=True
+        )
+        trial = self._suggest()
+        if _name(trial.params) in seen:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            self._study.enqueue_trial(self._draw(random.Random(seed), seen))
+            trial = self._suggest()
+        name = _name(trial.params)
         state = next(state for state in self._states if state.state == "left")
         state.name, state.state = name, "running"
         return _Running(trial, name, slot, state, time.perf_counter())
+
+    def _suggest(self) -> "optuna.Trial":
+        trial = self._study.ask()
+        for field, choices in self._space.items():
+            trial.suggest_categorical(field, [search_space.as_text(value) for value in choices])
+        return trial
+
+    def _draw(self, rng: random.Random, seen: set[str]) -> dict[str, str]:
+        """A setting out of those that are left, all alike."""
+        while True:
+            drawn = {
+                field: search_space.as_text(rng.choice(choices))
+                for field, choices in self._space.items()
+            }
+            if _name(drawn) not in seen:
+                return drawn
 
     def _start(self, entry: _Running) -> None:
         """Starts a trial's process, unless one of a killed study still works in its folder."""
@@ -250,31 +277,31 @@ class _Search:
                 )
 
     def _watch(self, entry: _Running) -> None:
-        """Tells the study of the epochs that a trial has done; ends it where it is behind."""
-        workdir = self._workdir(entry.name)
+        """Looks at what a trial has done since; ends it where it is behind."""
         entry.state.seconds = time.perf_counter() - entry.start_s
-        entry.state.note = processes.last_line(workdir / "log.txt")
-        self._report(entry)
-        if not entry.pruned and entry.process is not None and entry.trial.should_prune():
+        entry.state.note = processes.last_line(self._workdir(entry.name) / "log.txt")
+        is_behind = self._report(entry)
+        if is_behind and entry.process is not None and not entry.pruned:
             entry.pruned = True
             entry.process.terminate()
 
-    def _report(self, entry: _Running) -> float:
-        """The best score so far, after telling the study of each epoch's; -inf before the first."""
-        best = -math.inf
-        name = self._score_name.replace(" ", "/")
-        for epoch, score in enumerate(read_scores(self._workdir(entry.name), f"eval/{name}")):
-            best = max(best, score)
-            if epoch not in self._study.trials[entry.trial.number].intermediate_values:
-                entry.trial.report(best, epoch)
-        return best
+    def _report(self, entry: _Running) -> bool:
+        """Tells the study the best score up to each new epoch; whether it was behind in one."""
+        is_behind = False
+        name = f"eval/{self._score_name.replace(' ', '/')}"
+        for score in read_scores(self._workdir(entry.name), name)[entry.epochs :]:
+            entry.best = max(entry.best, score)
+            entry.trial.report(entry.best, entry.epochs)
+            entry.epochs += 1
+            is_behind |= bool(entry.trial.should_prune())
+        return is_behind
 
     def _finish(self, entry: _Running) -> None:
         import optuna
 
         assert entry.process is not None
         workdir, status = self._workdir(entry.name), entry.process.returncode
-        best = self._report(entry)
+        self._report(entry)
         entry.state.seconds = time.perf_counter() - entry.start_s
         diverged = status == 1 and processes.last_line(workdir / "log.txt").startswith("error: ")
         if status and not entry.pruned and not diverged:
@@ -283,13 +310,13 @@ class _Search:
         end = "diverged" if diverged else "ended early" if entry.pruned else "done"
         entry.trial.set_user_attr("end", end)
         if end == "done":
-            self._study.tell(entry.trial, best)
+            self._study.tell(entry.trial, entry.best)
         else:
             self._study.tell(entry.trial, state=optuna.trial.TrialState.PRUNED)
         self._tried.add(entry.name)
         entry.state.state, entry.state.note = "done", ""
         shown = ", ".join(f"{f.partition('.')[2]} {v}" for f, v in entry.trial.params.items())
-        score = f"{100 * best:.1f} %" if math.isfinite(best) else "none"
+        score = f"{100 * entry.best:.1f} %" if entry.epochs else "none"
         self._view.tell(f"{end}: validation {self._score_name} {score} with {shown}")
 
     def _workdir(self, name: str) -> pathlib.Path:
