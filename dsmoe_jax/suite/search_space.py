@@ -1,6 +1,6 @@
 """What hyper-parameter search may choose: fields of a configuration and their values.
 
-Owns the fields that every method shares. A method's own stand in its file, as
+Owns the fields that methods share; one that a method lacks is left out. A method's own stand in its file, as
 `MatcherConfig.search_space`.
 """
 
@@ -30,17 +30,18 @@ def make(experiment: config.Experiment, fixed: tuple[str, ...] = ()) -> Space:
     Raises:
       ValueError: When nothing is left to choose, or the method names a field that it lacks.
     """
-    own = {f"model.{name}": values for name, values in experiment.model.search_space.items()}
     values = identity.flatten(identity.as_dict(experiment))
-    space: Space = {}
-    for field, choices in {**_SHARED, **own}.items():
-        if field in fixed:
-            continue
+    own = {f"model.{name}": choices for name, choices in experiment.model.search_space.items()}
+    for field in own:
         if field not in values:
             raise ValueError(
                 f"{type(experiment.model).__name__}.search_space: expected names of its fields, "
                 f"got {field.partition('.')[2]!r}"
             )
+    space: Space = {}
+    for field, choices in {**_SHARED, **own}.items():
+        if field in fixed or field not in values:
+            continue
         value = values[field]
         # JSON knows no tuples.
         value = tuple(value) if isinstance(value, list) else value

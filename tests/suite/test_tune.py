@@ -1,6 +1,7 @@
 """A search of hyper-parameters whose trials take no time: a script stands for every run."""
 
 import csv
+import dataclasses
 import json
 import signal
 import sys
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from dsmoe_jax import overrides
+from dsmoe_jax import config, overrides
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data.prepare import kuairand
 from dsmoe_jax.suite import __main__ as command_line
@@ -213,6 +214,19 @@ def test_every_value_of_a_space_is_a_flag_that_means_it():
             section, name = field.split(".")
             assert getattr(getattr(parsed.experiment, section), name) == value
     assert search_space.count({"a": (1, 2), "b": (1, 2, 3)}) == 6
+
+
+def test_a_field_that_a_method_lacks_is_not_searched():
+    experiment = overrides.load_experiment("configs/kuairand.py", "sample,dssm")
+
+    @dataclasses.dataclass
+    class PlainConfig(config.MatcherConfig):
+        output_dim: int = 8
+
+    experiment.model = PlainConfig()
+    space = search_space.make(experiment)
+    assert space["model.output_dim"] == (8, 32, 64, 128)
+    assert "model.input_dropout" not in space
 
 
 def test_a_space_without_fields_or_with_a_wrong_one_is_refused(monkeypatch):
