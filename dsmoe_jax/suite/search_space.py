@@ -1,7 +1,7 @@
 """What hyper-parameter search may choose: fields of a configuration and their values.
 
-Owns the fields that methods share; one that a method lacks is left out. A method's own stand in its file, as
-`MatcherConfig.search_space`.
+Owns the fields that methods share; one that a method lacks is left out. A method's own stand in its
+file, as `MatcherConfig.search_space`.
 """
 
 import math
