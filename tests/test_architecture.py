@@ -16,7 +16,7 @@ HOMES = {
     "orbax": ("dsmoe_jax/checkpoint.py",),
     "polars": ("data/prepare/",),
     "matplotlib": ("/figures.py",),
-    "optuna": ("suite/tune.py",),
+    "optuna": ("suite/tune.py", "suite/search_results.py"),
 }
 # Where a library may not be imported.
 PURE = ("dsmoe_jax/nn/", "dsmoe_jax/models/", "dsmoe_jax/losses.py", "dsmoe_jax/metrics.py")

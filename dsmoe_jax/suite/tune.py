@@ -14,11 +14,9 @@ resumes.
 """
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import importlib.util
-import io
 import json
 import math
 import pathlib
@@ -26,12 +24,12 @@ import random
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsmoe_jax import config as config_lib
-from dsmoe_jax import identity, main, report
+from dsmoe_jax import identity, main
 from dsmoe_jax import stop as stop_lib
-from dsmoe_jax.suite import figures, processes, progress, search_space
+from dsmoe_jax.suite import processes, progress, search_results, search_space
 
 if TYPE_CHECKING:
     import optuna
@@ -129,7 +127,13 @@ class _Search:
         with contextlib.ExitStack() as stack:
             stack.callback(self._view.clear)
             self._run_trials()
-        return self._write()
+        return search_results.write(
+            self._folder,
+            self._study.get_trials(deepcopy=False),
+            self._space,
+            config=self._request.config,
+            score_name=self._score_name,
+        )
 
     def _open_study(self) -> "optuna.Study":
         import optuna
@@ -289,7 +293,7 @@ class _Search:
         """Tells the study the best score up to each new epoch; whether it was behind in one."""
         is_behind = False
         name = f"eval/{self._score_name.replace(' ', '/')}"
-        for score in read_scores(self._workdir(entry.name), name)[entry.epochs :]:
+        for score in search_results.read_scores(self._workdir(entry.name), name)[entry.epochs :]:
             entry.best = max(entry.best, score)
             entry.trial.report(entry.best, entry.epochs)
             entry.epochs += 1
@@ -321,62 +325,6 @@ class _Search:
 
     def _workdir(self, name: str) -> pathlib.Path:
         return self._folder / "trials" / name
-
-    def _write(self) -> pathlib.Path:
-        """Every trial as a table and a figure, and the best setting."""
-        ended = [t for t in self._study.get_trials(deepcopy=False) if "end" in t.user_attrs]
-        rows = [_as_row(trial, self._space) for trial in ended]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["trial", "end", "score", "epochs", "seconds", *self._space])
-        writer.writeheader()
-        writer.writerows(rows)
-        report.replace_text(self._folder / "trials.csv", text.getvalue())
-        scored = [row for row in rows if row["score"] is not None]
-        title = f"validation {self._score_name} of {self._request.config}"
-        figures.draw_search(self._folder / "trials", list(self._space), scored, title)
-        done = [row for row in scored if row["end"] == "done"]
-        if not done:
-            raise ValueError(f"{self._folder}: every trial diverged; see trials.csv")
-        best = max(done, key=lambda row: row["score"])
-        setting = {field: best[field] for field in self._space}
-        found = {
-            "config": self._request.config,
-            "score": {f"validation {self._score_name}": best["score"]},
-            "trials": len(rows),
-            "seed": self._experiment.seed,
-            "setting": setting,
-            "flags": list(search_space.as_flags(setting)),
-        }
-        path = self._folder / "best.json"
-        report.replace_text(path, json.dumps(found, indent=1) + "\n")
-        return path
-
-
-def read_scores(workdir: pathlib.Path, name: str) -> list[float]:
-    """A score of every epoch that the student of a run has done, from its metrics."""
-    path = workdir / "metrics.jsonl"
-    if not path.exists():
-        return []
-    scores: dict[int, float] = {}
-    # The last line may be half written.
-    for line in path.read_text().rpartition("\n")[0].splitlines():
-        point = json.loads(line)
-        if point["stage"] == "student" and name in point:
-            scores[point["step"]] = point[name]
-    return [scores[step] for step in sorted(scores)]
-
-
-def _as_row(trial: "optuna.trial.FrozenTrial", space: search_space.Space) -> dict[str, Any]:
-    """A trial that came to an end, as a row of the table."""
-    scores = trial.intermediate_values
-    return {
-        "trial": trial.number,
-        "end": trial.user_attrs["end"],
-        "score": max(scores.values(), default=None),
-        "epochs": len(scores),
-        "seconds": trial.user_attrs["seconds"],
-        **{field: trial.params[field] for field in space},
-    }
 
 
 def _name(setting: dict[str, str]) -> str:

@@ -1,0 +1,91 @@
+"""What a search of hyper-parameters found, as a table, a figure and the best setting."""
+
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from dsmoe_jax import report
+from dsmoe_jax.suite import figures, search_space
+
+if TYPE_CHECKING:
+    import optuna
+
+_HEADS = ("trial", "end", "score", "epochs", "seconds")
+
+
+def write(
+    folder: pathlib.Path,
+    trials: Iterable["optuna.trial.FrozenTrial"],
+    space: search_space.Space,
+    *,
+    config: str,
+    score_name: str,
+) -> pathlib.Path:
+    """Writes trials.csv, trials.png, trials.svg and best.json.
+
+    Args:
+      folder: Of the study.
+      trials: Those that have come to an end say so in their attribute `end`.
+      space: The fields that were searched.
+      config: `FILE:variant` of the search.
+      score_name: Of the validation score.
+
+    Returns:
+      The file of the best setting among the trials that ran to their end.
+
+    Raises:
+      ValueError: When none did.
+    """
+    rows = [_as_row(trial, space) for trial in trials if "end" in trial.user_attrs]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*_HEADS, *space], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    report.replace_text(folder / "trials.csv", text.getvalue())
+    scored = [row for row in rows if row["score"] is not None]
+    title = f"validation {score_name} of {config}"
+    figures.draw_search(folder / "trials", list(space), scored, title)
+    done = [row for row in scored if row["end"] == "done"]
+    if not done:
+        raise ValueError(f"{folder}: every trial diverged; trials.csv has their settings")
+    best = max(done, key=lambda row: row["score"])
+    setting = {field: best[field] for field in space}
+    found = {
+        "config": config,
+        "score": {f"validation {score_name}": best["score"]},
+        "trials": len(rows),
+        "setting": setting,
+        "flags": list(search_space.as_flags(setting)),
+    }
+    path = folder / "best.json"
+    report.replace_text(path, json.dumps(found, indent=1) + "\n")
+    return path
+
+
+def read_scores(workdir: pathlib.Path, name: str) -> list[float]:
+    """A score of every epoch that the student of a run has done, from its metrics."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    scores: dict[int, float] = {}
+    # The last line may be half written.
+    for line in path.read_text().rpartition("\n")[0].splitlines():
+        point = json.loads(line)
+        if point["stage"] == "student" and name in point:
+            scores[point["step"]] = point[name]
+    return [scores[step] for step in sorted(scores)]
+
+
+def _as_row(trial: "optuna.trial.FrozenTrial", space: search_space.Space) -> dict[str, Any]:
+    scores = trial.intermediate_values
+    return {
+        "trial": trial.number,
+        "end": trial.user_attrs["end"],
+        "score": max(scores.values(), default=None),
+        "epochs": len(scores),
+        "seconds": trial.user_attrs["seconds"],
+        **{field: trial.params[field] for field in space},
+    }
