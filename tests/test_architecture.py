@@ -22,7 +22,7 @@ HOMES = {
 PURE = ("dsmoe_jax/nn/", "dsmoe_jax/models/", "dsmoe_jax/losses.py", "dsmoe_jax/metrics.py")
 NOT_IN_PURE = ("grain", "absl", "ml_collections")
 # Modules of `models` that every method may import.
-INTERFACES = ("two_tower", "ranker", "joint_ranker", "next_item")
+INTERFACES = ("two_tower", "symmetric", "next_item", "ranker", "joint_ranker")
 PRIVATE_PLACES = re.compile(r"/(?:home|root|tmp|Users)/")
 # This file names what it forbids.
 THIS = pathlib.Path(__file__)

@@ -4,7 +4,7 @@ Owns self-training on what a user clicked in other scenarios; how these items re
 training step's. The towers are in `nn/interest.py`.
 
 Letters: B examples, S scenarios, E one field's embedding, G candidates, X unlabelled items, L
-events, M interests (1), D output, I a tower's input.
+events, M interests (1), D output.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import checks, config, features
-from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, interest, scenario
+from dsmoe_jax.models.matching import symmetric, two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed, interest
 
 
 @dataclasses.dataclass
@@ -98,7 +98,7 @@ class ADINConfig(config.MatcherConfig):
         return ADIN(spec=spec, **values)
 
 
-class ADIN(two_tower.Matcher):
+class ADIN(symmetric.SymmetricMatcher):
     """ADIN-style: two towers of one architecture, both conditioned on the scenario.
 
     **Paper:** Jiang et al., "Adaptive Domain Interest Network for Multi-domain Recommendation"
@@ -135,25 +135,6 @@ class ADIN(two_tower.Matcher):
         self.drop = dropout.Dropout(self.input_dropout)
         self.user_tower = self._make_tower(self.embedder.user_dim)
         self.item_tower = self._make_tower(self.embedder.item_dim)
-
-    @property
-    def item_uses_scenario(self) -> bool:
-        """One index per scenario."""
-        return True
-
-    def embed_user(
-        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
-    ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
-        """One vector per user."""
-        input_BI = self.embedder.users(users).input_BI
-        return self._run(self.user_tower, input_BI, scenario_B, train)[:, None], {}
-
-    def embed_item(
-        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
-    ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
-        """Item vectors in the scenarios."""
-        input_BI = self.embedder.items(items).input_BI
-        return self._run(self.item_tower, input_BI, scenario_B, train), {}
 
     def draw_unlabelled(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], key: jax.Array
@@ -217,14 +198,3 @@ class ADIN(two_tower.Matcher):
             norm=self.norm,
             momentum=self.bn_momentum,
         )
-
-    def _run(
-        self,
-        tower: interest.Tower,
-        input_BI: Float[jax.Array, "B ... I"],
-        scenario_B: Int[jax.Array, "B"],
-        train: bool,
-    ) -> Float[jax.Array, "B ... D"]:
-        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
-        input_BI = self.drop(input_BI, train=train)
-        return tower(input_BI, self.embedder.scenarios(), one_hot_BS, train=train)

@@ -2,8 +2,8 @@
 
 Owns both towers. As a ranker on the joint input it is in `models/ranking/mmoe_din.py`.
 
-Letters: B examples, S scenarios, K experts, H an expert's width, M interests (1), D output. Inputs
-may have axes between B and I (candidates of an example).
+Letters: B examples, S scenarios, K experts, H an expert's width, D output. Inputs may have
+axes between B and I (candidates of an example).
 """
 
 import dataclasses
@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import checks, config, features
-from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.models.matching import symmetric
 from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario, tables
 
 
@@ -135,7 +134,7 @@ class MMoETower(nn.Module):
         return nn.softmax(mlp.keep_own(logit, one_hot_BS, self.num_experts))
 
 
-class MMoE(two_tower.Matcher):
+class MMoE(symmetric.SymmetricMatcher):
     """The MMOE trunk twice, on user features and on item features.
 
     **Paper:** Ma et al., see `MMoETower`.
@@ -162,32 +161,14 @@ class MMoE(two_tower.Matcher):
         self.user_tower = MMoETower(*shape, self.norm, self.bn_momentum)
         self.item_tower = MMoETower(*shape, self.norm, self.bn_momentum)
 
-    @property
-    def item_uses_scenario(self) -> bool:
-        """The item tower has a gate and an output layer per scenario."""
-        return True
-
-    def embed_user(
-        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
-    ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
-        """One vector per user."""
-        input_BI = self.embedder.users(users).input_BI
-        return self._run(self.user_tower, input_BI, scenario_B, train)[:, None], {}
-
-    def embed_item(
-        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
-    ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
-        """Item vectors in the scenarios."""
-        input_BI = self.embedder.items(items).input_BI
-        return self._run(self.item_tower, input_BI, scenario_B, train), {}
-
-    def _run(
+    def run(
         self,
-        tower: MMoETower,
+        tower: nn.Module,
         input_BI: Float[jax.Array, "B ... I"],
         scenario_B: Int[jax.Array, "B"],
         train: bool,
     ) -> Float[jax.Array, "B ... D"]:
+        """A tower's output: its gates know the scenario by number, an embedding joins the input."""
         one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
         if self.input_includes_scenario:
             input_BI = scenario.append(input_BI, self.embedder.scenarios(), one_hot_BS)

@@ -3,8 +3,8 @@
 Owns the two towers and the optional first stage: which views of a user or an item are contrasted.
 The layers are in `nn/transfer.py`, the loss over pairs in `nn/contrast.py`.
 
-Letters: B examples, G candidates, S scenarios, I a tower's input, D output, M interests (1),
-V items, F feature fields, N rows of both views, X contrasted sides.
+Letters: B examples, G candidates, S scenarios, I a tower's input, D output, V items,
+F feature fields, N rows of both views, X contrasted sides.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import checks, config, features
-from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.models.matching import symmetric, two_tower
 from dsmoe_jax.nn import contrast, dropout, dsbn, embed, scenario, transfer
 
 CONTRASTIVE_SIDES = ("both", "item")
@@ -99,7 +99,7 @@ class SASSConfig(config.MatcherConfig):
         return SASS(spec=spec, **fields)
 
 
-class SASS(two_tower.Matcher):
+class SASS(symmetric.SymmetricMatcher):
     """Two adaptive-transfer towers with one scenario table, optionally pre-trained by contrast.
 
     **Paper:** Zhang et al., "Scenario-Adaptive and Self-Supervised Model for Multi-Scenario
@@ -145,25 +145,6 @@ class SASS(two_tower.Matcher):
         if not self.pretrain_epochs:
             return {}
         return {"clicked_SV": (self.spec.num_scenarios, self.spec.num_items)}
-
-    @property
-    def item_uses_scenario(self) -> bool:
-        """True: the towers are symmetric."""
-        return True
-
-    def embed_user(
-        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
-    ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
-        """One vector per user."""
-        input_BI = self.embedder.users(users).input_BI
-        return self._run(self.user_tower, input_BI, scenario_B, train)[:, None], {}
-
-    def embed_item(
-        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
-    ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
-        """Item vectors in the scenarios."""
-        input_BI = self.embedder.items(items).input_BI
-        return self._run(self.item_tower, input_BI, scenario_B, train), {}
 
     def contrastive_loss(
         self,
@@ -226,7 +207,7 @@ class SASS(two_tower.Matcher):
         train: bool,
     ) -> Float[jax.Array, "B"]:
         """Both views in one pass, so that they share the statistics of their normalisation."""
-        vector_ND = self._run(tower, jnp.concatenate(views), jnp.concatenate(scenarios), train)
+        vector_ND = self.run(tower, jnp.concatenate(views), jnp.concatenate(scenarios), train)
         first_BD, second_BD = jnp.split(vector_ND, 2)
         loss_B = contrast.info_nce(
             first_BD, second_BD, paired_B, same_BB, self.contrastive_temperature
@@ -262,17 +243,6 @@ class SASS(two_tower.Matcher):
             norm=self.norm,
             momentum=self.bn_momentum,
         )
-
-    def _run(
-        self,
-        tower: transfer.AdaptiveTower,
-        input_BI: Float[jax.Array, "B ... I"],
-        scenario_B: Int[jax.Array, "B"],
-        train: bool,
-    ) -> Float[jax.Array, "B ... D"]:
-        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
-        input_BI = self.drop(input_BI, train=train)
-        return tower(input_BI, self.embedder.scenarios(), one_hot_BS, train=train)
 
 
 def draw_other(
