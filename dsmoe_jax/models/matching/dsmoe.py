@@ -244,9 +244,6 @@ class DSMOE(two_tower.Matcher):
             scenario_B = jnp.zeros_like(scenario_B)
         one_hot_BS = scenario.one_hot(scenario_B, scenario_SC.shape[0])
         if self.input_includes_scenario:
-            embedding_BC = scenario.pick(scenario_SC, one_hot_BS, input_BI.ndim)
-            shape = (*input_BI.shape[:-1], embedding_BC.shape[-1])
-            embedding_BC = jnp.broadcast_to(embedding_BC, shape)
-            input_BI = jnp.concatenate([input_BI, embedding_BC], axis=-1)
+            input_BI = scenario.append(input_BI, scenario_SC, one_hot_BS)
         input_BI = self.drop(input_BI, train=train)
         return tower((input_BI,), scenario_SC, one_hot_BS, train=train)
