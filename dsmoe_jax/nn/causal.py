@@ -1,11 +1,12 @@
-"""What causal encoders of a history share: their input, its times, relative biases and norms.
+"""What causal encoders of a history share: their contract, input, relative biases and norms.
 
-Owns the part around the blocks of `nn/hstu.py` and `nn/fuxi.py`: which positions count, how long
-before the next request an event was, and what the encoder's first layer reads. Histories are
-chronological and right-padded, so that with a causal mask no position ever sees padding.
+Owns the part around the blocks of `nn/hstu.py` and `nn/fuxi.py`: how an encoder is called, which
+positions count, how long before the next request an event was, and what the encoder's first layer
+reads. Histories are chronological and right-padded, so that with a causal mask no position ever
+sees padding.
 
-Letters: B examples, L positions, E the encoder's width, T time buckets, N the longest history
-(`max_len`).
+Letters: B examples, L positions, E the encoder's width, H heads, T time buckets, N the longest
+history (`max_len`).
 """
 
 from typing import NamedTuple
@@ -23,6 +24,8 @@ BUCKET_WIDTH = 0.301
 BIAS_STD = 0.02
 KERNEL_STD = 0.02
 EPSILON = 1e-6
+
+Aux = dict[str, jax.Array]
 
 
 class Timeline(NamedTuple):
@@ -161,3 +164,44 @@ class Input(nn.Module):
             input_BLE = input_BLE + offset_BLE
         input_BLE = dropout_lib.Dropout(self.dropout)(input_BLE, train=train)
         return jnp.where(mask_BL[..., None], input_BLE, 0)
+
+
+class Encoder(nn.Module):
+    """What every encoder is: a stack of blocks on events and their positions.
+
+    Attributes:
+      dim: E, which H divides.
+      num_blocks: Blocks.
+      num_heads: H.
+      max_len: N.
+      dropout: Rate in the blocks.
+      input_dropout: Rate on the first block's input.
+    """
+
+    dim: int
+    num_blocks: int = 2
+    num_heads: int = 1
+    max_len: int = 50
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+
+    def __call__(
+        self,
+        event_BLE: Float[jax.Array, "B L E"],
+        timeline: Timeline,
+        offset_BLE: Float[jax.Array, "B #L E"] | None = None,
+        *,
+        train: bool,
+    ) -> tuple[Float[jax.Array, "B L E"], Aux]:
+        """One vector per position, which sees that position and what came before.
+
+        Args:
+          event_BLE: Embedded events; 0 at padding.
+          timeline: Of the same histories.
+          offset_BLE: Added to the first block's input.
+          train: Whether dropout acts.
+
+        Returns:
+          The vectors, and unweighted auxiliary losses by name.
+        """
+        raise NotImplementedError(f"{type(self).__name__} encodes nothing")

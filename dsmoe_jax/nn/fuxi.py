@@ -20,8 +20,6 @@ from jaxtyping import Bool, Float
 from dsmoe_jax.nn import causal
 from dsmoe_jax.nn import dropout as dropout_lib
 
-Aux = dict[str, jax.Array]
-
 _STACKED = nn.initializers.lecun_normal(batch_axis=(0,))
 
 
@@ -156,37 +154,25 @@ class Block(nn.Module):
         return jnp.concatenate(channels, axis=-1).reshape(*lead, 3 * F)
 
 
-class Encoder(nn.Module):
-    """A stack of blocks on events and their positions, the same one for every sub-space.
+class Encoder(causal.Encoder):
+    """A stack of `Block`, the same one for every sub-space.
 
     Sub-space k reads entries [k E, (k + 1) E) of the events, which is what splitting the item table
     into M independent ones comes to; the positions' table is shared. Outputs are joined again.
 
-    Attributes:
-      dim: Width of the events, which M divides.
-      num_blocks: Blocks.
-      num_heads: H, which divides dim / M.
+    Attributes: those of `causal.Encoder`, of which `dim` is M E and H divides E; and
       ffn_multiple: Hidden width of a feed-forward network, in its input's.
       num_subspaces: M.
       num_experts: K.
       experts_per_token: See `ExpertFFN`.
       subspace_token: Whether a learned vector per sub-space joins the first block's input.
-      max_len: N.
-      dropout: Rate in the blocks.
-      input_dropout: Rate on the first block's input.
     """
 
-    dim: int
-    num_blocks: int = 2
-    num_heads: int = 1
     ffn_multiple: int = 1
     num_subspaces: int = 1
     num_experts: int = 1
     experts_per_token: int = 1
     subspace_token: bool = False
-    max_len: int = 50
-    dropout: float = 0.0
-    input_dropout: float = 0.0
 
     @nn.compact
     def __call__(
@@ -196,16 +182,10 @@ class Encoder(nn.Module):
         offset_BLE: Float[jax.Array, "B #L ME"] | None = None,
         *,
         train: bool,
-    ) -> tuple[Float[jax.Array, "B L ME"], Aux]:
-        """One vector per position, which sees that position and what came before.
+    ) -> tuple[Float[jax.Array, "B L ME"], causal.Aux]:
+        """See `causal.Encoder`.
 
         With several experts and in training, "balance" is the mean of `ExpertFFN`'s over blocks.
-
-        Args:
-          event_BLE: Embedded events; 0 at padding.
-          timeline: Of the same histories.
-          offset_BLE: Added to the first block's input.
-          train: Whether dropout acts.
         """
         B, L, dim = event_BLE.shape
         M, E = self.num_subspaces, dim // self.num_subspaces

@@ -42,7 +42,7 @@ class HistoryEncoder(nn.Module):
           ValueError: When the sub-spaces do not divide E.
         """
         if self.kind == "hstu":
-            self.encoder: nn.Module = hstu.Encoder(self.dim, max_len=self.max_len)
+            self.encoder: causal.Encoder = hstu.Encoder(self.dim, max_len=self.max_len)
         elif self.kind == "fuxi":
             self.encoder = fuxi.Encoder(self.dim, max_len=self.max_len)
         elif self.dim % NUM_SUBSPACES:

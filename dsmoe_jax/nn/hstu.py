@@ -13,8 +13,6 @@ from jaxtyping import Float
 from dsmoe_jax.nn import causal
 from dsmoe_jax.nn import dropout as dropout_lib
 
-Aux = dict[str, jax.Array]
-
 
 class Block(nn.Module):
     """x + Linear(dropout(u * LN(a v))), a = SiLU(q k' + bias) / N, [u, v, q, k] = SiLU(LN(x) W).
@@ -58,24 +56,8 @@ class Block(nn.Module):
         return x_BLE + nn.Dense(E, kernel_init=xavier, name="output")(mixed_BLE)
 
 
-class Encoder(nn.Module):
-    """A stack of blocks on events and their positions.
-
-    Attributes:
-      dim: E, which H divides.
-      num_blocks: Blocks.
-      num_heads: H.
-      max_len: N.
-      dropout: Rate in the blocks.
-      input_dropout: Rate on the first block's input.
-    """
-
-    dim: int
-    num_blocks: int = 2
-    num_heads: int = 1
-    max_len: int = 50
-    dropout: float = 0.0
-    input_dropout: float = 0.0
+class Encoder(causal.Encoder):
+    """A stack of `Block`; the attributes are those of `causal.Encoder`."""
 
     @nn.compact
     def __call__(
@@ -85,15 +67,8 @@ class Encoder(nn.Module):
         offset_BLE: Float[jax.Array, "B #L E"] | None = None,
         *,
         train: bool,
-    ) -> tuple[Float[jax.Array, "B L E"], Aux]:
-        """One vector per position, which sees that position and what came before; no losses.
-
-        Args:
-          event_BLE: Embedded events; 0 at padding.
-          timeline: Of the same histories.
-          offset_BLE: Added to the first block's input.
-          train: Whether dropout acts.
-        """
+    ) -> tuple[Float[jax.Array, "B L E"], causal.Aux]:
+        """See `causal.Encoder`; there are no losses."""
         start = causal.Input(self.dim, self.max_len, self.input_dropout, name="input")
         x_BLE = start(event_BLE, timeline.mask_BL, offset_BLE, train=train)
         for n in range(self.num_blocks):

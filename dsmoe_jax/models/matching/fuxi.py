@@ -7,7 +7,7 @@ import dataclasses
 
 from dsmoe_jax import features
 from dsmoe_jax.models.matching import next_item, two_tower
-from dsmoe_jax.nn import fuxi
+from dsmoe_jax.nn import causal, fuxi
 
 
 @dataclasses.dataclass
@@ -94,7 +94,7 @@ class Fuxi(next_item.NextItemMatcher):
 
     ffn_multiple: int
 
-    def make_encoder(self, max_len: int) -> next_item.Encoder:
+    def make_encoder(self, max_len: int) -> causal.Encoder:
         """See `next_item.NextItemMatcher`."""
         return fuxi.Encoder(
             self.output_dim,
@@ -125,7 +125,7 @@ class FuxiMME(next_item.NextItemMatcher):
     subspace_token: bool
     balance_weight: float
 
-    def make_encoder(self, max_len: int) -> next_item.Encoder:
+    def make_encoder(self, max_len: int) -> causal.Encoder:
         """See `next_item.NextItemMatcher`."""
         return fuxi.Encoder(
             self.output_dim,

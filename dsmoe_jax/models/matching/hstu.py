@@ -7,7 +7,7 @@ import dataclasses
 
 from dsmoe_jax import features
 from dsmoe_jax.models.matching import next_item
-from dsmoe_jax.nn import hstu
+from dsmoe_jax.nn import causal, hstu
 
 
 @dataclasses.dataclass
@@ -34,7 +34,7 @@ class HSTU(next_item.NextItemMatcher):
     Attributes: see `next_item.NextItemConfig`.
     """
 
-    def make_encoder(self, max_len: int) -> next_item.Encoder:
+    def make_encoder(self, max_len: int) -> causal.Encoder:
         """See `next_item.NextItemMatcher`."""
         return hstu.Encoder(
             self.output_dim,

@@ -8,7 +8,7 @@ S scenarios, D width of the table, the encoder and both towers' outputs.
 """
 
 import dataclasses
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -121,21 +121,6 @@ def check_division(name: str, value: int, whole_name: str, whole: int) -> None:
         )
 
 
-@runtime_checkable
-class Encoder(Protocol):
-    """A causal encoder of histories, e.g. `nn.hstu.Encoder`."""
-
-    def __call__(
-        self,
-        event_BLE: jax.Array,
-        timeline: causal.Timeline,
-        offset_BLE: jax.Array | None = None,
-        *,
-        train: bool,
-    ) -> tuple[jax.Array, two_tower.Aux]:
-        """One vector per position, and unweighted auxiliary losses by name."""
-
-
 class ItemTable(nn.Module):
     """The table of item ids, under the name that updates of single rows know it by.
 
@@ -174,7 +159,7 @@ class NextItemMatcher(two_tower.Matcher):
     temperature: float
     scenario_token: bool
 
-    def make_encoder(self, max_len: int) -> Encoder:
+    def make_encoder(self, max_len: int) -> causal.Encoder:
         """The method's encoder of histories of at most `max_len` events."""
         raise NotImplementedError(f"{type(self).__name__} makes no encoder")
 
