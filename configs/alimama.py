@@ -19,7 +19,7 @@ A user lives in one scenario, so the history of the own scenario repeats the one
 out. The values are the paper's, and where it states none the usual ones.
 """
 
-from dsmoe_jax import config, methods
+from dsmoe_jax import config, methods, variants
 from dsmoe_jax.data.prepare import alimama, synthetic_alimama
 
 AXES = {
@@ -36,7 +36,7 @@ OF_METHOD = {"sass": {"pretrain_epochs": 3, "contrastive_sides": "item"}}
 
 def get_config(variant: str = "") -> config.Experiment:
     """The experiment of a variant, e.g. `synthetic,no_sap`."""
-    chosen = config.parse_variant(variant, AXES)
+    chosen = variants.parse(variant, AXES)
     is_synthetic = chosen.get("data") == "synthetic"
     experiment = config.Experiment(
         dataset="Alimama",
@@ -49,12 +49,12 @@ def get_config(variant: str = "") -> config.Experiment:
         features=config.FeatureConfig(exclude=("scenario_history",)),
         eval=config.EvalConfig(k=(500, 1000)),
     )
-    config.replace(experiment.model, OF_METHOD.get(chosen.get("method", ""), {}))
+    variants.assign(experiment.model, OF_METHOD.get(chosen.get("method", ""), {}))
     if is_synthetic:
         experiment.train.learning_rate = 1e-3
         experiment.train.max_epochs = 10
         experiment.teacher.max_epochs = 5
-    config.replace(experiment.train, experiment.model.recipe)
+    variants.assign(experiment.train, experiment.model.recipe)
     experiment.features.history_encoder = methods.history_encoder(chosen)
     if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0

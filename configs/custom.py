@@ -21,7 +21,7 @@ Variants, at most one token per axis, in any order:
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
 """
 
-from dsmoe_jax import config, methods
+from dsmoe_jax import config, methods, variants
 from dsmoe_jax.data.prepare import custom
 from dsmoe_jax.models.ranking import mmoe_din
 
@@ -66,7 +66,7 @@ def data_config() -> custom.CustomConfig:
 
 def get_config(variant: str = "") -> config.Experiment:
     """The experiment of a variant."""
-    chosen = config.parse_variant(variant, AXES)
+    chosen = variants.parse(variant, AXES)
     data = data_config()
     experiment = config.Experiment(
         dataset=data.name,
@@ -77,7 +77,7 @@ def get_config(variant: str = "") -> config.Experiment:
             model=mmoe_din.MMoEDINConfig(use_log_prior=True, collaborative=True)
         ),
     )
-    config.replace(experiment.train, experiment.model.recipe)
+    variants.assign(experiment.train, experiment.model.recipe)
     experiment.features.history_encoder = methods.history_encoder(chosen)
     if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0

@@ -25,7 +25,7 @@ learning rate of 1e-4 hardly moves. Their values were chosen on the sample's val
 
 from typing import Any
 
-from dsmoe_jax import config, methods
+from dsmoe_jax import config, methods, variants
 from dsmoe_jax.data.prepare import kuairand, synthetic_kuairand
 from dsmoe_jax.models.ranking import joint_ranker
 
@@ -59,7 +59,7 @@ FEW_ROWS_OF_TEACHER: dict[str, dict[str, Any]] = {
 
 def get_config(variant: str = "") -> config.Experiment:
     """The experiment of a variant, e.g. `sample,no_sap`."""
-    chosen = config.parse_variant(variant, AXES)
+    chosen = variants.parse(variant, AXES)
     data = {
         "sample": kuairand.KuaiRandConfig,
         "synthetic": synthetic_kuairand.SyntheticKuaiRandConfig,
@@ -71,10 +71,10 @@ def get_config(variant: str = "") -> config.Experiment:
         model=methods.make_matcher(chosen),
         teacher=config.TeacherConfig(model=make_teacher(chosen)),
     )
-    config.replace(experiment.model, OF_METHOD.get(chosen.get("method", ""), {}))
+    variants.assign(experiment.model, OF_METHOD.get(chosen.get("method", ""), {}))
     if "data" in chosen and "recipe" not in chosen:
         use_few_rows_recipe(experiment, chosen)
-    config.replace(experiment.train, experiment.model.recipe)
+    variants.assign(experiment.train, experiment.model.recipe)
     experiment.features.history_encoder = methods.history_encoder(chosen)
     if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
@@ -100,9 +100,9 @@ def use_few_rows_recipe(experiment: config.Experiment, chosen: dict[str, str]) -
     experiment.train.average_decay = 0.995
     experiment.loss.distill_weight = 3.0
     method = chosen.get("method", methods.DEFAULT_MATCHER)
-    config.replace(experiment.model, {**FEW_ROWS, **FEW_ROWS_OF.get(method, {})})
+    variants.assign(experiment.model, {**FEW_ROWS, **FEW_ROWS_OF.get(method, {})})
     experiment.teacher.patience = 3
     rankers = methods.list_rankers(chosen, experiment.teacher.model)
     for name, ranker in rankers.items():
         values = {"input_dropout": FEW_ROWS["input_dropout"], **FEW_ROWS_OF_TEACHER.get(name, {})}
-        config.replace(ranker, values)
+        variants.assign(ranker, values)

@@ -23,7 +23,7 @@ Variants, one token of the data and at most one of every other axis, in any orde
 
 from typing import Any
 
-from dsmoe_jax import config, methods
+from dsmoe_jax import config, methods, variants
 from dsmoe_jax.data.prepare import movielens, synthetic_movielens
 from dsmoe_jax.models.matching import fuxi, next_item
 
@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> config.Experiment:
     Raises:
       ValueError: When no data set is chosen.
     """
-    chosen = config.parse_variant(variant, AXES)
+    chosen = variants.parse(variant, AXES)
     if "data" not in chosen:
         raise ValueError(f"variant: expected one of {', '.join(AXES['data'])}, got {variant!r}")
     model = methods.make_matcher({"method": "fuxi", **chosen})
@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> config.Experiment:
             name={"ml1m": "MovieLens-1M", "ml20m": "MovieLens-20M"}[chosen["data"]]
         )
     if chosen["data"] == "ml20m" and isinstance(model, next_item.NextItemConfig):
-        config.replace(model, ML20M)
+        variants.assign(model, ML20M)
         if isinstance(model, fuxi.FuxiConfig | fuxi.FuxiMMEConfig):
             model.ffn_multiple = 4
     experiment = config.Experiment(
@@ -64,7 +64,7 @@ def get_config(variant: str = "") -> config.Experiment:
     )
     experiment.train.learning_rate = 1e-3
     experiment.train.max_epochs = 101
-    config.replace(experiment.train, model.recipe)
+    variants.assign(experiment.train, model.recipe)
     if chosen["data"] == "synthetic":
         experiment.features.history_length = 50
         experiment.train.max_epochs = 30

@@ -22,7 +22,7 @@ Sizes and learning values were set once, on trial runs in the worlds of generato
 the same for every arm.
 """
 
-from dsmoe_jax import config
+from dsmoe_jax import config, variants
 from dsmoe_jax.data.prepare import synthetic_world
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> config.Experiment:
     Raises:
       ValueError: When no world is chosen.
     """
-    chosen = config.parse_variant(variant, AXES)
+    chosen = variants.parse(variant, AXES)
     if "world" not in chosen:
         raise ValueError(f"variant: expected a world, shift or match, got {variant!r}")
     is_shift = chosen["world"] == "shift"

@@ -4,14 +4,13 @@ Owns: the sections, their defaults (the paper's, arXiv 2601.02368, where it stat
 checks across sections. Does not own: a method's hyper-parameters, which live in the method's file
 as a subclass of `MatcherConfig` or `RankerConfig`; a data set's columns, which live in its file
 under `data/prepare/` as a subclass of `DataConfig`; the choice of values for a run, which
-`configs/*.py` make.
+`configs/*.py` make with the help of `variants.py`.
 
 A section is mutable because command-line overrides (`--config.train.learning_rate=3e-4`) assign to
 it; after `Experiment.validate` nothing changes it.
 """
 
 import dataclasses
-import difflib
 from typing import Any, ClassVar
 
 
@@ -384,51 +383,3 @@ class Experiment:
         for part in name.split("."):
             value = getattr(value, part)
         return value
-
-
-def replace(section: Any, values: dict[str, Any]) -> None:
-    """Assigns fields of a section.
-
-    Raises:
-      ValueError: When it has no such field.
-    """
-    known = {field.name for field in dataclasses.fields(section)}
-    for name, value in values.items():
-        if name not in known:
-            raise ValueError(
-                f"{type(section).__name__}: expected fields among {', '.join(sorted(known))}, "
-                f"got {name!r}"
-            )
-        setattr(section, name, value)
-
-
-def parse_variant(variant: str, axes: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """Splits `token,token` into at most one token per axis, in any order.
-
-    Args:
-      variant: The text after the colon of `--config FILE:variant`; empty is allowed.
-      axes: The tokens of each axis.
-
-    Returns:
-      The chosen token by axis; an axis without a token is absent.
-
-    Raises:
-      ValueError: On an unknown token, with the nearest known one, or two of one axis.
-    """
-    axis_of = {token: axis for axis, tokens in axes.items() for token in tokens}
-    chosen: dict[str, str] = {}
-    for token in filter(None, variant.split(",")):
-        if token not in axis_of:
-            nearest = difflib.get_close_matches(token, axis_of, n=1)
-            hint = f"nearest: {nearest[0]!r}; " if nearest else ""
-            raise ValueError(
-                f"variant: unknown token {token!r}; {hint}known: {', '.join(sorted(axis_of))}"
-            )
-        axis = axis_of[token]
-        if axis in chosen:
-            raise ValueError(
-                f"variant: expected at most one token of the axis {axis!r}, "
-                f"got {chosen[axis]!r} and {token!r}"
-            )
-        chosen[axis] = token
-    return chosen

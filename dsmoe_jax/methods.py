@@ -69,7 +69,7 @@ def make_matcher(chosen: dict[str, str]) -> config.MatcherConfig:
     """The method of a variant: its axes "method" and "ablation".
 
     Args:
-      chosen: The variant's tokens by axis, from `config.parse_variant`.
+      chosen: The variant's tokens by axis, from `variants.parse`.
 
     Raises:
       ValueError: When another method than DSMOE is to be ablated.

@@ -18,7 +18,7 @@ from dsmoe_jax import stop as stop_lib
 
 CONFIG = """
 import dataclasses
-from dsmoe_jax import config
+from dsmoe_jax import config, variants
 
 @dataclasses.dataclass
 class StubMatcher(config.MatcherConfig):
@@ -27,7 +27,7 @@ class StubMatcher(config.MatcherConfig):
     hidden: tuple[int, ...] = (8, 4)
 
 def get_config(variant):
-    chosen = config.parse_variant(variant, {"data": ("sample", "synthetic"), "cut": ("no_sap",)})
+    chosen = variants.parse(variant, {"data": ("sample", "synthetic"), "cut": ("no_sap",)})
     return config.Experiment(
         dataset="stub",
         data=config.DataConfig(),

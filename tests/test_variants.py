@@ -1,8 +1,30 @@
-"""What variants of the configuration files choose for sequential methods and histories."""
+"""How variants are read, and what those of the configuration files choose."""
 
 import pytest
 
-from dsmoe_jax import overrides
+from dsmoe_jax import config, overrides, variants
+
+AXES = {"data": ("sample", "synthetic"), "ablation": ("no_sap",)}
+
+
+@pytest.mark.parametrize(
+    ("variant", "chosen"),
+    [
+        ("", {}),
+        ("no_sap", {"ablation": "no_sap"}),
+        ("no_sap,sample", {"data": "sample", "ablation": "no_sap"}),
+    ],
+)
+def test_tokens_are_found_by_axis_in_any_order(variant, chosen):
+    assert variants.parse(variant, AXES) == chosen
+
+
+def test_a_section_takes_values_of_its_own_fields_alone():
+    section = config.CheckpointConfig()
+    variants.assign(section, {"every_steps": 3})
+    assert section.every_steps == 3
+    with pytest.raises(ValueError, match=r"CheckpointConfig: .* among every_steps, got 'steps'"):
+        variants.assign(section, {"steps": 4})
 
 
 @pytest.mark.parametrize(
