@@ -1,8 +1,9 @@
-"""The work list of a table: one cell per row and seed, each a run of the command line.
+"""The cells of the README's results table: one per row and seed, each a run of the command line.
 
-Owns which cells are missing and how they are run; a killed suite continues where it stopped, since
-every run resumes. A finished cell's results.json, without what only one machine knows, is what
-tables are made from.
+Owns which cells are missing and how they are run, one after another; a killed list continues where
+it stopped, since every run resumes. A record is the cell's results.json, reference rows included,
+and stays current while the configuration does; those of the comparison, which `work_list.py` runs,
+keep hits per query instead and name the code they were made by.
 """
 
 import json
