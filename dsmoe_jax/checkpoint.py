@@ -66,11 +66,6 @@ class StageCheckpoints:
         """Step of the checkpoint a resumed run would start from."""
         return self._latest.latest_step()
 
-    @property
-    def best_step(self) -> int | None:
-        """Step of the best state so far."""
-        return self._best.latest_step()
-
     def latest_path(self) -> pathlib.Path:
         """Folder of the latest checkpoints."""
         return pathlib.Path(self._latest.directory)

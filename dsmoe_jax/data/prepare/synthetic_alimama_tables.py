@@ -23,13 +23,12 @@ _BRAND_NULL_SHARE = 0.29
 
 
 class Ads(NamedTuple):
-    """Ads, by row. Codes are 0.. and what the preferences know; ids are what the files hold."""
+    """Ads, by row: ids as the files hold them."""
 
     adgroup_id_V: np.ndarray
     category_id_V: np.ndarray
     # The brand a behaviour on this ad shows; an ad without a brand shows one that no ad has.
     brand_id_V: np.ndarray
-    brand_code_V: np.ndarray
     other_category_ids: np.ndarray
 
 
@@ -87,7 +86,6 @@ def make_ads(seed: int, preferences: preferences_lib.Preferences) -> tuple[pl.Da
         adgroup_id_V=adgroup_id_V,
         category_id_V=category_ids[category_V],
         brand_id_V=brand_id_V,
-        brand_code_V=brand_V,
         other_category_ids=category_ids[num_categories:],
     )
     return frame, ads

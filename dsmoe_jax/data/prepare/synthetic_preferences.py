@@ -110,14 +110,6 @@ def user_vectors(
     return vector_BD
 
 
-def shift_scores(
-    preferences: Preferences, user_B: Int[np.ndarray, "B"], scenario_B: Int[np.ndarray, "B"]
-) -> Float32[np.ndarray, "B V"]:
-    """Only the scenario shift of every item; rank at most `SHIFT_RANK` whatever the rows."""
-    vector_BD = user_vectors(preferences, user_B, scenario_B)
-    return vector_BD[:, -SHIFT_RANK:] @ preferences.item_VD[:, -SHIFT_RANK:].T
-
-
 def true_scores(
     preferences: Preferences,
     user_B: Int[np.ndarray, "B"],
