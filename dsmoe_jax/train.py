@@ -212,7 +212,10 @@ class _Loop:
         setting.reporter.end_epoch()
         if self._end_epoch is not None:
             key = jax.random.fold_in(self._epoch_key, epoch)
-            self._state = self._end_epoch(self._state, key)
+            self._state, told = self._end_epoch(self._state, key)
+            values = {name: float(value) for name, value in told.items()}
+            if values:
+                setting.reporter.metrics(stage.name, progress.step, values)
         progress.example_s += time.perf_counter() - start_s
         self._finish_epoch()
         progress.train_s += time.perf_counter() - start_s

@@ -162,8 +162,10 @@ def make_train_step(
 
 def make_end_epoch(
     model: nn.Module, mesh: sharding.AnyMesh, state: train_state.TrainState
-) -> Callable[[train_state.TrainState, jax.Array], train_state.TrainState] | None:
+) -> Callable[[train_state.TrainState, jax.Array], tuple[train_state.TrainState, Metrics]] | None:
     """The jitted `end(state, key)` of a model that does something after an epoch, else None.
+
+    It returns the state and what the model tells of the epoch.
 
     Args:
       model: A matcher may define it; see `two_tower.Matcher.end_epoch`.
@@ -175,24 +177,27 @@ def make_end_epoch(
     ):
         return None
 
-    def end(state: train_state.TrainState, key: jax.Array) -> train_state.TrainState:
+    def end(
+        state: train_state.TrainState, key: jax.Array
+    ) -> tuple[train_state.TrainState, Metrics]:
         mutable = [name for name in ("params", *state.model_state) if name != "constants"]
-        _, updated = model.apply(
+        told, updated = model.apply(
             {"params": state.params, **state.model_state},
             mutable=mutable,
             rngs={"dropout": key},
             method="end_epoch",
         )
         tracked = {name: updated[name] for name in mutable if name != "params"}
-        return state._replace(
+        ended = state._replace(
             params=updated["params"], model_state={**state.model_state, **tracked}
         )
+        return ended, {f"train/{name}": value for name, value in told.items()}
 
     layout = sharding.state_sharding(mesh, state)
-    ended: Callable[..., train_state.TrainState] = jax.jit(
-        end, donate_argnums=0, out_shardings=layout
+    jitted: Callable[..., tuple[train_state.TrainState, Metrics]] = jax.jit(
+        end, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh))
     )
-    return ended
+    return jitted
 
 
 def jit_step(step: Callable[..., Any], mesh: sharding.AnyMesh, state: Any) -> Any:

@@ -33,6 +33,7 @@ class Counting(tiny.TinyMatcher):
     def end_epoch(self):
         self.epochs.value = self.epochs.value + 1
         self.put_variable("params", "mark", jax.random.normal(self.make_rng("dropout"), (1,)))
+        return {"epochs": self.epochs.value}
 
     def norm_loss(self, users, items, scenario_B, *, train):
         user_BMD, aux = self.embed_user(users, scenario_B, train=train)
@@ -60,10 +61,18 @@ def test_an_auxiliary_loss_is_added_and_told(store, tmp_path):
 
 def test_end_of_epoch_changes_parameters_and_state_once_an_epoch(store, tmp_path):
     session = make_session(store, tmp_path / "run", max_epochs=3)
+    marks = []
+
+    def validate(frozen):
+        # Now: the next step takes the parameters' memory.
+        marks.append(float(frozen.params["mark"][0]))
+        return session.rising_score(frozen)
+
+    session.stage = dataclasses.replace(session.stage, validate=validate)
     state, _ = session.run()
     assert state.model_state["epochs"]["count"] == 3
-    marks = [float(frozen.params["mark"][0]) for frozen in session.losses]
     assert len({*marks, 0.0}) == 4
+    assert [p["train/epochs"] for p in session.points() if "train/epochs" in p] == [1, 2, 3]
 
 
 def test_end_of_epoch_is_the_same_after_a_resumption(store, tmp_path):

@@ -235,13 +235,15 @@ class PERSCEN(two_tower.Matcher):
         gate = scenario.pick(gate_SH, one_hot_BS, x.ndim)
         return self.item_tower(x, gate, one_hot_BS, train=train), {}
 
-    def end_epoch(self) -> None:
-        """Re-seeds the codes that no example of the epoch came nearest to."""
-        self.codes.reseed(self.make_rng("dropout"))
+    def end_epoch(self) -> two_tower.Aux:
+        """Re-seeds the codes that no example of the epoch came nearest to.
 
-    def code_perplexity(self) -> Float[jax.Array, ""]:
-        """Effective number of codes in use in the epoch so far."""
-        return self.codes.perplexity()
+        Returns:
+          `code_perplexity`, the effective number of codes that were in use, 1 to `num_codes`.
+        """
+        perplexity = self.codes.perplexity()
+        self.codes.reseed(self.make_rng("dropout"))
+        return {"code_perplexity": perplexity}
 
     def _encode_scenarios(self) -> Float[jax.Array, "S H"]:
         """p_s of every scenario."""

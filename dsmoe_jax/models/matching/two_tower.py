@@ -72,11 +72,15 @@ class Matcher(nn.Module):
         """
         return None
 
-    def end_epoch(self) -> None:
+    def end_epoch(self) -> Aux:
         """What a method does after every epoch of training, to its parameters or its statistics.
 
         Applied with every collection but `constants` mutable and the random stream `dropout`.
+
+        Returns:
+          Numbers of the epoch (scalars) by name, which are logged.
         """
+        return {}
 
     def __call__(
         self,

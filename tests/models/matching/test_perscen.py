@@ -241,14 +241,16 @@ def test_end_of_an_epoch_re_seeds_unused_codes_alone():
     variables = {**variables, **updated}
     used_N = np.asarray(variables["codes"]["codes"]["count"]) > 0
     assert 0 < used_N.sum() < 8
-    perplexity = model.apply(variables, method="code_perplexity")
-    assert 1 <= perplexity <= used_N.sum()
-    after = [
-        model.apply(
-            variables, method="end_epoch", mutable=True, rngs={"dropout": jax.random.key(key)}
-        )[1]
-        for key in (0, 0)
-    ]
+    told, after = zip(
+        *(
+            model.apply(
+                variables, method="end_epoch", mutable=True, rngs={"dropout": jax.random.key(key)}
+            )
+            for key in (0, 0)
+        ),
+        strict=True,
+    )
+    assert 1 <= told[0]["code_perplexity"] <= used_N.sum()
     jax.tree.map(np.testing.assert_array_equal, *after)
     old_NH = np.asarray(variables["params"]["codes"]["codebook"])
     new_NH = np.asarray(after[0]["params"]["codes"]["codebook"])
