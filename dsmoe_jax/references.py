@@ -83,16 +83,8 @@ def evaluate_references(
         at most `validation_queries` queries per scenario.
       seed: Of the random row and of those queries.
     """
-    most = max(1, MAX_SCORES // (store.spec.num_items * store.spec.num_scenarios))
-    sampled = {
-        split: judge_lib.sample_queries(store, split, most, seed) for split in store_lib.SPLITS
-    }
     clicks = scorers.read_clicks(store)
-    query_Q = judge_lib.sample_queries(
-        store, "validation", min(most, config.validation_queries), seed
-    )
-    chooser = PriorChooser(store, query_Q, config.k[0], remove_seen=config.remove_seen)
-
+    chooser = make_chooser(store, config, seed=seed)
     svd = scorers.make_svd(clicks, SVD_WIDTH)
     candidates: Iterable[tuple[Settings, scorers.Scorer]]
     if store.spec.num_items - 1 <= MAX_EASE_ITEMS:
@@ -110,10 +102,34 @@ def evaluate_references(
         ("SVD + scenario prior", *chooser.choose([({}, svd)])),
         (f"{name} + scenario prior", *chooser.choose(candidates)),
     ]
+    return judge_rows(store, config, rows, seed=seed)
+
+
+def make_chooser(
+    store: store_lib.Store, config: config_lib.EvalConfig, *, seed: int
+) -> "PriorChooser":
+    """The chooser of `evaluate_references`, by the same arguments."""
+    per_scenario = min(_max_queries(store), config.validation_queries)
+    query_Q = judge_lib.sample_queries(store, "validation", per_scenario, seed)
+    return PriorChooser(store, query_Q, config.k[0], remove_seen=config.remove_seen)
+
+
+def judge_rows(
+    store: store_lib.Store,
+    config: config_lib.EvalConfig,
+    rows: Iterable[tuple[str, Settings, scorers.Scorer]],
+    *,
+    seed: int,
+) -> list[Reference]:
+    """Judges rows whose settings are chosen, on the queries of `evaluate_references`."""
+    query_Q = {
+        split: judge_lib.sample_queries(store, split, _max_queries(store), seed)
+        for split in store_lib.SPLITS
+    }
 
     def judge(scorer: scorers.Scorer, split: str) -> judge_lib.Evaluation:
         return evaluate.evaluate_scores(
-            store, config, split, sampled[split], functools.partial(scorer, split)
+            store, config, split, query_Q[split], functools.partial(scorer, split)
         )
 
     return [
@@ -122,11 +138,19 @@ def evaluate_references(
     ]
 
 
+def _max_queries(store: store_lib.Store) -> int:
+    """Queries of each scenario that are asked at most."""
+    return max(1, MAX_SCORES // (store.spec.num_items * store.spec.num_scenarios))
+
+
 class PriorChooser:
     """Chooses a scorer and its prior by macro recall on validation queries.
 
     Recall is counted without lists: an item is in the top k when fewer than k candidates score
     higher. So one pass over the scores serves the whole grid.
+
+    Attributes:
+      query_Q: Ids of the queries that choose.
     """
 
     def __init__(
@@ -145,6 +169,7 @@ class PriorChooser:
           k: Cut-off of the recall.
           remove_seen: Whether seen items are no candidates.
         """
+        self.query_Q = query_Q
         self._store, self._k, self._remove_seen = store, k, remove_seen
         self._block = evaluate.fit_rows(store.spec.num_items, at_most=512)
         self._table = store.queries("validation")
@@ -168,15 +193,20 @@ class PriorChooser:
         best_prior: Settings = {}
         best_scorer: scorers.Scorer | None = None
         for settings, scorer in candidates:
-            recall_X = self.macro_recalls(scorer)
-            x = int(recall_X.argmax())
-            if recall_X[x] > best_recall:
-                best_recall, best_scorer = float(recall_X[x]), scorer
-                best_settings, best_prior = settings, self._grid[x]
+            recall, prior = self.best_prior(scorer)
+            if recall > best_recall:
+                best_recall, best_scorer = recall, scorer
+                best_settings, best_prior = settings, prior
         if best_scorer is None:
             raise ValueError("candidates: expected at least one scorer to choose from, got none")
         combined = scorers.add_prior(best_scorer, self._store, **best_prior)
         return {**best_settings, **best_prior}, combined
+
+    def best_prior(self, scorer: scorers.Scorer) -> tuple[float, Settings]:
+        """The highest macro recall@k of a scorer with a prior, and the settings of that prior."""
+        recall_X = self.macro_recalls(scorer)
+        x = int(recall_X.argmax())
+        return float(recall_X[x]), self._grid[x]
 
     def macro_recalls(self, scorer: scorers.Scorer) -> Float[np.ndarray, "X"]:
         """Macro recall@k of every combination of prior settings, in the grid's order."""

@@ -53,9 +53,12 @@ def read_clicks(store: store_lib.Store) -> Clicks:
 
 def make_scenario_of(store: store_lib.Store) -> Callable[[str, np.ndarray], np.ndarray]:
     """Scenario ids of a split's queries, by split and query ids."""
-    column = store.columns["scenario"]
-    scenario = {split: store.queries(split).rows_QC[:, column] for split in store_lib.SPLITS}
-    return lambda split, query_B: scenario[split][query_B]
+    return _make_column_of(store, "scenario")
+
+
+def make_user_of(store: store_lib.Store) -> Callable[[str, np.ndarray], np.ndarray]:
+    """Rows of the user table of a split's queries, by split and query ids."""
+    return _make_column_of(store, "user")
 
 
 def make_random(num_items: int, seed: int) -> Scorer:
@@ -204,6 +207,12 @@ def fall_back(scorer: Scorer, store: store_lib.Store, clicks: Clicks) -> Scorer:
         return np.where(is_empty_B[:, None], popularity(split, query_B), scorer(split, query_B))
 
     return score
+
+
+def _make_column_of(store: store_lib.Store, name: str) -> Callable[[str, np.ndarray], np.ndarray]:
+    column = store.columns[name]
+    values = {split: store.queries(split).rows_QC[:, column] for split in store_lib.SPLITS}
+    return lambda split, query_B: values[split][query_B]
 
 
 def _mirror(lower_VV: np.ndarray, block: int = 1024) -> None:
