@@ -17,6 +17,10 @@ HOMES = {
     "polars": ("data/prepare/",),
     "matplotlib": ("/figures.py",),
     "optuna": ("suite/tune.py", "suite/search_results.py"),
+    "torch": ("dsmoe_jax/bench/", "peers/youtube_dnn.py"),
+    "torch_rechub": ("peers/youtube_dnn.py",),
+    "implicit": ("peers/implicit_models.py",),
+    "lightfm": ("peers/lightfm_warp.py",),
 }
 # Where a library may not be imported.
 PURE = ("dsmoe_jax/nn/", "dsmoe_jax/models/", "dsmoe_jax/losses.py", "dsmoe_jax/metrics.py")
@@ -148,6 +152,7 @@ def test_nothing_mentions_a_developers_folders() -> None:
         (find_homeless_imports, "dsmoe_jax/train.py", "def f():\n  import orbax.checkpoint as o"),
         (find_homeless_imports, "dsmoe_jax/data/store.py", "from polars import col"),
         (find_homeless_imports, "dsmoe_jax/report.py", "import matplotlib.pyplot as plt"),
+        (find_homeless_imports, "dsmoe_jax/references.py", "import implicit.als"),
         (find_homeless_imports, "dsmoe_jax/nn/mlp.py", "from absl import flags"),
         (find_homeless_imports, "dsmoe_jax/models/ranking/a.py", "import grain.python"),
         (find_homeless_imports, "dsmoe_jax/losses.py", "import ml_collections"),
@@ -189,6 +194,7 @@ def test_rule_catches_what_it_forbids(
         (find_homeless_imports, "dsmoe_jax/checkpoint.py", "import orbax.checkpoint as ocp"),
         (find_homeless_imports, "dsmoe_jax/data/prepare/kuairand.py", "import polars as pl"),
         (find_homeless_imports, "dsmoe_jax/data/pipeline.py", "import grain.python as grain"),
+        (find_homeless_imports, "dsmoe_jax/peers/implicit_models.py", "import implicit.als"),
         (
             find_methods_imported,
             "dsmoe_jax/models/matching/a.py",

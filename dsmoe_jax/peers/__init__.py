@@ -1,0 +1,1 @@
+"""Peers: recommenders of other libraries that a user would pick today, judged as rows."""
