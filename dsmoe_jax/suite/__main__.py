@@ -22,6 +22,7 @@ from dsmoe_jax.suite import (
     render,
     report,
     rows,
+    systems,
     tables,
     tune,
     work_list,
@@ -137,6 +138,10 @@ def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     folder = options.dir or _folder("suite", options.config, options.budget)
     work = work_list.WorkList(planned, folder, options.records)
     workers = processes.fit_workers(options.workers)
+    missing = systems.list_missing() if "table2" in tables else []
+    if missing:
+        labels = "; ".join(systems.PEERS[name].label for name in missing)
+        print(f"left out: {labels}; {systems.INSTALL}")
     if options.list:
         print(progress.whole_list(work.states, workers))
         return 0

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dsmoe_jax import config as config_lib
 from dsmoe_jax import main, methods, overrides
 from dsmoe_jax.suite import budget as budget_lib
-from dsmoe_jax.suite import rows
+from dsmoe_jax.suite import rows, systems
 
 TABLES = ("table1", "table2", "table3", "table4", "fig2", "fig3", "fig4")
 
@@ -80,7 +80,12 @@ def rows_of(table: str, config: str) -> tuple[rows.Row, ...]:
         found = [own, *(row for row in others if row)]
         if table == "table3":
             return tuple(found)
-        return (*found, rows.Row("references", "references", config, (), "", "scored", False))
+        references = rows.Row("references", "references", config, (), "", "scored", False)
+        peers = [
+            rows.Row(name, peer.label, config, kind="scored")
+            for name, peer in systems.PEERS.items()
+        ]
+        return (*found, references, *peers)
     if table == "table4":
         ablated = [_variant(config, token, label) for token, label in ABLATIONS.items()]
         return (own, *(row for row in ablated if row))
@@ -111,6 +116,8 @@ def make_cells(
 ) -> list[Cell]:
     """Every cell that the tables need, each once; a cell stands after those it needs.
 
+    Peers whose library is not installed have no cell.
+
     Args:
       tables: Names out of `TABLES`.
       config: `FILE:variant` of the method's own row.
@@ -118,10 +125,12 @@ def make_cells(
       extra_rows: Further rows of Table 2.
       flags: Further flags of every cell.
     """
+    missing = systems.list_missing()
     cells: dict[str, Cell] = {}
     for table in sorted(tables, key=TABLES.index):
         main_table = table == "table2"
-        chosen = [*rows_of(table, config), *(extra_rows if main_table else ())]
+        chosen = [row for row in rows_of(table, config) if row.name not in missing]
+        chosen += extra_rows if main_table else ()
         days = budget.dropped_days if table in ("table2", "table4") else budget.dropped_days[:1]
         seeds = budget.seeds if main_table else budget.other_seeds
         for dropped in days:

@@ -20,6 +20,7 @@ from dsmoe_jax.suite import (
     recall_table,
     records,
     rows,
+    systems,
     tables,
 )
 
@@ -59,7 +60,7 @@ def write(source: Source, folder: pathlib.Path) -> pathlib.Path:
     for table in made:
         report_lib.replace_text(folder / f"{table.name}.csv", tables.to_csv(table))
     pictures = _draw(source, folder)
-    notes = [*describe(source), *_failures(source)]
+    notes = [*describe(source), *_failures(source), *_peers_not_run(source)]
     findings = find(source)
     report_lib.replace_text(folder / "report.md", page.to_markdown(notes, findings, made, pictures))
     path = folder / "report.html"
@@ -136,6 +137,19 @@ def _failures(source: Source) -> list[str]:
     paths = sorted(source.failed.glob("*.json")) if source.failed else []
     found = [(path.stem, records.load(path)) for path in paths]
     return [f"Failed: {name}: {entry['error']}" for name, entry in found if entry]
+
+
+def _peers_not_run(source: Source) -> list[str]:
+    """What of the peers is neither finished nor failed; most likely a library was missing."""
+    found = [
+        system.label
+        for system in source.systems("table2")
+        if system.name in systems.PEERS and not system.entries
+        if source.failed is None or not list(source.failed.glob(f"{system.name}-seed*.json"))
+    ]
+    if not found:
+        return []
+    return [f"Not run: {'; '.join(found)}. Install the extra peers: {systems.INSTALL}."]
 
 
 def _draw(source: Source, folder: pathlib.Path) -> list[page.Picture]:

@@ -1,12 +1,12 @@
 """Judges a system without towers as a run judges a model: `python -m dsmoe_jax.suite.scored`.
 
 Owns the command line of one cell of the comparison: the reference rows, or a peer from a library of
-its own. A system is a module with `evaluate_references(store, config, *, seed)`, which fits on the
-training period, chooses on validation queries and returns `references.Reference` rows.
+its own. Which systems there are is in `systems.py`.
 
     python -m dsmoe_jax.suite.scored --system references --config FILE:variant --workdir DIR
 """
 
+import argparse
 import importlib
 import pathlib
 import sys
@@ -15,25 +15,25 @@ import time
 from dsmoe_jax import main as command_line
 from dsmoe_jax import overrides, references, results
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.suite import per_query, records
-
-# Module of each system.
-SYSTEMS = {"references": "dsmoe_jax.references"}
+from dsmoe_jax.suite import per_query, records, systems
 
 
 def main(argv: list[str]) -> int:
     """Runs one system; returns the exit status, that of `dsmoe_jax.main`."""
-    names = [part.partition("=")[2] for part in argv if part.startswith("--system=")]
-    rest = [part for part in argv if not part.startswith("--system=")]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--system", nargs="?")
+    options, rest = parser.parse_known_args(argv)
+    name = options.system
     try:
-        if len(names) != 1 or names[0] not in SYSTEMS:
+        if name not in systems.SYSTEMS:
             raise overrides.UsageError(
-                f"--system: expected one of {', '.join(SYSTEMS)}, got {', '.join(names) or 'none'}"
+                f"--system: expected one of {', '.join(systems.SYSTEMS)}, got {name or 'none'}"
             )
-        options = command_line.parse(["dsmoe_jax", *rest])
-        options.experiment.validate()
-        command_line.start_jax(options)
-        run(names[0], options)
+        systems.require(name)
+        parsed = command_line.parse(["dsmoe_jax", *rest])
+        parsed.experiment.validate()
+        command_line.start_jax(parsed)
+        run(name, parsed)
     except (ValueError, OSError, overrides.UsageError, ModuleNotFoundError) as error:
         print(f"error: {overrides.one_line(error)}", file=sys.stderr)
         return 2
@@ -41,12 +41,8 @@ def main(argv: list[str]) -> int:
 
 
 def run(name: str, options: command_line.Options) -> None:
-    """Fits and judges one system and writes its results.json.
-
-    Raises:
-      ModuleNotFoundError: When its library is not installed.
-    """
-    system = importlib.import_module(SYSTEMS[name])
+    """Fits and judges one system and writes its results.json; its libraries must be installed."""
+    system = importlib.import_module(systems.SYSTEMS[name].module)
     experiment, workdir = options.experiment, options.workdir
     workdir.mkdir(parents=True, exist_ok=True)
     store_dir = pathlib.Path(experiment.data.store_dir or workdir / "store").expanduser()
@@ -60,7 +56,7 @@ def run(name: str, options: command_line.Options) -> None:
     first = found[0].test
     record = {
         "dataset": store.manifest["dataset"],
-        "versions": results.versions(),
+        "versions": {**results.versions(), **systems.versions(name)},
         "device": results.describe_devices(),
         "date": results.today(),
         "split": store.manifest["split"],

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from dsmoe_jax import identity, report, results
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.suite import code_hash, costs, plan, processes, progress, records, scored
+from dsmoe_jax.suite import code_hash, costs, plan, processes, progress, records, systems
 
 _POLL_S = 0.2
 
@@ -266,7 +266,7 @@ def _roots(cell: plan.Cell) -> list[str]:
     """Modules that decide the cell's numbers, with all that they import."""
     experiment = cell.experiment
     if cell.row.kind == "scored":
-        return ["dsmoe_jax.suite.scored", scored.SYSTEMS[cell.row.name]]
+        return ["dsmoe_jax.suite.scored", systems.SYSTEMS[cell.row.name].module]
     roots = ["dsmoe_jax.run"]
     if cell.row.kind == "run":
         roots.append(type(experiment.model).__module__)

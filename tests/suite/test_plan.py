@@ -1,7 +1,7 @@
 import pytest
 
 from dsmoe_jax import main, methods, overrides
-from dsmoe_jax.suite import budget, plan, rows
+from dsmoe_jax.suite import budget, plan, rows, systems
 
 CONFIG = "configs/kuairand.py:sample"
 SMALL, FULL = budget.BUDGETS["small"], budget.BUDGETS["full"]
@@ -13,7 +13,14 @@ def names(cells):
 
 def test_every_method_of_the_registry_is_a_row():
     found = {row.name for row in plan.rows_of("table2", CONFIG)}
-    assert found == {*methods.MATCHERS, "references"}
+    assert found == {*methods.MATCHERS, "references", *systems.PEERS}
+
+
+def test_peers_have_a_cell_for_each_seed_where_their_libraries_are_installed(monkeypatch):
+    monkeypatch.setattr(systems, "list_missing", lambda: ["lightfm"])
+    found = names(plan.make_cells(["table2"], CONFIG, SMALL))
+    assert {"implicit-seed0", "implicit-seed1", "torch_rechub-seed0"} <= set(found)
+    assert not any(name.startswith("lightfm") for name in found)
 
 
 def test_a_cell_that_several_tables_need_is_run_once():

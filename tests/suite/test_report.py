@@ -17,6 +17,7 @@ from dsmoe_jax.suite import (
     plan,
     recall_table,
     report,
+    systems,
     tables,
 )
 from tests.suite import made_up
@@ -209,4 +210,30 @@ def test_one_value_makes_no_figure(tmp_path):
 def test_references_are_rows_of_their_own(source):
     rows = plan.rows_of("table2", CONFIG)
     names = [system.name for system in finished.load(source.records, rows)]
-    assert names[-3:] == ["random", "popularity in scenario", "EASE + scenario prior"]
+    assert names[-len(systems.PEERS) - 3 :] == [
+        "random",
+        "popularity in scenario",
+        "EASE + scenario prior",
+        *systems.PEERS,
+    ]
+
+
+def test_peers_that_were_not_run_say_so_and_finished_ones_need_no_library(tmp_path, monkeypatch):
+    # A machine without any of their libraries.
+    monkeypatch.setattr(systems, "list_missing", lambda: list(systems.PEERS))
+    made_up.save_comparison(tmp_path)
+    found = {"implicit BPR + scenario prior": made_up.system((0.7, 0.6), 12)}
+    made_up.save(tmp_path, made_up.record("implicit", found, kind="scored"))
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "lightfm-seed0.json").write_text('{"error": "no memory"}')
+    source = report.Source(tmp_path, CONFIG, failed=tmp_path / "failed")
+    page_path = report.write(source, tmp_path / "report")
+    text = page_path.with_suffix(".md").read_text()
+    assert (
+        "Not run: torch-rechub YoutubeDNN. Install the extra peers: "
+        "pip install 'dsmoe_jax[peers]'." in text
+    )
+    table = recall_table.make("t", "T", source.systems("table2"))
+    assert row_of(table, "implicit BPR + scenario prior")["K1 @5"].rank == "best"
+    assert row_of(table, "torch-rechub YoutubeDNN")["K1 @5"].text == "not run"
+    assert "implicit ALS and BPR" not in [row[0].text for row in table.rows]
