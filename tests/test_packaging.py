@@ -53,7 +53,9 @@ def test_metadata_has_the_command_and_exclusive_extras(built: zipfile.ZipFile) -
     [entries] = [name for name in built.namelist() if name.endswith("entry_points.txt")]
     fields = email.message_from_bytes(built.read(metadata))
     assert fields["Requires-Python"] == ">=3.11"
-    assert set(fields.get_all("Provides-Extra")) == {"bench", "cpu", "cuda12", "dev", "peers"}
+    assert set(fields.get_all("Provides-Extra")) == {
+        *("bench", "cpu", "cuda12", "dev", "peers", "tune")
+    }
     required = fields.get_all("Requires-Dist")
     # Both own the module `faiss`, so neither may come with the other.
     [cpu] = [line for line in required if line.startswith("faiss-cpu")]

@@ -9,7 +9,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 
-INSTALL = "pip install 'dsmoe_jax[peers]'"
+INSTALL = "pip install '.[peers]'"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,7 +90,7 @@ def run(request: Request) -> pathlib.Path:
         raise ValueError(f"--trials: expected a number >= 1, got {request.num_trials}")
     if importlib.util.find_spec("optuna") is None:
         raise ModuleNotFoundError(
-            "tune: expected the package optuna, found none; pip install 'dsmoe_jax[tune]'"
+            "tune: expected the package optuna, found none; pip install '.[tune]'"
         )
     request.folder.mkdir(parents=True, exist_ok=True)
     with processes.lock(request.folder / "study.lock") as lock:

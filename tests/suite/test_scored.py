@@ -67,7 +67,7 @@ def test_a_missing_library_ends_the_cell_in_one_line(monkeypatch, capsys):
     assert scored.main(["--system=implicit", f"--config={CONFIG}", "--workdir=nowhere"]) == 2
     assert capsys.readouterr().err == (
         "error: implicit ALS and BPR: expected the library implicit, found none; "
-        "pip install 'dsmoe_jax[peers]'\n"
+        "pip install '.[peers]'\n"
     )
 
 

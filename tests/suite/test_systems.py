@@ -44,7 +44,7 @@ def test_a_missing_library_is_told_in_one_line(without):
         systems.require("torch_rechub")
     assert str(refused.value) == (
         "torch-rechub YoutubeDNN: expected the library torch_rechub, found none; "
-        "pip install 'dsmoe_jax[peers]'"
+        "pip install '.[peers]'"
     )
     systems.require("implicit")
     systems.require("references")
@@ -63,7 +63,7 @@ def test_a_list_says_which_peers_it_leaves_out(table, told, without, monkeypatch
     work = types.SimpleNamespace(states=[])
     monkeypatch.setattr(work_list, "WorkList", lambda *arguments: work)
     assert command_line.main(["run", table, "--list"]) == 0
-    line = "left out: LightFM WARP; pip install 'dsmoe_jax[peers]'\n"
+    line = "left out: LightFM WARP; pip install '.[peers]'\n"
     assert (line in capsys.readouterr().out) == told
 
 
