@@ -230,8 +230,7 @@ def test_peers_that_were_not_run_say_so_and_finished_ones_need_no_library(tmp_pa
     page_path = report.write(source, tmp_path / "report")
     text = page_path.with_suffix(".md").read_text()
     assert (
-        "Not run: torch-rechub YoutubeDNN. Install the extra peers: "
-        "pip install '.[peers]'." in text
+        "Not run: torch-rechub YoutubeDNN. Install the extra peers: pip install '.[peers]'." in text
     )
     table = recall_table.make("t", "T", source.systems("table2"))
     assert row_of(table, "implicit BPR + scenario prior")["K1 @5"].rank == "best"

@@ -197,7 +197,7 @@ def test_a_wrong_request_is_refused_in_one_line(capsys, tmp_path, arguments, mes
 
 def test_without_optuna_the_extra_is_named(search, monkeypatch):
     monkeypatch.setattr(tune.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dsmoe_jax\[tune\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[tune\]'"):
         search.run()
 
 
