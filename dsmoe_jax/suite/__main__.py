@@ -12,6 +12,7 @@ from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.suite import (
     budget,
     cells,
+    finished,
     method_table,
     plan,
     planted,
@@ -210,9 +211,11 @@ def _render_section(section: str, records: pathlib.Path) -> str:
     if section == render.METHODS:
         return tables.to_markdown(method_table.make())
     if section == render.PLANTED:
-        finished = planted_section.load(records, planted_worlds.WORLDS)
-        return planted_section.section(finished, planted_worlds.WORLDS)
-    return render.results_table(render.load(PUBLISHED, rows.README_ROWS), rows.README_ROWS)
+        worlds = planted_section.load(records, planted_worlds.WORLDS)
+        return planted_section.section(worlds, planted_worlds.WORLDS)
+    peers = finished.load(PUBLISHED / "comparison", plan.peer_rows(rows.README_ROWS[0].config))
+    found = render.load(PUBLISHED, rows.README_ROWS)
+    return render.results_table(found, rows.README_ROWS, peers)
 
 
 def _choose(what: str, names: Sequence[str], known: dict[str, T]) -> tuple[T, ...]:

@@ -81,17 +81,20 @@ def rows_of(table: str, config: str) -> tuple[rows.Row, ...]:
         if table == "table3":
             return tuple(found)
         references = rows.Row("references", "references", config, (), "", "scored", False)
-        peers = [
-            rows.Row(name, peer.label, config, kind="scored")
-            for name, peer in systems.PEERS.items()
-        ]
-        return (*found, references, *peers)
+        return (*found, references, *peer_rows(config))
     if table == "table4":
         ablated = [_variant(config, token, label) for token, label in ABLATIONS.items()]
         return (own, *(row for row in ablated if row))
     if table in SWEEPS:
         return sweep_rows(table, config)
     return (own,) if table == "fig4" else ()
+
+
+def peer_rows(config: str) -> tuple[rows.Row, ...]:
+    """The rows of other libraries."""
+    return tuple(
+        rows.Row(name, peer.label, config, kind="scored") for name, peer in systems.PEERS.items()
+    )
 
 
 def sweep_rows(table: str, config: str) -> tuple[rows.Row, ...]:

@@ -4,12 +4,14 @@ Owns the layout and the statistics over seeds: a number is the mean over seeds, 
 deviation where there are several; nothing is typed but the paper's printed values.
 """
 
+import dataclasses
 import json
 import pathlib
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
-from dsmoe_jax.suite import rows
+from dsmoe_jax.suite import finished, rows
 
 RESULTS, PLANTED, METHODS = "results", "planted", "methods"
 
@@ -33,29 +35,46 @@ def load(published: pathlib.Path, table: tuple[rows.Row, ...]) -> dict[str, list
     return found
 
 
-def results_table(records: dict[str, list[dict[str, Any]]], table: tuple[rows.Row, ...]) -> str:
+def results_table(
+    records: dict[str, list[dict[str, Any]]],
+    table: tuple[rows.Row, ...],
+    peers: Sequence[finished.System] = (),
+) -> str:
     """The README's tables: validation macro, then test recall per scenario and macro, in %.
 
-    Rows that were judged on other days are a table of their own, with the reference rows of those
-    days; rows without finished cells are in the first.
+    Rows that were judged on other days are a table of their own, with the reference rows and the
+    peers of those days; rows without finished cells are in the first.
 
     Raises:
       ValueError: When there are no records.
     """
     if not records:
         raise ValueError("results table: expected finished cells, found none; run the suite first")
-    splits = {name: json.dumps(entries[0]["split"]) for name, entries in records.items()}
+    splits = {name: _split_of(entries[0]) for name, entries in records.items()}
     first = next(iter(splits.values()))
     parts = []
     for split in dict.fromkeys(splits.values()):
         group = tuple(row for row in table if splits.get(row.name, first) == split)
-        finished = {row.name: records[row.name] for row in group if row.name in records}
-        parts.append(_table(finished, group, with_paper=split == first))
+        known = {row.name: records[row.name] for row in group if row.name in records}
+        same_days = [
+            dataclasses.replace(peer, entries=entries)
+            for peer in peers
+            if (entries := tuple(e for e in peer.entries if _split_of(e.record) == split))
+        ]
+        parts.append(_table(known, group, same_days, with_paper=split == first))
     return "\n\n".join(parts)
 
 
+def _split_of(record: dict[str, Any]) -> str:
+    """The days of a record and their examples, to be compared."""
+    return json.dumps(record["split"])
+
+
 def _table(
-    records: dict[str, list[dict[str, Any]]], table: tuple[rows.Row, ...], with_paper: bool
+    records: dict[str, list[dict[str, Any]]],
+    table: tuple[rows.Row, ...],
+    peers: Sequence[finished.System],
+    with_paper: bool,
 ) -> str:
     first = next(iter(records.values()))[0]
     metric = f"recall@{first['k'][0]}"
@@ -65,6 +84,9 @@ def _table(
     lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
     for name, summary in first["references"].items():
         lines.append(_entry(name, [summary], *columns))
+    for peer in peers:
+        label = f"{peer.label} (seed {', '.join(str(entry.seed) for entry in peer.entries)})"
+        lines.append(_entry(label, [entry.summary for entry in peer.entries], *columns))
     compared = []
     for row in table:
         if row.name in records:

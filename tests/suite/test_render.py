@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dsmoe_jax.suite import render, rows
+from dsmoe_jax.suite import finished, render, rows
 
 TABLE = (
     rows.Row("ours", "**ours**", "a.py:x"),
@@ -108,6 +108,25 @@ def test_rows_of_other_days_are_a_table_with_references_of_their_own(published):
     assert "| never run | 60.0 | 60.0 | 30.0 | 45.0 |" in second
     assert "test c..d" in second
     assert "paper" not in second
+
+
+def peer(days, *values):
+    split = {"test": {"days": days, "examples": 1}}
+    cells = [
+        {"seed": seed, "split": split, "systems": {"BPR": summary(value, value)}}
+        for seed, value in enumerate(values)
+    ]
+    entries = tuple(finished.Entry(cell, "BPR") for cell in cells)
+    return finished.System("BPR", "BPR", "scored", entries)
+
+
+def test_peers_of_the_same_days_stand_below_the_reference_rows(published):
+    records = render.load(published, TABLE)
+    text = render.results_table(records, TABLE, [peer(["a", "b"], 0.2, 0.4), peer(["c"], 0.3)])
+    lines = text.splitlines()
+    [row] = [line for line in lines if line.startswith("| BPR")]
+    assert row == "| BPR (seed 0, 1) | 30.0 ± 14.1 | 30.0 ± 14.1 | 15.0 ± 7.1 | 22.5 ± 10.6 |"
+    assert lines[lines.index(row) - 1].startswith("| popularity")
 
 
 def test_no_finished_cell_is_refused(tmp_path):
