@@ -32,7 +32,7 @@ from dsmoe_jax.peers import trials
 # What validation chooses from. A fit is judged after each of these numbers of epochs, and each is a
 # trial.
 TEMPERATURES = (0.1, 0.2, 0.4)
-EPOCHS = (3, 6, 9, 12)
+EPOCHS = (5, 10, 15, 20)
 NUM_TRIALS = 12
 
 WIDTH = 32

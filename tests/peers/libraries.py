@@ -26,7 +26,7 @@ def small(monkeypatch):
     monkeypatch.setattr(lightfm_warp, "COMPONENTS", (4,))
     monkeypatch.setattr(lightfm_warp, "EPOCHS", (5, 20))
     monkeypatch.setattr(youtube_dnn, "TEMPERATURES", (0.2,))
-    monkeypatch.setattr(youtube_dnn, "EPOCHS", (4, 8))
+    monkeypatch.setattr(youtube_dnn, "EPOCHS", (10, 30))
     monkeypatch.setattr(youtube_dnn, "BATCH_SIZE", 64)
     monkeypatch.setattr(youtube_dnn, "NUM_NEGATIVES", 20)
 
