@@ -147,12 +147,12 @@ def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
         print(progress.whole_list(work.states, workers))
         return 0
     _tell_workers(workers, options.workers)
-    work.run(workers, options.cell)
-    print(progress.summary(work.states, workers))
+    states = work.run(workers, options.cell)
+    print(progress.summary(states, workers))
     source = report.Source(work.records, options.config, failed=work.folder / "failed")
     if options.cell is None:
         print(f"report: {report.write(source, folder / 'report')}")
-    return int(any(state.state == "failed" for state in work.states))
+    return int(any(state.state == "failed" for state in states))
 
 
 def _tune(options: argparse.Namespace, rest: tuple[str, ...]) -> int:

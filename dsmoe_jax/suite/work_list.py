@@ -119,12 +119,15 @@ class WorkList:
             command.append(f"--config.teacher.from_workdir={teacher}")
         return command
 
-    def run(self, workers: int, only: int | None = None) -> None:
+    def run(self, workers: int, only: int | None = None) -> list[progress.CellState]:
         """Runs every cell that is not done; a failed cell does not keep the others from running.
 
         Args:
           workers: Processes at a time, which share the cores.
           only: Index of the one cell to run, with the teacher it needs; None runs all.
+
+        Returns:
+          Where the cells that it was to run stand.
 
         Raises:
           stop_lib.InterruptedRunError: When asked to stop; what was done stays.
@@ -138,11 +141,13 @@ class WorkList:
                 self.states[index] = progress.CellState(
                     self.cells[index].name, self.cells[index].row.kind
                 )
-        view = progress.View(self.states, workers)
+        states = [self.states[index] for index in wanted]
+        view = progress.View(states, workers)
         self._cores = len(processes.cores_of(0, workers))
         with stop_lib.StopRequest() as stop, contextlib.ExitStack() as stack:
             stack.callback(view.clear)
             self._run_all(wanted, workers, view, stop)
+        return states
 
     def _run_all(
         self, wanted: list[int], workers: int, view: progress.View, stop: stop_lib.StopRequest

@@ -132,8 +132,16 @@ def test_students_of_a_failed_teacher_are_not_run(suite):
 
 def test_one_cell_is_run_with_its_teacher(suite):
     work = suite.make()
-    work.run(1, only=2)
+    states = work.run(1, only=2)
     assert suite.ran() == ["teacher-seed0", "no_sap-seed0"]
+    assert [(state.name, state.state) for state in states] == [(n, "done") for n in suite.ran()]
+
+
+def test_one_cell_does_not_fail_for_another(suite):
+    suite.failing = {"no_distill"}
+    suite.make().run(1)
+    states = suite.make().run(1, only=1)
+    assert [state.state for state in states] == ["done", "done"]
 
 
 def test_a_cell_that_runs_elsewhere_is_waited_for(suite):
