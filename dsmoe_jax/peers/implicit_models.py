@@ -23,7 +23,6 @@ from dsmoe_jax.peers import trials
 ALS = {"factors": (64, 128), "regularization": (100.0, 300.0), "alpha": (10.0, 40.0, 100.0)}
 # BPR adds a bias to its factors: 128 numbers a vector.
 BPR = {"factors": (63, 127), "learning_rate": (0.02, 0.05, 0.1), "regularization": (0.01, 0.02)}
-NUM_TRIALS = 12  # of each
 
 
 def evaluate_references(
@@ -47,7 +46,7 @@ def evaluate_references(
     return [
         row
         for name, fitted in models.items()
-        for row in trials.evaluate_trials(name, fitted, NUM_TRIALS, store, config, seed=seed)
+        for row in trials.evaluate_trials(name, fitted, store, config, seed=seed)
     ]
 
 

@@ -27,7 +27,6 @@ from dsmoe_jax.peers import trials
 # these numbers of epochs, and each is a trial.
 COMPONENTS = (32, 64, 128)
 EPOCHS = (10, 20, 30, 40)
-NUM_TRIALS = 12
 
 
 def evaluate_references(
@@ -43,9 +42,7 @@ def evaluate_references(
     Raises:
       ModuleNotFoundError: Without `lightfm`.
     """
-    return trials.evaluate_trials(
-        "LightFM WARP", fit(store, seed), NUM_TRIALS, store, config, seed=seed
-    )
+    return trials.evaluate_trials("LightFM WARP", fit(store, seed), store, config, seed=seed)
 
 
 def fit(store: store_lib.Store, seed: int) -> Iterator[trials.Trial]:

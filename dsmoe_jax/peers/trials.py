@@ -17,6 +17,8 @@ from dsmoe_jax import config as config_lib
 from dsmoe_jax import evaluate, references, scorers
 from dsmoe_jax.data import store as store_lib
 
+# Settings of a peer that are tried.
+NUM_TRIALS = 12
 # Settings and the scorer that was fitted with them.
 Trial = tuple[references.Settings, scorers.Scorer]
 
@@ -38,7 +40,6 @@ class _Best:
 def evaluate_trials(
     name: str,
     trials: Iterable[Trial],
-    num_trials: int,
     store: store_lib.Store,
     config: config_lib.EvalConfig,
     *,
@@ -48,8 +49,7 @@ def evaluate_trials(
 
     Args:
       name: Of the peer; "+ scenario prior" is added for the second row.
-      trials: Fitted one after the other, so that only the best are held.
-      num_trials: How many of them are made at most.
+      trials: Fitted one after the other, so that only the best are held; at most `NUM_TRIALS` are.
       store: The prepared data.
       config: Cut-offs and removal rule, see `references.evaluate_references`.
       seed: Of the validation queries that choose.
@@ -60,7 +60,7 @@ def evaluate_trials(
     chooser = references.make_chooser(store, config, seed=seed)
     metric = f"recall@{config.k[0]}"
     plain, with_prior = _Best(), _Best()
-    for number, (settings, scorer) in enumerate(itertools.islice(trials, num_trials), start=1):
+    for number, (settings, scorer) in enumerate(itertools.islice(trials, NUM_TRIALS), start=1):
         ranked = rank_by_popularity_if_constant(scorer, store)
         judged = evaluate.evaluate_scores(
             store, config, "validation", chooser.query_Q, functools.partial(ranked, "validation")
@@ -71,7 +71,7 @@ def evaluate_trials(
         combined = scorers.add_prior(scorer, store, **prior)
         with_prior.offer(prior_recall, {**settings, **prior}, combined)
         print(
-            f"{name}, trial {number} of {num_trials}: validation macro {metric} "
+            f"{name}, trial {number} of {NUM_TRIALS}: validation macro {metric} "
             f"{100 * recall:.1f} %, with the prior {100 * prior_recall:.1f} %, {settings}",
             flush=True,
         )

@@ -33,7 +33,6 @@ from dsmoe_jax.peers import trials
 # trial.
 TEMPERATURES = (0.1, 0.2, 0.4)
 EPOCHS = (5, 10, 15, 20)
-NUM_TRIALS = 12
 
 WIDTH = 32
 HIDDEN = 64
@@ -61,7 +60,7 @@ def evaluate_references(
       ModuleNotFoundError: Without `torch_rechub` or `torch`.
     """
     return trials.evaluate_trials(
-        "torch-rechub YoutubeDNN", fit(store, seed), NUM_TRIALS, store, config, seed=seed
+        "torch-rechub YoutubeDNN", fit(store, seed), store, config, seed=seed
     )
 
 

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
+from dsmoe_jax import extras, overrides, sections, train
 from dsmoe_jax import main as command_line
-from dsmoe_jax import overrides, sections, train
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.suite import (
     budget,
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     except train.DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, OSError, ModuleNotFoundError, overrides.UsageError) as error:
+    except (ValueError, OSError, overrides.UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -142,7 +142,7 @@ def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     missing = systems.list_missing() if "table2" in tables else []
     if missing:
         labels = "; ".join(systems.PEERS[name].label for name in missing)
-        print(f"left out: {labels}; {systems.INSTALL}")
+        print(f"left out: {labels}; {extras.install(systems.EXTRA)}")
     if options.list:
         print(progress.whole_list(work.states, workers))
         return 0

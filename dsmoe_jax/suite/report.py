@@ -9,6 +9,7 @@ another machine give the same report.
 import dataclasses
 import pathlib
 
+from dsmoe_jax import extras
 from dsmoe_jax import report as report_lib
 from dsmoe_jax.suite import (
     cost_table,
@@ -149,7 +150,8 @@ def _peers_not_run(source: Source) -> list[str]:
     ]
     if not found:
         return []
-    return [f"Not run: {'; '.join(found)}. Install the extra peers: {systems.INSTALL}."]
+    command = extras.install(systems.EXTRA)
+    return [f"Not run: {'; '.join(found)}. Install the extra peers: {command}."]
 
 
 def _draw(source: Source, folder: pathlib.Path) -> list[page.Picture]:

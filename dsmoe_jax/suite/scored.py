@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         parsed.experiment.validate()
         command_line.start_jax(parsed)
         run(name, parsed)
-    except (ValueError, OSError, overrides.UsageError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, overrides.UsageError) as error:
         print(f"error: {overrides.one_line(error)}", file=sys.stderr)
         return 2
     return 0

@@ -28,7 +28,8 @@ def write(
 
     Args:
       folder: Of the study.
-      trials: Those that have come to an end say so in their attribute `end`.
+      trials: Those that came to an end say so in their attribute `end`; of a setting that was
+        tried again after the search had been killed, the last one counts.
       space: The fields that were searched.
       config: `FILE:variant` of the search.
       score_name: Of the validation score.
@@ -39,7 +40,8 @@ def write(
     Raises:
       ValueError: When none did.
     """
-    rows = [_as_row(trial, space) for trial in trials if "end" in trial.user_attrs]
+    ended = {str(t.params): _as_row(t, space) for t in trials if "end" in t.user_attrs}
+    rows = list(ended.values())
     text = io.StringIO()
     writer = csv.DictWriter(text, [*_HEADS, *space], lineterminator="\n")
     writer.writeheader()

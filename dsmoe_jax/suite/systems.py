@@ -7,9 +7,10 @@ validation queries and returns `references.Reference` rows.
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 
-INSTALL = "pip install '.[peers]'"
+from dsmoe_jax import extras
+
+EXTRA = "peers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ PEERS = {name: system for name, system in SYSTEMS.items() if system.libraries}
 
 def list_missing() -> list[str]:
     """Names of the peers of which a library is not installed here."""
-    return [name for name in PEERS if _find_missing(name)]
+    return [name for name, peer in PEERS.items() if extras.list_missing(peer.libraries)]
 
 
 def require(name: str) -> None:
@@ -49,11 +50,8 @@ def require(name: str) -> None:
     Raises:
       ValueError: With the command that installs it.
     """
-    missing = _find_missing(name)
-    if missing:
-        raise ValueError(
-            f"{SYSTEMS[name].label}: expected the library {missing[0]}, found none; {INSTALL}"
-        )
+    system = SYSTEMS[name]
+    extras.require(*system.libraries, extra=EXTRA, what=f"{system.label}: ")
 
 
 def versions(name: str) -> dict[str, str]:
@@ -61,8 +59,3 @@ def versions(name: str) -> dict[str, str]:
     distributions = importlib.metadata.packages_distributions()
     found = [name for library in SYSTEMS[name].libraries for name in distributions.get(library, ())]
     return {name: importlib.metadata.version(name) for name in found}
-
-
-def _find_missing(name: str) -> list[str]:
-    libraries = SYSTEMS[name].libraries
-    return [library for library in libraries if importlib.util.find_spec(library) is None]

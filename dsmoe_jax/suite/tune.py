@@ -16,7 +16,6 @@ resumes.
 import contextlib
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import math
 import pathlib
@@ -27,7 +26,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dsmoe_jax import config as config_lib
-from dsmoe_jax import identity, main
+from dsmoe_jax import extras, identity, main
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.suite import processes, progress, search_results, search_space
 
@@ -81,17 +80,13 @@ def run(request: Request) -> pathlib.Path:
       The file of the best setting.
 
     Raises:
-      ValueError: On a bad request or configuration, when another process works on the study, or
-        when a trial fails for another reason than a loss that is not finite.
-      ModuleNotFoundError: Without Optuna.
+      ValueError: On a bad request or configuration, without Optuna, when another process works on
+        the study, or when a trial fails for another reason than a loss that is not finite.
       stop_lib.InterruptedRunError: When asked to stop; what was done stays.
     """
     if request.num_trials < 1:
         raise ValueError(f"--trials: expected a number >= 1, got {request.num_trials}")
-    if importlib.util.find_spec("optuna") is None:
-        raise ModuleNotFoundError(
-            "tune: expected the package optuna, found none; pip install '.[tune]'"
-        )
+    extras.require("optuna", extra="tune", what="tune: ")
     request.folder.mkdir(parents=True, exist_ok=True)
     with processes.lock(request.folder / "study.lock") as lock:
         if lock is None:
@@ -237,7 +232,8 @@ class _Search:
             seed=seed, n_startup_trials=_STARTUP_TRIALS, constant_liar=True
         )
         trial = self._suggest()
-        if _name(trial.params) in seen:
+        # What a killed study had asked for comes first and may be done by now.
+        while _name(trial.params) in seen:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             self._study.enqueue_trial(self._draw(random.Random(seed), seen))
             trial = self._suggest()

@@ -10,7 +10,7 @@ import pytest
 from dsmoe_jax import config as config_lib
 from dsmoe_jax import scorers
 from dsmoe_jax.data import statistics
-from dsmoe_jax.peers import implicit_models, lightfm_warp, youtube_dnn
+from dsmoe_jax.peers import implicit_models, lightfm_warp, trials, youtube_dnn
 from tests import tiny
 
 CONFIG = config_lib.EvalConfig(k=(3, 5), query_batch=16)
@@ -22,16 +22,16 @@ def store(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("module", "values"),
+    "values",
     [
-        (implicit_models, [*implicit_models.ALS.values()]),
-        (implicit_models, [*implicit_models.BPR.values()]),
-        (lightfm_warp, [lightfm_warp.COMPONENTS, lightfm_warp.EPOCHS]),
-        (youtube_dnn, [youtube_dnn.TEMPERATURES, youtube_dnn.EPOCHS]),
+        [*implicit_models.ALS.values()],
+        [*implicit_models.BPR.values()],
+        [lightfm_warp.COMPONENTS, lightfm_warp.EPOCHS],
+        [youtube_dnn.TEMPERATURES, youtube_dnn.EPOCHS],
     ],
 )
-def test_every_combination_is_within_the_budget_of_twelve_trials(module, values):
-    assert math.prod(map(len, values)) == module.NUM_TRIALS <= 12
+def test_every_combination_is_within_the_budget_of_twelve_trials(values):
+    assert math.prod(map(len, values)) == trials.NUM_TRIALS <= 12
 
 
 class Factors:
@@ -84,7 +84,7 @@ class Limit:
 def test_bpr_is_fitted_in_one_thread_and_keeps_the_users_training_vector(store, implicit):
     clicks = scorers.read_clicks(store)
     fitted = list(implicit_models.fit_bpr(clicks, store, seed=7))
-    assert len(fitted) == implicit_models.NUM_TRIALS
+    assert len(fitted) == trials.NUM_TRIALS
     for (settings, _), model in zip(fitted, implicit, strict=True):
         assert model.settings == {
             **settings,

@@ -37,7 +37,7 @@ def judge(store, scorer, split="test"):
 
 
 def evaluate_trials(store, *made):
-    return trials.evaluate_trials("peer", made, 12, store, CONFIG, seed=0)
+    return trials.evaluate_trials("peer", made, store, CONFIG, seed=0)
 
 
 def test_a_peer_has_a_row_as_it_comes_and_one_with_the_prior(store):
@@ -76,7 +76,8 @@ def test_the_trial_that_is_best_beside_the_prior_need_not_be_best_alone(store, m
     assert with_prior.settings == {"kind": "random", **prior}
 
 
-def test_no_more_trials_are_fitted_than_the_budget_has(store):
+def test_no_more_trials_are_fitted_than_the_budget_has(store, monkeypatch):
+    monkeypatch.setattr(trials, "NUM_TRIALS", 3)
     fitted = []
 
     def fit():
@@ -84,7 +85,7 @@ def test_no_more_trials_are_fitted_than_the_budget_has(store):
             fitted.append(number)
             yield {"number": number}, RANDOM[1]
 
-    trials.evaluate_trials("peer", fit(), 3, store, CONFIG, seed=0)
+    trials.evaluate_trials("peer", fit(), store, CONFIG, seed=0)
     assert fitted == [0, 1, 2]
 
 

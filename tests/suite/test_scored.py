@@ -20,7 +20,7 @@ CONFIG = "configs/kuairand.py:sample"
 def evaluate_references(store, config, *, seed):
     """A peer of one trial."""
     made = [({"a": 1}, scorers.make_popularity(store))]
-    return trials.evaluate_trials("popular", made, 12, store, config, seed=seed)
+    return trials.evaluate_trials("popular", made, store, config, seed=seed)
 
 
 @pytest.fixture

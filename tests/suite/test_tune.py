@@ -2,19 +2,21 @@
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import signal
 import sys
 import threading
 import time
 
+import optuna
 import pytest
 
 from dsmoe_jax import config, overrides
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data.prepare import kuairand
 from dsmoe_jax.suite import __main__ as command_line
-from dsmoe_jax.suite import processes, search_space, tune
+from dsmoe_jax.suite import processes, search_results, search_space, tune
 
 CONFIG = "configs/kuairand.py:sample,dssm"
 # One field is left: 0.3, the configuration's own, then 0.0, 0.1 and 0.5.
@@ -149,6 +151,27 @@ def test_a_trial_that_falls_behind_is_ended_early(search, monkeypatch):
     assert int(behind["epochs"]) < 100
 
 
+def ended(score):
+    choices = optuna.distributions.CategoricalDistribution(("1", "2"))
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState.FAIL,
+        params={"train.batch_size": "1"},
+        distributions={"train.batch_size": choices},
+        user_attrs={"end": "done", "seconds": 1.0},
+        intermediate_values={0: score},
+    )
+
+
+def test_a_setting_that_ended_as_the_search_was_killed_is_one_row(tmp_path):
+    # Its end was noted, its study was not told, and so it was tried again.
+    space = {"train.batch_size": (1, 2)}
+    found = search_results.write(
+        tmp_path, [ended(0.1), ended(0.2)], space, config="a.py", score_name="macro recall@50"
+    )
+    assert json.loads(found.read_text())["trials"] == 1
+    assert json.loads(found.read_text())["score"] == {"validation macro recall@50": 0.2}
+
+
 def test_a_loss_that_is_not_finite_is_a_trial_without_a_score(search):
     search.behavior = {"0.5": scores(error="error: the loss is not finite")}
     search.run()
@@ -196,8 +219,8 @@ def test_a_wrong_request_is_refused_in_one_line(capsys, tmp_path, arguments, mes
 
 
 def test_without_optuna_the_extra_is_named(search, monkeypatch):
-    monkeypatch.setattr(tune.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[tune\]'"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install '\.\[tune\]'"):
         search.run()
 
 
