@@ -41,16 +41,17 @@ AXES = {
 
 # What the data want of single methods, however many rows there are.
 OF_METHOD: dict[str, dict[str, Any]] = {"sass": {"pretrain_epochs": 3}}
-# What few rows want of every method, and of single ones beside it.
+# What few rows want of every method, and of single ones beside it, by section of the experiment.
 FEW_ROWS: dict[str, Any] = {"output_dim": 64, "input_dropout": 0.3}
-FEW_ROWS_OF: dict[str, dict[str, Any]] = {
-    "dsmoe": {"hidden_dim": 64},
-    "dssm": {"hidden_dims": (64,)},
-    "dssm_per_scenario": {"hidden_dims": (64,)},
-    "mind": {"hidden_dims": (64,)},
-    "mmoe": {"expert_dims": (64,)},
-    "perscen": {"hidden_dim": 64},
-    "sass": {"hidden_dims": (64, 64)},
+FEW_ROWS_OF: dict[str, dict[str, dict[str, Any]]] = {
+    "dsmoe": {"model": {"hidden_dim": 64}},
+    "dssm": {"model": {"hidden_dims": (64,)}},
+    "dssm_per_scenario": {"model": {"hidden_dims": (64,)}},
+    "m5": {"model": {"attention_length": 10, "attention_dim": 32, "expert_dims": (64,)}},
+    "mind": {"model": {"hidden_dims": (64,)}},
+    "mmoe": {"model": {"expert_dims": (64,)}},
+    "perscen": {"model": {"hidden_dim": 64}},
+    "sass": {"model": {"hidden_dims": (64, 64)}},
 }
 FEW_ROWS_OF_TEACHER: dict[str, dict[str, Any]] = {
     "mmoe_din": {"expert_dims": (64, 64), "tower_dims": (32,), "attention_length": 20},
@@ -72,9 +73,9 @@ def get_config(variant: str = "") -> config.Experiment:
         teacher=config.TeacherConfig(model=make_teacher(chosen)),
     )
     variants.assign(experiment.model, OF_METHOD.get(chosen.get("method", ""), {}))
+    variants.assign(experiment.train, experiment.model.recipe)
     if "data" in chosen and "recipe" not in chosen:
         use_few_rows_recipe(experiment, chosen)
-    variants.assign(experiment.train, experiment.model.recipe)
     experiment.features.history_encoder = methods.history_encoder(chosen)
     if not methods.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
@@ -100,7 +101,9 @@ def use_few_rows_recipe(experiment: config.Experiment, chosen: dict[str, str]) -
     experiment.train.average_decay = 0.995
     experiment.loss.distill_weight = 3.0
     method = chosen.get("method", methods.DEFAULT_MATCHER)
-    variants.assign(experiment.model, {**FEW_ROWS, **FEW_ROWS_OF.get(method, {})})
+    variants.assign(experiment.model, FEW_ROWS)
+    for section, values in FEW_ROWS_OF.get(method, {}).items():
+        variants.assign(getattr(experiment, section), values)
     experiment.teacher.patience = 3
     rankers = methods.list_rankers(chosen, experiment.teacher.model)
     for name, ranker in rankers.items():

@@ -33,6 +33,7 @@ class M5Config(config.MatcherConfig):
     """Hyper-parameters of M5.
 
     Attributes:
+      attention_length: Most recent events of a scenario's history that are read.
       attention_dim: W, width of a token in the transformer block and of an interest.
       num_heads: Attention heads, which divide `attention_dim`.
       num_experts: K.
@@ -52,6 +53,7 @@ class M5Config(config.MatcherConfig):
         "attention_dim": (32, 64),
     }
 
+    attention_length: int = 50
     attention_dim: int = 64
     num_heads: int = 2
     num_experts: int = 4
@@ -79,7 +81,14 @@ class M5Config(config.MatcherConfig):
         checks.check_fields(
             self,
             "model",
-            counts=("attention_dim", "num_heads", "num_experts", "output_dim", "mask_negatives"),
+            counts=(
+                "attention_length",
+                "attention_dim",
+                "num_heads",
+                "num_experts",
+                "output_dim",
+                "mask_negatives",
+            ),
             widths=("expert_dims",),
             rates=("input_dropout", "mask_rate"),
             shares=("bn_momentum",),
@@ -127,6 +136,7 @@ class M5(two_tower.Matcher):
     Attributes: see `M5Config`.
     """
 
+    attention_length: int
     attention_dim: int
     num_heads: int
     num_experts: int
@@ -218,15 +228,21 @@ class M5(two_tower.Matcher):
     def _length(self) -> int:
         """L."""
         joined = {s.name: s for s in self.spec.sequences}[features.SCENARIO_HISTORIES]
-        return joined.max_len // self.spec.num_scenarios
+        return min(joined.max_len // self.spec.num_scenarios, self.attention_length)
 
     def _order(self, users: batch_lib.Users) -> batch_lib.Users:
-        """Every scenario's history with the most recent event first."""
-        name = features.SCENARIO_HISTORIES
+        """The last events of every scenario's history, the most recent first."""
+        name, S = features.SCENARIO_HISTORIES, self.spec.num_scenarios
         joined = users.sequences[name]
-        apart = jax.tree.map(lambda leaf: leaf.reshape(-1, self._length, *leaf.shape[2:]), joined)
+        apart = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, leaf.shape[1] // S, *leaf.shape[2:]), joined
+        )
         ordered = jax.tree.map(
-            lambda leaf, whole: leaf.reshape(whole.shape), embed.recent_first(apart), joined
+            lambda leaf, whole: leaf[:, : self._length].reshape(
+                len(whole), S * self._length, *whole.shape[2:]
+            ),
+            embed.recent_first(apart),
+            joined,
         )
         return users._replace(sequences={**users.sequences, name: ordered})
 

@@ -189,6 +189,30 @@ def test_a_history_speaks_through_its_content():
     assert np.abs(first[1:] - second[1:]).max(axis=1).min() > 1e-4
 
 
+def test_only_the_last_events_of_every_scenario_are_read():
+    short, _ = make(attention_length=L - 1)
+    variables = short.init(jax.random.key(0), USERS, ITEMS, SCENARIO_B, train=False)
+    variables = {**variables, "constants": item_fields()}
+    joined = USERS.sequences[features.SCENARIO_HISTORIES]
+    full_BSL = jnp.asarray(np.random.default_rng(0).integers(1, V, (B, S, L)), jnp.int32)
+
+    def read(ids_BSL):
+        sequence = joined._replace(ids_BLF=ids_BSL.reshape(B, S * L, 1))
+        users = USERS._replace(sequences={**USERS.sequences, features.SCENARIO_HISTORIES: sequence})
+        return np.asarray(run(short, variables, users, SCENARIO_B, method="embed_user")[0])
+
+    other_BSL = full_BSL % (V - 1) + 1
+    found = read(full_BSL)
+    np.testing.assert_array_equal(found, read(full_BSL.at[:, :, 0].set(other_BSL[:, :, 0])))
+    for t in range(1, L):
+        changed = read(full_BSL.at[:, :, t].set(other_BSL[:, :, t]))
+        assert np.abs(found - changed).max(axis=(1, 2)).min() > 1e-5
+    # A history that is shorter than what may be read.
+    few_BSL = full_BSL.at[:, :, 1:].set(0)
+    changed = read(few_BSL.at[:, :, 0].set(other_BSL[:, :, 0]))
+    assert np.abs(read(few_BSL) - changed).max(axis=(1, 2)).min() > 1e-5
+
+
 def test_the_masked_item_loss_is_of_training_alone_and_weighted():
     _, variables = make()
     found = []
