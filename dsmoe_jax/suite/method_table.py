@@ -10,6 +10,8 @@ from dsmoe_jax import config as config_lib
 from dsmoe_jax import methods
 from dsmoe_jax.suite import tables
 
+NAME = "table1"
+
 
 def make() -> tables.Table:
     """One row per method and per teacher of the registry."""
@@ -27,7 +29,7 @@ def make() -> tables.Table:
         'that say "-style" rebuild a paper whose details are not public.'
     )
     return tables.Table(
-        "table1",
+        NAME,
         "Table 1: methods",
         ("", "stage", "architecture", "ANN", "user-item interaction"),
         tuple(tuple(map(tables.Value, row)) for row in rows),
