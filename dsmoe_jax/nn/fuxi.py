@@ -5,11 +5,13 @@ makes of it: narrow sub-spaces that share one stack of blocks, and a sparsely ga
 experts in place of the feed-forward network. One sub-space and one expert are FuXi-alpha.
 
 **Deviation:** Fuxi-MME's text was not available, only its abstract and summaries of it: this is
-Fuxi-MME-style. That the experts are the feed-forward networks, their number, top-k routing with
-renormalised weights and the balancing loss are this project's reading.
+Fuxi-MME-style. That the experts are the feed-forward networks (or the projections of attention as
+well), their number, top-k routing with renormalised weights and the balancing loss are this
+project's reading.
 
 Letters: B examples, M sub-spaces, L positions, E width of a sub-space, H heads, A width of a head,
-F width of all heads, K experts, I hidden width of an expert, N the longest history.
+F width of all heads, K experts, I hidden width of an expert, O output width of a layer, N the
+longest history.
 """
 
 import flax.linen as nn
@@ -23,49 +25,38 @@ from dsmoe_jax.nn import dropout as dropout_lib
 _STACKED = nn.initializers.lecun_normal(batch_axis=(0,))
 
 
-class ExpertFFN(nn.Module):
-    """sum_k g_k (SiLU(y W1_k) * (y W3_k)) W2_k over the best experts of each position.
-
-    All experts are computed, side by side in one product, and weighted before the last one, which
-    sums over them: with a handful of experts that is cheaper than moving rows.
+class Router(nn.Module):
+    """Which experts a position uses, and how much of each.
 
     Attributes:
-      hidden_dim: I.
-      num_experts: K; with one there is no gate.
-      experts_per_token: Experts whose gate weight is kept, at most K.
+      num_experts: K; with one there is nothing to choose, and no parameter.
+      experts_per_token: Experts whose weight is kept, at most K.
     """
 
-    hidden_dim: int
     num_experts: int
     experts_per_token: int
 
     @nn.compact
     def __call__(
         self, y_BMLE: Float[jax.Array, "B M L E"], mask_BL: Bool[jax.Array, "B L"]
-    ) -> tuple[Float[jax.Array, "B M L E"], Float[jax.Array, ""]]:
-        """The output, and K sum_k f_k P_k: 1 where positions spread evenly over the experts.
+    ) -> tuple[Float[jax.Array, "B M L K"], Float[jax.Array, ""]]:
+        """Weights that sum to 1 over the kept experts, and K sum_k f_k P_k.
 
-        f_k is the share of the kept weights' places that expert k has, P_k the mean of its weight
-        before any is dropped, both over the positions that count (Fedus et al., "Switch
-        Transformers").
+        The second is 1 where positions spread evenly over the experts. f_k is the share of the kept
+        weights' places that expert k has, P_k the mean of its weight before any is dropped, both
+        over the positions that count (Fedus et al., "Switch Transformers").
         """
-        K, E, hidden = self.num_experts, y_BMLE.shape[-1], self.hidden_dim
-        first_KEI = self.param("first", _STACKED, (K, E, hidden), jnp.float32)
-        third_KEI = self.param("third", _STACKED, (K, E, hidden), jnp.float32)
-        second_KIE = self.param("second", _STACKED, (K, hidden, E), jnp.float32)
-        inner = nn.silu(y_BMLE @ _side_by_side(first_KEI)) * (y_BMLE @ _side_by_side(third_KEI))
-        balance = jnp.ones((), y_BMLE.dtype)
-        if K > 1:
-            router_EK = self.param("router", nn.initializers.lecun_normal(), (E, K), jnp.float32)
-            share_BMLK = nn.softmax(y_BMLE @ router_EK)
-            _, best = jax.lax.top_k(share_BMLK, self.experts_per_token)
-            kept_BMLK = jax.nn.one_hot(best, K, dtype=share_BMLK.dtype).sum(axis=-2)
-            gate_BMLK = share_BMLK * kept_BMLK
-            gate_BMLK = gate_BMLK / gate_BMLK.sum(axis=-1, keepdims=True)
-            apart = inner.reshape(*gate_BMLK.shape, hidden) * gate_BMLK[..., None]
-            inner = apart.reshape(inner.shape)
-            balance = self._balance(share_BMLK, kept_BMLK, mask_BL)
-        return inner @ second_KIE.reshape(K * hidden, E), balance
+        K = self.num_experts
+        if K == 1:
+            return jnp.ones((*y_BMLE.shape[:-1], 1), y_BMLE.dtype), jnp.ones((), y_BMLE.dtype)
+        lecun = nn.initializers.lecun_normal()
+        router_EK = self.param("kernel", lecun, (y_BMLE.shape[-1], K), jnp.float32)
+        share_BMLK = nn.softmax(y_BMLE @ router_EK)
+        _, best = jax.lax.top_k(share_BMLK, self.experts_per_token)
+        kept_BMLK = jax.nn.one_hot(best, K, dtype=share_BMLK.dtype).sum(axis=-2)
+        gate_BMLK = share_BMLK * kept_BMLK
+        gate_BMLK = gate_BMLK / gate_BMLK.sum(axis=-1, keepdims=True)
+        return gate_BMLK, self._balance(share_BMLK, kept_BMLK, mask_BL)
 
     def _balance(
         self,
@@ -78,6 +69,64 @@ class ExpertFFN(nn.Module):
         mean_K = (share_BMLK * counts_B1L1).sum(axis=(0, 1, 2)) / positions
         used_K = (kept_BMLK * counts_B1L1).sum(axis=(0, 1, 2)) / positions / self.experts_per_token
         return self.num_experts * (used_K * mean_K).sum()
+
+
+class ExpertFFN(nn.Module):
+    """sum_k g_k (SiLU(y W1_k) * (y W3_k)) W2_k over the best experts of each position.
+
+    All experts are computed, side by side in one product, and weighted before the last one, which
+    sums over them: with a handful of experts that is cheaper than moving rows.
+
+    Attributes:
+      hidden_dim: I.
+      num_experts: K.
+      experts_per_token: See `Router`.
+    """
+
+    hidden_dim: int
+    num_experts: int
+    experts_per_token: int
+
+    @nn.compact
+    def __call__(
+        self, y_BMLE: Float[jax.Array, "B M L E"], mask_BL: Bool[jax.Array, "B L"]
+    ) -> tuple[Float[jax.Array, "B M L E"], Float[jax.Array, ""]]:
+        """The output and the balance of its experts."""
+        K, E, hidden = self.num_experts, y_BMLE.shape[-1], self.hidden_dim
+        first_KEI = self.param("first", _STACKED, (K, E, hidden), jnp.float32)
+        third_KEI = self.param("third", _STACKED, (K, E, hidden), jnp.float32)
+        second_KIE = self.param("second", _STACKED, (K, hidden, E), jnp.float32)
+        inner = nn.silu(y_BMLE @ _side_by_side(first_KEI)) * (y_BMLE @ _side_by_side(third_KEI))
+        gate_BMLK, balance = Router(K, self.experts_per_token, name="router")(y_BMLE, mask_BL)
+        apart = inner.reshape(*gate_BMLK.shape, hidden) * gate_BMLK[..., None]
+        return apart.reshape(inner.shape) @ second_KIE.reshape(K * hidden, E), balance
+
+
+class ExpertProjection(nn.Module):
+    """sum_k g_k x W_k over the best experts of each position.
+
+    Attributes:
+      out_dim: O.
+      num_experts: K.
+      experts_per_token: See `Router`.
+      kernel_init: Of every expert's kernel.
+    """
+
+    out_dim: int
+    num_experts: int
+    experts_per_token: int
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(
+        self, x_BMLE: Float[jax.Array, "B M L E"], mask_BL: Bool[jax.Array, "B L"]
+    ) -> tuple[Float[jax.Array, "B M L O"], Float[jax.Array, ""]]:
+        """The output and the balance of its experts."""
+        K, E = self.num_experts, x_BMLE.shape[-1]
+        gate_BMLK, balance = Router(K, self.experts_per_token, name="router")(x_BMLE, mask_BL)
+        kernel_KEO = self.param("kernel", self.kernel_init, (K, E, self.out_dim), jnp.float32)
+        apart = (x_BMLE @ _side_by_side(kernel_KEO)).reshape(*gate_BMLK.shape, -1)
+        return (apart * gate_BMLK[..., None]).sum(axis=-2), balance
 
 
 def _side_by_side(kernel_KEI: Float[jax.Array, "K E I"]) -> Float[jax.Array, "E K*I"]:
@@ -99,7 +148,9 @@ class Block(nn.Module):
       num_heads: H.
       ffn_multiple: Hidden width of the feed-forward network, in E.
       num_experts: K.
-      experts_per_token: See `ExpertFFN`.
+      experts_per_token: See `Router`.
+      expert_projections: Whether W and Linear are mixtures of experts too, each by a router of its
+        own; the feed-forward network always is.
       max_len: N.
       dropout: Rate.
     """
@@ -109,6 +160,7 @@ class Block(nn.Module):
     ffn_multiple: int
     num_experts: int
     experts_per_token: int
+    expert_projections: bool
     max_len: int
     dropout: float
 
@@ -116,19 +168,25 @@ class Block(nn.Module):
     def __call__(
         self, x_BMLE: Float[jax.Array, "B M L E"], timeline: causal.Timeline, *, train: bool
     ) -> tuple[Float[jax.Array, "B M L E"], Float[jax.Array, ""]]:
-        """The block's output and the balance of its experts."""
-        E = self.dim
+        """The block's output and the balance of its experts, the mean over its layers."""
+        E, K, kept = self.dim, self.num_experts, self.experts_per_token
+        projections = K if self.expert_projections else 1
         normal = nn.initializers.normal(causal.KERNEL_STD)
-        kernel_EO = self.param("uvqk", normal, (E, 6 * E), jnp.float32)
-        joint_BMLO = nn.silu(causal.rms_norm(x_BMLE) @ kernel_EO)
-        gate, value, query, key = jnp.split(joint_BMLO, (3 * E, 4 * E, 5 * E), axis=-1)
+        project = ExpertProjection(6 * E, projections, min(kept, projections), normal, name="uvqk")
+        joint_BMLO, of_project = project(causal.rms_norm(x_BMLE), timeline.mask_BL)
+        gate, value, query, key = jnp.split(nn.silu(joint_BMLO), (3 * E, 4 * E, 5 * E), axis=-1)
         mixed = gate * causal.rms_norm(self._attend(value, query, key, timeline))
         mixed = dropout_lib.Dropout(self.dropout)(mixed, train=train)
-        xavier = nn.initializers.xavier_uniform()
-        y_BMLE = x_BMLE + nn.Dense(E, kernel_init=xavier, name="output")(mixed)
-        ffn = ExpertFFN(self.ffn_multiple * E, self.num_experts, self.experts_per_token, name="ffn")
+        xavier = nn.initializers.xavier_uniform(batch_axis=(0,))
+        output = ExpertProjection(E, projections, min(kept, projections), xavier, name="output")
+        change_BMLE, of_output = output(mixed, timeline.mask_BL)
+        bias_E = self.param("output_bias", nn.initializers.zeros_init(), (E,), jnp.float32)
+        y_BMLE = x_BMLE + change_BMLE + bias_E[None, None, None]
+        ffn = ExpertFFN(self.ffn_multiple * E, K, kept, name="ffn")
         normed_BMLE = dropout_lib.Dropout(self.dropout)(causal.rms_norm(y_BMLE), train=train)
         change_BMLE, balance = ffn(normed_BMLE, timeline.mask_BL)
+        if self.expert_projections:
+            balance = (of_project + of_output + balance) / 3
         return y_BMLE + change_BMLE, balance
 
     def _attend(
@@ -164,7 +222,8 @@ class Encoder(causal.Encoder):
       ffn_multiple: Hidden width of a feed-forward network, in its input's.
       num_subspaces: M.
       num_experts: K.
-      experts_per_token: See `ExpertFFN`.
+      experts_per_token: See `Router`.
+      expert_projections: See `Block`.
       subspace_token: Whether a learned vector per sub-space joins the first block's input.
     """
 
@@ -172,6 +231,7 @@ class Encoder(causal.Encoder):
     num_subspaces: int = 1
     num_experts: int = 1
     experts_per_token: int = 1
+    expert_projections: bool = False
     subspace_token: bool = False
 
     @nn.compact
@@ -185,7 +245,7 @@ class Encoder(causal.Encoder):
     ) -> tuple[Float[jax.Array, "B L ME"], causal.Aux]:
         """See `causal.Encoder`.
 
-        With several experts and in training, "balance" is the mean of `ExpertFFN`'s over blocks.
+        With several experts and in training, "balance" is the mean of `Router`'s over layers.
         """
         B, L, dim = event_BLE.shape
         M, E = self.num_subspaces, dim // self.num_subspaces
@@ -212,6 +272,7 @@ class Encoder(causal.Encoder):
                 ffn_multiple=self.ffn_multiple,
                 num_experts=self.num_experts,
                 experts_per_token=self.experts_per_token,
+                expert_projections=self.expert_projections,
                 max_len=self.max_len,
                 dropout=self.dropout,
                 name=f"block_{n}",

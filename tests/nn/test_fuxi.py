@@ -1,5 +1,6 @@
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,19 +25,13 @@ def run(encoder, variables, event_BLE, timeline):
     return encoder.apply(variables, event_BLE, timeline, train=False)[0]
 
 
-def naive_experts(params, y_LE, kept):
-    """The mixture, one position and one expert at a time."""
-    experts = [
-        (histories.silu(y_LE @ first) * (y_LE @ third)) @ second
-        for first, third, second in zip(
-            params["first"], params["third"], params["second"], strict=True
-        )
-    ]
+def naive_mixture(experts, params, y_LE, kept):
+    """What the experts of each position say, one position and one expert at a time."""
     if len(experts) == 1:
         return experts[0]
-    out = np.zeros_like(y_LE)
+    out = np.zeros_like(experts[0])
     for i, y in enumerate(y_LE):
-        logit = y @ params["router"]
+        logit = y @ params["router"]["kernel"]
         share = np.exp(logit - logit.max()) / np.exp(logit - logit.max()).sum()
         best = np.argsort(-share)[:kept]
         for k in best:
@@ -44,10 +39,20 @@ def naive_experts(params, y_LE, kept):
     return out
 
 
+def naive_ffn(params, y_LE, kept):
+    kernels = zip(params["first"], params["third"], params["second"], strict=True)
+    experts = [(histories.silu(y_LE @ a) * (y_LE @ b)) @ c for a, b, c in kernels]
+    return naive_mixture(experts, params, y_LE, kept)
+
+
+def naive_projection(params, x_LE, kept):
+    return naive_mixture([x_LE @ kernel for kernel in params["kernel"]], params, x_LE, kept)
+
+
 def naive_block(params, x_LE, bucket_LL, num_heads, kept=1):
     """FuXi-alpha's block as printed, with loops over heads and pairs of positions."""
     n, width = x_LE.shape
-    joint = histories.silu(histories.rms(x_LE) @ params["uvqk"])
+    joint = histories.silu(naive_projection(params["uvqk"], histories.rms(x_LE), kept))
     u, v, q, k = np.split(joint, (3 * width, 4 * width, 5 * width), axis=1)
     head = width // num_heads
     mixed = np.zeros((n, num_heads, 3, head))
@@ -59,8 +64,8 @@ def naive_block(params, x_LE, bucket_LL, num_heads, kept=1):
                 mixed[i, h, 1] += params["bias"]["time"][bucket_LL[i, j]] * v[j, part]
                 mixed[i, h, 2] += histories.silu(q[i, part] @ k[j, part]) / N * v[j, part]
     gated = u * histories.rms(mixed.reshape(n, -1))
-    y_LE = x_LE + gated @ params["output"]["kernel"] + params["output"]["bias"]
-    return y_LE + naive_experts(params["ffn"], histories.rms(y_LE), kept)
+    y_LE = x_LE + naive_projection(params["output"], gated, kept) + params["output_bias"]
+    return y_LE + naive_ffn(params["ffn"], histories.rms(y_LE), kept)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +77,7 @@ def naive_block(params, x_LE, bucket_LL, num_heads, kept=1):
         {"num_experts": 3, "experts_per_token": 2},
         {"num_subspaces": 2, "num_heads": 2, "num_experts": 3, "experts_per_token": 1},
         {"num_subspaces": 2, "subspace_token": True},
+        {"num_experts": 3, "experts_per_token": 2, "expert_projections": True},
     ],
 )
 def test_encoder_equals_the_printed_block_sub_space_by_sub_space(changes):
@@ -103,7 +109,8 @@ def test_equal_experts_are_one():
     params = dict(variables["params"])
     for block in ("block_0", "block_1"):
         ffn = {n: jnp.tile(leaf, (3, 1, 1)) for n, leaf in params[block]["ffn"].items()}
-        ffn["router"] = jnp.asarray(np.random.default_rng(0).normal(size=(E, 3)), jnp.float32)
+        router_EK = np.random.default_rng(0).normal(size=(E, 3))
+        ffn["router"] = {"kernel": jnp.asarray(router_EK, jnp.float32)}
         params[block] = {**params[block], "ffn": ffn}
     np.testing.assert_allclose(
         run(several, {"params": params}, event_BLE, timeline),
@@ -193,6 +200,11 @@ def test_experts_are_narrow_copies_with_a_router():
     ffn = 3 * (3 * width * 2 * width) + width * 3
     block = width * 6 * width + 3 * width * width + width + (2 * N - 1) + 129 + ffn
     assert histories.count(variables) == 2 * block + N * width
+    _, projected, _, _ = make(
+        num_subspaces=2, num_experts=3, experts_per_token=2, expert_projections=True
+    )
+    more = 2 * (6 + 3) * width * width + width * 3 + 3 * width * 3
+    assert histories.count(projected) == 2 * (block + more) + N * width
 
 
 def balance_of(router_EK, mask_BL, kept):
@@ -200,7 +212,7 @@ def balance_of(router_EK, mask_BL, kept):
     ffn = fuxi.ExpertFFN(hidden_dim=2, num_experts=2, experts_per_token=kept)
     y_BMLE = jnp.eye(2)[None, None]
     variables = ffn.init(jax.random.key(0), y_BMLE, mask_BL)
-    params = {**variables["params"], "router": jnp.asarray(router_EK, jnp.float32)}
+    params = {**variables["params"], "router": {"kernel": jnp.asarray(router_EK, jnp.float32)}}
     return float(ffn.apply({"params": params}, y_BMLE, mask_BL)[1])
 
 
@@ -212,6 +224,24 @@ def test_balance_is_one_when_even_and_grows_towards_the_number_of_experts():
     # Padding does not count.
     first = jnp.asarray([[True, False]])
     assert balance_of([[9, -9], [-9, 9]], first, 1) == pytest.approx(2.0, abs=1e-5)
+
+
+def test_balance_of_mixed_projections_is_the_mean_over_all_routers():
+    fields = {"num_blocks": 1, "num_experts": 3, "experts_per_token": 1, "expert_projections": True}
+    encoder, variables, event_BLE, timeline = make(**fields)
+    _, aux = encoder.apply(variables, event_BLE, timeline, train=True)
+    found = []
+
+    def keep(next_fun, args, kwargs, context):
+        out = next_fun(*args, **kwargs)
+        if isinstance(context.module, fuxi.Router) and context.method_name == "__call__":
+            found.append(float(out[1]))
+        return out
+
+    with nn.intercept_methods(keep):
+        encoder.apply(variables, event_BLE, timeline, train=False)
+    assert len(found) == 3 and len(set(found)) == 3
+    assert float(aux["balance"]) == pytest.approx(np.mean(found), rel=1e-5)
 
 
 def test_balance_is_a_loss_of_training_with_several_experts():

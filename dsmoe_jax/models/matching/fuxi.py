@@ -5,6 +5,9 @@ Owns the choice of the encoder, which is `nn/fuxi.py`; all else is in `next_item
 
 import dataclasses
 
+import jax
+from jaxtyping import Float
+
 from dsmoe_jax import features
 from dsmoe_jax.models.matching import next_item, two_tower
 from dsmoe_jax.nn import causal, fuxi
@@ -43,7 +46,11 @@ class FuxiMMEConfig(next_item.NextItemConfig):
       num_subspaces: M, parts of the item embedding that go through the encoder on their own.
       num_experts: Feed-forward networks of a block.
       experts_per_token: How many of them a position uses.
+      moe_in: What is a mixture of experts: "ffn", the feed-forward network, or "ffn+proj", the
+        projections before and after attention as well.
       subspace_token: Whether a learned vector per sub-space joins the first block's input.
+      normalize_parts: Whether outputs and items are brought to one length in each sub-space, so
+        that all weigh the same, and not as a whole.
       balance_weight: Of the loss that spreads positions over experts, >= 0.
     """
 
@@ -52,6 +59,8 @@ class FuxiMMEConfig(next_item.NextItemConfig):
     num_subspaces: int = 2
     num_experts: int = 4
     experts_per_token: int = 2
+    moe_in: str = "ffn"
+    normalize_parts: bool = False
     subspace_token: bool = False
     balance_weight: float = 0.01
 
@@ -62,7 +71,9 @@ class FuxiMMEConfig(next_item.NextItemConfig):
           ValueError: When a field is out of range.
         """
         fields = self.check(
-            spec, counts=("ffn_multiple", "num_subspaces", "num_experts", "experts_per_token")
+            spec,
+            counts=("ffn_multiple", "num_subspaces", "num_experts", "experts_per_token"),
+            choices={"moe_in": ("ffn", "ffn+proj")},
         )
         M = self.num_subspaces
         next_item.check_division("num_subspaces", M, "output_dim", self.output_dim)
@@ -111,7 +122,7 @@ class FuxiMME(next_item.NextItemMatcher):
     """Fuxi-MME-style: sub-spaces of the item table, one encoder for all, mixtures of experts.
 
     The score is the sum of the sub-spaces' inner products, which is one inner product of what is
-    joined; so is the length that outputs are brought to.
+    joined; so is the length that outputs are brought to, but for `normalize_parts`.
 
     **Paper:** "Fuxi-MME", its abstract. **Deviation:** see `FuxiMMEConfig` and `nn/fuxi.py`.
 
@@ -122,6 +133,8 @@ class FuxiMME(next_item.NextItemMatcher):
     num_subspaces: int
     num_experts: int
     experts_per_token: int
+    moe_in: str
+    normalize_parts: bool
     subspace_token: bool
     balance_weight: float
 
@@ -135,11 +148,20 @@ class FuxiMME(next_item.NextItemMatcher):
             num_subspaces=self.num_subspaces,
             num_experts=self.num_experts,
             experts_per_token=self.experts_per_token,
+            expert_projections=self.moe_in == "ffn+proj",
             subspace_token=self.subspace_token,
             max_len=max_len,
             dropout=self.dropout,
             input_dropout=self.input_dropout,
         )
+
+    def normalize(self, vector: Float[jax.Array, "... D"]) -> Float[jax.Array, "... D"]:
+        """See `next_item.NextItemMatcher`; the parts' lengths are M^-0.5 where each has its own."""
+        if not self.normalize_parts:
+            return super().normalize(vector)
+        M = self.num_subspaces
+        parts = causal.unit_norm(vector.reshape(*vector.shape[:-1], M, -1)) * M**-0.5
+        return parts.reshape(vector.shape)
 
     def weigh(self, aux: two_tower.Aux) -> two_tower.Aux:
         """See `next_item.NextItemMatcher`."""

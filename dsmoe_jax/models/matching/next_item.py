@@ -167,6 +167,10 @@ class NextItemMatcher(two_tower.Matcher):
         """The encoder's auxiliary losses with their weights."""
         return aux
 
+    def normalize(self, vector: Float[jax.Array, "... D"]) -> Float[jax.Array, "... D"]:
+        """Outputs and items as they are compared, of length 1; 0 stays 0."""
+        return causal.unit_norm(vector)
+
     def setup(self) -> None:
         """Creates the parameters."""
         D, S = self.output_dim, self.spec.num_scenarios
@@ -188,13 +192,13 @@ class NextItemMatcher(two_tower.Matcher):
         event_BLD = self.embedder(users.sequences[HISTORY].ids_BLF[..., 0])
         state_BLD, timeline, aux = self._encode(users, event_BLD, scenario_B, train)
         last_BD = causal.last_position(state_BLD, timeline.mask_BL)
-        return (causal.unit_norm(last_BD) / self.temperature)[:, None], aux
+        return (self.normalize(last_BD) / self.temperature)[:, None], aux
 
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
         """Embeddings of length 1; the scenarios are not used."""
-        return causal.unit_norm(self.embedder(items.sparse_VF[..., 0])), {}
+        return self.normalize(self.embedder(items.sparse_VF[..., 0])), {}
 
     def next_item_loss(
         self,
@@ -217,9 +221,9 @@ class NextItemMatcher(two_tower.Matcher):
         mask_BL = timeline.mask_BL
         target_BLD = causal.follow(event_BLD, candidate_BGD[:, 0], mask_BL)
         loss_BL = sampled_softmax.sampled_softmax(
-            causal.unit_norm(state_BLD) / self.temperature,
-            causal.unit_norm(target_BLD),
-            causal.unit_norm(candidate_BGD[:, 1:]),
+            self.normalize(state_BLD) / self.temperature,
+            self.normalize(target_BLD),
+            self.normalize(candidate_BGD[:, 1:]),
             causal.follow(id_BL, id_BG[:, 0], mask_BL),
             id_BG[:, 1:],
         )

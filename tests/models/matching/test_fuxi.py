@@ -49,6 +49,35 @@ def test_a_model_is_its_table_its_positions_and_its_blocks(config, expected):
     assert count(config.make(SPEC)) == table + positions + expected
 
 
+def test_parts_of_one_length_weigh_the_same():
+    fields = {"output_dim": 8, "input_dropout": 0.0, "dropout": 0.0, "temperature": 0.1}
+    whole, parts = (
+        fuxi.FuxiMMEConfig(**fields, normalize_parts=each).make(SPEC) for each in (False, True)
+    )
+    variables = tiny_features.make_variables(whole, *INPUTS)
+    (user, item), (_, raw_item) = (
+        [
+            np.asarray(model.apply(variables, *given, train=False, method=method)[0])
+            for method, given in (
+                ("embed_user", (INPUTS[0], INPUTS[2])),
+                ("embed_item", (INPUTS[1], INPUTS[2])),
+            )
+        ]
+        for model in (parts, whole)
+    )
+    for m in range(2):
+        part = slice(4 * m, 4 * m + 4)
+        np.testing.assert_allclose(np.linalg.norm(user[..., part], axis=-1), 0.5**0.5 / 0.1, 1e-5)
+        lengths = np.linalg.norm(raw_item[..., part], axis=-1, keepdims=True)
+        np.testing.assert_allclose(item[..., part], raw_item[..., part] / lengths * 0.5**0.5, 1e-4)
+    logit, _ = parts.apply(variables, *INPUTS, train=False)
+    assert np.abs(logit).max() <= 1 / 0.1 * (1 + 1e-5)
+    losses = [
+        m.apply(variables, *INPUTS, train=True, method="next_item_loss")[0] for m in (whole, parts)
+    ]
+    assert np.abs(losses[0] - losses[1]).max() > 1e-3
+
+
 def test_balance_is_weighted_and_of_training_alone():
     config = fuxi.FuxiMMEConfig(output_dim=8, input_dropout=0.0, dropout=0.0)
     model = config.make(SPEC)
