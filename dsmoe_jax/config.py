@@ -247,7 +247,8 @@ class EvalConfig:
       backend: "exact" (JAX top-k) or "faiss".
       validation_queries: Student queries per scenario sampled (fixed by the seed) each epoch.
       teacher_validation_queries: The same for the teacher, whose scoring is brute force.
-      teacher_test_queries: Teacher queries per scenario in the final report.
+      teacher_test_queries: Teacher queries per scenario in the final report; 0 leaves the teacher
+        out of it.
       query_batch: Queries embedded and searched at once.
       item_batch: Items embedded at once.
       references: Whether the report computes the reference rows (popularity, SVD, EASE, ...).
@@ -332,7 +333,7 @@ class Experiment:
             ("eval.mrr_depth", 0),
             ("eval.validation_queries", 1),
             ("eval.teacher_validation_queries", 1),
-            ("eval.teacher_test_queries", 1),
+            ("eval.teacher_test_queries", 0),
             ("eval.query_batch", 1),
             ("eval.item_batch", 1),
             ("checkpoint.every_steps", 0),

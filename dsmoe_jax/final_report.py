@@ -28,7 +28,10 @@ def write(session: session_lib.Session) -> None:
             student.frozen, split, session.sample_queries(split, None)
         )
         session.reporter.line(splits[split].describe())
-    teacher = _evaluate_teacher(session, splits) if session.needs_teacher else None
+    teacher = session.load_teacher() if session.needs_teacher else None
+    judged = None
+    if teacher is not None and session.experiment.eval.teacher_test_queries:
+        judged = _evaluate_teacher(session, teacher.frozen, splits)
     reference_rows = _evaluate_references(session, len(splits["test"].query_Q))
     progress = student.progress
     summary = results.make(
@@ -36,12 +39,12 @@ def write(session: session_lib.Session) -> None:
         store=session.store,
         test=splits["test"],
         validation=splits["validation"],
-        teacher=teacher["summary"] if teacher else None,
+        teacher=judged,
         references=reference_rows,
         params=report.count_parameters(student.frozen.params),
         time_s={
             "prepare": session.prepare_s,
-            "teacher": teacher["train_s"] if teacher else 0.0,
+            "teacher": teacher.progress.train_s if teacher else 0.0,
             "pretraining": sum(stage.progress.train_s for stage in session.load_pretrained()),
             "student": progress.train_s,
             "evaluate": time.perf_counter() - start_s,
@@ -93,16 +96,16 @@ def _evaluate_references(session: session_lib.Session, queries: int) -> dict[str
 
 
 def _evaluate_teacher(
-    session: session_lib.Session, student: dict[str, judge.Evaluation]
+    session: session_lib.Session, frozen: train_state.Frozen, student: dict[str, judge.Evaluation]
 ) -> dict[str, Any]:
-    teacher = session.load_teacher()
+    """The teacher's summary on sampled queries, with its difference from the student on them."""
     config_eval = session.experiment.eval
     limits = {
         "validation": config_eval.teacher_validation_queries,
         "test": config_eval.teacher_test_queries,
     }
     found = {
-        split: session.evaluate_ranker(teacher.frozen, split, session.sample_queries(split, limit))
+        split: session.evaluate_ranker(frozen, split, session.sample_queries(split, limit))
         for split, limit in limits.items()
     }
     summary = {
@@ -125,7 +128,7 @@ def _evaluate_teacher(
         session.reporter.line(
             "the teacher is not better than the student on validation: it teaches nothing"
         )
-    return {"summary": summary, "train_s": teacher.progress.train_s}
+    return summary
 
 
 def _scenario_views(

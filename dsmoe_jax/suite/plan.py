@@ -160,6 +160,9 @@ def _make_cells(
     teacher = _make_cell(teacher_row, teacher_seed, dropped, budget.limit(_load(config)))
     if teacher_seed != seed:
         flags += (f"--config.teacher.seed={teacher_seed}",)
+    if row.name != METHOD:
+        # It is judged once, in the cell of the method itself.
+        flags += ("--config.eval.teacher_test_queries=0",)
     cell = _make_cell(row, seed, dropped, flags)
     return [teacher, dataclasses.replace(cell, teacher=teacher.name)]
 

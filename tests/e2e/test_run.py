@@ -1,5 +1,6 @@
 import json
 import pathlib
+import shutil
 import signal
 import socket
 
@@ -129,6 +130,16 @@ def test_parts_one_by_one_equal_all_at_once(whole, tmp_path):
     for mode in ("prepare", "teacher", "student", "evaluate"):
         commands.run(*arguments, f"--mode={mode}")
     assert numbers(tmp_path) == numbers(whole)
+
+
+def test_a_report_may_leave_the_teacher_out(whole, tmp_path):
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    flags = ("--mode=evaluate", "--config.eval.teacher_test_queries=0")
+    commands.run(*ARGUMENTS, f"--workdir={copy}", *flags)
+    found, full = (json.loads((folder / "results.json").read_text()) for folder in (copy, whole))
+    assert found["teacher"] is None
+    assert found["time_s"]["teacher"] == full["time_s"]["teacher"]
+    assert found["macro"] == full["macro"]
 
 
 def test_a_part_without_the_one_before_says_what_to_run(tmp_path):

@@ -56,6 +56,14 @@ def test_what_learns_from_no_teacher_needs_none():
     assert cells["no_sap-seed0"].teacher == "teacher-seed0"
 
 
+def test_a_teacher_that_several_learn_from_is_judged_once():
+    cells = plan.make_cells(plan.TABLES, CONFIG, SMALL)
+    taught = [cell for cell in cells if cell.teacher]
+    judging = [cell.name for cell in taught if cell.experiment.eval.teacher_test_queries]
+    assert judging == ["dsmoe-seed0", "dsmoe-seed1"]
+    assert {"no_sap-seed0", "rank1-seed0"} <= {cell.name for cell in taught}
+
+
 def test_every_command_is_one_that_the_run_accepts():
     for cell in plan.make_cells(plan.TABLES, CONFIG, SMALL):
         main.parse(["dsmoe_jax", *cell.arguments]).experiment.validate()
