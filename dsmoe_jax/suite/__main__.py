@@ -11,8 +11,6 @@ from dsmoe_jax import main as command_line
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.suite import (
     budget,
-    cells,
-    finished,
     method_table,
     plan,
     planted,
@@ -20,9 +18,7 @@ from dsmoe_jax.suite import (
     planted_worlds,
     processes,
     progress,
-    render,
     report,
-    rows,
     systems,
     tables,
     tune,
@@ -30,7 +26,9 @@ from dsmoe_jax.suite import (
 )
 
 PUBLISHED = pathlib.Path(__file__).resolve().parent / "published"
-SECTIONS = (render.RESULTS, render.COMPARISON, render.PLANTED, render.METHODS)
+COMPARISON, PLANTED, METHODS = "comparison", "planted", "methods"
+SECTIONS = (COMPARISON, PLANTED, METHODS)
+CONFIG = "configs/kuairand.py:sample"
 T = TypeVar("T")
 
 
@@ -67,7 +65,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "--config.FIELD=VALUE overrides a field of every cell, e.g. for a smaller trial.",
     )
     run.add_argument("tables", nargs="+", metavar="TABLE", help=f"{', '.join(plan.TABLES)} or all")
-    run.add_argument("--config", default="configs/kuairand.py:sample", help="FILE:variant")
+    run.add_argument("--config", default=CONFIG, help="FILE:variant")
     run.add_argument("--budget", choices=sorted(budget.BUDGETS), default="small")
     run.add_argument("--seeds", type=int, help="seeds 0 to N - 1 of every row, not the budget's")
     run.add_argument("--days", help="comma-separated last days to leave out, e.g. 0,2,4")
@@ -94,16 +92,12 @@ def _make_parser() -> argparse.ArgumentParser:
         "--workers", type=int, default=2, help="trials at a time, fewer where memory is short"
     )
     written = commands.add_parser("report", help="write the report of finished cells")
-    written.add_argument("--config", default="configs/kuairand.py:sample", help="FILE:variant")
+    written.add_argument("--config", default=CONFIG, help="FILE:variant")
     written.add_argument("--records", type=pathlib.Path, required=True, help="their folder")
     written.add_argument("--dir", type=pathlib.Path, required=True, help="where to write")
-    readme = commands.add_parser("readme", help="run every missing cell of the results table")
-    readme.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("runs/readme"))
-    readme.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of every row")
-    readme.add_argument("--rows", default="", help="comma-separated names; all rows by default")
     worlds = commands.add_parser(
         "planted",
-        help="the same for the worlds whose true scores are known",
+        help="run every missing cell of the worlds whose true scores are known",
         epilog="--config.FIELD=VALUE overrides a field of every cell, e.g. for a smaller trial.",
     )
     worlds.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("runs/planted"))
@@ -128,8 +122,12 @@ def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     # This process counts multiplications and owns no device: its cells do.
     jax.config.update("jax_platforms", "cpu")
     known = {table: table for table in plan.TABLES}
-    tables = _choose("run", [t for t in options.tables if t != "all"], known)
     chosen = budget.adjust(budget.BUDGETS[options.budget], options.seeds, options.days)
+    named = [table for table in options.tables if table != "all"]
+    tables = _choose("run", named, known)
+    if "all" in options.tables:
+        wanted = {*named, *plan.TABLES} if chosen.decisions else {*named, *plan.PRINTED}
+        tables = tuple(table for table in plan.TABLES if table in wanted)
     planned = plan.make_cells(tables, options.config, chosen, flags=rest)
     if options.array:
         print(f"0-{len(planned) - 1}")
@@ -183,13 +181,6 @@ def _report(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     return 0
 
 
-def _readme(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
-    table = {row.name: row for row in rows.README_ROWS}
-    chosen = _choose("--rows", _split(options.rows), table)
-    cells.run_all(chosen, options.dir, options.seeds, PUBLISHED)
-    return 0
-
-
 def _planted(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     known = {world.name: world for world in planted_worlds.WORLDS}
     chosen = _choose("--worlds", _split(options.worlds), known)
@@ -208,17 +199,12 @@ def _render(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
 
 
 def _render_section(section: str, records: pathlib.Path) -> str:
-    if section == render.METHODS:
+    if section == METHODS:
         return tables.to_markdown(method_table.make())
-    if section == render.PLANTED:
+    if section == PLANTED:
         worlds = planted_section.load(records, planted_worlds.WORLDS)
         return planted_section.section(worlds, planted_worlds.WORLDS)
-    comparison = report.Source(PUBLISHED / "comparison", rows.README_ROWS[0].config)
-    if section == render.COMPARISON:
-        return report.to_section(comparison)
-    peers = finished.load(comparison.records, plan.peer_rows(comparison.config))
-    found = render.load(PUBLISHED, rows.README_ROWS)
-    return render.results_table(found, rows.README_ROWS, peers)
+    return report.to_section(report.Source(PUBLISHED / "comparison", CONFIG))
 
 
 def _choose(what: str, names: Sequence[str], known: dict[str, T]) -> tuple[T, ...]:
@@ -237,7 +223,6 @@ _COMMANDS = {
     "run": _run,
     "tune": _tune,
     "report": _report,
-    "readme": _readme,
     "planted": _planted,
     "render": _render,
 }

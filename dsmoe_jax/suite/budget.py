@@ -17,6 +17,7 @@ class Budget:
       max_epochs: Upper bound on a cell's epochs; None leaves the configuration's own.
       max_minutes: Minutes after which no further epoch begins; 0 for no limit.
       shares_teacher: Whether all seeds are taught by the teacher of seed 0.
+      decisions: Whether `all` takes in what the paper leaves open, with teachers of its own.
       dropped_days: Each tests on other days: how many days at the end of the log are left out.
     """
 
@@ -26,6 +27,7 @@ class Budget:
     max_epochs: int | None
     max_minutes: float
     shares_teacher: bool
+    decisions: bool
     dropped_days: tuple[int, ...]
 
     def limit(self, experiment: config_lib.Experiment) -> tuple[str, ...]:
@@ -48,6 +50,7 @@ BUDGETS = {
         max_epochs=15,
         max_minutes=3.0,
         shares_teacher=True,
+        decisions=False,
         dropped_days=(0,),
     ),
     "full": Budget(
@@ -57,6 +60,7 @@ BUDGETS = {
         max_epochs=None,
         max_minutes=0.0,
         shares_teacher=False,
+        decisions=True,
         dropped_days=(0, 2),
     ),
 }

@@ -10,22 +10,38 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from dsmoe_jax import config as config_lib
-from dsmoe_jax import main, methods, overrides
+from dsmoe_jax import identity, main, methods, overrides
 from dsmoe_jax.suite import budget as budget_lib
 from dsmoe_jax.suite import rows, systems
 
-TABLES = ("table1", "table2", "table3", "table4", "fig2", "fig3", "fig4")
+# Tables and figures of the paper, and a table of what it leaves open.
+PRINTED = ("table1", "table2", "table3", "table4", "fig2", "fig3", "fig4")
+DECIDED = "decisions"
+TABLES = (*PRINTED, DECIDED)
 
 METHOD = methods.DEFAULT_MATCHER
+_TEACHER = "teacher"
 
-# The paper's Table 4, then what the paper leaves open.
+# The paper's Table 4, and no normalisation at all.
 ABLATIONS = {
     "no_sap": "without SAP",
     "no_distill": "without distillation",
     "no_dsbn": "without DSBN",
     "no_norm": "without any normalisation",
-    "shared_item_tower": "one item index for all scenarios",
 }
+# What the paper leaves open, or what this project decided otherwise: token, label and flags.
+DECISIONS = {
+    "shared_item_tower": ("shared_item_tower", "one item index for all scenarios", ()),
+    "same_fields": ("teacher_fields=same", "taught by a teacher with its own fields alone", ()),
+    "row_sparse": (
+        "no_distill",
+        "without distillation, updates of single rows",
+        ("--config.optim.embedding=row_sparse", "--config.optim.min_rows=1"),
+    ),
+    "paper_exact": ("paper_exact", "every value as printed", ()),
+}
+# Tables of recall that are made of all choices of test days.
+_ALL_DAYS = ("table2", "table4")
 # Values beside the default one, which the method's own row has.
 SWEEPS = {"fig2": ("num_experts", (1, 2, 3, 4, 5)), "fig3": ("rank", (1, 2, 4, 8, 16))}
 
@@ -80,11 +96,18 @@ def rows_of(table: str, config: str) -> tuple[rows.Row, ...]:
         found = [own, *(row for row in others if row)]
         if table == "table3":
             return tuple(found)
-        references = rows.Row("references", "references", config, (), "", "scored", False)
+        references = rows.Row("references", "references", config, (), "scored", False)
         return (*found, references, *peer_rows(config))
     if table == "table4":
         ablated = [_variant(config, token, label) for token, label in ABLATIONS.items()]
         return (own, *(row for row in ablated if row))
+    if table == DECIDED:
+        decided = [
+            (_variant(config, token, label), name, flags)
+            for name, (token, label, flags) in DECISIONS.items()
+        ]
+        named = (dataclasses.replace(r, name=n, overrides=f) for r, n, f in decided if r)
+        return (own, *named)
     if table in SWEEPS:
         return sweep_rows(table, config)
     return (own,) if table == "fig4" else ()
@@ -134,7 +157,7 @@ def make_cells(
         main_table = table == "table2"
         chosen = [row for row in rows_of(table, config) if row.name not in missing]
         chosen += extra_rows if main_table else ()
-        days = budget.dropped_days if table in ("table2", "table4") else budget.dropped_days[:1]
+        days = budget.dropped_days if table in _ALL_DAYS else budget.dropped_days[:1]
         seeds = budget.seeds if main_table else budget.other_seeds
         for dropped in days:
             for seed in range(seeds):
@@ -156,15 +179,35 @@ def _make_cells(
     if experiment.loss.distill_weight == 0:
         return [_make_cell(row, seed, dropped, flags)]
     teacher_seed = 0 if budget.shares_teacher else seed
-    teacher_row = rows.Row("teacher", "teacher", config, kind="teacher")
-    teacher = _make_cell(teacher_row, teacher_seed, dropped, budget.limit(_load(config)))
+    teacher = _make_teacher(row, config, teacher_seed, dropped, budget)
     if teacher_seed != seed:
         flags += (f"--config.teacher.seed={teacher_seed}",)
-    if row.name != METHOD:
+    if row.name != METHOD and teacher.row.name == _TEACHER:
         # It is judged once, in the cell of the method itself.
         flags += ("--config.eval.teacher_test_queries=0",)
     cell = _make_cell(row, seed, dropped, flags)
     return [teacher, dataclasses.replace(cell, teacher=teacher.name)]
+
+
+def _make_teacher(
+    row: rows.Row, config: str, seed: int, dropped: int, budget: budget_lib.Budget
+) -> Cell:
+    """The cell of a row's teacher: the one of the method's own row, or one that differs from it."""
+    own = _make_cell(
+        rows.Row(_TEACHER, "teacher", config, kind="teacher"),
+        seed,
+        dropped,
+        budget.limit(_load(config)),
+    )
+    name = f"{_TEACHER}_of_{row.name}"
+    other = _make_cell(
+        rows.Row(name, f"teacher of: {row.label}", row.config, row.overrides, kind="teacher"),
+        seed,
+        dropped,
+        (*row.overrides, *budget.limit(_load(row.config))),
+    )
+    first, second = (identity.of_stage(c.experiment, stage="teacher") for c in (own, other))
+    return own if first == second else other
 
 
 def _make_cell(row: rows.Row, seed: int, dropped: int, flags: tuple[str, ...]) -> Cell:

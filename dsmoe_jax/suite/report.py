@@ -23,6 +23,7 @@ from dsmoe_jax.suite import (
     rows,
     systems,
     tables,
+    teacher_table,
 )
 
 
@@ -107,7 +108,13 @@ def make_tables(source: Source) -> list[tables.Table]:
     if sum(bool(system.entries) for system in ablated) > 1:
         title = "Table 4: ablations" + (", all test days pooled" if len(days) > 1 else "")
         found.append(recall_table.make("table4", title, ablated, with_paper=False))
-    return found
+    decided = source.systems(plan.DECIDED)
+    if sum(bool(system.entries) for system in decided) > 1:
+        title = "What the paper leaves open"
+        first = [system.on_days(days[0]) for system in decided]
+        found.append(recall_table.make(plan.DECIDED, title, first, with_paper=False))
+    teachers = teacher_table.make([system.on_days(days[0]) for system in decided])
+    return [*found, teachers] if teachers else found
 
 
 def describe(source: Source) -> list[str]:

@@ -3,7 +3,8 @@
 import pathlib
 
 from dsmoe_jax import methods, sections
-from dsmoe_jax.suite import method_table, render, tables
+from dsmoe_jax.suite import __main__ as command_line
+from dsmoe_jax.suite import method_table, tables
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
 
@@ -18,6 +19,6 @@ def test_every_registered_method_has_a_row_that_says_what_it_is():
 
 
 def test_the_readme_shows_the_table_of_today():
-    begin, end = sections.markers(render.METHODS)
+    begin, end = sections.markers(command_line.METHODS)
     shown = README.read_text().partition(begin)[2].partition(end)[0]
     assert shown.strip() == tables.to_markdown(method_table.make()).strip()

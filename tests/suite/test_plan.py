@@ -1,6 +1,7 @@
 import pytest
 
-from dsmoe_jax import main, methods, overrides
+from dsmoe_jax import identity, main, methods, overrides
+from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import budget, plan, rows, systems
 
 CONFIG = "configs/kuairand.py:sample"
@@ -24,7 +25,7 @@ def test_peers_have_a_cell_for_each_seed_where_their_libraries_are_installed(mon
 
 
 def test_a_cell_that_several_tables_need_is_run_once():
-    cells = plan.make_cells(plan.TABLES, CONFIG, SMALL)
+    cells = plan.make_cells(plan.PRINTED, CONFIG, SMALL)
     assert len(set(names(cells))) == len(cells)
     assert {"dsmoe-seed0", "dsmoe-seed1", "no_sap-seed0", "num_experts1-seed0"} <= set(names(cells))
     # The default values are DSMOE's own row.
@@ -57,11 +58,28 @@ def test_what_learns_from_no_teacher_needs_none():
 
 
 def test_a_teacher_that_several_learn_from_is_judged_once():
-    cells = plan.make_cells(plan.TABLES, CONFIG, SMALL)
+    cells = plan.make_cells(plan.PRINTED, CONFIG, SMALL)
     taught = [cell for cell in cells if cell.teacher]
     judging = [cell.name for cell in taught if cell.experiment.eval.teacher_test_queries]
     assert judging == ["dsmoe-seed0", "dsmoe-seed1"]
     assert {"no_sap-seed0", "rank1-seed0"} <= {cell.name for cell in taught}
+
+
+def test_a_row_that_changes_its_teacher_has_a_teacher_of_its_own():
+    cells = {cell.name: cell for cell in plan.make_cells([plan.DECIDED], CONFIG, FULL)}
+    assert cells["shared_item_tower-seed1"].teacher == "teacher-seed1"
+    assert cells["row_sparse-seed0"].teacher == ""
+    assert cells["row_sparse-seed0"].experiment.optim.embedding == "row_sparse"
+    for name in ("same_fields", "paper_exact"):
+        cell = cells[f"{name}-seed2"]
+        assert cell.teacher == f"teacher_of_{name}-seed2"
+        assert list(cells).index(cell.teacher) < list(cells).index(cell.name)
+        assert cell.experiment.eval.teacher_test_queries > 0
+        first, second = (
+            identity.of_stage(c.experiment, stage="teacher") for c in (cell, cells[cell.teacher])
+        )
+        assert first == second
+    assert not any(cell.dropped_days for cell in cells.values())
 
 
 def test_every_command_is_one_that_the_run_accepts():
@@ -72,6 +90,17 @@ def test_every_command_is_one_that_the_run_accepts():
 def test_a_figures_rows_are_its_values_in_order():
     assert [row.label for row in plan.rows_of("fig3", CONFIG)] == ["1", "2", "4", "8", "16"]
     assert [row.name for row in plan.rows_of("fig3", CONFIG)][2] == "dsmoe"
+
+
+def test_all_is_what_the_paper_prints_and_in_the_full_budget_more(capsys, tmp_path):
+    def count(*arguments):
+        assert command_line.main(["run", *arguments, "--array", f"--dir={tmp_path}"]) == 0
+        return int(capsys.readouterr().out.split("-")[1]) + 1
+
+    assert count("all") == len(plan.make_cells(plan.PRINTED, CONFIG, SMALL))
+    assert count("all", plan.DECIDED) == len(plan.make_cells(plan.TABLES, CONFIG, SMALL))
+    assert count("all", "--budget=full") == len(plan.make_cells(plan.TABLES, CONFIG, FULL))
+    assert count("fig4") == 2
 
 
 def test_rows_and_flags_can_be_added():

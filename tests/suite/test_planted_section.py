@@ -5,7 +5,7 @@ import pytest
 
 from dsmoe_jax import sections
 from dsmoe_jax.suite import __main__ as command_line
-from dsmoe_jax.suite import planted_section, planted_worlds, render
+from dsmoe_jax.suite import planted_section, planted_worlds
 
 WORLD = planted_worlds.World(
     name="shift",
@@ -134,7 +134,7 @@ def test_render_writes_between_its_own_markers(tmp_path, monkeypatch):
     monkeypatch.setattr(planted_worlds, "WORLDS", (WORLD,))
     records = write(tmp_path / "records", (0.01, 0.03))
     page = tmp_path / "README.md"
-    begin, end = sections.markers(render.PLANTED)
+    begin, end = sections.markers(command_line.PLANTED)
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     flags = ["render", "planted", f"--readme={page}", f"--records={records}"]
     assert command_line.main(flags) == 0
@@ -147,9 +147,8 @@ def test_render_writes_between_its_own_markers(tmp_path, monkeypatch):
         (["planted", "--worlds=shfit"], "--worlds: expected names among shift, match, got 'shfit'"),
         (
             ["render", "table"],
-            "render: expected names among results, planted, methods, got 'table'",
+            "render: expected names among comparison, planted, methods, got 'table'",
         ),
-        (["readme", "--rows=ours"], "--rows: expected names among dsmoe, "),
         (["planted", "--config.train.epoch=1"], "nearest: 'config.train.max_epochs'"),
     ],
 )

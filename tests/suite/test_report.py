@@ -226,6 +226,32 @@ def test_the_readmes_section_has_every_table_but_that_of_the_methods(tmp_path, m
     assert all(f"- {sentence}" in text for sentence in report.find(source))
 
 
+def test_teachers_stand_beside_their_students(tmp_path):
+    made_up.save_comparison(tmp_path)
+    assert "teachers" not in [t.name for t in report.make_tables(report.Source(tmp_path, CONFIG))]
+    for row, seed, mean in (("dsmoe", 0, 0.5), ("dsmoe", 1, 0.6), ("same_fields", 0, 0.3)):
+        entry = made_up.record(row, {row: made_up.system((0.4, 0.3), seed)}, seed=seed)
+        interval = {"difference": mean - 0.4, "low": mean - 0.5, "high": mean - 0.3}
+        minus = dict.fromkeys((*made_up.SCENARIOS, "macro"), interval)
+        entry["teacher"] = {**made_up.system((mean, mean)), "minus_student": minus}
+        made_up.save(tmp_path, entry)
+    found = {t.name: t for t in report.make_tables(report.Source(tmp_path, CONFIG))}
+    heads, rows = found["teachers"].heads, [[c.text for c in r] for r in found["teachers"].rows]
+    assert [row[0] for row in rows] == [
+        "teacher of: DSMOE",
+        "minus its student",
+        "teacher of: taught by a teacher with its own fields alone",
+        "minus its student",
+    ]
+    macro = heads.index("macro @5")
+    assert rows[0][macro].startswith("5") and "±" in rows[0][macro]
+    assert rows[1][macro] == "+15.0 [+5.0, +25.0]"
+    assert rows[3][macro] == "-10.0 [-20.0, +0.0]"
+    decided = found[plan.DECIDED]
+    assert row_of(decided, "every value as printed")["K1 @5"].text == "not run"
+    assert row_of(decided, "taught by a teacher with its own fields alone")["K1 @5"].verdict
+
+
 def test_references_are_rows_of_their_own(source):
     rows = plan.rows_of("table2", CONFIG)
     names = [system.name for system in finished.load(source.records, rows)]
