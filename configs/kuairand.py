@@ -45,16 +45,38 @@ OF_METHOD: dict[str, dict[str, Any]] = {"sass": {"pretrain_epochs": 3}}
 FEW_ROWS: dict[str, Any] = {"output_dim": 64, "input_dropout": 0.3}
 FEW_ROWS_OF: dict[str, dict[str, dict[str, Any]]] = {
     "dsmoe": {"model": {"hidden_dim": 64}},
+    "ican": {
+        "train": {"learning_rate": 3e-3},
+        "model": {"input_dropout": 0.0, "hidden_dims": (256, 128)},
+    },
+    "adin": {
+        "train": {"learning_rate": 3e-3},
+        "model": {"input_dropout": 0.1, "hidden_dims": (128,)},
+    },
+    "sass": {"model": {"hidden_dims": (64, 64), "pretrain_epochs": 0}},
+    "m5": {"model": {"attention_length": 10, "attention_dim": 32, "expert_dims": (64,)}},
+    "perscen": {"model": {"hidden_dim": 64}},
     "dssm": {"model": {"hidden_dims": (64,)}},
-    "dssm_per_scenario": {"model": {"hidden_dims": (64,)}},
+    "dssm_per_scenario": {
+        "train": {"learning_rate": 3e-4},
+        "model": {"input_dropout": 0.5, "output_dim": 32, "hidden_dims": (64,)},
+    },
+    "mind": {
+        "train": {"weight_decay": 1e-5},
+        "model": {"hidden_dims": (256,), "num_interests": 1},
+    },
+    "mmoe": {
+        "train": {"learning_rate": 3e-3},
+        "model": {
+            "input_dropout": 0.1,
+            "output_dim": 32,
+            "expert_dims": (256,),
+            "num_experts": 8,
+        },
+    },
+    "hstu": {"features": {"history_length": 20}},
     "fuxi": {"features": {"history_length": 20}},
     "fuxi_mme": {"features": {"history_length": 20}},
-    "hstu": {"features": {"history_length": 20}},
-    "m5": {"model": {"attention_length": 10, "attention_dim": 32, "expert_dims": (64,)}},
-    "mind": {"model": {"hidden_dims": (64,)}},
-    "mmoe": {"model": {"expert_dims": (64,)}},
-    "perscen": {"model": {"hidden_dim": 64}},
-    "sass": {"model": {"hidden_dims": (64, 64)}},
 }
 FEW_ROWS_OF_TEACHER: dict[str, dict[str, Any]] = {
     "mmoe_din": {"expert_dims": (64, 64), "tower_dims": (32,), "attention_length": 20},

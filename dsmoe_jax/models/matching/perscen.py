@@ -30,7 +30,7 @@ class PERSCENConfig(config.MatcherConfig):
     Attributes:
       hidden_dim: H, width of every layer between the graph and the output.
       output_dim: D, width of both towers' outputs.
-      num_layers: Graph layers, and gated linear units, of each tower.
+      num_layers: Graph layers of each tower, which has one gated linear unit more.
       num_codes: Codes of the preference codebook.
       commitment: beta >= 0 of the quantiser's loss.
       vq_weight: Weight >= 0 of the quantiser's loss in the objective.
@@ -79,13 +79,16 @@ class PERSCENConfig(config.MatcherConfig):
 
 
 class GraphTower(nn.Module):
-    """Reads a feature graph layer by layer, each gated by what was read before.
+    """Reads the fields, then their graph layer by layer, each gated by what was read before.
 
-    g^l = norm(vec(H^l) P^l); t^l = (g^l Wa^l) * sigmoid(t^(l-1) Wb^l); the output is
-    (alpha g^L + (1 - alpha) t^L) Wo, alpha = sigmoid(a learned scalar, initially 0).
+    g^l = norm(vec(H^l) P^l) for l = 0 .. L, H^0 being the fields themselves; t^l = (g^l Wa^l) *
+    sigmoid(t^(l-1) Wb^l), where a seed takes the place of t^(-1); the output is
+    (alpha sum_l g^l + (1 - alpha) sum_l t^l) Wo, alpha = sigmoid(a learned scalar, initially 0).
 
     **Paper:** PERSCEN, progressive scenario-aware gated linear unit and learnable fusion.
-    **Deviation:** the unit's equation and the normalisation are inferred.
+    **Deviation:** the unit's equation, the normalisation and what is fused are inferred. Summaries
+    read as if the last layer alone were: products of L + 1 fields. So built, validation recall on
+    the packaged rows stayed near that of popularity; all orders, from the first, learn.
 
     Attributes:
       num_fields: Fields of the input.
@@ -109,7 +112,7 @@ class GraphTower(nn.Module):
 
     def setup(self) -> None:
         """Creates the parameters."""
-        layers, H = range(self.num_layers), self.hidden_dim
+        layers, H = range(self.num_layers + 1), self.hidden_dim
         self.graph = feature_graph.FeatureGraph(
             self.num_fields, self.embedding_dim, self.num_layers
         )
@@ -135,14 +138,14 @@ class GraphTower(nn.Module):
         train: bool,
     ) -> Float[jax.Array, "B ... D"]:
         """Runs the tower; `first_gate`, from `seed`, has as many axes as `x` or broadcasts."""
-        gate = first_gate
-        for layer, product in enumerate(self.graph(x)):
-            read = self.norms[layer](self.read[layer](product), one_hot_BS, train=train)
-            gated = self.value[layer](read) * nn.sigmoid(gate)
-            if layer + 1 < self.num_layers:
-                gate = self.gate[layer + 1](gated)
+        gate, reads, gated = first_gate, [], []
+        for layer, product in enumerate([x, *self.graph(x)]):
+            reads.append(self.norms[layer](self.read[layer](product), one_hot_BS, train=train))
+            gated.append(self.value[layer](reads[-1]) * nn.sigmoid(gate))
+            if layer < self.num_layers:
+                gate = self.gate[layer + 1](gated[-1])
         share = nn.sigmoid(self.fusion).reshape((1,) * x.ndim)
-        return self.out(share * read + (1 - share) * gated)
+        return self.out(share * sum(reads) + (1 - share) * sum(gated))
 
 
 class PERSCEN(two_tower.Matcher):

@@ -86,14 +86,15 @@ class Naive:
 
     def tower(self, side, interactions, seed):
         params, stats = self.params[f"{side}_tower"], self.stats[f"{side}_tower"]
-        gated = seed
+        gated, fused = seed, 0
+        share = 1 / (1 + np.exp(-params["fusion"][0]))
         for layer, interaction in enumerate(interactions):
             read = interaction @ params[f"read_{layer}"]["kernel"]
             read = self.norm(params[f"norms_{layer}"], stats[f"norms_{layer}"], read)
             gate = gated @ params[f"gate_{layer}"]["kernel"]
             gated = (read @ params[f"value_{layer}"]["kernel"]) / (1 + np.exp(-gate))
-        share = 1 / (1 + np.exp(-params["fusion"][0]))
-        return (share * read + (1 - share) * gated) @ params["out"]["kernel"]
+            fused = fused + share * read + (1 - share) * gated
+        return fused @ params["out"]["kernel"]
 
     def interactions(self, side, x_BI, layers):
         """Has tests of its own against a loop."""
@@ -101,7 +102,8 @@ class Naive:
             x_BI.shape[1] // SPEC.embedding_dim, SPEC.embedding_dim, layers
         )
         params = self.params[f"{side}_tower"]["graph"]
-        return np.stack([np.asarray(x) for x in graph.apply({"params": params}, x_BI)], axis=1)
+        products = [x_BI, *graph.apply({"params": params}, x_BI)]
+        return np.stack([np.asarray(x) for x in products], axis=1)
 
     def embed_users(self, users, scenario_B, layers):
         embedded = embed_raw(self.variables, users, "users")
@@ -201,7 +203,7 @@ def test_number_of_parameters():
     def tower(F):
         generators = F * ((F * E) * F + F + 2 * (F * F + F))
         read = F * E * H + 2 * H
-        return generators + L * (E * E + read + 2 * H * H) + 1 + H * D
+        return generators + L * E * E + (L + 1) * (read + 2 * H * H) + 1 + H * D
 
     def perceptron(inputs, normalised):
         return inputs * H + H + H * H + H + 2 * H * normalised
