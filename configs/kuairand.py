@@ -7,7 +7,7 @@
     python -m dsmoe_jax.main --config configs/kuairand.py:synthetic
         Data: generated rows in the official format; size by --config.data.num_users and others.
 
-Time and expected results of `:sample`, with hardware and spread: the README's results table.
+Time and expected results of `:sample`, with hardware and spread: the README's results.
 
 Variants, at most one token per axis, in any order:
     data       sample, synthetic; without one, the full archive
@@ -44,7 +44,10 @@ OF_METHOD: dict[str, dict[str, Any]] = {"sass": {"pretrain_epochs": 3}}
 # What few rows want of every method, and of single ones beside it, by section of the experiment.
 FEW_ROWS: dict[str, Any] = {"output_dim": 64, "input_dropout": 0.3}
 FEW_ROWS_OF: dict[str, dict[str, dict[str, Any]]] = {
-    "dsmoe": {"model": {"hidden_dim": 64}},
+    "dsmoe": {
+        "train": {"learning_rate": 3e-3},
+        "model": {"input_dropout": 0.0, "hidden_dim": 256},
+    },
     "ican": {
         "train": {"learning_rate": 3e-3},
         "model": {"input_dropout": 0.0, "hidden_dims": (256, 128)},
