@@ -46,7 +46,7 @@ FEW_ROWS: dict[str, Any] = {"output_dim": 64, "input_dropout": 0.3}
 FEW_ROWS_OF: dict[str, dict[str, dict[str, Any]]] = {
     "dsmoe": {
         "train": {"learning_rate": 3e-3},
-        "model": {"input_dropout": 0.0, "hidden_dim": 256},
+        "model": {"input_dropout": 0.0, "hidden_dim": 256, "rank": 2},
     },
     "ican": {
         "train": {"learning_rate": 3e-3},
