@@ -59,9 +59,16 @@ class System:
     kind: str
     entries: tuple[Entry, ...]
 
-    def on_days(self, dropped_days: int) -> "System":
-        """The entries that were tested on some days."""
-        kept = tuple(e for e in self.entries if e.dropped_days == dropped_days)
+    @property
+    def days(self) -> frozenset[int]:
+        """The choices of test days it was tested on."""
+        return frozenset(entry.dropped_days for entry in self.entries)
+
+    def on_days(self, *dropped_days: int) -> "System":
+        """The entries of some days; none where it was not tested on all of them."""
+        kept = tuple(e for e in self.entries if e.dropped_days in dropped_days)
+        if not self.days.issuperset(dropped_days):
+            kept = ()
         return dataclasses.replace(self, entries=kept)
 
 
@@ -87,9 +94,10 @@ def load_cells(folder: pathlib.Path, row: str) -> list[records.Record]:
     return sorted(known, key=lambda cell: (cell["dropped_days"], cell["seed"]))
 
 
-def days_of(systems: Iterable[System]) -> list[int]:
-    """Every choice of test days that some system has."""
-    return sorted({entry.dropped_days for system in systems for entry in system.entries})
+def shared_days(systems: Iterable[System]) -> list[int]:
+    """The choices of test days that every system with entries was tested on."""
+    found = [system.days for system in systems if system.entries]
+    return sorted(frozenset.intersection(*found)) if found else []
 
 
 def own(systems: Iterable[System]) -> System:

@@ -86,35 +86,39 @@ def make_tables(source: Source) -> list[tables.Table]:
     Raises:
       ValueError: When DSMOE itself has no finished cell.
     """
-    main, ablated = source.systems("table2"), source.systems("table4")
-    finished.own(main)
-    found = [method_table.make()]
-    days = finished.days_of(main)
+    found = [method_table.make(), *_main_tables(source), cost_table.make(source.systems("table3"))]
+    ablated = source.systems("table4")
+    days = finished.shared_days(ablated)
+    if sum(bool(system.entries) for system in ablated) > 1 and days:
+        title = "Table 4: ablations" + (", all test days pooled" if len(days) > 1 else "")
+        pooled = [system.on_days(*days) for system in ablated]
+        found.append(recall_table.make("table4", title, pooled, with_paper=False))
+    decided = source.systems(plan.DECIDED)
+    first = [system.on_days(min(finished.own(decided).days)) for system in decided]
+    if sum(bool(system.entries) for system in first) > 1:
+        title = "What the paper leaves open"
+        found.append(recall_table.make(plan.DECIDED, title, first, with_paper=False))
+    teachers = teacher_table.make(first)
+    return [*found, teachers] if teachers else found
+
+
+def _main_tables(source: Source) -> list[tables.Table]:
+    """Table 2 for every choice of test days that DSMOE was tested on, and for all of them."""
+    systems = source.systems("table2")
+    days = sorted(finished.own(systems).days)
+    found = []
     for dropped in days:
-        name = "table2" if dropped == days[0] else f"table2_drop{dropped}"
+        is_first = dropped == days[0]
         earlier = f", the last {dropped} days left out" if dropped else ""
-        found.append(
-            recall_table.make(
-                name,
-                f"Table 2: recall{earlier}",
-                [system.on_days(dropped) for system in main],
-                with_paper=dropped == days[0],
-            )
-        )
+        name = "table2" if is_first else f"table2_drop{dropped}"
+        chosen = [system.on_days(dropped) for system in systems]
+        title = f"Table 2: recall{earlier}"
+        found.append(recall_table.make(name, title, chosen, with_paper=is_first))
     if len(days) > 1:
         title = "Table 2: recall, the queries of all test days pooled"
-        found.append(recall_table.make("table2_pooled", title, main, with_paper=False))
-    found.append(cost_table.make(source.systems("table3")))
-    if sum(bool(system.entries) for system in ablated) > 1:
-        title = "Table 4: ablations" + (", all test days pooled" if len(days) > 1 else "")
-        found.append(recall_table.make("table4", title, ablated, with_paper=False))
-    decided = source.systems(plan.DECIDED)
-    if sum(bool(system.entries) for system in decided) > 1:
-        title = "What the paper leaves open"
-        first = [system.on_days(days[0]) for system in decided]
-        found.append(recall_table.make(plan.DECIDED, title, first, with_paper=False))
-    teachers = teacher_table.make([system.on_days(days[0]) for system in decided])
-    return [*found, teachers] if teachers else found
+        chosen = [system.on_days(*days) for system in systems]
+        found.append(recall_table.make("table2_pooled", title, chosen, with_paper=False))
+    return found
 
 
 def describe(source: Source) -> list[str]:

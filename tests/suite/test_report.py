@@ -87,6 +87,33 @@ def test_what_was_not_run_says_so(source):
     }
 
 
+def test_days_are_pooled_for_those_that_were_tested_on_all_of_them(tmp_path):
+    made_up.save_comparison(tmp_path, days=(0, 2))
+    made_up.save(tmp_path, made_up.record("dssm", {"dssm": made_up.system((0.3, 0.3))}))
+    later = made_up.record("mind", {"mind": made_up.system((0.3, 0.3))}, days=4)
+    made_up.save(tmp_path, later)
+    found = {t.name: t for t in report.make_tables(report.Source(tmp_path, CONFIG))}
+    shown = {
+        name: [row_of(found[name], row)["K1 @5"].text != "not run" for row in ("dssm", "mind")]
+        for name in ("table2", "table2_drop2", "table2_pooled")
+    }
+    assert shown == {
+        "table2": [True, False],
+        "table2_drop2": [False, False],
+        "table2_pooled": [False, False],
+    }
+    # The ablations were tested on the last days alone, and so is what they are compared with.
+    assert "pooled" not in found["table4"].title
+    own = row_of(found["table4"], "DSMOE")["K1 @5"].text
+    assert own == row_of(found["table2"], "DSMOE")["K1 @5"].text
+    made_up.save(tmp_path, made_up.record("no_sap", {"no_sap": made_up.system((0.1, 0.1))}, days=2))
+    made_up.save(
+        tmp_path, made_up.record("no_dsbn", {"no_dsbn": made_up.system((0.6, 0.3))}, days=2)
+    )
+    found = {t.name: t for t in report.make_tables(report.Source(tmp_path, CONFIG))}
+    assert "pooled" in found["table4"].title
+
+
 def test_a_comparison_without_dsmoe_is_refused(tmp_path):
     made_up.save_comparison(tmp_path)
     for path in tmp_path.glob("dsmoe-*"):
