@@ -30,7 +30,7 @@ from dsmoe_jax.suite import (
 )
 
 PUBLISHED = pathlib.Path(__file__).resolve().parent / "published"
-SECTIONS = (render.RESULTS, render.COMPARISON, render.PLANTED, render.METHODS)
+SECTIONS = (render.RESULTS, render.PLANTED, render.METHODS)
 T = TypeVar("T")
 
 
@@ -213,10 +213,7 @@ def _render_section(section: str, records: pathlib.Path) -> str:
     if section == render.PLANTED:
         worlds = planted_section.load(records, planted_worlds.WORLDS)
         return planted_section.section(worlds, planted_worlds.WORLDS)
-    comparison = report.Source(PUBLISHED / "comparison", rows.README_ROWS[0].config)
-    if section == render.COMPARISON:
-        return report.to_section(comparison)
-    peers = finished.load(comparison.records, plan.peer_rows(comparison.config))
+    peers = finished.load(PUBLISHED / "comparison", plan.peer_rows(rows.README_ROWS[0].config))
     found = render.load(PUBLISHED, rows.README_ROWS)
     return render.results_table(found, rows.README_ROWS, peers)
 

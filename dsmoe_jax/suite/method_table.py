@@ -10,8 +10,6 @@ from dsmoe_jax import config as config_lib
 from dsmoe_jax import methods
 from dsmoe_jax.suite import tables
 
-NAME = "table1"
-
 
 def make() -> tables.Table:
     """One row per method and per teacher of the registry."""
@@ -29,7 +27,7 @@ def make() -> tables.Table:
         'that say "-style" rebuild a paper whose details are not public.'
     )
     return tables.Table(
-        NAME,
+        "table1",
         "Table 1: methods",
         ("", "stage", "architecture", "ANN", "user-item interaction"),
         tuple(tuple(map(tables.Value, row)) for row in rows),

@@ -105,14 +105,6 @@ def to_markdown(
     return "\n\n".join([*parts, "## Deviations", _bullets(DEVIATIONS)]) + "\n"
 
 
-def to_section(notes: Sequence[str], findings: Sequence[str], made: Sequence[tables.Table]) -> str:
-    """The tables as a section of another page, after what was run and what was found."""
-    parts = [_bullets([*notes, *findings])]
-    for table in made:
-        parts += [f"### {table.title}", tables.to_markdown(table)]
-    return "\n\n".join(parts)
-
-
 def _picture(picture: Picture) -> str:
     data = base64.b64encode(picture.path.with_name(f"{picture.path.name}.svg").read_bytes())
     caption = html.escape(picture.caption)

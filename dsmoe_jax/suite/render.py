@@ -13,7 +13,7 @@ from typing import Any
 
 from dsmoe_jax.suite import finished, rows
 
-RESULTS, COMPARISON, PLANTED, METHODS = "results", "comparison", "planted", "methods"
+RESULTS, PLANTED, METHODS = "results", "planted", "methods"
 
 # arXiv 2601.02368, Table 2, KuaiRand-Pure, Recall@50: other rows and another, unknown split.
 PAPER_RECALL = {"K1": 0.189, "K2": 0.310, "K3": 0.203, "K4": 0.219}

@@ -69,16 +69,6 @@ def write(source: Source, folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def to_section(source: Source) -> str:
-    """The tables of recall and cost for the README, which has Table 1 elsewhere.
-
-    Raises:
-      ValueError: When DSMOE itself has no finished cell.
-    """
-    made = [table for table in make_tables(source) if table.name != method_table.NAME]
-    return page.to_section(describe(source), find(source), made)
-
-
 def make_tables(source: Source) -> list[tables.Table]:
     """Every table of which something is finished, in the paper's order.
 

@@ -6,9 +6,8 @@ import io
 
 import pytest
 
-from dsmoe_jax import methods, sections
+from dsmoe_jax import methods
 from dsmoe_jax.models.matching import dsmoe
-from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import (
     cost_table,
     finished,
@@ -206,24 +205,6 @@ def test_one_value_makes_no_figure(tmp_path):
     }
     assert "fig2.png" in names
     assert "fig3.png" not in names
-
-
-def test_the_readmes_section_has_every_table_but_that_of_the_methods(tmp_path, monkeypatch):
-    source = report.Source(tmp_path / "comparison", CONFIG)
-    source.records.mkdir()
-    made_up.save_comparison(source.records)
-    monkeypatch.setattr(command_line, "PUBLISHED", tmp_path)
-    page_path = tmp_path / "README.md"
-    begin, end = sections.markers("comparison")
-    page_path.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    assert command_line.main(["render", "comparison", f"--readme={page_path}"]) == 0
-    text = page_path.read_text()
-    titles = [line for line in text.splitlines() if line.startswith("#")]
-    assert titles == [f"### {table.title}" for table in report.make_tables(source)[1:]]
-    assert "### Table 2: recall" in titles and "Table 1" not in text
-    assert "old" not in text.splitlines()
-    assert tables.to_markdown(cost_table.make(source.systems("table3"))) in text
-    assert all(f"- {sentence}" in text for sentence in report.find(source))
 
 
 def test_references_are_rows_of_their_own(source):
