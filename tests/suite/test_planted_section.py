@@ -147,7 +147,7 @@ def test_render_writes_between_its_own_markers(tmp_path, monkeypatch):
         (["planted", "--worlds=shfit"], "--worlds: expected names among shift, match, got 'shfit'"),
         (
             ["render", "table"],
-            "render: expected names among results, comparison, planted, methods, got 'table'",
+            "render: expected names among results, planted, methods, got 'table'",
         ),
         (["readme", "--rows=ours"], "--rows: expected names among dsmoe, "),
         (["planted", "--config.train.epoch=1"], "nearest: 'config.train.max_epochs'"),
