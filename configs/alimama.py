@@ -16,7 +16,7 @@ Variants, at most one token per axis, in any order:
     teacher    teacher=NAME, a name of `dsmoe_jax.methods.RANKERS`; mmoe_din by default
 
 A user lives in one scenario, so the history of the own scenario repeats the one of all and is left
-out. The values are the paper's, and where it states none the usual ones.
+out. The values are the paper's, and where it states none the usual ones: no method is tuned here.
 """
 
 from dsmoe_jax import config, methods, variants
