@@ -20,7 +20,8 @@ from dsmoe_jax import checkpoint, optim, report, sharding, train_state, train_st
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import pipeline
 
-# Mean BCE above this is divergence: an untrained model is at 0.69.
+# A mean task loss above this is divergence: an untrained model's BCE is at 0.69. Auxiliary losses
+# have scales of their own, so that the total says nothing.
 DIVERGED_LOSS = 100.0
 
 Summary = dict[str, Any]
@@ -111,7 +112,8 @@ def train_stage(
 
     Raises:
       InterruptedRunError: After a stop request, with the state saved.
-      DivergedError: When the loss is not finite, naming the step and the last good checkpoint.
+      DivergedError: When the loss is not finite, or the task's absurdly large, naming the step and
+        the last good checkpoint.
     """
     loop = _Loop(stage, setting, checkpoints)
     while not loop.is_done():
@@ -283,7 +285,8 @@ class _Loop:
         self._pending.clear()
         for step, metrics in zip(steps, fetched, strict=True):
             loss = float(metrics["loss"])
-            if not np.isfinite(loss) or loss > DIVERGED_LOSS:
+            task = float(metrics["loss_task"].sum() / metrics["rows"].sum())
+            if not np.isfinite(loss) or task > DIVERGED_LOSS:
                 self._raise_diverged(step, loss)
         names = self._stage.model.spec.scenarios
         rows_S = sum(metrics["rows"] for metrics in fetched)

@@ -11,6 +11,7 @@ import pytest
 from dsmoe_jax import checkpoint, features, optim, report, sharding, train, train_state
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import pipeline
+from dsmoe_jax.models.matching import perscen
 from tests import tiny
 
 BATCH = 64
@@ -369,6 +370,16 @@ def test_divergence_names_the_step_and_the_last_good_checkpoint(store, tmp_path)
         session.run()
     assert "the last good checkpoint is step" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_large_auxiliary_loss_is_no_divergence(store, tmp_path):
+    session = Session(store, tmp_path / "run", devices=tiny.one_device(), max_epochs=1)
+    config = perscen.PERSCENConfig(hidden_dim=8, output_dim=4, num_codes=4, vq_weight=1e4)
+    model = config.make(session.stage.model.spec)
+    session.stage = dataclasses.replace(session.stage, model=model)
+    _, progress = session.run()
+    assert progress.epochs_evaluated == 1
+    assert session.curve()[0] > train.DIVERGED_LOSS
 
 
 def test_train_metrics_are_given_per_scenario(store, tmp_path):
