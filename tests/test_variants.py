@@ -45,8 +45,8 @@ def test_a_variant_chooses_the_encoder_of_the_history(file, variant, expected):
 def test_sequential_methods_bring_their_recipe(method):
     experiment = overrides.load_experiment("configs/kuairand.py", f"sample,{method}")
     train = experiment.train
-    assert (train.batch_size, train.num_negatives, train.learning_rate) == (128, 128, 1e-3)
-    assert experiment.loss.distill_weight == 0 and experiment.model.output_dim == 64
+    assert (train.batch_size, train.num_negatives, train.beta_2) == (128, 128, 0.98)
+    assert experiment.loss.distill_weight == 0
     experiment.validate()
 
 
