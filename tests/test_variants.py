@@ -41,13 +41,18 @@ def test_a_variant_chooses_the_encoder_of_the_history(file, variant, expected):
     assert experiment.features.history_encoder == expected
 
 
-@pytest.mark.parametrize("method", ["hstu", "fuxi", "fuxi_mme"])
-def test_sequential_methods_bring_their_recipe(method):
-    experiment = overrides.load_experiment("configs/kuairand.py", f"sample,{method}")
-    train = experiment.train
-    assert (train.batch_size, train.num_negatives, train.beta_2) == (128, 128, 0.98)
-    assert experiment.loss.distill_weight == 0
-    experiment.validate()
+@pytest.mark.parametrize(("method", "width"), [("hstu", 50), ("fuxi", 50), ("fuxi_mme", 64)])
+def test_sequential_methods_bring_their_recipe(method, width):
+    few = overrides.load_experiment("configs/kuairand.py", f"sample,{method}")
+    archive = overrides.load_experiment("configs/kuairand.py", method)
+    for experiment in (few, archive):
+        train = experiment.train
+        assert (train.batch_size, train.num_negatives, train.learning_rate) == (128, 128, 1e-3)
+        assert train.beta_2 == 0.98
+        assert experiment.loss.distill_weight == 0
+        experiment.validate()
+    assert archive.train.weight_decay == 0
+    assert archive.model.output_dim == width
 
 
 @pytest.mark.parametrize(

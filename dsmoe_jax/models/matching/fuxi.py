@@ -44,13 +44,13 @@ class FuxiMMEConfig(next_item.NextItemConfig):
     Attributes:
       ffn_multiple: As in `FuxiConfig`, of every expert.
       num_subspaces: M, parts of the item embedding that go through the encoder on their own.
-      num_experts: Feed-forward networks of a block.
+      num_experts: Experts of a layer that is a mixture.
       experts_per_token: How many of them a position uses.
       moe_in: What is a mixture of experts: "ffn", the feed-forward network, or "ffn+proj", the
         projections before and after attention as well.
-      subspace_token: Whether a learned vector per sub-space joins the first block's input.
       normalize_parts: Whether outputs and items are brought to one length in each sub-space, so
         that all weigh the same, and not as a whole.
+      subspace_token: Whether a learned vector per sub-space joins the first block's input.
       balance_weight: Of the loss that spreads positions over experts, >= 0.
     """
 

@@ -126,7 +126,7 @@ class GraphTower(nn.Module):
         self.out = nn.Dense(self.output_dim, use_bias=False)
 
     def seed(self, seed: Float[jax.Array, "*rows H"]) -> Float[jax.Array, "*rows H"]:
-        """The first gate's product t^0 Wb^1, which may be taken of fewer rows than the input's."""
+        """The first gate's product t^(-1) Wb^0, which may be of fewer rows than the input's."""
         return self.gate[0](seed)
 
     def __call__(

@@ -49,6 +49,29 @@ def test_a_model_is_its_table_its_positions_and_its_blocks(config, expected):
     assert count(config.make(SPEC)) == table + positions + expected
 
 
+def test_projections_are_mixtures_where_they_are_asked_to_be():
+    fields = {"output_dim": 8, "num_blocks": 1, "num_experts": 3, "experts_per_token": 2}
+    found = {}
+    for moe_in in ("ffn", "ffn+proj"):
+        model = fuxi.FuxiMMEConfig(**fields, moe_in=moe_in).make(SPEC)
+        params = tiny_features.make_variables(model, *INPUTS)["params"]
+
+        def loss(params, model=model):
+            row_B1, aux = model.apply(
+                {"params": params}, *INPUTS, train=True, method="next_item_loss",
+                rngs={"dropout": jax.random.key(1)},
+            )  # fmt: skip
+            return row_B1.mean() + sum(aux.values())
+
+        gradient = jax.grad(loss)(params)["encoder"]["block_0"]
+        routed = [name for name in ("uvqk", "output", "ffn") if "router" in gradient[name]]
+        assert all(np.abs(gradient[n]["router"]["kernel"]).max() > 0 for n in routed)
+        found[moe_in] = routed
+    assert found == {"ffn": ["ffn"], "ffn+proj": ["uvqk", "output", "ffn"]}
+    with pytest.raises(ValueError, match=r"model.moe_in: expected one of .*, got 'proj'"):
+        fuxi.FuxiMMEConfig(**fields, moe_in="proj").make(SPEC)
+
+
 def test_parts_of_one_length_weigh_the_same():
     fields = {"output_dim": 8, "input_dropout": 0.0, "dropout": 0.0, "temperature": 0.1}
     whole, parts = (
