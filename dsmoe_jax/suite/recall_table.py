@@ -102,38 +102,6 @@ def make(
     return tables.Table(name, title, tuple(heads), tuple(rows), notes, tuple(records))
 
 
-def below_popularity(judged: Sequence[Judged]) -> list[str]:
-    """A sentence for every method that does not beat scenario popularity in every scenario."""
-    by_name = {entry.system.name: entry for entry in judged}
-    popular = by_name.get("popularity in scenario")
-    if popular is None:
-        return []
-    [k, *_] = popular.estimates
-    found = []
-    for entry in judged:
-        if entry.system.kind != "run":
-            continue
-        worse = [
-            f"{scenario} {percent(value.mean)} against {percent(bar.mean)}"
-            for scenario, value in entry.estimates[k].items()
-            if value.mean <= (bar := popular.estimates[k][scenario]).mean
-        ]
-        if not worse:
-            continue
-        costs = entry.system.entries[0].record["costs"]
-        why = ""
-        if costs["indexes"] == 1 and len(popular.estimates[k]) > 2:
-            why = (
-                "; its item vectors are the same in all scenarios, so that it cannot know what is "
-                "popular in one of them alone"
-            )
-        found.append(
-            f"{entry.system.label} is not above popularity in scenario: recall@{k} "
-            f"{', '.join(worse)} %{why}."
-        )
-    return found
-
-
 def percent(value: float) -> str:
     """A fraction in percent, with one digit."""
     return "n/a" if math.isnan(value) else f"{100 * value:.1f}"

@@ -14,6 +14,7 @@ from dsmoe_jax import report as report_lib
 from dsmoe_jax.suite import (
     cost_table,
     figures,
+    findings,
     finished,
     method_table,
     page,
@@ -87,12 +88,11 @@ def make_tables(source: Source) -> list[tables.Table]:
       ValueError: When DSMOE itself has no finished cell.
     """
     found = [method_table.make(), *_main_tables(source), cost_table.make(source.systems("table3"))]
-    ablated = source.systems("table4")
-    days = finished.shared_days(ablated)
-    if sum(bool(system.entries) for system in ablated) > 1 and days:
-        title = "Table 4: ablations" + (", all test days pooled" if len(days) > 1 else "")
-        pooled = [system.on_days(*days) for system in ablated]
-        found.append(recall_table.make("table4", title, pooled, with_paper=False))
+    ablated = _ablated(source)
+    if sum(bool(system.entries) for system in ablated) > 1:
+        is_pooled = len(finished.own(ablated).days) > 1
+        title = "Table 4: ablations" + (", all test days pooled" if is_pooled else "")
+        found.append(recall_table.make("table4", title, ablated, with_paper=False))
     decided = source.systems(plan.DECIDED)
     first = [system.on_days(min(finished.own(decided).days)) for system in decided]
     if sum(bool(system.entries) for system in first) > 1:
@@ -151,8 +151,17 @@ def describe(source: Source) -> list[str]:
 def find(source: Source) -> list[str]:
     """What the numbers say that a reader may miss."""
     judged = recall_table.judge([s for s in source.systems("table2") if s.entries])
-    below = recall_table.below_popularity(judged)
-    return below or ["Every method is above popularity in scenario, in every scenario."]
+    found = [*findings.above_own(judged), *findings.below_popularity(judged)]
+    ablated = _ablated(source)
+    if any(system.entries for system in ablated):
+        found += findings.ablations(recall_table.judge(ablated))
+    return found
+
+
+def _ablated(source: Source) -> list[finished.System]:
+    """The systems of Table 4 on the test days that all of them share; none may be left."""
+    systems = source.systems("table4")
+    return [system.on_days(*finished.shared_days(systems)) for system in systems]
 
 
 def _failures(source: Source) -> list[str]:

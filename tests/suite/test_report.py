@@ -122,18 +122,6 @@ def test_a_comparison_without_dsmoe_is_refused(tmp_path):
         report.write(report.Source(tmp_path, CONFIG), tmp_path / "report")
 
 
-def test_who_does_not_beat_popularity_is_named_with_the_reason(tmp_path):
-    made_up.save_comparison(tmp_path)
-    weak = made_up.record("dsmoe", {"dsmoe": made_up.system((0.4, 0.05))})
-    weak["costs"]["indexes"] = 1
-    made_up.save(tmp_path, weak)
-    (tmp_path / "dsmoe-seed1.json").unlink()
-    [sentence] = report.find(report.Source(tmp_path, CONFIG))
-    assert sentence.startswith("DSMOE is not above popularity in scenario: recall@5 K2 ")
-    assert "K1" not in sentence
-    assert "its item vectors are the same in all scenarios" in sentence
-
-
 def test_table_3_counts_pairs_parameters_and_seconds(source):
     table = cost_table.make(source.systems("table3"))
     own = row_of(table, "DSMOE")

@@ -1,0 +1,100 @@
+"""What the numbers of a comparison say that a reader of its tables may miss, in sentences.
+
+Owns which questions are asked of them. Every answer is computed, whichever way it falls.
+"""
+
+from collections.abc import Sequence
+
+from dsmoe_jax.suite import estimates, finished, recall_table
+
+# What the paper prints to be worse than DSMOE, most of all in small scenarios.
+CLAIMED = ("no_sap", "no_distill", "no_dsbn")
+_POPULARITY = "popularity in scenario"
+
+
+def above_own(judged: Sequence[recall_table.Judged]) -> list[str]:
+    """One sentence: which systems are told apart from DSMOE as better, in macro recall."""
+    k = min(judged[0].estimates)
+    better = [
+        f"{entry.system.label} ({_points(entry.intervals[k][estimates.MACRO])})"
+        for entry in judged
+        if entry.intervals and entry.intervals[k][estimates.MACRO].verdict == "above"
+    ]
+    if not better:
+        return [f"No other row is above DSMOE beyond noise in macro recall@{k}."]
+    return [f"Above DSMOE beyond noise in macro recall@{k}, in points: {'; '.join(better)}."]
+
+
+def below_popularity(judged: Sequence[recall_table.Judged]) -> list[str]:
+    """A sentence for every method that does not beat scenario popularity in every scenario.
+
+    One sentence for all of them where none is below; none without the row of popularity.
+    """
+    by_name = {entry.system.name: entry for entry in judged}
+    popular = by_name.get(_POPULARITY)
+    if popular is None:
+        return []
+    k = min(popular.estimates)
+    bars = popular.estimates[k]
+    found = []
+    for entry in judged:
+        if entry.system.kind != "run":
+            continue
+        worse = [
+            f"{scenario} {recall_table.percent(value.mean)} against "
+            f"{recall_table.percent(bars[scenario].mean)}"
+            for scenario, value in entry.estimates[k].items()
+            if value.mean <= bars[scenario].mean
+        ]
+        if not worse:
+            continue
+        why = ""
+        # Macro is a column beside the scenarios'.
+        if entry.system.entries[0].record["costs"]["indexes"] == 1 and len(bars) > 2:
+            why = (
+                "; its item vectors are the same in all scenarios, so that it cannot know what is "
+                "popular in one of them alone"
+            )
+        found.append(
+            f"{entry.system.label} is not above {_POPULARITY}: recall@{k} "
+            f"{', '.join(worse)} %{why}."
+        )
+    return found or [f"Every method is above {_POPULARITY}, in every scenario."]
+
+
+def ablations(judged: Sequence[recall_table.Judged]) -> list[str]:
+    """A sentence for every ablation that the paper prints to be worse than DSMOE."""
+    own = finished.own([entry.system for entry in judged])
+    found = []
+    for entry in judged:
+        if entry.system.name not in CLAIMED:
+            continue
+        k = min(entry.intervals)
+        intervals = entry.intervals[k]
+        macro = intervals[estimates.MACRO]
+        answer = {"below": "worse, as printed", "above": "better, against what is printed"}.get(
+            macro.verdict, "not told apart"
+        )
+        by_scenario = ", ".join(
+            f"{name} {_points(interval)}"
+            for name, interval in intervals.items()
+            if name != estimates.MACRO
+        )
+        found.append(
+            f"{entry.system.label[0].upper()}{entry.system.label[1:]} "
+            f"({_parameters(entry.system, own)}): {answer}; minus DSMOE, recall@{k} in points: "
+            f"macro {_points(macro)}; {by_scenario}."
+        )
+    return found
+
+
+def _points(interval: estimates.Interval) -> str:
+    difference, low, high = (100 * value for value in interval)
+    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _parameters(system: finished.System, own: finished.System) -> str:
+    mine, bar = (found.entries[0].record["params"]["dense"] for found in (system, own))
+    if mine == bar:
+        return "as many dense parameters"
+    return f"{100 * abs(mine / bar - 1):.1f} % {'more' if mine > bar else 'fewer'} dense parameters"

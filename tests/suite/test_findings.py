@@ -1,0 +1,78 @@
+"""Sentences about made-up numbers, whichever way these fall."""
+
+import pytest
+
+from dsmoe_jax.suite import report
+from tests.suite import made_up
+
+CONFIG = "configs/kuairand.py:sample"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made_up.save_comparison(tmp_path)
+    return tmp_path
+
+
+def find(folder):
+    return report.find(report.Source(folder, CONFIG))
+
+
+def test_rows_above_dsmoe_are_named_with_their_lead(folder):
+    assert find(folder)[0] == "No other row is above DSMOE beyond noise in macro recall@5."
+    strong = {"implicit BPR + scenario prior": made_up.system((0.7, 0.6), 12)}
+    made_up.save(folder, made_up.record("implicit", strong, kind="scored"))
+    sentence = find(folder)[0]
+    assert sentence.startswith(
+        "Above DSMOE beyond noise in macro recall@5, in points: implicit BPR + scenario prior (+"
+    )
+    assert "EASE" not in sentence
+
+
+def test_who_does_not_beat_popularity_is_named_with_the_reason(folder):
+    weak = made_up.record("dsmoe", {"dsmoe": made_up.system((0.4, 0.05))})
+    weak["costs"]["indexes"] = 1
+    made_up.save(folder, weak)
+    (folder / "dsmoe-seed1.json").unlink()
+    [sentence] = [s for s in find(folder) if "popularity" in s]
+    assert sentence.startswith("DSMOE is not above popularity in scenario: recall@5 K2 ")
+    assert "K1" not in sentence
+    assert "its item vectors are the same in all scenarios" in sentence
+
+
+def test_that_every_method_beats_popularity_is_said_where_popularity_was_judged(folder):
+    for seed in (0, 1):
+        mine = {"dsmoe": made_up.system((0.5, 0.6), seed)}
+        made_up.save(folder, made_up.record("dsmoe", mine, seed=seed))
+    expected = "Every method is above popularity in scenario, in every scenario."
+    assert expected in find(folder)
+    (folder / "references-seed0.json").unlink()
+    assert not [sentence for sentence in find(folder) if "popularity" in sentence]
+
+
+def test_ablations_are_answered_either_way_with_their_parameters(folder):
+    smaller = made_up.record("no_sap", {"no_sap": made_up.system((0.1, 0.1), 8)})
+    smaller["params"]["dense"] = 245_000
+    made_up.save(folder, smaller)
+    better = made_up.record("no_dsbn", {"no_dsbn": made_up.system((0.6, 0.6), 9)})
+    made_up.save(folder, better)
+    no_sap, no_dsbn = find(folder)[-2:]
+    assert no_sap.startswith(
+        "Without SAP (2.0 % fewer dense parameters): worse, as printed; minus DSMOE, recall@5 in "
+        "points: macro -"
+    )
+    assert "; K1 -" in no_sap and ", K2 -" in no_sap
+    assert no_dsbn.startswith(
+        "Without DSBN (as many dense parameters): better, against what is printed; minus DSMOE"
+    )
+    same = {"no_dsbn": made_up.system((0.4, 0.3), 9)}
+    made_up.save(folder, made_up.record("no_dsbn", same))
+    assert "parameters): not told apart; minus DSMOE" in find(folder)[-1]
+
+
+def test_an_ablation_on_other_days_than_dsmoe_is_not_compared(folder):
+    (folder / "no_dsbn-seed0.json").unlink()
+    (folder / "no_sap-seed0.json").unlink()
+    later = made_up.record("no_sap", {"no_sap": made_up.system((0.1, 0.1), 8)}, days=2)
+    made_up.save(folder, later)
+    assert not [sentence for sentence in find(folder) if "SAP" in sentence]
