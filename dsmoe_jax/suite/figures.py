@@ -29,14 +29,14 @@ def draw_sweep(
     Args:
       path: Without its ending.
       figure_name: A key of `SWEPT`.
-      systems: One per value, in order, labelled by it.
+      systems: One per value, in order, labelled by it; all tested on the same days.
     """
     done = [system for system in systems if system.entries]
     if len(done) < 2:
         return []
     k = recall_table.cutoffs_of(done[0])[0]
     scenarios = recall_table.scenarios_of(done[0])
-    found = [estimates.estimate(estimates.pool(s.on_days(0), k), scenarios) for s in done]
+    found = [estimates.estimate(estimates.pool(s, k), scenarios) for s in done]
     axis_label, title = SWEPT[figure_name]
     with figures.new_figure(6.4, 3.6) as figure:
         axis = figure.subplots()

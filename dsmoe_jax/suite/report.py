@@ -8,6 +8,7 @@ another machine give the same report.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 from dsmoe_jax import extras
 from dsmoe_jax import report as report_lib
@@ -89,17 +90,33 @@ def make_tables(source: Source) -> list[tables.Table]:
     """
     found = [method_table.make(), *_main_tables(source), cost_table.make(source.systems("table3"))]
     ablated = _ablated(source)
-    if sum(bool(system.entries) for system in ablated) > 1:
-        is_pooled = len(finished.own(ablated).days) > 1
-        title = "Table 4: ablations" + (", all test days pooled" if is_pooled else "")
-        found.append(recall_table.make("table4", title, ablated, with_paper=False))
-    decided = source.systems(plan.DECIDED)
-    first = [system.on_days(min(finished.own(decided).days)) for system in decided]
-    if sum(bool(system.entries) for system in first) > 1:
-        title = "What the paper leaves open"
-        found.append(recall_table.make(plan.DECIDED, title, first, with_paper=False))
-    teachers = teacher_table.make(first)
+    days = {day for system in ablated for day in system.days}
+    title = "Table 4: ablations" + (", all test days pooled" if len(days) > 1 else "")
+    found += _compare("table4", title, ablated)
+    for name, (axis_label, title) in figures.SWEPT.items():
+        swept = [
+            dataclasses.replace(system, label=f"{axis_label} = {system.label}")
+            for system in _on_first_days(source, name)
+        ]
+        found += _compare(f"{name}_recall", title, swept)
+    decided = _on_first_days(source, plan.DECIDED)
+    found += _compare(plan.DECIDED, "What the paper leaves open", decided)
+    teachers = teacher_table.make(decided)
     return [*found, teachers] if teachers else found
+
+
+def _on_first_days(source: Source, table: str) -> list[finished.System]:
+    """The systems of a table on the first choice of test days that DSMOE was tested on."""
+    systems = source.systems(table)
+    first = min(finished.own(systems).days)
+    return [system.on_days(first) for system in systems]
+
+
+def _compare(name: str, title: str, systems: Sequence[finished.System]) -> list[tables.Table]:
+    """A table of recall of DSMOE and other systems; none where nothing stands beside DSMOE."""
+    if sum(bool(system.entries) for system in systems) < 2:
+        return []
+    return [recall_table.make(name, title, systems, with_paper=False)]
 
 
 def _main_tables(source: Source) -> list[tables.Table]:
@@ -187,7 +204,7 @@ def _peers_not_run(source: Source) -> list[str]:
 def _draw(source: Source, folder: pathlib.Path) -> list[page.Picture]:
     pictures = []
     for name, (_, title) in figures.SWEPT.items():
-        if figures.draw_sweep(folder / name, name, source.systems(name)):
+        if figures.draw_sweep(folder / name, name, _on_first_days(source, name)):
             pictures.append(page.Picture(folder / name, f"{title}; all else is DSMOE's own row."))
     own = finished.own(source.systems("fig4"))
     captions = {

@@ -223,6 +223,20 @@ def test_one_value_makes_no_figure(tmp_path):
     assert "fig3.png" not in names
 
 
+def test_a_figures_numbers_are_a_table_too_whatever_days_were_tested(tmp_path):
+    made_up.save_comparison(tmp_path, days=(2,))
+    for row in ("rank1", "num_experts1"):
+        (tmp_path / f"{row}-seed0.json").unlink()
+    made_up.save(tmp_path, made_up.record("rank1", {"rank1": made_up.system((0.3, 0.2))}, days=2))
+    source = report.Source(tmp_path, CONFIG)
+    found = {table.name: table for table in report.make_tables(source)}
+    assert "fig2_recall" not in found
+    run = [row[0].text for row in found["fig3_recall"].rows if row[1].text != "not run"]
+    [own] = [row.label for row in plan.rows_of("fig3", CONFIG) if row.name == plan.METHOD]
+    assert run == ["rank R of SAP = 1", f"rank R of SAP = {own}"]
+    assert "fig3.png" in {p.name for p in report.write(source, tmp_path / "r").parent.iterdir()}
+
+
 def test_the_readmes_section_has_every_table_but_that_of_the_methods(tmp_path, monkeypatch):
     source = report.Source(tmp_path / "comparison", CONFIG)
     source.records.mkdir()
