@@ -131,7 +131,13 @@ class MatcherConfig:
 
 @dataclasses.dataclass
 class RankerConfig:
-    """A joint-input teacher's hyper-parameters; each method extends it in its own file."""
+    """A joint-input teacher's hyper-parameters; each method extends it in its own file.
+
+    Attributes:
+      search_space: See `MatcherConfig`.
+    """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     def make(self, spec: Any) -> Any:
         """Builds the `models.ranking.ranker.Ranker` for a `features.FeatureSpec`."""

@@ -19,6 +19,7 @@ from dsmoe_jax.suite import (
     processes,
     progress,
     report,
+    search_space,
     systems,
     tables,
     tune,
@@ -79,11 +80,17 @@ def _make_parser() -> argparse.ArgumentParser:
     run.add_argument("--cell", type=int, help="run this one of the list, with its teacher")
     search = commands.add_parser(
         "tune",
-        help="search a method's hyper-parameters on validation queries",
+        help="search hyper-parameters of a method or of a teacher on validation queries",
         epilog="The same command continues where it was stopped or killed; more --trials go on "
         "from there. --config.FIELD=VALUE sets a field of every trial, which is then not searched.",
     )
     search.add_argument("--config", required=True, help="FILE:variant")
+    search.add_argument(
+        "--stage",
+        choices=search_space.STAGES,
+        default="student",
+        help="whose hyper-parameters: the method's, or those of the ranker of teacher=NAME",
+    )
     search.add_argument(
         "--trials", type=int, default=12, help="settings to try, the configuration's own first"
     )
@@ -157,7 +164,10 @@ def _tune(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     workers = processes.fit_workers(options.workers)
     _tell_workers(workers, options.workers)
     folder = options.dir or _folder("tune", options.config)
-    best = tune.run(tune.Request(options.config, options.trials, folder, workers, rest))
+    request = tune.Request(
+        options.config, options.trials, folder, workers, rest, stage=options.stage
+    )
+    best = tune.run(request)
     print(best.read_text(), end="")
     print(f"best setting: {best}; all: {best.with_name('trials.csv')}, trials.png")
     return 0

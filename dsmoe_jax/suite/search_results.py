@@ -67,8 +67,8 @@ def write(
     return path
 
 
-def read_scores(workdir: pathlib.Path, name: str) -> list[float]:
-    """A score of every epoch that the student of a run has done, from its metrics."""
+def read_scores(workdir: pathlib.Path, stage: str, name: str) -> list[float]:
+    """A score of every epoch that a stage of a run has done, from its metrics."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
@@ -76,7 +76,7 @@ def read_scores(workdir: pathlib.Path, name: str) -> list[float]:
     # The last line may be half written.
     for line in path.read_text().rpartition("\n")[0].splitlines():
         point = json.loads(line)
-        if point["stage"] == "student" and name in point:
+        if point["stage"] == stage and name in point:
             scores[point["step"]] = point[name]
     return [scores[step] for step in sorted(scores)]
 

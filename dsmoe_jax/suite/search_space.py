@@ -1,7 +1,7 @@
 """What hyper-parameter search may choose: fields of a configuration and their values.
 
 Owns the fields that methods share; one that a method lacks is left out. A method's own stand in its
-file, as `MatcherConfig.search_space`.
+file, as `MatcherConfig.search_space` or `RankerConfig.search_space`.
 """
 
 import math
@@ -12,34 +12,54 @@ from dsmoe_jax import config, identity
 # Choices of a field by its path.
 Space = dict[str, tuple[Any, ...]]
 
-_SHARED: Space = {
-    "train.learning_rate": (3e-4, 1e-3, 3e-3),
-    "train.weight_decay": (0.0, 1e-6, 1e-5),
-    "model.input_dropout": (0.0, 0.1, 0.3, 0.5),
-    "model.output_dim": (32, 64, 128),
+_LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+_WEIGHT_DECAYS = (0.0, 1e-6, 1e-5)
+_INPUT_DROPOUTS = (0.0, 0.1, 0.3, 0.5)
+_SHARED: dict[str, Space] = {
+    "student": {
+        "train.learning_rate": _LEARNING_RATES,
+        "train.weight_decay": _WEIGHT_DECAYS,
+        "model.input_dropout": _INPUT_DROPOUTS,
+        "model.output_dim": (32, 64, 128),
+    },
+    "teacher": {
+        "teacher.learning_rate": _LEARNING_RATES,
+        "teacher.weight_decay": _WEIGHT_DECAYS,
+        "teacher.model.input_dropout": _INPUT_DROPOUTS,
+        "teacher.model.dropout": (0.0, 0.1, 0.3),
+    },
 }
+STAGES = tuple(_SHARED)
 
 
-def make(experiment: config.Experiment, fixed: tuple[str, ...] = ()) -> Space:
+def make(
+    experiment: config.Experiment, fixed: tuple[str, ...] = (), *, stage: str = "student"
+) -> Space:
     """The fields that a search of this experiment tries, each with its own value first.
 
     Args:
       experiment: Its values are the first setting that is tried.
       fixed: Fields that keep their values.
+      stage: One of `STAGES`: whose fields they are.
 
     Raises:
       ValueError: When nothing is left to choose, or the method names a field that it lacks.
     """
     values = identity.flatten(identity.as_dict(experiment))
-    own = {f"model.{name}": choices for name, choices in experiment.model.search_space.items()}
+    prefix, model = (
+        ("model", experiment.model)
+        if stage == "student"
+        else ("teacher.model", experiment.teacher.model)
+    )
+    own = {f"{prefix}.{name}": choices for name, choices in model.search_space.items()}
     for field in own:
         if field not in values:
             raise ValueError(
-                f"{type(experiment.model).__name__}.search_space: expected names of its fields, "
-                f"got {field.partition('.')[2]!r}"
+                f"{type(model).__name__}.search_space: expected names of its fields, "
+                f"got {field.rpartition('.')[2]!r}"
             )
     space: Space = {}
-    for field, choices in {**_SHARED, **own}.items():
+    for field, choices in {**_SHARED[stage], **own}.items():
         if field in fixed or field not in values:
             continue
         value = values[field]

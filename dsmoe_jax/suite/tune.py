@@ -1,14 +1,14 @@
-"""Searches a method's hyper-parameters on validation queries, with Optuna.
+"""Searches hyper-parameters of a method or of a teacher on validation queries, with Optuna.
 
 Owns the folder of a study:
 
     study.journal    Optuna's journal; `optuna-dashboard` shows it
     store/           prepared data, shared by the trials
-    teacher/         the workdir of their teacher, where the method learns from one
+    teacher/         the workdir of their teacher, where what is searched learns from one
     trials/<name>/   a trial's workdir, named by its setting
     trials.csv       every trial; trials.png: their scores by field; best.json: the best setting
 
-A trial is a run of the command line that trains a student and ends: no test query is looked at. A
+A trial is a run of the command line that trains one stage and ends: no test query is looked at. A
 killed study tries the settings again that were running, in their workdirs, where their training
 resumes.
 """
@@ -49,6 +49,7 @@ class Request:
       folder: Of the study.
       workers: Trials at a time.
       flags: `--config.FIELD=VALUE` of every trial; a field that is set is not searched.
+      stage: One of `search_space.STAGES`: whose fields are searched.
     """
 
     config: str
@@ -56,6 +57,7 @@ class Request:
     folder: pathlib.Path
     workers: int
     flags: tuple[str, ...] = ()
+    stage: str = "student"
 
 
 @dataclasses.dataclass
@@ -105,7 +107,9 @@ class _Search:
         options = main.parse(["dsmoe_jax", *self._arguments])
         self._experiment: config_lib.Experiment = options.experiment
         self._experiment.validate()
-        self._space = search_space.make(self._experiment, tuple(options.overrides))
+        self._space = search_space.make(
+            self._experiment, tuple(options.overrides), stage=request.stage
+        )
         self._num_trials = min(request.num_trials, search_space.count(self._space))
         self._score_name = f"macro recall@{self._experiment.eval.k[0]}"
         self._study = self._open_study()
@@ -116,7 +120,7 @@ class _Search:
     def run(self) -> pathlib.Path:
         (self._folder / "trials").mkdir(exist_ok=True)
         self._experiment.data.prepare(str(self._folder / "store"))
-        if self._experiment.loss.distill_weight:
+        if self._is_taught:
             self._train_teacher()
         self._take_up()
         with contextlib.ExitStack() as stack:
@@ -129,6 +133,11 @@ class _Search:
             config=self._request.config,
             score_name=self._score_name,
         )
+
+    @property
+    def _is_taught(self) -> bool:
+        """Whether the trials learn from a teacher."""
+        return self._request.stage == "student" and self._experiment.loss.distill_weight > 0
 
     def _open_study(self) -> "optuna.Study":
         import optuna
@@ -263,9 +272,9 @@ class _Search:
         workdir = self._workdir(entry.name)
         workdir.mkdir(exist_ok=True)
         command = [*self._command(workdir), *search_space.as_flags(entry.trial.params)]
-        if self._experiment.loss.distill_weight:
+        if self._is_taught:
             command.append(f"--config.teacher.from_workdir={self._folder / 'teacher'}")
-        command.append("--mode=student")
+        command.append(f"--mode={self._request.stage}")
         with processes.lock(workdir.with_suffix(".lock")) as lock:
             if lock is not None:
                 entry.process = processes.start(
@@ -289,7 +298,9 @@ class _Search:
         """Tells the study the best score up to each new epoch; whether it was behind in one."""
         is_behind = False
         name = f"eval/{self._score_name.replace(' ', '/')}"
-        for score in search_results.read_scores(self._workdir(entry.name), name)[entry.epochs :]:
+        workdir = self._workdir(entry.name)
+        scores = search_results.read_scores(workdir, self._request.stage, name)
+        for score in scores[entry.epochs :]:
             entry.best = max(entry.best, score)
             entry.trial.report(entry.best, entry.epochs)
             entry.epochs += 1
@@ -315,7 +326,7 @@ class _Search:
             self._study.tell(entry.trial, state=optuna.trial.TrialState.PRUNED)
         self._tried.add(entry.name)
         entry.state.state, entry.state.note = "done", ""
-        shown = ", ".join(f"{f.partition('.')[2]} {v}" for f, v in entry.trial.params.items())
+        shown = ", ".join(f"{f.rpartition('.')[2]} {v}" for f, v in entry.trial.params.items())
         score = f"{100 * entry.best:.1f} %" if entry.epochs else "none"
         self._view.tell(f"{end}: validation {self._score_name} {score} with {shown}")
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from dsmoe_jax import methods
 from tests.data.prepare import test_custom
 from tests.e2e import commands
 
@@ -101,6 +102,27 @@ def test_single_rows_of_large_tables_are_updated(tmp_path):
     check(tmp_path)
     output = commands.run(*arguments, "--config.optim.embedding=dense", status=2)
     assert "optim.embedding: checkpoint 'row_sparse', run 'absent'" in output.splitlines()[-1]
+
+
+def teach(tmp_path, ranker):
+    commands.run(
+        f"--config=configs/kuairand.py:synthetic,teacher={ranker}",
+        f"--workdir={tmp_path}",
+        *commands.SMALL,
+        *commands.SMALL_KUAIRAND,
+        "--config.train.max_epochs=1",
+    )
+    check(tmp_path)
+
+
+def test_several_rankers_teach_together(tmp_path):
+    teach(tmp_path, "fused")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranker", methods.RANKERS)
+def test_every_ranker_teaches(tmp_path, ranker):
+    teach(tmp_path, ranker)
 
 
 def test_the_readmes_own_data_example_runs(tmp_path):

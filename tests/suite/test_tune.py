@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import importlib.util
 import json
 import signal
@@ -12,7 +13,7 @@ import time
 import optuna
 import pytest
 
-from dsmoe_jax import config, overrides
+from dsmoe_jax import config, methods, overrides
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data.prepare import kuairand
 from dsmoe_jax.suite import __main__ as command_line
@@ -39,7 +40,7 @@ if error: sys.exit(error)
 done = workdir / "metrics.jsonl"
 for step, score in enumerate(scores):
     time.sleep(seconds)
-    point = {"stage": "student", "step": step, "eval/macro/recall@50": score}
+    point = {"stage": flags["--mode"], "step": step, "eval/macro/recall@50": score}
     with done.open("a") as file: file.write(json.dumps(point) + "\\n")
 """
 
@@ -58,10 +59,9 @@ class Search:
         monkeypatch.setattr(tune._Search, "_command", command)
         monkeypatch.setattr(kuairand.KuaiRandConfig, "prepare", lambda data, folder: None)
 
-    def run(self, num_trials=4, workers=2, config=CONFIG, flags=FLAGS):
-        return json.loads(
-            tune.run(tune.Request(config, num_trials, self.folder, workers, flags)).read_text()
-        )
+    def run(self, num_trials=4, workers=2, config=CONFIG, flags=FLAGS, stage="student"):
+        request = tune.Request(config, num_trials, self.folder, workers, flags, stage=stage)
+        return json.loads(tune.run(request).read_text())
 
     def ran(self):
         return [json.loads(line) for line in self.log.read_text().splitlines()]
@@ -194,6 +194,23 @@ def test_trials_of_a_distilled_method_share_a_teacher(search):
     assert folders == {teacher["--workdir"]}
 
 
+def test_a_teachers_own_values_are_searched_by_training_it_alone(search):
+    fixed = (
+        "--config.teacher.learning_rate=0.001",
+        "--config.teacher.weight_decay=0.0",
+        "--config.teacher.model.input_dropout=0.3",
+        "--config.teacher.model.dropout=0.1",
+        "--config.teacher.model.shared_experts=1",
+    )
+    config = "configs/kuairand.py:sample,teacher=ple"
+    found = search.run(4, config=config, flags=fixed, stage="teacher")
+    assert {flags["--mode"] for flags in search.ran()} == {"teacher"}
+    assert not any("--config.teacher.from_workdir" in flags for flags in search.ran())
+    assert list(found["setting"]) == ["teacher.model.expert_dims"]
+    assert found["score"] == {"validation macro recall@50": 0.2}
+    assert len({flags["--config.teacher.model.expert_dims"] for flags in search.ran()}) == 3
+
+
 def test_only_one_search_works_on_a_folder(search):
     search.folder.mkdir()
     with (
@@ -224,18 +241,31 @@ def test_without_optuna_the_extra_is_named(search, monkeypatch):
         search.run()
 
 
-def test_every_value_of_a_space_is_a_flag_that_means_it():
-    experiment = overrides.load_experiment("configs/kuairand.py", "sample,sass")
-    space = search_space.make(experiment)
-    assert space["model.hidden_dims"][0] == experiment.model.hidden_dims
-    assert len(set(space["model.hidden_dims"])) == len(space["model.hidden_dims"])
+def own_spaces():
+    students = [("student", name) for name in methods.MATCHERS if name != methods.DEFAULT_MATCHER]
+    teachers = [("teacher", f"teacher={name}") for name in methods.RANKERS if name != "mmoe_din"]
+    return [*students, ("student", ""), *teachers, ("teacher", "")]
+
+
+@pytest.mark.parametrize(("stage", "token"), own_spaces())
+def test_every_value_of_a_space_is_a_flag_that_means_it(stage, token):
+    variant = f"sample,{token}" if token else "sample"
+    experiment = overrides.load_experiment("configs/kuairand.py", variant)
+    space = search_space.make(experiment, stage=stage)
     for field, choices in space.items():
-        for value in choices:
+        assert len(set(choices)) == len(choices)
+        path = field.split(".")
+        assert functools.reduce(getattr, path, experiment) == choices[0]
+        for value in choices[-1:]:
             setting = {field: search_space.as_text(value)}
-            command = ["", f"--config={CONFIG.replace('dssm', 'sass')}"]
-            parsed = command_line.command_line.parse([*command, *search_space.as_flags(setting)])
-            section, name = field.split(".")
-            assert getattr(getattr(parsed.experiment, section), name) == value
+            flags = search_space.as_flags(setting)
+            parsed = command_line.command_line.parse(
+                ["", f"--config=configs/kuairand.py:{variant}", *flags]
+            )
+            assert functools.reduce(getattr, path, parsed.experiment) == value
+
+
+def test_the_size_of_a_space_is_a_product():
     assert search_space.count({"a": (1, 2), "b": (1, 2, 3)}) == 6
 
 

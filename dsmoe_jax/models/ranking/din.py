@@ -6,6 +6,7 @@ Letters: B examples, G candidates, S scenarios, O outputs of a layer.
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -31,6 +32,11 @@ class DINConfig(joint_ranker.JointRankerConfig):
       activation: "dice", whose switch reads the layer's output normalised by `norm`, or "prelu"
         of the normalised output.
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden_dims": ((64, 32), (200, 80)),
+        "activation": ACTIVATIONS,
+    }
 
     norm: str = "bn"
     hidden_dims: tuple[int, ...] = (200, 80)

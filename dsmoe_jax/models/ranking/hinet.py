@@ -7,6 +7,7 @@ layer, E the scenario embedding, O outputs of the first layer.
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,11 @@ class HiNetConfig(joint_ranker.JointRankerConfig):
       task_dims: Widths of each one's layers.
       tower_dims: Widths between the task layer and the logit.
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "sub_experts": (1, 2),
+        "expert_dims": ((64, 32), (128, 64)),
+    }
 
     sub_experts: int = 2
     expert_dims: tuple[int, ...] = (128, 64)

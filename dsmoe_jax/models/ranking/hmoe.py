@@ -6,6 +6,7 @@ Letters: B examples, G candidates, S scenarios, K experts, O outputs of the firs
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -28,6 +29,11 @@ class HMoEConfig(joint_ranker.JointRankerConfig):
       tower_dims: Widths of each scenario's tower between the experts' output and its score.
       weight_dims: Hidden widths of each scenario's net that weighs the scores.
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "num_experts": (2, 4),
+        "expert_dims": ((64, 64), (128, 64), (256, 128)),
+    }
 
     num_experts: int = 4
     expert_dims: tuple[int, ...] = (256, 128)

@@ -6,7 +6,7 @@ Letters: B examples, G candidates, S scenarios, K shared experts, O outputs of t
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,11 @@ class M3oEConfig(joint_ranker.JointRankerConfig):
       expert_dims: Widths of each expert's layers.
       tower_dims: Widths of each scenario's tower between the experts' output and the logit.
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "star_dim": (64, 128),
+        "num_experts": (2, 4),
+    }
 
     norm: str = "ln"
     star_dim: int = 128

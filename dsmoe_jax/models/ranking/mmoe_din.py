@@ -6,6 +6,7 @@ Letters: B examples, G candidates, S scenarios, K experts, O outputs of the firs
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -26,6 +27,11 @@ class MMoEDINConfig(joint_ranker.JointRankerConfig):
       expert_dims: Widths of each expert's layers.
       tower_dims: Widths of each scenario's tower between the experts' output and the logit.
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "num_experts": (2, 4, 8),
+        "expert_dims": ((64, 64), (128, 64), (256, 128)),
+    }
 
     num_experts: int = 4
     expert_dims: tuple[int, ...] = (256, 128)

@@ -7,6 +7,7 @@ of the first layer or of an expert. A level has S streams [.., S * O] and a shar
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,11 @@ class PLEConfig(joint_ranker.JointRankerConfig):
       expert_dims: Widths of each expert's layers.
       tower_dims: Widths of each scenario's tower between the last level and the logit.
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "expert_dims": ((32, 16), (64, 32), (128, 64)),
+        "shared_experts": (1, 2),
+    }
 
     num_levels: int = 2
     scenario_experts: int = 2

@@ -6,6 +6,7 @@ Letters: B examples, G candidates, S scenarios, I width of the user's input, D t
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -30,6 +31,11 @@ class SAPRankerConfig(config.RankerConfig):
       norm: "dsbn", "bn" or "none".
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden_dim": (64, 128, 256),
+        "rank": (2, 4, 8),
+    }
 
     num_experts: int = 3
     rank: int = 4

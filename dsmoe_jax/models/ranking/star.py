@@ -9,6 +9,7 @@ O outputs of the first layers.
 
 import dataclasses
 import itertools
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,11 @@ class STARConfig(joint_ranker.JointRankerConfig):
       aux_dims: Widths of the auxiliary network's hidden layers.
       partitioned_norm: Whether the star network's input is normalised per scenario.
     """
+
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden_dims": ((64, 32), (128, 64, 32)),
+        "partitioned_norm": (True, False),
+    }
 
     norm: str = "none"
     hidden_dims: tuple[int, ...] = (128, 64, 32)
