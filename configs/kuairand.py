@@ -60,8 +60,11 @@ FEW_ROWS_OF: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"input_dropout": 0.1, "hidden_dims": (128,)},
     },
     "sass": {"model": {"hidden_dims": (64, 64), "pretrain_epochs": 0}},
-    "m5": {"model": {"attention_length": 10, "attention_dim": 32, "expert_dims": (64,)}},
-    "perscen": {"model": {"hidden_dim": 64}},
+    "m5": {
+        "train": {"learning_rate": 3e-3, "weight_decay": 1e-5},
+        "model": {"input_dropout": 0.0, "attention_length": 10, "attention_dim": 32},
+    },
+    "perscen": {"train": {"weight_decay": 1e-5}, "model": {"hidden_dim": 64}},
     "dssm": {"model": {"hidden_dims": (64,)}},
     "dssm_per_scenario": {
         "train": {"learning_rate": 3e-4},
