@@ -13,6 +13,7 @@ Variants, at most one token per axis, in any order:
     data       sample, synthetic; without one, the full archive
     method     another than DSMOE: a name of `dsmoe_jax.methods.MATCHERS`; trained without a teacher
     recipe     paper_exact: the paper's values on the sample's or the synthetic rows
+               undistilled: what was searched for DSMOE without a teacher; beside no_distill, there
     history    history=hstu, history=fuxi, history=fuxi_mme: what the student makes of the history
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
     teacher    teacher=NAME, a name of `dsmoe_jax.methods.RANKERS`; mmoe_din by default
@@ -36,7 +37,7 @@ from dsmoe_jax.models.ranking import joint_ranker
 AXES = {
     "data": ("sample", "synthetic"),
     "method": methods.METHOD_TOKENS,
-    "recipe": ("paper_exact",),
+    "recipe": ("paper_exact", "undistilled"),
     "ablation": methods.ABLATION_TOKENS,
     "history": methods.HISTORY_TOKENS,
     "teacher": methods.TEACHER_TOKENS,
@@ -52,6 +53,7 @@ FEW_ROWS_OF: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"learning_rate": 3e-3},
         "model": {"input_dropout": 0.0, "hidden_dim": 256, "rank": 2},
     },
+    "undistilled": {"model": {"hidden_dim": 64, "rank": 8}},
     "ican": {
         "train": {"learning_rate": 3e-3},
         "model": {"input_dropout": 0.0, "hidden_dims": (256, 128)},
@@ -106,8 +108,18 @@ FEW_ROWS_OF_TEACHER: dict[str, dict[str, Any]] = {
 
 
 def get_config(variant: str = "") -> config.Experiment:
-    """The experiment of a variant, e.g. `sample,no_sap`."""
+    """The experiment of a variant, e.g. `sample,no_sap`.
+
+    Raises:
+      ValueError: On a wrong token, or `undistilled` where it would mean nothing.
+    """
     chosen = variants.parse(variant, AXES)
+    is_undistilled = chosen.get("recipe") == "undistilled"
+    if is_undistilled and (chosen.get("ablation") != "no_distill" or "data" not in chosen):
+        raise ValueError(
+            "variant: expected 'undistilled' beside 'no_distill' and 'sample' or 'synthetic', "
+            f"got {variant!r}"
+        )
     data = {
         "sample": kuairand.KuaiRandConfig,
         "synthetic": synthetic_kuairand.SyntheticKuaiRandConfig,
@@ -121,7 +133,7 @@ def get_config(variant: str = "") -> config.Experiment:
     )
     variants.assign(experiment.model, OF_METHOD.get(chosen.get("method", ""), {}))
     variants.assign(experiment.train, experiment.model.recipe)
-    if "data" in chosen and "recipe" not in chosen:
+    if "data" in chosen and chosen.get("recipe") != "paper_exact":
         use_few_rows_recipe(experiment, chosen)
     experiment.features.history_encoder = methods.history_encoder(chosen)
     if not methods.is_distilled(chosen):
@@ -133,7 +145,7 @@ def make_teacher(chosen: dict[str, str]) -> config.RankerConfig:
     """The teacher of a variant, of the paper's width."""
     teacher = methods.make_teacher(chosen)
     # The log-prior and the collaborative vectors are more than the student sees.
-    more = chosen.get("fields") != "teacher_fields=same" and "recipe" not in chosen
+    more = chosen.get("fields") != "teacher_fields=same" and chosen.get("recipe") != "paper_exact"
     for ranker in methods.list_rankers(chosen, teacher).values():
         if isinstance(ranker, joint_ranker.JointRankerConfig):
             ranker.use_log_prior = ranker.collaborative = more
@@ -147,7 +159,7 @@ def use_few_rows_recipe(experiment: config.Experiment, chosen: dict[str, str]) -
     experiment.train.learning_rate = 1e-3
     experiment.train.average_decay = 0.995
     experiment.loss.distill_weight = 3.0
-    method = chosen.get("method", methods.DEFAULT_MATCHER)
+    method = chosen.get("recipe", chosen.get("method", methods.DEFAULT_MATCHER))
     variants.assign(experiment.model, FEW_ROWS)
     for section, values in FEW_ROWS_OF.get(method, {}).items():
         variants.assign(getattr(experiment, section), values)

@@ -48,3 +48,12 @@ def test_members_of_an_ensemble_have_fields_of_their_own():
     flat = identity.flatten(identity.as_dict(experiment))
     assert flat["teacher.model.members.ple.class"] == "PLEConfig"
     assert "teacher.model.members.star.hidden_dims" in overrides.field_names(experiment)
+
+
+def test_values_for_a_student_without_teacher_are_its_own_and_stand_nowhere_else():
+    tuned, ablated = (load(f"sample,no_distill{more}") for more in (",undistilled", ""))
+    assert tuned.loss.distill_weight == ablated.loss.distill_weight == 0
+    assert tuned.model != ablated.model == load("sample").model
+    for variant in ("sample,undistilled", "no_distill,undistilled", "sample,mmoe,undistilled"):
+        with pytest.raises(overrides.UsageError, match="expected 'undistilled' beside"):
+            load(variant)

@@ -33,9 +33,14 @@ ABLATIONS = {
 DECISIONS = {
     "shared_item_tower": ("shared_item_tower", "one item index for all scenarios", ()),
     "same_fields": ("teacher_fields=same", "taught by a teacher with its own fields alone", ()),
+    "undistilled": (
+        "no_distill,undistilled",
+        "without distillation, with values searched for that",
+        (),
+    ),
     "row_sparse": (
-        "no_distill",
-        "without distillation, updates of single rows",
+        "no_distill,undistilled",
+        "the same, with updates of single rows",
         ("--config.optim.embedding=row_sparse", "--config.optim.min_rows=1"),
     ),
     "paper_exact": ("paper_exact", "every value as printed", ()),

@@ -70,6 +70,8 @@ def test_a_row_that_changes_its_teacher_has_a_teacher_of_its_own():
     assert cells["shared_item_tower-seed1"].teacher == "teacher-seed1"
     assert cells["row_sparse-seed0"].teacher == ""
     assert cells["row_sparse-seed0"].experiment.optim.embedding == "row_sparse"
+    # It differs in that alone from the row above it.
+    assert set(cells["undistilled-seed0"].arguments) < set(cells["row_sparse-seed0"].arguments)
     for name in ("same_fields", "paper_exact"):
         cell = cells[f"{name}-seed2"]
         assert cell.teacher == f"teacher_of_{name}-seed2"
