@@ -94,7 +94,11 @@ def _make_parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--trials", type=int, default=12, help="settings to try, the configuration's own first"
     )
-    search.add_argument("--dir", type=pathlib.Path, help="default: runs/tune-<config>")
+    search.add_argument(
+        "--dir",
+        type=pathlib.Path,
+        help="default: runs/tune-<config>, with -teacher for a teacher's",
+    )
     search.add_argument(
         "--workers", type=int, default=2, help="trials at a time, fewer where memory is short"
     )
@@ -163,7 +167,9 @@ def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
 def _tune(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     workers = processes.fit_workers(options.workers)
     _tell_workers(workers, options.workers)
-    folder = options.dir or _folder("tune", options.config)
+    # Each has a best setting of its own.
+    of_teacher = ("teacher",) if options.stage == "teacher" else ()
+    folder = options.dir or _folder("tune", options.config, *of_teacher)
     request = tune.Request(
         options.config, options.trials, folder, workers, rest, stage=options.stage
     )

@@ -241,28 +241,52 @@ def test_without_optuna_the_extra_is_named(search, monkeypatch):
         search.run()
 
 
-def own_spaces():
-    students = [("student", name) for name in methods.MATCHERS if name != methods.DEFAULT_MATCHER]
-    teachers = [("teacher", f"teacher={name}") for name in methods.RANKERS if name != "mmoe_din"]
-    return [*students, ("student", ""), *teachers, ("teacher", "")]
-
-
-@pytest.mark.parametrize(("stage", "token"), own_spaces())
+@pytest.mark.parametrize(
+    ("stage", "token"),
+    [
+        *(("student", token) for token in ("", *methods.METHOD_TOKENS)),
+        *(("teacher", token) for token in methods.TEACHER_TOKENS),
+    ],
+)
 def test_every_value_of_a_space_is_a_flag_that_means_it(stage, token):
-    variant = f"sample,{token}" if token else "sample"
+    variant = f"sample,{token}"
     experiment = overrides.load_experiment("configs/kuairand.py", variant)
     space = search_space.make(experiment, stage=stage)
+
+    def read(experiment, field):
+        return functools.reduce(getattr, field.split("."), experiment)
+
     for field, choices in space.items():
         assert len(set(choices)) == len(choices)
-        path = field.split(".")
-        assert functools.reduce(getattr, path, experiment) == choices[0]
-        for value in choices[-1:]:
-            setting = {field: search_space.as_text(value)}
-            flags = search_space.as_flags(setting)
-            parsed = command_line.command_line.parse(
-                ["", f"--config=configs/kuairand.py:{variant}", *flags]
-            )
-            assert functools.reduce(getattr, path, parsed.experiment) == value
+        assert read(experiment, field) == choices[0]
+    # One command for the first value of every field, one for the second and so on.
+    for number in range(max(map(len, space.values()))):
+        setting = {field: values[min(number, len(values) - 1)] for field, values in space.items()}
+        flags = search_space.as_flags(setting)
+        command = ["", f"--config=configs/kuairand.py:{variant}", *flags]
+        parsed = command_line.command_line.parse(command).experiment
+        assert {field: read(parsed, field) for field in space} == setting
+
+
+@pytest.mark.parametrize(
+    ("more", "stage", "folder"),
+    [
+        ((), "student", "tune-kuairand-sample-dssm"),
+        (("--stage=teacher",), "teacher", "tune-kuairand-sample-dssm-teacher"),
+    ],
+)
+def test_a_teachers_search_has_a_folder_of_its_own(monkeypatch, tmp_path, more, stage, folder):
+    asked = []
+
+    def run(request):
+        asked.append(request)
+        path = tmp_path / "best.json"
+        path.write_text("{}")
+        return path
+
+    monkeypatch.setattr(tune, "run", run)
+    assert command_line.main(["tune", f"--config={CONFIG}", *more]) == 0
+    assert (asked[0].stage, asked[0].folder.name) == (stage, folder)
 
 
 def test_the_size_of_a_space_is_a_product():
