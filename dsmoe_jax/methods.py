@@ -52,6 +52,22 @@ RANKERS: dict[str, type[config.RankerConfig]] = {
     "din": din.DINConfig,
     "fused": fused.FusedConfig,
 }
+# Two-tower methods as tables print them; one that is not here goes by its own name.
+LABELS = {
+    "dsmoe": "DSMOE",
+    "ican": "ICAN",
+    "adin": "ADIN-style",
+    "sass": "SASS-style",
+    "m5": "M5-style",
+    "perscen": "PERSCEN-style",
+    "dssm": "DSSM",
+    "dssm_per_scenario": "DSSM per scenario",
+    "mind": "MIND",
+    "mmoe": "MMOE, two-tower",
+    "hstu": "HSTU",
+    "fuxi": "FuXi-alpha",
+    "fuxi_mme": "Fuxi-MME-style",
+}
 # The rankers that `teacher=fused` averages.
 FUSED_MEMBERS = ("mmoe_din", "ple", "star")
 

@@ -1,5 +1,8 @@
 """What a variant's tokens choose."""
 
+import inspect
+import sys
+
 import pytest
 
 from dsmoe_jax import identity, methods, overrides
@@ -57,3 +60,12 @@ def test_values_for_a_student_without_teacher_are_its_own_and_stand_nowhere_else
     for variant in ("sample,undistilled", "no_distill,undistilled", "sample,mmoe,undistilled"):
         with pytest.raises(overrides.UsageError, match="expected 'undistilled' beside"):
             load(variant)
+
+
+def test_labels_are_of_registered_methods_and_tell_them_apart():
+    assert methods.LABELS.keys() <= methods.MATCHERS.keys()
+    assert len(set(methods.LABELS.values())) == len(methods.LABELS)
+    for name, label in methods.LABELS.items():
+        rebuilt = "-style" in (inspect.getdoc(sys.modules[methods.MATCHERS[name].__module__]) or "")
+        # The file of FuXi-alpha has the rebuilt Fuxi-MME too.
+        assert label.endswith("-style") == rebuilt or name == "fuxi"

@@ -46,7 +46,7 @@ def make(systems: Sequence[finished.System]) -> tables.Table:
             params, macs, train_s = ("" if v is None else f"{v:,}" for v in values)
             cells = [""] * len(HEADS)
             cells[0], cells[3], cells[5], cells[10] = (
-                f"paper: {system.label}",
+                paper.label(system.label),
                 params,
                 macs,
                 train_s,

@@ -29,3 +29,8 @@ PARAMETERS_M = {
 }
 GIGA_MACS = {"KuaiRand-Pure": {"dsmoe": 6.21, "m5": 43.87}, "Alimama": {"dsmoe": 5.51}}
 TRAIN_S = {"KuaiRand-Pure": {"dsmoe": 7174}}
+
+
+def label(ours: str) -> str:
+    """The label of the paper's row of a method, which is no rebuilt one."""
+    return f"paper: {ours.removesuffix('-style')}"

@@ -95,9 +95,11 @@ def rows_of(table: str, config: str) -> tuple[rows.Row, ...]:
     Raises:
       overrides.UsageError: When the file or the variant is wrong.
     """
-    own = rows.Row(METHOD, "DSMOE", config)
+    own = rows.Row(METHOD, methods.LABELS[METHOD], config)
     if table in ("table2", "table3"):
-        others = [_variant(config, name) for name in methods.METHOD_TOKENS]
+        others = [
+            _variant(config, name, methods.LABELS.get(name, name)) for name in methods.METHOD_TOKENS
+        ]
         found = [own, *(row for row in others if row)]
         if table == "table3":
             return tuple(found)
@@ -221,7 +223,7 @@ def _make_cell(row: rows.Row, seed: int, dropped: int, flags: tuple[str, ...]) -
     return Cell(row, seed, dropped, arguments)
 
 
-def _variant(config: str, token: str, label: str = "") -> rows.Row | None:
+def _variant(config: str, token: str, label: str) -> rows.Row | None:
     """The row of a variant with one more token; None where the file does not know the token."""
     file, _, variant = config.partition(":")
     extended = f"{file}:{variant},{token}" if variant else f"{file}:{token}"
@@ -229,7 +231,7 @@ def _variant(config: str, token: str, label: str = "") -> rows.Row | None:
         _load(extended)
     except overrides.UsageError:
         return None
-    return rows.Row(token, label or token, extended)
+    return rows.Row(token, label, extended)
 
 
 @functools.lru_cache

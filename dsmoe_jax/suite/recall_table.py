@@ -157,7 +157,7 @@ def _paper_rows(
                 mean = values.get(scenario, {}).get(k)
             cells.append(tables.Value("" if mean is None else f"{mean:.1f}"))
         if any(cell.text for cell in cells):
-            rows.append((tables.Value(f"paper: {system.label}"), tables.Value(""), *cells))
+            rows.append((tables.Value(paper.label(system.label)), tables.Value(""), *cells))
     return rows
 
 

@@ -94,7 +94,7 @@ def test_days_are_pooled_for_those_that_were_tested_on_all_of_them(tmp_path):
     made_up.save(tmp_path, later)
     found = {t.name: t for t in report.make_tables(report.Source(tmp_path, CONFIG))}
     shown = {
-        name: [row_of(found[name], row)["K1 @5"].text != "not run" for row in ("dssm", "mind")]
+        name: [row_of(found[name], row)["K1 @5"].text != "not run" for row in ("DSSM", "MIND")]
         for name in ("table2", "table2_drop2", "table2_pooled")
     }
     assert shown == {
@@ -112,6 +112,23 @@ def test_days_are_pooled_for_those_that_were_tested_on_all_of_them(tmp_path):
     )
     found = {t.name: t for t in report.make_tables(report.Source(tmp_path, CONFIG))}
     assert "pooled" in found["table4"].title
+
+
+def test_days_on_which_dsmoe_was_tested_alone_have_no_table_2(tmp_path):
+    made_up.save_comparison(tmp_path)
+    made_up.save(tmp_path, made_up.record("dsmoe", {"dsmoe": made_up.system((0.4, 0.3))}, days=2))
+    found = [table.name for table in report.make_tables(report.Source(tmp_path, CONFIG))]
+    assert [name for name in found if name.startswith("table2")] == ["table2"]
+
+
+def test_rebuilt_methods_are_labelled_so_and_the_papers_rows_are_not(tmp_path):
+    made_up.save_comparison(tmp_path)
+    made_up.save(tmp_path, made_up.record("m5", {"m5": made_up.system((0.3, 0.3))}))
+    source = report.Source(tmp_path, CONFIG)
+    assert row_of(recall_table.make("t", "T", source.systems("table2")), "M5-style")
+    labels = [row[0].text for row in cost_table.make(source.systems("table3")).rows]
+    assert "M5-style" in labels and "paper: M5" in labels
+    assert {label.removeprefix("paper: ") for label in labels} >= set(methods.LABELS.values())
 
 
 def test_a_comparison_without_dsmoe_is_refused(tmp_path):
@@ -208,6 +225,16 @@ def test_a_report_says_what_was_run_and_what_failed(source, tmp_path):
     assert "7,583 candidates" in text
     assert "Failed: m5-seed0: it diverged" in text
     assert all(deviation in text for deviation in page.DEVIATIONS)
+
+
+def test_hours_count_what_a_resumed_cell_took_before(tmp_path):
+    made_up.save_comparison(tmp_path)
+    source = report.Source(tmp_path, CONFIG)
+    assert ", 0.2 hours of runs" in report.describe(source)[0]  # seven of 90 s
+    resumed = made_up.record("dsmoe", {"dsmoe": made_up.system((0.4, 0.3))})
+    resumed["time_s"]["student"] = 7200.0
+    made_up.save(tmp_path, resumed)
+    assert ", 2.1 hours of runs" in report.describe(source)[0]
 
 
 def test_one_value_makes_no_figure(tmp_path):

@@ -1,4 +1,4 @@
-"""ADIN: shared and per-scenario networks behind per-scenario gates on the fields (CIKM 2022).
+"""ADIN-style: shared and per-scenario networks behind per-scenario gates on the fields (CIKM 2022).
 
 Owns self-training on what a user clicked in other scenarios; how these items reach the model is the
 training step's. The towers are in `nn/interest.py`.

@@ -1,4 +1,4 @@
-"""HiNet: shared and per-scenario mixtures of sub-experts, and attention over other scenarios.
+"""HiNet-style: shared and per-scenario mixtures of sub-experts, and attention over other scenarios.
 
 Owns the trunk; the joint input is `joint_ranker.py`'s.
 

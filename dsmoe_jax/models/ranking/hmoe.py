@@ -1,4 +1,4 @@
-"""HMoE: a mixture of experts whose scenarios' scores are mixed, each trained by its own rows.
+"""HMoE-style: a mixture of experts whose scenarios' scores are mixed, each trained by its own rows.
 
 Owns the trunk; the joint input is `joint_ranker.py`'s.
 
