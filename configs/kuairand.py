@@ -24,8 +24,7 @@ ones. `:sample` and `:synthetic` have few rows: there the user id and wide layer
 learning rate of 1e-4 hardly moves. Their values were chosen on the sample's validation days: what
 all methods share by hand, each method's own by `python -m dsmoe_jax.suite tune` with one budget for
 all, eight settings of at most 15 epochs with seed 0. What `FEW_ROWS_OF` lists is the best of eight.
-Of the teachers, mmoe_din's widths are chosen by hand; the others keep the
-values of their files.
+Of the teachers, mmoe_din's widths are chosen by hand; the others keep the values of their files.
 """
 
 from typing import Any

@@ -41,7 +41,8 @@ figcaption p { margin: .3rem 0; max-width: 60rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .6rem; text-align: right; border-bottom: 1px solid #e6e6e6; }
 thead th { vertical-align: bottom; border-bottom: 2px solid #999; }
-tbody th { text-align: left; font-weight: 500; position: sticky; left: 0; background: #fff; }
+tbody th { text-align: left; font-weight: 500; min-width: 10rem; position: sticky; left: 0;
+           background: #fff; }
 td { white-space: nowrap; }
 #table1 :is(th, td) { text-align: left; white-space: normal; }
 td.best { font-weight: 700; } td.second { text-decoration: underline; }
