@@ -35,29 +35,31 @@ def below_popularity(judged: Sequence[recall_table.Judged]) -> list[str]:
     if popular is None:
         return []
     k = min(popular.estimates)
-    bars = popular.estimates[k]
+    scenarios = recall_table.scenarios_of(popular.system)
+    bar = estimates.pool(popular.system, k)
     found = []
     for entry in judged:
         if entry.system.kind != "run":
             continue
+        leads = estimates.compare(estimates.pool(entry.system, k), bar, scenarios)
+        summary = entry.system.entries[0].summary["scenarios"]
         worse = [
-            f"{scenario} {recall_table.percent(value.mean)} against "
-            f"{recall_table.percent(bars[scenario].mean)}"
-            for scenario, value in entry.estimates[k].items()
-            if value.mean <= bars[scenario].mean
+            f"{name} ({recall_table.percent(summary[name]['share'])} % of the training positives) "
+            f"{_points(leads[name])}"
+            for name in scenarios
+            if leads[name].difference <= 0
         ]
         if not worse:
             continue
         why = ""
-        # Macro is a column beside the scenarios'.
-        if entry.system.entries[0].record["costs"]["indexes"] == 1 and len(bars) > 2:
+        if entry.system.entries[0].record["costs"]["indexes"] == 1 and len(scenarios) > 1:
             why = (
                 "; its item vectors are the same in all scenarios, so that it cannot know what is "
                 "popular in one of them alone"
             )
         found.append(
-            f"{entry.system.label} is not above {_POPULARITY}: recall@{k} "
-            f"{', '.join(worse)} %{why}."
+            f"{entry.system.label} is not above {_POPULARITY}; minus it, recall@{k} in points: "
+            f"{', '.join(worse)}{why}."
         )
     return found or [f"Every method is above {_POPULARITY}, in every scenario."]
 

@@ -35,7 +35,12 @@ def system(means, seed: int = 0, noise: int = 0) -> dict:
     }
     summary = {
         "scenarios": {
-            name: {"queries": n, "recall@5": recall[name], "recall@10": recall[name]}
+            name: {
+                "share": n / sum(QUERIES),
+                "queries": n,
+                "recall@5": recall[name],
+                "recall@10": recall[name],
+            }
             for name, n in zip(SCENARIOS, QUERIES, strict=True)
         },
         "macro": {"recall@5": np.mean(list(recall.values())), "recall@10": 0.5},

@@ -35,7 +35,10 @@ def test_who_does_not_beat_popularity_is_named_with_the_reason(folder):
     made_up.save(folder, weak)
     (folder / "dsmoe-seed1.json").unlink()
     [sentence] = [s for s in find(folder) if "popularity" in s]
-    assert sentence.startswith("DSMOE is not above popularity in scenario: recall@5 K2 ")
+    assert sentence.startswith(
+        "DSMOE is not above popularity in scenario; minus it, recall@5 in points: K2 (9.1 % of the "
+        "training positives) -"
+    )
     assert "K1" not in sentence
     assert "its item vectors are the same in all scenarios" in sentence
 
