@@ -97,7 +97,7 @@ def make(
         rows += _paper_rows(own, systems, columns)
     first = f"recall@{columns[0][0]}"
     heads = ["", f"validation {first}", *(f"{scenario} @{k}" for k, scenario in columns)]
-    notes = (_caption(own, by_name[own.name]), LEGEND)
+    notes = (_caption(own, judged), LEGEND)
     records = [record for entry in judged for record in _records(entry, columns)]
     return tables.Table(name, title, tuple(heads), tuple(rows), notes, tuple(records))
 
@@ -184,7 +184,7 @@ def _records(entry: Judged, columns: Sequence[tuple[int, str]]) -> list[dict[str
     return found
 
 
-def _caption(own: finished.System, judged: Judged) -> str:
+def _caption(own: finished.System, judged: Sequence[Judged]) -> str:
     records = [entry.record for entry in own.entries]
     first = records[0]
     days = "; ".join(
@@ -192,14 +192,19 @@ def _caption(own: finished.System, judged: Judged) -> str:
         for split in {str(record["split"]): record["split"] for record in records}.values()
     )
     k = cutoffs_of(own)[0]
-    errors = ", ".join(
-        f"{name} {percent(value.error)}" for name, value in judged.estimates[k].items()
-    )
+    [mine] = [entry.estimates[k] for entry in judged if entry.system.name == own.name]
+    errors = ", ".join(f"{name} {percent(value.error)}" for name, value in mine.items())
     seen = "removed" if first["seen_items_removed"] else "kept"
     seeds = ", ".join(str(seed) for seed in sorted({entry.seed for entry in own.entries}))
+    fewer = [
+        f"{entry.system.label} {entry.estimates[k][estimates.MACRO].seeds}"
+        for entry in judged
+        if 1 < entry.estimates[k][estimates.MACRO].seeds < mine[estimates.MACRO].seeds
+    ]
+    shorter = f"; fewer: {', '.join(fewer)}" if fewer else ""
     return (
-        f"Recall in % on test days, mean ± standard deviation over seeds (DSMOE: {seeds}; no ±: "
-        f"one seed, or nothing random). {first['dataset']}; {days}; "
+        f"Recall in % on test days, mean ± standard deviation over seeds (DSMOE: {seeds}"
+        f"{shorter}; no ±: one seed, or nothing random). {first['dataset']}; {days}; "
         f"{first['candidates']:,} candidates in every scenario; items seen before are {seen}. "
         f"Standard error of DSMOE's recall@{k} over queries: {errors}."
     )

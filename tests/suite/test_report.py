@@ -131,6 +131,17 @@ def test_rebuilt_methods_are_labelled_so_and_the_papers_rows_are_not(tmp_path):
     assert {label.removeprefix("paper: ") for label in labels} >= set(methods.LABELS.values())
 
 
+def test_rows_of_fewer_seeds_are_named(tmp_path):
+    made_up.save_comparison(tmp_path)
+    for row, seeds in (("dsmoe", 3), ("mind", 2), ("m5", 1)):
+        for seed in range(seeds):
+            mine = {row: made_up.system((0.4, 0.3), seed)}
+            made_up.save(tmp_path, made_up.record(row, mine, seed=seed))
+    systems = report.Source(tmp_path, CONFIG).systems("table2")
+    caption = recall_table.make("t", "T", systems).notes[0]
+    assert "(DSMOE: 0, 1, 2; fewer: MIND 2; no ±: one seed, or nothing random)" in caption
+
+
 def test_a_comparison_without_dsmoe_is_refused(tmp_path):
     made_up.save_comparison(tmp_path)
     for path in tmp_path.glob("dsmoe-*"):
