@@ -10,6 +10,7 @@ from dsmoe_jax.suite import estimates, finished, recall_table
 # What the paper prints to be worse than DSMOE, most of all in small scenarios.
 CLAIMED = ("no_sap", "no_distill", "no_dsbn")
 _POPULARITY = "popularity in scenario"
+_PRIOR = " + scenario prior"
 
 
 def above_own(judged: Sequence[recall_table.Judged]) -> list[str]:
@@ -62,6 +63,30 @@ def below_popularity(judged: Sequence[recall_table.Judged]) -> list[str]:
             f"{', '.join(worse)}{why}."
         )
     return found or [f"Every method is above {_POPULARITY}, in every scenario."]
+
+
+def prior_gain(judged: Sequence[recall_table.Judged]) -> list[str]:
+    """A sentence on what the scenario prior adds to the systems that have a row without it too."""
+    by_name = {entry.system.name: entry.system for entry in judged}
+    k = min(judged[0].estimates)
+    found = []
+    for name, system in by_name.items():
+        with_prior = by_name.get(name + _PRIOR)
+        if with_prior is None:
+            continue
+        gains = estimates.compare(
+            estimates.pool(with_prior, k),
+            estimates.pool(system, k),
+            recall_table.scenarios_of(system),
+        )
+        by_scenario = ", ".join(f"{scenario} {_points(gain)}" for scenario, gain in gains.items())
+        found.append(f"{system.label} {by_scenario}")
+    if not found:
+        return []
+    return [
+        "What a prior of the item in the scenario adds, which no two-tower method is given, "
+        f"recall@{k} in points: {'; '.join(found)}."
+    ]
 
 
 def ablations(judged: Sequence[recall_table.Judged]) -> list[str]:

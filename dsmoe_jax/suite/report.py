@@ -179,7 +179,11 @@ def _seconds(cell: records.Record) -> float:
 def find(source: Source) -> list[str]:
     """What the numbers say that a reader may miss."""
     judged = recall_table.judge([s for s in source.systems("table2") if s.entries])
-    found = [*findings.above_own(judged), *findings.below_popularity(judged)]
+    found = [
+        *findings.above_own(judged),
+        *findings.below_popularity(judged),
+        *findings.prior_gain(judged),
+    ]
     ablated = _ablated(source)
     if any(system.entries for system in ablated):
         found += findings.ablations(recall_table.judge(ablated))

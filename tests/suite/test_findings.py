@@ -53,6 +53,18 @@ def test_that_every_method_beats_popularity_is_said_where_popularity_was_judged(
     assert not [sentence for sentence in find(folder) if "popularity" in sentence]
 
 
+def test_what_the_scenario_prior_adds_is_told_where_both_rows_are(folder):
+    assert not [sentence for sentence in find(folder) if "a prior of the item" in sentence]
+    both = {
+        "implicit BPR": made_up.system((0.3, 0.3), 12),
+        "implicit BPR + scenario prior": made_up.system((0.5, 0.2), 12),
+    }
+    made_up.save(folder, made_up.record("implicit", both, kind="scored"))
+    [sentence] = [sentence for sentence in find(folder) if "a prior of the item" in sentence]
+    assert "in points: implicit BPR K1 +" in sentence
+    assert ", K2 -" in sentence and ", macro +" in sentence
+
+
 def test_ablations_are_answered_either_way_with_their_parameters(folder):
     smaller = made_up.record("no_sap", {"no_sap": made_up.system((0.1, 0.1), 8)})
     smaller["params"]["dense"] = 245_000
