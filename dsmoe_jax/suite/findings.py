@@ -27,46 +27,51 @@ def above_own(judged: Sequence[recall_table.Judged]) -> list[str]:
 
 
 def below_popularity(judged: Sequence[recall_table.Judged]) -> list[str]:
-    """A sentence for every method that does not beat scenario popularity in every scenario.
+    """A sentence for every scenario in which some method does not beat its popularity.
 
-    One sentence for all of them where none is below; none without the row of popularity.
+    One more says which of these methods cannot; one alone where none is below; none without the
+    row of popularity.
     """
-    by_name = {entry.system.name: entry for entry in judged}
+    by_name = {entry.system.name: entry.system for entry in judged}
     popular = by_name.get(_POPULARITY)
     if popular is None:
         return []
-    k = min(popular.estimates)
-    scenarios = recall_table.scenarios_of(popular.system)
-    bar = estimates.pool(popular.system, k)
-    found = []
-    for entry in judged:
-        if entry.system.kind != "run":
-            continue
-        leads = estimates.compare(estimates.pool(entry.system, k), bar, scenarios)
-        summary = entry.system.entries[0].summary["scenarios"]
-        worse = [
-            f"{name} ({recall_table.percent(summary[name]['share'])} % of the training positives) "
-            f"{_points(leads[name])}"
-            for name in scenarios
-            if leads[name].difference <= 0
-        ]
-        if not worse:
-            continue
-        why = ""
-        if entry.system.entries[0].record["costs"]["indexes"] == 1 and len(scenarios) > 1:
-            why = (
-                "; its item vectors are the same in all scenarios, so that it cannot know what is "
-                "popular in one of them alone"
+    k = min(judged[0].estimates)
+    leads = {
+        entry.system.label: _minus(entry.system, popular, k)
+        for entry in judged
+        if entry.system.kind == "run"
+    }
+    found, not_above = [], set()
+    for name, row in popular.entries[0].summary["scenarios"].items():
+        worse = {label: lead[name] for label, lead in leads.items() if lead[name].difference <= 0}
+        not_above |= worse.keys()
+        if worse:
+            each = ", ".join(f"{label} {_points(lead)}" for label, lead in worse.items())
+            found.append(
+                f"Not above {_POPULARITY} in {name}, which has "
+                f"{recall_table.percent(row['share'])} % of the training positives; minus it, "
+                f"recall@{k} in points: {each}."
             )
+    blind = [
+        entry.system.label
+        for entry in judged
+        if entry.system.label in not_above
+        and entry.system.entries[0].record["costs"]["indexes"] == 1
+    ]
+    if blind and len(popular.entries[0].summary["scenarios"]) > 1:
         found.append(
-            f"{entry.system.label} is not above {_POPULARITY}; minus it, recall@{k} in points: "
-            f"{', '.join(worse)}{why}."
+            f"Of these, {', '.join(blind)}: one item vector for all scenarios, which cannot hold "
+            "what is popular in one of them alone."
         )
     return found or [f"Every method is above {_POPULARITY}, in every scenario."]
 
 
 def prior_gain(judged: Sequence[recall_table.Judged]) -> list[str]:
-    """A sentence on what the scenario prior adds to the systems that have a row without it too."""
+    """A sentence on what the scenario prior adds to the systems that have a row without it too.
+
+    In macro recall and in the smallest scenario, where rows teach a model the least.
+    """
     by_name = {entry.system.name: entry.system for entry in judged}
     k = min(judged[0].estimates)
     found = []
@@ -74,17 +79,15 @@ def prior_gain(judged: Sequence[recall_table.Judged]) -> list[str]:
         with_prior = by_name.get(name + _PRIOR)
         if with_prior is None:
             continue
-        gains = estimates.compare(
-            estimates.pool(with_prior, k),
-            estimates.pool(system, k),
-            recall_table.scenarios_of(system),
-        )
-        by_scenario = ", ".join(f"{scenario} {_points(gain)}" for scenario, gain in gains.items())
-        found.append(f"{system.label} {by_scenario}")
+        gains = _minus(with_prior, system, k)
+        rows = system.entries[0].summary["scenarios"]
+        smallest = min(rows, key=lambda scenario: rows[scenario]["share"])
+        each = (f"{part} {_points(gains[part])}" for part in (estimates.MACRO, smallest))
+        found.append(f"{system.label} {', '.join(each)}")
     if not found:
         return []
     return [
-        "What a prior of the item in the scenario adds, which no two-tower method is given, "
+        "What a prior of the item in the scenario adds, which none of the methods is given, "
         f"recall@{k} in points: {'; '.join(found)}."
     ]
 
@@ -113,6 +116,14 @@ def ablations(judged: Sequence[recall_table.Judged]) -> list[str]:
             f"macro {_points(macro)}; {by_scenario}."
         )
     return found
+
+
+def _minus(
+    system: finished.System, other: finished.System, k: int
+) -> dict[str, estimates.Interval]:
+    """The difference of two systems on the same queries."""
+    scenarios = recall_table.scenarios_of(system)
+    return estimates.compare(estimates.pool(system, k), estimates.pool(other, k), scenarios)
 
 
 def _points(interval: estimates.Interval) -> str:
