@@ -14,6 +14,12 @@ from dsmoe_jax.suite import tables
 
 TITLE = "Multi-scenario matching: the comparison"
 
+# Where the numbers of a section on another page are from.
+SOURCE = (
+    "Made by `python -m dsmoe_jax.suite run all --budget full` and `render comparison` from the "
+    "records in `dsmoe_jax/suite/published/comparison`."
+)
+
 DEVIATIONS = (
     "The paper's rows, split and widths are unknown: its numbers stand beside ours for the order "
     "of magnitude, not digit by digit.",
@@ -111,7 +117,7 @@ def to_section(notes: Sequence[str], findings: Sequence[str], made: Sequence[tab
     parts = [_bullets([*notes, *findings])]
     for table in made:
         parts += [f"### {table.title}", tables.to_markdown(table)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, SOURCE])
 
 
 def _picture(picture: Picture) -> str:

@@ -3,6 +3,7 @@
 import csv
 import html.parser
 import io
+import pathlib
 
 import pytest
 
@@ -23,6 +24,7 @@ from dsmoe_jax.suite import (
 )
 from tests.suite import made_up
 
+README = pathlib.Path(__file__).parents[2] / "README.md"
 CONFIG = "configs/kuairand.py:sample"
 
 
@@ -291,6 +293,13 @@ def test_the_readmes_section_has_every_table_but_that_of_the_methods(tmp_path, m
     assert "old" not in text.splitlines()
     assert tables.to_markdown(cost_table.make(source.systems("table3"))) in text
     assert all(f"- {sentence}" in text for sentence in report.find(source))
+
+
+def test_the_readme_shows_the_comparison_of_its_records():
+    begin, end = sections.markers(command_line.COMPARISON)
+    shown = README.read_text().partition(begin)[2].partition(end)[0]
+    source = report.Source(command_line.PUBLISHED / "comparison", command_line.CONFIG)
+    assert shown.strip() == report.to_section(source).strip()
 
 
 def test_teachers_stand_beside_their_students(tmp_path):
