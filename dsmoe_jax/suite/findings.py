@@ -42,7 +42,8 @@ def below_popularity(judged: Sequence[recall_table.Judged]) -> list[str]:
         for entry in judged
         if entry.system.kind == "run"
     }
-    found, not_above = [], set()
+    found: list[str] = []
+    not_above: set[str] = set()
     for name, row in popular.entries[0].summary["scenarios"].items():
         worse = {label: lead[name] for label, lead in leads.items() if lead[name].difference <= 0}
         not_above |= worse.keys()
