@@ -98,7 +98,8 @@ def test_a_run_leaves_the_hits_of_every_query_and_the_tables_of_fig_4(whole):
                 mine = recall_Q[scenario_Q == scenario]
                 assert len(mine) == row["queries"]
                 assert np.mean(mine) == pytest.approx(row[f"recall@{k}"])
-        assert arrays["scenario_coefficients/user/forward"].shape == (4, 4)
+        # Scenarios, and the rank of the configuration.
+        assert arrays["scenario_coefficients/user/forward"].shape == (4, 2)
         assert arrays["gate_weights/item"].shape == (4, 3)
 
 
@@ -152,11 +153,11 @@ def test_a_part_without_the_one_before_says_what_to_run(tmp_path):
 
 def test_another_configuration_is_refused_in_one_line(whole):
     output = commands.run(
-        *ARGUMENTS, f"--workdir={whole}", "--config.model.rank=2", "--mode=student", status=2
+        *ARGUMENTS, f"--workdir={whole}", "--config.model.rank=4", "--mode=student", status=2
     )
     line = output.splitlines()[-1]
     assert line.startswith("error: ")
-    assert "model.rank: checkpoint 4, run 2" in line
+    assert "model.rank: checkpoint 2, run 4" in line
 
 
 def run_two_processes(*arguments: str, status: int = 0) -> list[str]:
