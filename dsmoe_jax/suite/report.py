@@ -59,8 +59,8 @@ def write(source: Source, folder: pathlib.Path) -> pathlib.Path:
     Raises:
       ValueError: When DSMOE itself has no finished cell.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     made = make_tables(source)
+    folder.mkdir(parents=True, exist_ok=True)
     for table in made:
         report_lib.replace_text(folder / f"{table.name}.csv", tables.to_csv(table))
     pictures = _draw(source, folder)

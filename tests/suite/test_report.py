@@ -150,6 +150,7 @@ def test_a_comparison_without_dsmoe_is_refused(tmp_path):
         path.unlink()
     with pytest.raises(ValueError, match="expected a finished cell of dsmoe"):
         report.write(report.Source(tmp_path, CONFIG), tmp_path / "report")
+    assert not (tmp_path / "report").exists()
 
 
 def test_table_3_counts_pairs_parameters_and_seconds(source):
