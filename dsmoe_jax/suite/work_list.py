@@ -11,6 +11,9 @@ Owns the folder of a comparison:
 Every run resumes, so a list that was killed continues inside the cells where it stopped. A cell
 that still runs from a killed list keeps its lock, as do cells of another list on the same folder
 (a SLURM array): they are waited for, not run twice.
+
+A list also continues from records alone, such as those in a repository: a teacher whose folder is
+gone is trained again if an unfinished cell needs it.
 """
 
 import contextlib
@@ -83,6 +86,11 @@ class WorkList:
                 state.state, state.seconds = "done", record["wall_s"]
             elif (failure := records.load(self._failure_path(cell))) is not None:
                 state.state, state.note = "failed", failure["error"]
+        for cell, state in zip(self.cells, self.states, strict=True):
+            if cell.teacher and state.state != "done":
+                teacher = self._index[cell.teacher]
+                if self.states[teacher].state == "done" and not self._is_kept(self.cells[teacher]):
+                    self.states[teacher].state = "left"
 
     def read(self, cell: plan.Cell) -> records.Record | None:
         """The record of a cell, or None where there is none of today's hashes."""
@@ -124,7 +132,8 @@ class WorkList:
 
         Args:
           workers: Processes at a time, which share the cores.
-          only: Index of the one cell to run, with the teacher it needs; None runs all.
+          only: Index of the one cell to run, with the teacher that it needs if it is not done; None
+            runs all.
 
         Returns:
           Where the cells that it was to run stand.
@@ -134,7 +143,7 @@ class WorkList:
         """
         wanted = list(range(len(self.cells)))
         if only is not None:
-            teacher = self.cells[only].teacher
+            teacher = self.cells[only].teacher if self.states[only].state != "done" else ""
             wanted = [*([self._index[teacher]] if teacher else []), only]
         for index in wanted:
             if self.states[index].state == "failed":
@@ -195,7 +204,7 @@ class WorkList:
                 if lock is None:
                     continue
                 record = self.read(cell)  # another list may have finished it
-                if record is not None:
+                if record is not None and (cell.row.kind != "teacher" or self._is_kept(cell)):
                     state.state, state.seconds = "done", record["wall_s"]
                     left.remove(index)
                     continue
@@ -214,6 +223,9 @@ class WorkList:
         for old in workdir.parent.glob("*-*-*") if workdir.parent.exists() else ():
             if old != workdir:
                 shutil.rmtree(old)
+        if cell.row.kind == "teacher":
+            # Until it is trained again, its students wait for it in every list.
+            (self.records / f"{cell.name}.json").unlink(missing_ok=True)
         workdir.mkdir(parents=True, exist_ok=True)
         return processes.start(
             self.command(cell), self._log(cell), slot=slot, workers=workers, lock=lock
@@ -248,6 +260,11 @@ class WorkList:
         self._failure_path(cell).unlink(missing_ok=True)
         state.state, state.note = "done", ""
         return record
+
+    def _is_kept(self, teacher: plan.Cell) -> bool:
+        """Whether a finished teacher's folder is still there for its students."""
+        # The folder comes first: another list removes the record before it makes the folder anew.
+        return self.workdir(teacher).exists() and self.read(teacher) is not None
 
     def _log(self, cell: plan.Cell) -> pathlib.Path:
         return self.workdir(cell) / "log.txt"

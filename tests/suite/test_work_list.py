@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def test_one_cell_does_not_fail_for_another(suite):
     suite.failing = {"no_distill"}
     suite.make().run(1)
     states = suite.make().run(1, only=1)
-    assert [state.state for state in states] == ["done", "done"]
+    assert [(state.name, state.state) for state in states] == [("dsmoe-seed0", "done")]
 
 
 def test_a_cell_that_runs_elsewhere_is_waited_for(suite):
@@ -173,6 +174,34 @@ def test_results_whose_list_was_killed_are_kept(suite):
         (suite.folder / "records" / f"{name}.json").unlink()
     suite.make().run(1)
     assert len(suite.ran()) == 4
+
+
+def test_a_teacher_of_which_only_the_record_is_left_is_trained_again_for_who_needs_it(suite):
+    suite.make().run(1)
+    shutil.rmtree(suite.folder / "cells")
+    assert [state.state for state in suite.make().states] == ["done"] * 4
+    (suite.folder / "records" / "no_sap-seed0.json").unlink()
+    early, work = suite.make(), suite.make()
+    assert [state.state for state in work.states] == ["left", "done", "left", "done"]
+    work.run(1)
+    assert suite.ran()[4:] == ["teacher-seed0", "no_sap-seed0"]
+    assert {state.state for state in suite.make().states} == {"done"}
+    early.run(1)
+    assert len(suite.ran()) == 6
+
+
+def test_while_such_a_teacher_is_trained_no_list_takes_it_for_done(suite):
+    suite.make().run(1)
+    shutil.rmtree(suite.folder / "cells")
+    (suite.folder / "records" / "no_sap-seed0.json").unlink()
+    suite.failing = {"teacher"}
+    suite.make().run(1)
+    again = suite.make()
+    assert [state.state for state in again.states] == ["failed", "done", "left", "done"]
+    assert again.run(1, only=1)[0].name == "dsmoe-seed0"
+    suite.failing = set()
+    suite.make().run(1)
+    assert suite.ran()[4:] == ["teacher-seed0", "teacher-seed0", "no_sap-seed0"]
 
 
 def test_asked_to_stop_it_asks_its_cells_and_ends(suite):
