@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dsmoe_jax import metrics
-from dsmoe_jax.suite import finished
+from dsmoe_jax.suite import finished, per_query
 
 MACRO = "macro"
 
@@ -27,8 +27,8 @@ class Estimate(NamedTuple):
     """Recall of one system in one scenario, as fractions; NaN where there is too little.
 
     Attributes:
-      mean: Over seeds.
-      spread: Standard deviation over seeds.
+      mean: Over queries and seeds.
+      spread: Standard deviation over the seeds that were asked all queries.
       seeds: Their number.
       error: Standard error over queries.
     """
@@ -57,56 +57,53 @@ class Interval(NamedTuple):
 
 
 class Pooled(NamedTuple):
-    """A system on all queries that it was asked, one column per seed.
+    """A system on all queries that it was asked.
 
     Attributes:
       key_Q: Identity of each query: its days and its row there.
       scenario_Q: Its scenario.
-      recall_NQ: Recall of every seed.
+      recall_Q: Its recall, the mean over the seeds that were asked it.
+      recall_NQ: The same of every seed that was asked all queries.
     """
 
     key_Q: Int[np.ndarray, "Q"]
     scenario_Q: Int[np.ndarray, "Q"]
+    recall_Q: Float[np.ndarray, "Q"]
     recall_NQ: Float[np.ndarray, "N Q"]
 
 
 def pool(system: finished.System, k: int) -> Pooled:
-    """Joins a system's entries: seeds side by side, days one after the other.
-
-    Seeds that some days lack are left out where others have them all.
-    """
-    days = sorted({entry.dropped_days for entry in system.entries})
-    by_day = {
-        day: {entry.seed: entry for entry in system.entries if entry.dropped_days == day}
-        for day in days
-    }
-    seeds = sorted(set.intersection(*(set(entries) for entries in by_day.values())))
-    keys, scenarios, recalls = [], [], []
-    for day, entries in by_day.items():
-        asked = [entries[seed].queries() for seed in seeds]
-        keys.append(asked[0].query_Q + (day << 40))
-        scenarios.append(asked[0].scenario_Q)
-        recalls.append(np.stack([queries.recall(k) for queries in asked]))
-    return Pooled(np.concatenate(keys), np.concatenate(scenarios), np.concatenate(recalls, axis=1))
+    """Joins a system's entries: seeds side by side, days one after the other."""
+    by_day: dict[int, dict[int, per_query.PerQuery]] = {}
+    for entry in system.entries:
+        by_day.setdefault(entry.dropped_days, {})[entry.seed] = entry.queries()
+    everywhere = sorted(set.intersection(*map(set, by_day.values())))
+    parts = []
+    for day, by_seed in sorted(by_day.items()):
+        query_Q, scenario_Q, *_ = next(iter(by_seed.values()))
+        recall_Q = np.mean([queries.recall(k) for queries in by_seed.values()], axis=0)
+        recall_NQ = np.empty((len(everywhere), len(query_Q)))
+        for row, seed in enumerate(everywhere):
+            recall_NQ[row] = by_seed[seed].recall(k)
+        parts.append(Pooled(query_Q + (day << 40), scenario_Q, recall_Q, recall_NQ))
+    return Pooled(*(np.concatenate(columns, axis=-1) for columns in zip(*parts, strict=True)))
 
 
 def estimate(pooled: Pooled, scenarios: Sequence[str]) -> dict[str, Estimate]:
     """Recall by scenario, and macro: the unweighted mean over scenarios with queries."""
-    found = {}
-    per_seed, errors = [], []
+    over_queries, over_seeds = {}, {}
     for number, name in enumerate(scenarios):
-        mine_NQ = pooled.recall_NQ[:, pooled.scenario_Q == number]
-        if not mine_NQ.size:
-            found[name] = Estimate(math.nan, math.nan, len(mine_NQ), math.nan)
-            continue
-        values = mine_NQ.mean(axis=1)
-        error = metrics.estimate(mine_NQ.mean(axis=0)).error
-        found[name] = _over_seeds(values, error)
-        per_seed.append(values)
-        errors.append(error)
-    macro_error = math.sqrt(sum(error**2 for error in errors)) / len(errors)
-    found[MACRO] = _over_seeds(np.mean(per_seed, axis=0), macro_error)
-    return found
+        mine_Q = pooled.scenario_Q == number
+        over_queries[name] = metrics.estimate(pooled.recall_Q[mine_Q])
+        if mine_Q.any():
+            over_seeds[name] = pooled.recall_NQ[:, mine_Q].mean(axis=1)
+    over_queries[MACRO] = metrics.macro(list(over_queries.values()))
+    over_seeds[MACRO] = np.mean([*over_seeds.values()], axis=0)
+    seeds, nothing = len(pooled.recall_NQ), np.empty(0)
+    return {
+        name: Estimate(mean, _spread(over_seeds.get(name, nothing)), seeds, error)
+        for name, (mean, error) in over_queries.items()
+    }
 
 
 def compare(first: Pooled, second: Pooled, scenarios: Sequence[str]) -> dict[str, Interval]:
@@ -118,7 +115,7 @@ def compare(first: Pooled, second: Pooled, scenarios: Sequence[str]) -> dict[str
     _, own, other = np.intersect1d(first.key_Q, second.key_Q, return_indices=True)
     if not len(own):
         raise ValueError("comparison: expected systems that share test queries, got none shared")
-    difference_Q = first.recall_NQ.mean(axis=0)[own] - second.recall_NQ.mean(axis=0)[other]
+    difference_Q = first.recall_Q[own] - second.recall_Q[other]
     result = metrics.paired_bootstrap(difference_Q, first.scenario_Q[own], len(scenarios))
     columns = zip(result.difference_S, result.low_S, result.high_S, strict=True)
     found = {
@@ -127,6 +124,5 @@ def compare(first: Pooled, second: Pooled, scenarios: Sequence[str]) -> dict[str
     return {**found, MACRO: Interval(*result.macro)}
 
 
-def _over_seeds(values: np.ndarray, error: float) -> Estimate:
-    spread = statistics.stdev(values.tolist()) if len(values) > 1 else math.nan
-    return Estimate(float(np.mean(values)), spread, len(values), error)
+def _spread(values_N: Float[np.ndarray, "N"]) -> float:
+    return statistics.stdev(values_N.tolist()) if len(values_N) > 1 else math.nan

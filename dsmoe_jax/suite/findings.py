@@ -96,6 +96,7 @@ def prior_gain(judged: Sequence[recall_table.Judged]) -> list[str]:
 def ablations(judged: Sequence[recall_table.Judged]) -> list[str]:
     """A sentence for every ablation that the paper prints to be worse than DSMOE."""
     own = finished.own([entry.system for entry in judged])
+    pooled = ", all test days pooled" if len(own.days) > 1 else ""
     found = []
     for entry in judged:
         if entry.system.name not in CLAIMED:
@@ -113,8 +114,8 @@ def ablations(judged: Sequence[recall_table.Judged]) -> list[str]:
         )
         found.append(
             f"{entry.system.label[0].upper()}{entry.system.label[1:]} "
-            f"({_parameters(entry.system, own)}): {answer}; minus DSMOE, recall@{k} in points: "
-            f"macro {_points(macro)}; {by_scenario}."
+            f"({_parameters(entry.system, own)}): {answer}; minus DSMOE, recall@{k} in points"
+            f"{pooled}: macro {_points(macro)}; {by_scenario}."
         )
     return found
 

@@ -195,7 +195,14 @@ def _caption(own: finished.System, judged: Sequence[Judged]) -> str:
     [mine] = [entry.estimates[k] for entry in judged if entry.system.name == own.name]
     errors = ", ".join(f"{name} {percent(value.error)}" for name, value in mine.items())
     seen = "removed" if first["seen_items_removed"] else "kept"
-    seeds = ", ".join(str(seed) for seed in sorted({entry.seed for entry in own.entries}))
+    by_day: dict[int, set[int]] = {}
+    for entry in own.entries:
+        by_day.setdefault(entry.dropped_days, set()).add(entry.seed)
+    seeds = ", ".join(map(str, sorted(set.union(*by_day.values()))))
+    everywhere = ", ".join(map(str, sorted(set.intersection(*by_day.values()))))
+    if everywhere != seeds:
+        seeds += f"; on all days: {everywhere or 'none'}"
+    on_days = " on all days" if len(by_day) > 1 else ""
     fewer = [
         f"{entry.system.label} {entry.estimates[k][estimates.MACRO].seeds}"
         for entry in judged
@@ -204,7 +211,7 @@ def _caption(own: finished.System, judged: Sequence[Judged]) -> str:
     shorter = f"; fewer: {', '.join(fewer)}" if fewer else ""
     return (
         f"Recall in % on test days, mean ± standard deviation over seeds (DSMOE: {seeds}"
-        f"{shorter}; no ±: one seed, or nothing random). {first['dataset']}; {days}; "
+        f"{shorter}; no ±: one seed{on_days}, or nothing random). {first['dataset']}; {days}; "
         f"{first['candidates']:,} candidates in every scenario; items seen before are {seen}. "
         f"Standard error of DSMOE's recall@{k} over queries: {errors}."
     )

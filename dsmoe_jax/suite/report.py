@@ -88,11 +88,11 @@ def make_tables(source: Source) -> list[tables.Table]:
     Raises:
       ValueError: When DSMOE itself has no finished cell.
     """
-    found = [method_table.make(), *_main_tables(source), cost_table.make(source.systems("table3"))]
-    ablated = _ablated(source)
-    days = {day for system in ablated for day in system.days}
-    title = "Table 4: ablations" + (", all test days pooled" if len(days) > 1 else "")
-    found += _compare("table4", title, ablated)
+    compared = _by_days("table2", "Table 2: recall", source.systems("table2"), with_paper=True)
+    found = [method_table.make(), *compared, cost_table.make(source.systems("table3"))]
+    ablated = source.systems("table4")
+    if any(system.entries for system in ablated if system.name != plan.METHOD):
+        found += _by_days("table4", "Table 4: ablations", ablated, with_paper=False)
     for name, (axis_label, title) in figures.SWEPT.items():
         swept = [
             dataclasses.replace(system, label=f"{axis_label} = {system.label}")
@@ -119,26 +119,32 @@ def _compare(name: str, title: str, systems: Sequence[finished.System]) -> list[
     return [recall_table.make(name, title, systems, with_paper=False)]
 
 
-def _main_tables(source: Source) -> list[tables.Table]:
-    """Table 2 for every choice of test days that something was tested on, and for all of them."""
-    systems = source.systems("table2")
+def _by_days(
+    name: str, title: str, systems: Sequence[finished.System], *, with_paper: bool
+) -> list[tables.Table]:
+    """A table for every choice of test days that others than DSMOE were tested on, and for all.
+
+    The first one may have DSMOE alone, and has the paper's rows.
+    """
     days = sorted(finished.own(systems).days)
-    others = [system for system in systems if system.name != plan.METHOD]
-    compared = {day for system in others for day in system.days}
-    # Table 4 may have tested DSMOE on further days.
-    days = [day for day in days if day == days[0] or day in compared]
+    others = {day for system in systems if system.name != plan.METHOD for day in system.days}
+    days = [day for day in days if day == days[0] or day in others]
     found = []
     for dropped in days:
         is_first = dropped == days[0]
-        earlier = f", the last {dropped} days left out" if dropped else ""
-        name = "table2" if is_first else f"table2_drop{dropped}"
         chosen = [system.on_days(dropped) for system in systems]
-        title = f"Table 2: recall{earlier}"
-        found.append(recall_table.make(name, title, chosen, with_paper=is_first))
+        found.append(
+            recall_table.make(
+                name if is_first else f"{name}_drop{dropped}",
+                title if is_first else f"{title}, the last {dropped} days left out",
+                chosen,
+                with_paper=with_paper and is_first,
+            )
+        )
     if len(days) > 1:
-        title = "Table 2: recall, the queries of all test days pooled"
+        pooled = f"{title}, the queries of all test days pooled"
         chosen = [system.on_days(*days) for system in systems]
-        found.append(recall_table.make("table2_pooled", title, chosen, with_paper=False))
+        found.append(recall_table.make(f"{name}_pooled", pooled, chosen, with_paper=False))
     return found
 
 

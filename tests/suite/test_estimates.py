@@ -50,7 +50,7 @@ def test_a_system_against_itself_is_noise_and_against_a_worse_one_above(systems)
 
 def test_only_queries_that_both_were_asked_are_compared(systems):
     pooled = estimates.pool(systems["dsmoe"].on_days(0), 5)
-    shifted = pooled._replace(recall_NQ=pooled.recall_NQ + 0.5)
+    shifted = pooled._replace(recall_Q=pooled.recall_Q + 0.5)
     part = estimates.Pooled(*(column[..., 10:50] for column in shifted))
     assert estimates.compare(part, pooled, made_up.SCENARIOS)["K1"].difference == pytest.approx(0.5)
     other = estimates.pool(systems["dsmoe"].on_days(2), 5)
@@ -66,10 +66,23 @@ def test_a_scenario_without_queries_has_no_recall_and_is_left_out_of_macro(syste
     assert found["macro"].mean == without["macro"].mean
 
 
-def test_seeds_that_some_days_lack_are_left_out(tmp_path):
+def test_every_seed_counts_and_the_spread_is_over_those_of_all_days(tmp_path):
     made_up.save_comparison(tmp_path, days=(0, 2))
     (tmp_path / "dsmoe-seed1-drop2.json").unlink()
     rows = plan.rows_of("fig4", "configs/kuairand.py:sample")
     [own] = finished.load(tmp_path, rows)
-    assert len(estimates.pool(own, 5).recall_NQ) == 1
-    assert len(estimates.pool(own.on_days(0), 5).recall_NQ) == 2
+    first, later = (estimates.pool(own.on_days(day), 5) for day in (0, 2))
+    pooled = estimates.pool(own, 5)
+    assert [len(found.recall_NQ) for found in (first, later, pooled)] == [2, 1, 1]
+    np.testing.assert_array_equal(
+        pooled.recall_Q, np.concatenate([first.recall_NQ.mean(axis=0), later.recall_NQ[0]])
+    )
+    found = estimates.estimate(pooled, made_up.SCENARIOS)["K1"]
+    assert found.mean == pytest.approx(pooled.recall_Q[pooled.scenario_Q == 0].mean())
+    assert (math.isnan(found.spread), found.seeds) == (True, 1)
+    # No seed was asked all queries.
+    (tmp_path / "dsmoe-seed0.json").unlink()
+    [own] = finished.load(tmp_path, rows)
+    found = estimates.estimate(estimates.pool(own, 5), made_up.SCENARIOS)["macro"]
+    assert 0.3 < found.mean < 0.4
+    assert (math.isnan(found.spread), found.seeds) == (True, 0)

@@ -94,3 +94,12 @@ def test_an_ablation_on_other_days_than_dsmoe_is_not_compared(folder):
     later = made_up.record("no_sap", {"no_sap": made_up.system((0.1, 0.1), 8)}, days=2)
     made_up.save(folder, later)
     assert not [sentence for sentence in find(folder) if "SAP" in sentence]
+
+
+def test_ablations_are_judged_on_all_test_days_that_they_share(folder):
+    for row in ("dsmoe", "no_sap", "no_dsbn"):
+        later = made_up.record(row, {row: made_up.system((0.4, 0.3), 8)}, days=2)
+        made_up.save(folder, later)
+    no_sap, no_dsbn = find(folder)[-2:]
+    assert "recall@5 in points, all test days pooled: macro -" in no_sap
+    assert "recall@5 in points, all test days pooled: macro +" in no_dsbn

@@ -105,7 +105,7 @@ def test_days_are_pooled_for_those_that_were_tested_on_all_of_them(tmp_path):
         "table2_pooled": [False, False],
     }
     # The ablations were tested on the last days alone, and so is what they are compared with.
-    assert "pooled" not in found["table4"].title
+    assert [name for name in found if name.startswith("table4")] == ["table4"]
     own = row_of(found["table4"], "DSMOE")["K1 @5"].text
     assert own == row_of(found["table2"], "DSMOE")["K1 @5"].text
     made_up.save(tmp_path, made_up.record("no_sap", {"no_sap": made_up.system((0.1, 0.1))}, days=2))
@@ -113,7 +113,13 @@ def test_days_are_pooled_for_those_that_were_tested_on_all_of_them(tmp_path):
         tmp_path, made_up.record("no_dsbn", {"no_dsbn": made_up.system((0.6, 0.3))}, days=2)
     )
     found = {t.name: t for t in report.make_tables(report.Source(tmp_path, CONFIG))}
-    assert "pooled" in found["table4"].title
+    assert [name for name in found if name.startswith("table4")] == [
+        "table4",
+        "table4_drop2",
+        "table4_pooled",
+    ]
+    assert row_of(found["table4"], "DSMOE")["K1 @5"].text == own
+    assert row_of(found["table4_pooled"], "without SAP")["K1 @5"].verdict == "below"
 
 
 def test_days_on_which_dsmoe_was_tested_alone_have_no_table_2(tmp_path):
@@ -142,6 +148,17 @@ def test_rows_of_fewer_seeds_are_named(tmp_path):
     systems = report.Source(tmp_path, CONFIG).systems("table2")
     caption = recall_table.make("t", "T", systems).notes[0]
     assert "(DSMOE: 0, 1, 2; fewer: MIND 2; no ±: one seed, or nothing random)" in caption
+
+
+def test_seeds_that_some_days_lack_are_named_where_days_are_pooled(tmp_path):
+    made_up.save_comparison(tmp_path, days=(0, 2))
+    systems = report.Source(tmp_path, CONFIG).systems("table2")
+    caption = recall_table.make("t", "T", systems).notes[0]
+    assert "(DSMOE: 0, 1; no ±: one seed on all days, or nothing random)" in caption
+    (tmp_path / "dsmoe-seed1-drop2.json").unlink()
+    systems = report.Source(tmp_path, CONFIG).systems("table2")
+    caption = recall_table.make("t", "T", systems).notes[0]
+    assert "(DSMOE: 0, 1; on all days: 0; no ±: one seed on all days, or" in caption
 
 
 def test_a_comparison_without_dsmoe_is_refused(tmp_path):
