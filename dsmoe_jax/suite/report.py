@@ -164,6 +164,15 @@ def describe(source: Source) -> list[str]:
     )
     codes = sorted({cell["code_hash"] for cell in done})
     hours = sum(_seconds(cell) for cell in cells if cell is not None) / 3600
+    days_of = {
+        part: {day for cell in done for day in cell["split"][part]["days"]}
+        for part in ("validation", "test")
+    }
+    both = sorted(days_of["validation"] & days_of["test"])
+    chosen_on = (
+        f" Of the test days, {', '.join(both)} are validation days of other cells: settings were "
+        "chosen on them."
+    )
     return [
         f"{len(done)} finished cells of {source.config}, {hours:.1f} hours of runs on {devices}, "
         f"{when}.",
@@ -171,7 +180,7 @@ def describe(source: Source) -> list[str]:
         "candidates in every scenario.",
         f"Versions: {versions}. Hashes of the code behind the cells: {', '.join(codes)}.",
         "Every system is judged by one evaluator on the same queries; epochs and settings were "
-        "chosen on validation days, test days are only reported.",
+        f"chosen on validation days, test days are only reported.{chosen_on if both else ''}",
     ]
 
 

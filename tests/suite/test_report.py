@@ -3,6 +3,7 @@
 import csv
 import html.parser
 import io
+import json
 import pathlib
 
 import pytest
@@ -266,6 +267,20 @@ def test_hours_count_what_a_resumed_cell_took_before(tmp_path):
     resumed["time_s"]["student"] = 7200.0
     made_up.save(tmp_path, resumed)
     assert ", 2.1 hours of runs" in report.describe(source)[0]
+
+
+def test_test_days_on_which_settings_were_chosen_are_named(tmp_path):
+    made_up.save_comparison(tmp_path, days=(0, 2))
+    source = report.Source(tmp_path, CONFIG)
+    assert report.describe(source)[-1].endswith("test days are only reported.")
+    for path in tmp_path.glob("*-drop2.json"):
+        entry = json.loads(path.read_text())
+        entry["split"]["test"]["days"] = ["validation-0a", "validation-0b"]
+        path.write_text(json.dumps(entry))
+    assert report.describe(source)[-1].endswith(
+        "Of the test days, validation-0a, validation-0b are validation days of other cells: "
+        "settings were chosen on them."
+    )
 
 
 def test_one_value_makes_no_figure(tmp_path):
