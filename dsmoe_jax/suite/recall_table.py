@@ -6,6 +6,7 @@ marked among all rows but the random one; every row is compared with DSMOE on th
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -132,10 +133,13 @@ def _cell(entry: Judged, column: tuple[int, str], ranks: Mapping[str, str]) -> t
 
 
 def _validation(system: finished.System) -> str:
-    """Macro recall at the first cut-off on validation days, the mean over cells."""
+    """Macro recall at the first cut-off on validation days: over seeds, then over test days."""
     metric = f"recall@{system.entries[0].record['k'][0]}"
-    values = [entry.summary["validation"]["macro"][metric] for entry in system.entries]
-    return percent(sum(values) / len(values))
+    by_day: dict[int, list[float]] = {}
+    for entry in system.entries:
+        value = entry.summary["validation"]["macro"][metric]
+        by_day.setdefault(entry.dropped_days, []).append(value)
+    return percent(statistics.fmean(map(statistics.fmean, by_day.values())))
 
 
 def _paper_rows(

@@ -162,6 +162,15 @@ def test_seeds_that_some_days_lack_are_named_where_days_are_pooled(tmp_path):
     assert "(DSMOE: 0, 1; on all days: 0; no ±: one seed on all days, or" in caption
 
 
+def test_days_weigh_alike_in_the_validation_column_whatever_their_seeds(tmp_path):
+    for seed, day, macro in ((0, 0, 0.1), (1, 0, 0.3), (0, 2, 0.6)):
+        mine = made_up.system((0.4, 0.3), seed, day)
+        mine["validation"] = {"macro": {"recall@5": macro}}
+        made_up.save(tmp_path, made_up.record("dsmoe", {"dsmoe": mine}, seed=seed, days=day))
+    table = recall_table.make("t", "T", report.Source(tmp_path, CONFIG).systems("table2"))
+    assert row_of(table, "DSMOE")["validation recall@5"].text == "40.0"
+
+
 def test_a_comparison_without_dsmoe_is_refused(tmp_path):
     made_up.save_comparison(tmp_path)
     for path in tmp_path.glob("dsmoe-*"):
