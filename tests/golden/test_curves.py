@@ -13,6 +13,7 @@ def test_losses_are_those_of_the_plain_step(variant):
     np.testing.assert_allclose(
         curves.train(variant),
         expected,
-        rtol=1e-4,
+        # Twelve steps of Adam grow what processors round differently to 3e-4.
+        rtol=1e-3,
         err_msg="meant to change? python -m tests.golden.curves, and say why in the commit",
     )
