@@ -13,7 +13,6 @@ def test_losses_are_those_of_the_plain_step(variant):
     np.testing.assert_allclose(
         curves.train(variant),
         expected,
-        # Twelve steps of Adam grow what processors round differently to 3e-4.
-        rtol=1e-3,
+        rtol=1e-5,
         err_msg="meant to change? python -m tests.golden.curves, and say why in the commit",
     )
