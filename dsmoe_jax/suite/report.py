@@ -164,15 +164,6 @@ def describe(source: Source) -> list[str]:
     )
     codes = sorted({cell["code_hash"] for cell in done})
     hours = sum(_seconds(cell) for cell in cells if cell is not None) / 3600
-    days_of = {
-        part: {day for cell in done for day in cell["split"][part]["days"]}
-        for part in ("validation", "test")
-    }
-    both = sorted(days_of["validation"] & days_of["test"])
-    chosen_on = (
-        f" Of the test days, {', '.join(both)} are validation days of other cells: settings were "
-        "chosen on them."
-    )
     return [
         f"{len(done)} finished cells of {source.config}, {hours:.1f} hours of runs on {devices}, "
         f"{when}.",
@@ -180,8 +171,23 @@ def describe(source: Source) -> list[str]:
         "candidates in every scenario.",
         f"Versions: {versions}. Hashes of the code behind the cells: {', '.join(codes)}.",
         "Every system is judged by one evaluator on the same queries; epochs and settings were "
-        f"chosen on validation days, test days are only reported.{chosen_on if both else ''}",
+        f"chosen on validation days, test days are only reported.{_chosen_on(done)}",
     ]
+
+
+def _chosen_on(cells: Sequence[records.Record]) -> str:
+    """A sentence on test days of some cells that are validation days of others; empty without."""
+    validation, test = (
+        {day for cell in cells for day in cell["split"][part]["days"]}
+        for part in ("validation", "test")
+    )
+    both = ", ".join(sorted(validation & test))
+    if not both:
+        return ""
+    return (
+        f" Of the test days, {both} are validation days of other cells: settings were chosen on "
+        "them."
+    )
 
 
 def _seconds(cell: records.Record) -> float:

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from dsmoe_jax.suite import per_query
+from dsmoe_jax.suite import per_query, tables
 
 SCENARIOS = ("K1", "K2")
 QUERIES = (400, 40)
@@ -116,3 +116,9 @@ def save_comparison(folder: pathlib.Path, *, days: tuple[int, ...] = (0,)) -> No
     save(folder, record("no_dsbn", {"no_dsbn": system((0.6, 0.3), 9)}))
     save(folder, record("rank1", {"rank1": system((0.35, 0.2), 10)}))
     save(folder, record("num_experts1", {"num_experts1": system((0.3, 0.2), 11)}))
+
+
+def row_of(table: tables.Table, label: str) -> dict[str, tables.Value]:
+    """The one row of a table with a label, by its columns' heads."""
+    [row] = [row for row in table.rows if row[0].text == label]
+    return dict(zip(table.heads, row, strict=True))

@@ -1,8 +1,6 @@
 """Tables, figures and the page, from records that nobody ran."""
 
-import csv
 import html.parser
-import io
 import json
 import pathlib
 
@@ -16,7 +14,6 @@ from dsmoe_jax.suite import (
     finished,
     method_table,
     page,
-    paper,
     plan,
     recall_table,
     report,
@@ -36,60 +33,6 @@ def source(tmp_path_factory):
     return report.Source(folder, CONFIG)
 
 
-def row_of(table, label):
-    [row] = [row for row in table.rows if row[0].text == label]
-    return dict(zip(table.heads, row, strict=True))
-
-
-def first_day(source):
-    return [system.on_days(0) for system in source.systems("table2")]
-
-
-def test_cells_are_marked_by_rank_and_by_comparison(source):
-    table = recall_table.make("t", "T", first_day(source))
-    own, random = row_of(table, "DSMOE"), row_of(table, "random")
-    assert "±" in own["K1 @5"].text
-    assert own["K1 @5"].verdict == ""
-    assert random["K1 @5"].verdict == "below"
-    assert row_of(table, "EASE + scenario prior")["K1 @5"].verdict == "noise"
-    for head in table.heads[2:]:
-        ranks = [row[table.heads.index(head)].rank for row in table.rows]
-        assert (ranks.count("best"), ranks.count("second")) == (1, 1)
-    assert random["K1 @5"].rank == ""
-
-
-def test_numbers_behind_a_table_are_in_its_csv(source):
-    table = recall_table.make("t", "T", first_day(source))
-    lines = list(csv.DictReader(io.StringIO(tables.to_csv(table))))
-    [line] = [x for x in lines if (x["row"], x["scenario"], x["k"]) == ("random", "macro", "5")]
-    assert float(line["low"]) < float(line["minus_dsmoe"]) < float(line["high"]) < 0
-    [own] = [x for x in lines if (x["row"], x["scenario"], x["k"]) == ("dsmoe", "K1", "10")]
-    assert own["minus_dsmoe"] == ""
-    assert own["seeds"] == "2"
-
-
-def test_the_papers_numbers_stand_below_where_its_cut_offs_are_ours(source, monkeypatch):
-    table = recall_table.make("t", "T", first_day(source))
-    assert not any(row[0].text.startswith("paper") for row in table.rows)
-    printed = {"KuaiRand-Pure": {"dsmoe": {"K1": {5: 18.9}, "K2": {5: 31.0}}}}
-    monkeypatch.setattr(paper, "RECALL", printed)
-    row = row_of(recall_table.make("t", "T", first_day(source)), "paper: DSMOE")
-    assert [row[head].text for head in ("K1 @5", "K2 @5", "macro @5", "K1 @10")] == [
-        "18.9",
-        "31.0",
-        "24.9",
-        "",
-    ]
-
-
-def test_what_was_not_run_says_so(source):
-    table = recall_table.make("t", "T", source.systems("table4"), with_paper=False)
-    assert {cell.text for cell in row_of(table, "without distillation").values()} == {
-        "without distillation",
-        "not run",
-    }
-
-
 def test_days_are_pooled_for_those_that_were_tested_on_all_of_them(tmp_path):
     made_up.save_comparison(tmp_path, days=(0, 2))
     made_up.save(tmp_path, made_up.record("dssm", {"dssm": made_up.system((0.3, 0.3))}))
@@ -97,7 +40,9 @@ def test_days_are_pooled_for_those_that_were_tested_on_all_of_them(tmp_path):
     made_up.save(tmp_path, later)
     found = {t.name: t for t in report.make_tables(report.Source(tmp_path, CONFIG))}
     shown = {
-        name: [row_of(found[name], row)["K1 @5"].text != "not run" for row in ("DSSM", "MIND")]
+        name: [
+            made_up.row_of(found[name], row)["K1 @5"].text != "not run" for row in ("DSSM", "MIND")
+        ]
         for name in ("table2", "table2_drop2", "table2_pooled")
     }
     assert shown == {
@@ -107,8 +52,8 @@ def test_days_are_pooled_for_those_that_were_tested_on_all_of_them(tmp_path):
     }
     # The ablations were tested on the last days alone, and so is what they are compared with.
     assert [name for name in found if name.startswith("table4")] == ["table4"]
-    own = row_of(found["table4"], "DSMOE")["K1 @5"].text
-    assert own == row_of(found["table2"], "DSMOE")["K1 @5"].text
+    own = made_up.row_of(found["table4"], "DSMOE")["K1 @5"].text
+    assert own == made_up.row_of(found["table2"], "DSMOE")["K1 @5"].text
     made_up.save(tmp_path, made_up.record("no_sap", {"no_sap": made_up.system((0.1, 0.1))}, days=2))
     made_up.save(
         tmp_path, made_up.record("no_dsbn", {"no_dsbn": made_up.system((0.6, 0.3))}, days=2)
@@ -119,8 +64,8 @@ def test_days_are_pooled_for_those_that_were_tested_on_all_of_them(tmp_path):
         "table4_drop2",
         "table4_pooled",
     ]
-    assert row_of(found["table4"], "DSMOE")["K1 @5"].text == own
-    assert row_of(found["table4_pooled"], "without SAP")["K1 @5"].verdict == "below"
+    assert made_up.row_of(found["table4"], "DSMOE")["K1 @5"].text == own
+    assert made_up.row_of(found["table4_pooled"], "without SAP")["K1 @5"].verdict == "below"
 
 
 def test_days_on_which_dsmoe_was_tested_alone_have_no_table_2(tmp_path):
@@ -134,41 +79,10 @@ def test_rebuilt_methods_are_labelled_so_and_the_papers_rows_are_not(tmp_path):
     made_up.save_comparison(tmp_path)
     made_up.save(tmp_path, made_up.record("m5", {"m5": made_up.system((0.3, 0.3))}))
     source = report.Source(tmp_path, CONFIG)
-    assert row_of(recall_table.make("t", "T", source.systems("table2")), "M5-style")
+    assert made_up.row_of(recall_table.make("t", "T", source.systems("table2")), "M5-style")
     labels = [row[0].text for row in cost_table.make(source.systems("table3")).rows]
     assert "M5-style" in labels and "paper: M5" in labels
     assert {label.removeprefix("paper: ") for label in labels} >= set(methods.LABELS.values())
-
-
-def test_rows_of_fewer_seeds_are_named(tmp_path):
-    made_up.save_comparison(tmp_path)
-    for row, seeds in (("dsmoe", 3), ("mind", 2), ("m5", 1)):
-        for seed in range(seeds):
-            mine = {row: made_up.system((0.4, 0.3), seed)}
-            made_up.save(tmp_path, made_up.record(row, mine, seed=seed))
-    systems = report.Source(tmp_path, CONFIG).systems("table2")
-    caption = recall_table.make("t", "T", systems).notes[0]
-    assert "(DSMOE: 0, 1, 2; fewer: MIND 2; no ±: one seed, or nothing random)" in caption
-
-
-def test_seeds_that_some_days_lack_are_named_where_days_are_pooled(tmp_path):
-    made_up.save_comparison(tmp_path, days=(0, 2))
-    systems = report.Source(tmp_path, CONFIG).systems("table2")
-    caption = recall_table.make("t", "T", systems).notes[0]
-    assert "(DSMOE: 0, 1; no ±: one seed on all days, or nothing random)" in caption
-    (tmp_path / "dsmoe-seed1-drop2.json").unlink()
-    systems = report.Source(tmp_path, CONFIG).systems("table2")
-    caption = recall_table.make("t", "T", systems).notes[0]
-    assert "(DSMOE: 0, 1; on all days: 0; no ±: one seed on all days, or" in caption
-
-
-def test_days_weigh_alike_in_the_validation_column_whatever_their_seeds(tmp_path):
-    for seed, day, macro in ((0, 0, 0.1), (1, 0, 0.3), (0, 2, 0.6)):
-        mine = made_up.system((0.4, 0.3), seed, day)
-        mine["validation"] = {"macro": {"recall@5": macro}}
-        made_up.save(tmp_path, made_up.record("dsmoe", {"dsmoe": mine}, seed=seed, days=day))
-    table = recall_table.make("t", "T", report.Source(tmp_path, CONFIG).systems("table2"))
-    assert row_of(table, "DSMOE")["validation recall@5"].text == "40.0"
 
 
 def test_a_comparison_without_dsmoe_is_refused(tmp_path):
@@ -182,14 +96,14 @@ def test_a_comparison_without_dsmoe_is_refused(tmp_path):
 
 def test_table_3_counts_pairs_parameters_and_seconds(source):
     table = cost_table.make(source.systems("table3"))
-    own = row_of(table, "DSMOE")
+    own = made_up.row_of(table, "DSMOE")
     assert own["all, M"].text == "0.750"
     assert own["MiB in float32"].text == "2.86"
     assert own["GMACs of a forward pass"].text == "0.006"  # 6.5 million
     assert own["GFLOPs"].text == "0.013"
     assert own["an epoch's steps, s"].text == "2.0"
     assert own["teacher, s"].text == "50"
-    printed = row_of(table, "paper: DSMOE")
+    printed = made_up.row_of(table, "paper: DSMOE")
     assert printed["all, M"].text == "2.11"
     assert printed["GMACs of a forward pass"].text == "6.21"
     assert printed["training, s"].text == "7,174"
@@ -199,11 +113,11 @@ def test_table_1_is_the_registry():
     table = method_table.make()
     labels = [row[0].text for row in table.rows]
     assert labels == [*methods.MATCHERS, *methods.RANKERS]
-    own = row_of(table, "dsmoe")
+    own = made_up.row_of(table, "dsmoe")
     assert (own["stage"].text, own["ANN"].text) == ("matching", "yes")
     assert own["user-item interaction"].text == "taught by a ranker"
     assert own["architecture"].text in " ".join(dsmoe.__doc__.split())
-    assert row_of(table, "mmoe_din")["ANN"].text == "no"
+    assert made_up.row_of(table, "mmoe_din")["ANN"].text == "no"
 
 
 def test_markdown_and_html_mark_alike():
@@ -366,8 +280,8 @@ def test_teachers_stand_beside_their_students(tmp_path):
     assert rows[1][macro] == "+15.0 [+5.0, +25.0]"
     assert rows[3][macro] == "-10.0 [-20.0, +0.0]"
     decided = found[plan.DECIDED]
-    assert row_of(decided, "every value as printed")["K1 @5"].text == "not run"
-    assert row_of(decided, "taught by a teacher with its own fields alone")["K1 @5"].verdict
+    assert made_up.row_of(decided, "every value as printed")["K1 @5"].text == "not run"
+    assert made_up.row_of(decided, "taught by a teacher with its own fields alone")["K1 @5"].verdict
 
 
 def test_references_are_rows_of_their_own(source):
@@ -396,6 +310,6 @@ def test_peers_that_were_not_run_say_so_and_finished_ones_need_no_library(tmp_pa
         "Not run: torch-rechub YoutubeDNN. Install the extra peers: pip install '.[peers]'." in text
     )
     table = recall_table.make("t", "T", source.systems("table2"))
-    assert row_of(table, "implicit BPR + scenario prior")["K1 @5"].rank == "best"
-    assert row_of(table, "torch-rechub YoutubeDNN")["K1 @5"].text == "not run"
+    assert made_up.row_of(table, "implicit BPR + scenario prior")["K1 @5"].rank == "best"
+    assert made_up.row_of(table, "torch-rechub YoutubeDNN")["K1 @5"].text == "not run"
     assert "implicit ALS and BPR" not in [row[0].text for row in table.rows]
