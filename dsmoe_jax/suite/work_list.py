@@ -90,7 +90,8 @@ class WorkList:
             if cell.teacher and state.state != "done":
                 teacher = self._index[cell.teacher]
                 if self.states[teacher].state == "done" and not self._is_kept(self.cells[teacher]):
-                    self.states[teacher].state = "left"
+                    kind = self.cells[teacher].row.kind
+                    self.states[teacher] = progress.CellState(cell.teacher, kind)
 
     def read(self, cell: plan.Cell) -> records.Record | None:
         """The record of a cell, or None where there is none of today's hashes."""
