@@ -14,6 +14,8 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+METRICS_FILE = "metrics.jsonl"
+
 
 class Reporter:
     """Writes the metrics of a run and shows its progress."""
@@ -27,7 +29,7 @@ class Reporter:
         """
         self._is_main = is_main
         self._bar: tqdm.tqdm | None = None
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / METRICS_FILE
         self._board = (
             tensorboardX.SummaryWriter(str(workdir / "tensorboard"), max_queue=100)
             if is_main
@@ -90,6 +92,20 @@ class Reporter:
         self.end_epoch()
         if self._board is not None:
             self._board.close()
+
+
+def read_scores(workdir: pathlib.Path, stage: str, name: str) -> list[float]:
+    """A score of every epoch that a stage of a run has done, even while it runs."""
+    path = workdir / METRICS_FILE
+    if not path.exists():
+        return []
+    scores: dict[int, float] = {}
+    # The last line may be half written.
+    for line in path.read_text().rpartition("\n")[0].splitlines():
+        point = json.loads(line)
+        if point["stage"] == stage and name in point:
+            scores[point["step"]] = point[name]
+    return [scores[step] for step in sorted(scores)]
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:

@@ -30,6 +30,17 @@ def test_points_past_the_resumed_step_are_forgotten(reporter, tmp_path):
     ]
 
 
+def test_scores_are_read_by_epoch_while_the_run_writes(reporter, tmp_path):
+    assert report.read_scores(tmp_path, "student", "eval/macro/recall@5") == []
+    for step, score in ((4, 0.1), (8, 0.3), (4, 0.2)):
+        reporter.metrics("student", step, {"train/loss": 1.0})
+        reporter.metrics("student", step, {"eval/macro/recall@5": score})
+        reporter.metrics("teacher", step, {"eval/macro/recall@5": 0.9})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "student", "ste')
+    assert report.read_scores(tmp_path, "student", "eval/macro/recall@5") == [0.2, 0.3]
+
+
 def test_metrics_reach_tensorboard(reporter, tmp_path):
     reporter.metrics("student", 1, {"train/loss": 0.5})
     reporter.close()

@@ -5,6 +5,7 @@ import fcntl
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 
@@ -22,7 +23,8 @@ def start(
       log: File that its output is added to.
       slot: Which worker it is, below `workers`.
       workers: How many share the machine.
-      lock: Descriptor of a `lock`, held as long as the process lives, whatever becomes of this one.
+      lock: Descriptor of a `lock`, held as long as the process lives, whatever becomes of this one;
+        its file says who runs for whom.
     """
     environment = dict(os.environ)
     if workers > 1:
@@ -42,6 +44,8 @@ def start(
         # Before the interpreter has started any thread.
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, cores_of(slot, workers))
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{socket.gethostname()} {os.getpid()} {process.pid}\n".encode(), 0)
     return process
 
 
@@ -52,6 +56,31 @@ def stop(running: Sequence[subprocess.Popen]) -> None:
             process.send_signal(signal.SIGTERM)
     for process in running:
         process.wait()
+
+
+def stop_orphan(path: pathlib.Path) -> bool:
+    """Asks the process that holds a lock to save and end, if the one that started it is gone.
+
+    Args:
+      path: Of the lock, whose stem is in the process's command line.
+
+    Returns:
+      Whether it was asked; not where it runs on another machine.
+    """
+    host, *pids = path.read_text().split() or [""]
+    if host != socket.gethostname():
+        return False
+    starter, holder = (pathlib.Path("/proc") / pid for pid in pids)
+    try:
+        # A number may have gone to another process since.
+        is_its_own = path.stem.encode() in (holder / "cmdline").read_bytes()
+    except FileNotFoundError:
+        return False
+    if not is_its_own or starter.exists():
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(holder.name), signal.SIGTERM)
+    return True
 
 
 def cores_of(slot: int, workers: int) -> set[int]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dsmoe_jax import report
 from dsmoe_jax import results as results_lib
 from dsmoe_jax.suite import per_query, plan
 
@@ -75,6 +76,8 @@ def make(cell: plan.Cell, hashes: Hashes, workdir: pathlib.Path, **more: Any) ->
         **dataclasses.asdict(hashes),
         **more,
     }
+    if cell.row.kind != "scored":
+        record |= _read_course(cell, workdir)
     if cell.row.kind == "teacher":
         return {**record, "systems": {}}
     found = json.loads((workdir / results_lib.FILE).read_text())
@@ -94,6 +97,18 @@ def make(cell: plan.Cell, hashes: Hashes, workdir: pathlib.Path, **more: Any) ->
         "minus_student": teacher[f"minus_student_recall@{found['k'][0]}"],
     }
     return record
+
+
+def _read_course(cell: plan.Cell, workdir: pathlib.Path) -> Record:
+    """How many epochs the cell's own stage did, and what it was allowed."""
+    experiment, stage = cell.experiment, "teacher" if cell.row.kind == "teacher" else "student"
+    allowed = experiment.teacher if stage == "teacher" else experiment.train
+    score = f"eval/macro/recall@{experiment.eval.k[0]}"
+    return {
+        "epochs": len(report.read_scores(workdir, stage, score)),
+        "max_epochs": allowed.max_epochs,
+        "max_minutes": allowed.max_minutes,
+    }
 
 
 def summarise(summary: dict[str, Any]) -> dict[str, Any]:

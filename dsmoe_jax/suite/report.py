@@ -172,6 +172,7 @@ def describe(source: Source) -> list[str]:
         f"Versions: {versions}. Hashes of the code behind the cells: {', '.join(codes)}.",
         "Every system is judged by one evaluator on the same queries; epochs and settings were "
         f"chosen on validation days, test days are only reported.{_chosen_on(done)}",
+        *_cut_short([cell for cell in cells if cell is not None]),
     ]
 
 
@@ -188,6 +189,42 @@ def _chosen_on(cells: Sequence[records.Record]) -> str:
         f" Of the test days, {both} are validation days of other cells: settings were chosen on "
         "them."
     )
+
+
+def _cut_short(cells: Sequence[records.Record]) -> list[str]:
+    """Which runs the minutes of their budget ended; empty where none."""
+    seconds = {
+        plan.cell_name(cell["row"], cell["seed"], cell["dropped_days"]): _training_s(cell)
+        for cell in cells
+    }
+    # A teacher's own record has no times, its students' have.
+    seconds |= {
+        cell["teacher_cell"]: cell["time_s"]["teacher"]
+        for cell in cells
+        if cell["teacher_cell"] and "time_s" in cell
+    }
+    limited = [cell for cell in cells if cell.get("max_minutes")]
+    ended: dict[str, list[int]] = {}
+    for cell in limited:
+        name = plan.cell_name(cell["row"], cell["seed"], cell["dropped_days"])
+        is_late = seconds[name] >= 60 * cell["max_minutes"]
+        if is_late and cell["epochs"] < cell["max_epochs"]:
+            ended.setdefault(cell["row"], []).append(cell["epochs"])
+    if not ended:
+        return []
+    minutes = " or ".join(f"{m:g}" for m in sorted({cell["max_minutes"] for cell in limited}))
+    epochs = "; ".join(f"{row} {', '.join(map(str, n))}" for row, n in ended.items())
+    return [
+        f"{sum(map(len, ended.values()))} of {len(limited)} runs used up their {minutes} minutes "
+        "of training before their epochs, so that these compare at equal time on cores of this "
+        f"speed and load, not at convergence. Epochs they did: {epochs}."
+    ]
+
+
+def _training_s(cell: records.Record) -> float:
+    """Of a cell's own stages."""
+    times = cell.get("time_s", {})
+    return float(times.get("pretraining", 0.0) + times.get("student", 0.0))
 
 
 def _seconds(cell: records.Record) -> float:

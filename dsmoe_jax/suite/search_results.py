@@ -67,20 +67,6 @@ def write(
     return path
 
 
-def read_scores(workdir: pathlib.Path, stage: str, name: str) -> list[float]:
-    """A score of every epoch that a stage of a run has done, from its metrics."""
-    path = workdir / "metrics.jsonl"
-    if not path.exists():
-        return []
-    scores: dict[int, float] = {}
-    # The last line may be half written.
-    for line in path.read_text().rpartition("\n")[0].splitlines():
-        point = json.loads(line)
-        if point["stage"] == stage and name in point:
-            scores[point["step"]] = point[name]
-    return [scores[step] for step in sorted(scores)]
-
-
 def _as_row(trial: "optuna.trial.FrozenTrial", space: search_space.Space) -> dict[str, Any]:
     scores = trial.intermediate_values
     return {

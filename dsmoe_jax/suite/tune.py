@@ -26,7 +26,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dsmoe_jax import config as config_lib
-from dsmoe_jax import extras, identity, main
+from dsmoe_jax import extras, identity, main, report
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.suite import processes, progress, search_results, search_space
 
@@ -299,7 +299,7 @@ class _Search:
         is_behind = False
         name = f"eval/{self._score_name.replace(' ', '/')}"
         workdir = self._workdir(entry.name)
-        scores = search_results.read_scores(workdir, self._request.stage, name)
+        scores = report.read_scores(workdir, self._request.stage, name)
         for score in scores[entry.epochs :]:
             entry.best = max(entry.best, score)
             entry.trial.report(entry.best, entry.epochs)

@@ -9,8 +9,9 @@ Owns the folder of a comparison:
     failed/<name>.json        why a cell failed; it is tried again the next time
 
 Every run resumes, so a list that was killed continues inside the cells where it stopped. A cell
-that still runs from a killed list keeps its lock, as do cells of another list on the same folder
-(a SLURM array): they are waited for, not run twice.
+that a killed list left running is asked to save and end: it would share its core with the next one,
+at the cost of both where their minutes are counted. Cells of another list on the same folder (a
+SLURM array) keep their locks: they are waited for, not run twice.
 
 A list also continues from records alone, such as those in a repository: a teacher whose folder is
 gone is trained again if an unfinished cell needs it.
@@ -76,6 +77,7 @@ class WorkList:
             path.mkdir(parents=True, exist_ok=True)
         self._index = {cell.name: n for n, cell in enumerate(self.cells)}
         self._cores = 0
+        self._orphans: set[int] = set()
         self._stores: dict[str, _Store] = {}
         self._hashes: dict[str, records.Hashes] = {}
         self.states = [progress.CellState(c.name, c.row.kind) for c in self.cells]
@@ -201,8 +203,12 @@ class WorkList:
                 continue
             if teacher is not None and teacher.state != "done":
                 continue
-            with processes.lock(self.folder / "cells" / f"{cell.name}.lock") as lock:
+            lock_path = self.folder / "cells" / f"{cell.name}.lock"
+            with processes.lock(lock_path) as lock:
                 if lock is None:
+                    # Once: a second request ends a run before it has saved.
+                    if index not in self._orphans and processes.stop_orphan(lock_path):
+                        self._orphans.add(index)
                     continue
                 record = self.read(cell)  # another list may have finished it
                 if record is not None and (cell.row.kind != "teacher" or self._is_kept(cell)):

@@ -4,6 +4,7 @@ import os
 import sys
 
 from dsmoe_jax.suite import processes
+from tests.suite import orphans
 
 
 def test_workers_share_the_cores():
@@ -24,10 +25,34 @@ def test_a_process_keeps_its_lock_when_its_starter_gives_it_up(tmp_path):
         pass
     with processes.lock(path) as lock:
         assert lock is None
+    assert not processes.stop_orphan(path)
     processes.stop([process])
     assert process.returncode
     with processes.lock(path) as lock:
         assert lock is not None
+
+
+def test_a_process_is_stopped_when_its_starter_is_gone(tmp_path):
+    path = tmp_path / "cell-seed0.lock"
+    orphans.leave(path, tmp_path / "log.txt")
+    with processes.lock(path) as lock:
+        assert lock is None
+    text = path.read_text()
+    host, starter, holder = text.split()
+    path.write_text(f"another-{host} {starter} {holder}\n")
+    assert not processes.stop_orphan(path)
+    path.write_text(f"{host} {starter} {os.getpid()}\n")
+    assert not processes.stop_orphan(path)
+    path.write_text(text)
+    assert processes.stop_orphan(path)
+    with processes.lock(path, wait=True) as lock:
+        assert lock is not None
+
+
+def test_a_lock_that_nobody_wrote_into_names_no_process(tmp_path):
+    path = tmp_path / "cell-seed0.lock"
+    path.touch()
+    assert not processes.stop_orphan(path)
 
 
 def test_the_last_line_of_a_log(tmp_path):

@@ -206,6 +206,27 @@ def test_test_days_on_which_settings_were_chosen_are_named(tmp_path):
     )
 
 
+def test_runs_that_their_minutes_ended_are_named_with_their_epochs(tmp_path):
+    limits = {"max_epochs": 15, "max_minutes": 3.0}
+    for seed, epochs, seconds in ((0, 10, 181.0), (1, 15, 200.0), (2, 9, 100.0)):
+        entry = made_up.record("dsmoe", {"dsmoe": made_up.system((0.4, 0.3), seed)}, seed=seed)
+        entry |= {"teacher_cell": "teacher-seed0", "epochs": epochs, **limits}
+        entry["time_s"] = {"teacher": 190.0, "pretraining": 20.0, "student": seconds - 20.0}
+        made_up.save(tmp_path, entry)
+    references = {"random": made_up.system((0.01, 0.01), 5)}
+    made_up.save(tmp_path, made_up.record("references", references, kind="scored"))
+    source = report.Source(tmp_path, CONFIG)
+    told = report.describe(source)[-1]
+    assert told.startswith("1 of 3 runs used up their 3 minutes of training before their epochs")
+    assert told.endswith("Epochs they did: dsmoe 10.")
+    teacher = {**made_up.record("teacher", {}, kind="teacher"), "epochs": 7, **limits}
+    del teacher["time_s"]
+    made_up.save(tmp_path, teacher)
+    told = report.describe(source)[-1]
+    assert told.startswith("2 of 4 runs")
+    assert told.endswith("Epochs they did: dsmoe 10; teacher 7.")
+
+
 def test_one_value_makes_no_figure(tmp_path):
     made_up.save_comparison(tmp_path)
     (tmp_path / "rank1-seed0.json").unlink()

@@ -13,6 +13,7 @@ import pytest
 
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.suite import budget, plan, work_list
+from tests.suite import orphans
 
 CONFIG = "configs/kuairand.py:sample"
 SUMMARY = {"scenarios": {"K1": {"queries": 2, "recall@5": 0.5, "ndcg@5": 1}}, "macro": {}}
@@ -44,6 +45,13 @@ class Suite:
         summary = {**SUMMARY, "macro": {"recall@5": 0.5}}
         found = {**RESULTS, **summary, "validation": summary}
         (template / "results.json").write_text(json.dumps(found))
+        points = [("teacher", 4), ("student", 5), ("student", 10)]
+        (template / "metrics.jsonl").write_text(
+            "".join(
+                json.dumps({"stage": stage, "step": step, "eval/macro/recall@50": 0.1}) + "\n"
+                for stage, step in points
+            )
+        )
         column = np.arange(3, dtype=np.int32)
         np.savez(
             template / "arrays.npz",
@@ -93,7 +101,10 @@ def test_a_record_holds_what_tables_need(suite):
     system = record["systems"]["dsmoe"]
     assert system["scenarios"]["K1"] == {"queries": 2, "recall@5": 0.5}
     assert {"query", "scenario", "relevant", "hits@5"} == set(system["queries"])
-    assert json.loads((suite.folder / "records" / "teacher-seed0.json").read_text())["wall_s"] >= 0
+    teacher = json.loads((suite.folder / "records" / "teacher-seed0.json").read_text())
+    assert teacher["wall_s"] >= 0
+    for kept, epochs in ((record, 2), (teacher, 1)):
+        assert [kept[name] for name in ("epochs", "max_epochs", "max_minutes")] == [epochs, 15, 3.0]
 
 
 def test_another_configuration_data_or_code_is_run_again(suite, monkeypatch):
@@ -202,6 +213,14 @@ def test_while_such_a_teacher_is_trained_no_list_takes_it_for_done(suite):
     suite.failing = set()
     suite.make().run(1)
     assert suite.ran()[4:] == ["teacher-seed0", "teacher-seed0", "no_sap-seed0"]
+
+
+def test_a_cell_that_a_killed_list_left_running_is_stopped_and_goes_on(suite):
+    work = suite.make()
+    path = suite.folder / "cells" / "no_sap-seed0.lock"
+    orphans.leave(path, suite.log.with_name("orphan.txt"))
+    work.run(2)
+    assert sorted(suite.ran()) == sorted(ALL)
 
 
 def test_asked_to_stop_it_asks_its_cells_and_ends(suite):
