@@ -160,7 +160,9 @@ def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     print(progress.summary(states, workers))
     source = report.Source(work.records, options.config, failed=work.folder / "failed")
     if options.cell is None:
-        print(f"report: {report.write(source, folder / 'report')}")
+        # Lists that share a folder come to their ends together.
+        with processes.lock(folder / "report.lock", wait=True):
+            print(f"report: {report.write(source, folder / 'report')}")
     return int(any(state.state == "failed" for state in states))
 
 
