@@ -65,7 +65,7 @@ def stop_orphan(path: pathlib.Path) -> bool:
       path: Of the lock, whose stem is in the process's command line.
 
     Returns:
-      Whether it was asked; not where it runs on another machine.
+      Whether it was asked; not where it runs on another machine or for another user.
     """
     host, *pids = path.read_text().split() or [""]
     if host != socket.gethostname():
@@ -74,13 +74,12 @@ def stop_orphan(path: pathlib.Path) -> bool:
     try:
         # A number may have gone to another process since.
         is_its_own = path.stem.encode() in (holder / "cmdline").read_bytes()
-    except FileNotFoundError:
-        return False
-    if not is_its_own or starter.exists():
-        return False
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(int(holder.name), signal.SIGTERM)
-    return True
+        if is_its_own and not starter.exists():
+            os.kill(int(holder.name), signal.SIGTERM)
+            return True
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        pass  # it ended meanwhile, or is somebody else's
+    return False
 
 
 def cores_of(slot: int, workers: int) -> set[int]:

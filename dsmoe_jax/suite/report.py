@@ -193,26 +193,27 @@ def _chosen_on(cells: Sequence[records.Record]) -> str:
 
 def _cut_short(cells: Sequence[records.Record]) -> list[str]:
     """Which runs the minutes of their budget ended; empty where none."""
-    seconds = {
-        plan.cell_name(cell["row"], cell["seed"], cell["dropped_days"]): _training_s(cell)
-        for cell in cells
+    named = {
+        plan.cell_name(cell["row"], cell["seed"], cell["dropped_days"]): cell for cell in cells
     }
+    seconds = {name: _training_s(cell) for name, cell in named.items()}
     # A teacher's own record has no times, its students' have.
     seconds |= {
         cell["teacher_cell"]: cell["time_s"]["teacher"]
         for cell in cells
         if cell["teacher_cell"] and "time_s" in cell
     }
-    limited = [cell for cell in cells if cell.get("max_minutes")]
+    limited = {name: cell for name, cell in named.items() if cell.get("max_minutes")}
     ended: dict[str, list[int]] = {}
-    for cell in limited:
-        name = plan.cell_name(cell["row"], cell["seed"], cell["dropped_days"])
+    for name, cell in limited.items():
         is_late = seconds[name] >= 60 * cell["max_minutes"]
         if is_late and cell["epochs"] < cell["max_epochs"]:
             ended.setdefault(cell["row"], []).append(cell["epochs"])
     if not ended:
         return []
-    minutes = " or ".join(f"{m:g}" for m in sorted({cell["max_minutes"] for cell in limited}))
+    minutes = " or ".join(
+        f"{m:g}" for m in sorted({cell["max_minutes"] for cell in limited.values()})
+    )
     epochs = "; ".join(f"{row} {', '.join(map(str, n))}" for row, n in ended.items())
     return [
         f"{sum(map(len, ended.values()))} of {len(limited)} runs used up their {minutes} minutes "

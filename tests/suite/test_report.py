@@ -15,10 +15,12 @@ from dsmoe_jax.suite import (
     method_table,
     page,
     plan,
+    processes,
     recall_table,
     report,
     systems,
     tables,
+    work_list,
 )
 from tests.suite import made_up
 
@@ -270,6 +272,20 @@ def test_the_readmes_section_has_every_table_but_that_of_the_methods(tmp_path, m
     assert "old" not in text.splitlines()
     assert tables.to_markdown(cost_table.make(source.systems("table3"))) in text
     assert all(f"- {sentence}" in text for sentence in report.find(source))
+
+
+def test_lists_that_share_a_folder_write_the_report_in_turn(tmp_path, monkeypatch):
+    is_held = []
+
+    def write(source, folder):
+        with processes.lock(tmp_path / "report.lock") as lock:
+            is_held.append(lock is None)
+        return folder
+
+    monkeypatch.setattr(report, "write", write)
+    monkeypatch.setattr(work_list.WorkList, "run", lambda work, workers, only: work.states)
+    assert command_line.main(["run", "fig4", "--budget=small", f"--dir={tmp_path}"]) == 0
+    assert is_held == [True]
 
 
 def test_the_readme_shows_the_comparison_of_its_records():
