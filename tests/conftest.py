@@ -5,6 +5,7 @@ Annotated shapes are checked too: pyproject.toml turns the hook on.
 
 import os
 import pathlib
+import signal
 import tempfile
 
 # Before the first import of jax: the device count is fixed when its backend starts.
@@ -29,6 +30,8 @@ jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Grain reads absl flags, which nobody parses under pytest.
 flags.FLAGS.mark_as_parsed()
+# A suite in a shell's background ignores Ctrl-C, and what its tests start and interrupt would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _MAPS = pathlib.Path("/proc/self/maps")
 # A third of what Linux grants a process by default, 65,530; the costliest module takes 6,000.

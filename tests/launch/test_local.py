@@ -147,7 +147,9 @@ def test_signal_reaches_every_process_once_and_all_are_awaited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STUB_WAIT", "1")
-    with subprocess.Popen([LOCAL, "3"], start_new_session=True) as local:
+    # Under nohup a shell could not hear SIGHUP.
+    command = ["env", "--default-signal=HUP", LOCAL, "3"]
+    with subprocess.Popen(command, start_new_session=True) as local:
         while len(records()) < 3:
             assert local.poll() is None
             time.sleep(0.02)
