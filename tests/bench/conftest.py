@@ -1,13 +1,13 @@
-"""Measurements start processes of their own: what those inherit."""
+"""Measurements start processes of their own: those inherit what runs in tests get."""
 
 import jax
 import pytest
 
+from tests.e2e import commands
+
 
 @pytest.fixture(autouse=True)
-def quick_children(monkeypatch, tmp_path_factory):
-    """What a measurement starts has one device and skips the compiler's costly passes."""
+def quick_children(monkeypatch):
     jax.devices()  # this process keeps its eight, which the first use fixes
-    monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+    for name, value in commands.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)

@@ -11,9 +11,16 @@ from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Runs share compilations, and skip the compiler's costly passes: numbers are compared between runs
-# that are compiled alike.
 _CACHE = tempfile.TemporaryDirectory(prefix="dsmoe_jax_e2e_")
+# Processes have one device, share compilations and skip the compiler's costly passes: numbers are
+# compared between runs that are compiled alike.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
 
 SMALL = (
     "--config.train.batch_size=64",
@@ -56,16 +63,7 @@ def start_module(
     module: str, *arguments: str, cwd: pathlib.Path = ROOT, **environment: str
 ) -> subprocess.Popen:
     """Starts any module of the package in the same way."""
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONUNBUFFERED": "1",
-        **environment,
-    }
+    env = {**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1", **environment}
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
