@@ -8,9 +8,15 @@ import pathlib
 import signal
 import tempfile
 
+from tests import compilation
+
 # Before the first import of jax: the device count is fixed when its backend starts.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        compilation.XLA_FLAGS,
+        "--xla_force_host_platform_device_count=8",
+    ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")

@@ -183,7 +183,8 @@ class TinyMatcher(two_tower.Matcher):
         self.item_table = self.param(
             "item_table", nn.initializers.normal(0.1), (self.table_rows, self.dim), jnp.float32
         )
-        self.dense = nn.Dense(self.dim)
+        # The norm takes any bias away again: its gradient would be rounding, which Adam scales up.
+        self.dense = nn.Dense(self.dim, use_bias=False)
         self.norm = nn.BatchNorm(momentum=0.9)
         self.dropout = nn.Dropout(0.2)
 

@@ -9,6 +9,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from tests import compilation
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 _CACHE = tempfile.TemporaryDirectory(prefix="dsmoe_jax_e2e_")
@@ -16,7 +18,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="dsmoe_jax_e2e_")
 # compared between runs that are compiled alike.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": compilation.XLA_FLAGS,
     "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

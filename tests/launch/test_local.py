@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests import compilation
+
 ROOT = pathlib.Path(__file__).parents[2]
 LOCAL = str(ROOT / "launch" / "local.sh")
 # A teacher that would train for hours on a few hundred generated users.
@@ -175,7 +177,7 @@ def test_training_processes_save_at_one_step_when_asked_to_stop(
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": f"{compilation.XLA_FLAGS} --xla_force_host_platform_device_count=1",
     }.items():
         monkeypatch.setenv(name, value)
     workdir = tmp_path / "run"

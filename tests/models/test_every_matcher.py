@@ -1,6 +1,7 @@
 """What every two-tower method promises, whatever it is."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,17 +37,7 @@ class Case:
         )
 
     def apply(self, *args, method, train=False, variables=None):
-        variables = variables or self.variables
-        mutable = [name for name in variables if name not in ("params", "constants")]
-        found, _ = self.model.apply(
-            variables,
-            *args,
-            train=train,
-            method=method,
-            mutable=mutable,
-            rngs={"dropout": jax.random.key(1)} if train else None,
-        )
-        return found
+        return _apply(self.model, method, train, variables or self.variables, *args)
 
     def user(self, users=None, scenario_B=None, **kwargs):
         users = self.users if users is None else users
@@ -57,6 +48,14 @@ class Case:
         items = self.items if items is None else items
         scenario_B = self.scenario_B if scenario_B is None else scenario_B
         return self.apply(items, scenario_B, method="embed_item", **kwargs)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _apply(model, method, train, variables, *args):
+    mutable = [name for name in variables if name not in ("params", "constants")]
+    rngs = {"dropout": jax.random.key(1)} if train else None
+    found, _ = model.apply(variables, *args, train=train, method=method, mutable=mutable, rngs=rngs)
+    return found
 
 
 def make_spec(scenario_histories):
@@ -127,17 +126,18 @@ def test_padding_of_histories_has_no_say(case):
 def test_every_parameter_learns(case):
     """From random values, the objective of training moves every array."""
 
-    def loss(params):
+    @jax.jit
+    @jax.grad
+    def gradient(params):
         variables = {**case.variables, "params": params}
         arguments = (case.users, case.items, case.scenario_B)
         logit_BG, aux = case.apply(*arguments, method="__call__", train=True, variables=variables)
         weight_BG = jnp.cos(jnp.arange(B * G, dtype=jnp.float32)).reshape(B, G)
         return (logit_BG * weight_BG).sum() + sum(aux.values())
 
-    gradient = jax.grad(loss)(case.variables["params"])
     still = [
         jax.tree_util.keystr(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(case.variables["params"]))
         if not np.abs(leaf).max() > 0
     ]
     assert still == []

@@ -258,8 +258,10 @@ def test_self_training_adds_the_loss_of_confident_items_and_changes_nothing_else
     (plain_BG, nothing), plain = train(model, variables, *inputs)
     (logit_BG, aux), updated = train(model, variables, *inputs, unlabelled=unlabelled)
     assert nothing == {} and set(aux) == {"self_training"}
-    np.testing.assert_array_equal(logit_BG, plain_BG)
-    jax.tree.map(np.testing.assert_array_equal, updated, plain)
+    # Two programs, whose sums the compiler may order differently.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close(logit_BG, plain_BG)
+    jax.tree.map(close, updated, plain)
     (user_BMD, _), _ = train(model, variables, USERS, SCENARIO_B, method="embed_user")
     item_BXD, _ = run(model, variables, unlabelled, SCENARIO_B, method="embed_item")
     probability = sigmoid(np.einsum("bd,bxd->bx", user_BMD[:, 0], item_BXD))

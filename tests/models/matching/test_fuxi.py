@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -15,6 +17,12 @@ INPUTS = (
 )
 
 
+@functools.partial(jax.jit, static_argnames=("model", "train", "method"))
+def apply(model, variables, *inputs, train=False, method="__call__"):
+    rngs = {"dropout": jax.random.key(1)} if train else None
+    return model.apply(variables, *inputs, train=train, method=method, rngs=rngs)
+
+
 def count(model):
     def init(key):
         return model.init(key, *train_state.example_inputs(model.spec), train=False)
@@ -27,12 +35,10 @@ def test_one_sub_space_and_one_expert_are_fuxi_alpha():
     single = fuxi.FuxiMMEConfig(**vars(alpha), num_subspaces=1, num_experts=1, experts_per_token=1)
     model = alpha.make(SPEC)
     variables = tiny_features.make_variables(model, *INPUTS)
-    expected, _ = model.apply(variables, *INPUTS, train=False)
-    got, aux = single.make(SPEC).apply(variables, *INPUTS, train=False)
+    expected, _ = apply(model, variables, *INPUTS)
+    got, _ = apply(single.make(SPEC), variables, *INPUTS)
     np.testing.assert_allclose(got, expected, atol=1e-6)
-    _, aux = single.make(SPEC).apply(
-        variables, *INPUTS, train=True, rngs={"dropout": jax.random.key(0)}
-    )
+    _, aux = apply(single.make(SPEC), variables, *INPUTS, train=True)
     assert aux == {}
 
 
@@ -57,13 +63,11 @@ def test_projections_are_mixtures_where_they_are_asked_to_be():
         params = tiny_features.make_variables(model, *INPUTS)["params"]
 
         def loss(params, model=model):
-            row_B1, aux = model.apply(
-                {"params": params}, *INPUTS, train=True, method="next_item_loss",
-                rngs={"dropout": jax.random.key(1)},
-            )  # fmt: skip
+            variables = {"params": params}
+            row_B1, aux = apply(model, variables, *INPUTS, train=True, method="next_item_loss")
             return row_B1.mean() + sum(aux.values())
 
-        gradient = jax.grad(loss)(params)["encoder"]["block_0"]
+        gradient = jax.jit(jax.grad(loss))(params)["encoder"]["block_0"]
         routed = [name for name in ("uvqk", "output", "ffn") if "router" in gradient[name]]
         assert all(np.abs(gradient[n]["router"]["kernel"]).max() > 0 for n in routed)
         found[moe_in] = routed
@@ -80,7 +84,7 @@ def test_parts_of_one_length_weigh_the_same():
     variables = tiny_features.make_variables(whole, *INPUTS)
     (user, item), (_, raw_item) = (
         [
-            np.asarray(model.apply(variables, *given, train=False, method=method)[0])
+            np.asarray(apply(model, variables, *given, method=method)[0])
             for method, given in (
                 ("embed_user", (INPUTS[0], INPUTS[2])),
                 ("embed_item", (INPUTS[1], INPUTS[2])),
@@ -93,10 +97,10 @@ def test_parts_of_one_length_weigh_the_same():
         np.testing.assert_allclose(np.linalg.norm(user[..., part], axis=-1), 0.5**0.5 / 0.1, 1e-5)
         lengths = np.linalg.norm(raw_item[..., part], axis=-1, keepdims=True)
         np.testing.assert_allclose(item[..., part], raw_item[..., part] / lengths * 0.5**0.5, 1e-4)
-    logit, _ = parts.apply(variables, *INPUTS, train=False)
+    logit, _ = apply(parts, variables, *INPUTS)
     assert np.abs(logit).max() <= 1 / 0.1 * (1 + 1e-5)
     losses = [
-        m.apply(variables, *INPUTS, train=True, method="next_item_loss")[0] for m in (whole, parts)
+        apply(m, variables, *INPUTS, train=True, method="next_item_loss")[0] for m in (whole, parts)
     ]
     assert np.abs(losses[0] - losses[1]).max() > 1e-3
 
@@ -107,9 +111,9 @@ def test_balance_is_weighted_and_of_training_alone():
     variables = tiny_features.make_variables(model, *INPUTS)
     heavy = fuxi.FuxiMMEConfig(**{**vars(config), "balance_weight": 0.5}).make(SPEC)
     one, fifty = (
-        m.apply(variables, *INPUTS, train=True, method="next_item_loss")[1]["balance"]
+        apply(m, variables, *INPUTS, train=True, method="next_item_loss")[1]["balance"]
         for m in (model, heavy)
     )
     np.testing.assert_allclose(fifty, 50 * one, rtol=1e-5)
     assert 0.003 < one < 0.04
-    assert model.apply(variables, *INPUTS, train=False)[1] == {}
+    assert apply(model, variables, *INPUTS)[1] == {}
