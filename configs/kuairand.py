@@ -24,7 +24,8 @@ ones. `:sample` and `:synthetic` have few rows: there the user id and wide layer
 learning rate of 1e-4 hardly moves. Their values were chosen on the sample's validation days: what
 all methods share by hand, each method's own by `python -m dsmoe_jax.suite tune` with one budget for
 all, eight settings of at most 15 epochs with seed 0. What `FEW_ROWS_OF` lists is the best of eight.
-Of the teachers, mmoe_din's widths are chosen by hand; the others keep the values of their files.
+Of the teachers, star and m3oe were searched likewise (`--stage teacher`; m3oe's best of eight are
+its file's values), mmoe_din's widths are chosen by hand; the others keep the values of their files.
 """
 
 from typing import Any
@@ -101,8 +102,14 @@ FEW_ROWS_OF: dict[str, dict[str, dict[str, Any]]] = {
         "features": {"history_length": 20},
     },
 }
-FEW_ROWS_OF_TEACHER: dict[str, dict[str, Any]] = {
-    "mmoe_din": {"expert_dims": (64, 64), "tower_dims": (32,), "attention_length": 20},
+FEW_ROWS_OF_TEACHER: dict[str, dict[str, dict[str, Any]]] = {
+    "mmoe_din": {
+        "model": {"expert_dims": (64, 64), "tower_dims": (32,), "attention_length": 20},
+    },
+    "star": {
+        "teacher": {"learning_rate": 3e-3},
+        "model": {"dropout": 0.0, "partitioned_norm": False},
+    },
 }
 
 
@@ -163,7 +170,11 @@ def use_few_rows_recipe(experiment: config.Experiment, chosen: dict[str, str]) -
     for section, values in FEW_ROWS_OF.get(method, {}).items():
         variants.assign(getattr(experiment, section), values)
     experiment.teacher.patience = 3
-    rankers = methods.list_rankers(chosen, experiment.teacher.model)
-    for name, ranker in rankers.items():
-        values = {"input_dropout": FEW_ROWS["input_dropout"], **FEW_ROWS_OF_TEACHER.get(name, {})}
-        variants.assign(ranker, values)
+    teacher = experiment.teacher
+    for name, ranker in methods.list_rankers(chosen, teacher.model).items():
+        values = FEW_ROWS_OF_TEACHER.get(name, {})
+        variants.assign(ranker, {"input_dropout": FEW_ROWS["input_dropout"]})
+        variants.assign(ranker, values.get("model", {}))
+        # An ensemble trains its members together: what one wants of training is not the others'.
+        if ranker is teacher.model:
+            variants.assign(teacher, values.get("teacher", {}))

@@ -35,7 +35,7 @@ def test_the_members_of_a_teacher_are_listed_by_name():
 
 @pytest.mark.parametrize("fields", ["", ",teacher_fields=same"])
 def test_every_teacher_of_a_configuration_sees_the_same(fields):
-    switches = ("use_log_prior", "collaborative", "input_dropout")
+    switches = ("use_log_prior", "collaborative")
     seen = {}
     for name in methods.RANKERS:
         teacher = load(f"sample,teacher={name}{fields}").teacher.model
@@ -43,7 +43,7 @@ def test_every_teacher_of_a_configuration_sees_the_same(fields):
             if member != "sap":
                 seen[name, member] = tuple(getattr(ranker, switch) for switch in switches)
     more = not fields
-    assert set(seen.values()) == {(more, more, 0.3)} and len(seen) == 10
+    assert set(seen.values()) == {(more, more)} and len(seen) == 10
 
 
 def test_members_of_an_ensemble_have_fields_of_their_own():
@@ -51,6 +51,16 @@ def test_members_of_an_ensemble_have_fields_of_their_own():
     flat = identity.flatten(identity.as_dict(experiment))
     assert flat["teacher.model.members.ple.class"] == "PLEConfig"
     assert "teacher.model.members.star.hidden_dims" in overrides.field_names(experiment)
+
+
+def test_what_a_ranker_wants_of_training_is_not_an_ensembles():
+    alone, fused, default = (
+        load(f"sample{more}") for more in (",teacher=star", ",teacher=fused", "")
+    )
+    assert fused.teacher.model.members["star"] == alone.teacher.model
+    assert fused.teacher.model.members["mmoe_din"] == default.teacher.model
+    assert alone.teacher.learning_rate != fused.teacher.learning_rate
+    assert fused.teacher.learning_rate == default.teacher.learning_rate
 
 
 def test_values_for_a_student_without_teacher_are_its_own_and_stand_nowhere_else():
