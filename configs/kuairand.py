@@ -26,6 +26,8 @@ all methods share by hand, each method's own by `python -m dsmoe_jax.suite tune`
 all, eight settings of at most 15 epochs with seed 0. What `FEW_ROWS_OF` lists is the best of eight.
 Of the teachers, star and m3oe were searched likewise (`--stage teacher`; m3oe's best of eight are
 its file's values), mmoe_din's widths are chosen by hand; the others keep the values of their files.
+A better ranker is no better teacher: with 3e-3, no input dropout and eight experts mmoe_din's own
+validation macro recall@50 is 27.0 instead of 25.8, its student's 26.5 instead of 27.6 (seed 0).
 """
 
 from typing import Any
