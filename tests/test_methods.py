@@ -35,7 +35,7 @@ def test_the_members_of_a_teacher_are_listed_by_name():
 
 @pytest.mark.parametrize("fields", ["", ",teacher_fields=same"])
 def test_every_teacher_of_a_configuration_sees_the_same(fields):
-    switches = ("use_log_prior", "collaborative")
+    switches = ("use_log_prior", "collaborative", "input_dropout")
     seen = {}
     for name in methods.RANKERS:
         teacher = load(f"sample,teacher={name}{fields}").teacher.model
@@ -43,7 +43,7 @@ def test_every_teacher_of_a_configuration_sees_the_same(fields):
             if member != "sap":
                 seen[name, member] = tuple(getattr(ranker, switch) for switch in switches)
     more = not fields
-    assert set(seen.values()) == {(more, more)} and len(seen) == 10
+    assert set(seen.values()) == {(more, more, 0.3)} and len(seen) == 10
 
 
 def test_members_of_an_ensemble_have_fields_of_their_own():
