@@ -8,7 +8,7 @@ multiplications are counted is in `macs.py`.
 import statistics
 from collections.abc import Sequence
 
-from dsmoe_jax.suite import costs, finished, paper, tables
+from dsmoe_jax.suite import costs, finished, paper, records, tables
 
 HEADS = (
     "",
@@ -52,9 +52,9 @@ def make(systems: Sequence[finished.System]) -> tables.Table:
                 train_s,
             )
             rows.append(tuple(map(tables.Value, cells)))
-    every = [entry.record for system in systems for entry in system.entries]
-    devices = ", ".join(sorted({record["device"] for record in every}))
-    cores = ", ".join(sorted({str(record["cores"]) for record in every}))
+    shown = [record for system in systems for record in _records(system)]
+    devices = ", ".join(sorted({record["device"] for record in shown}))
+    cores = ", ".join(sorted({str(record["cores"]) for record in shown}))
     note = (
         f"A forward pass of {costs.PAIRS:,} pairs of a user and an item, each in its own scenario, "
         "with the branch of that scenario alone; a MAC is two FLOPs. The paper's parameters are "
@@ -66,20 +66,25 @@ def make(systems: Sequence[finished.System]) -> tables.Table:
     return tables.Table("table3", "Table 3: cost", HEADS, tuple(rows), (note,))
 
 
+def _records(system: finished.System) -> list[records.Record]:
+    """The records whose numbers are shown: those of the last test days, where there are any."""
+    of_last_days = [entry.record for entry in system.entries if entry.dropped_days == 0]
+    return of_last_days or [entry.record for entry in system.entries]
+
+
 def _row(system: finished.System) -> tuple[tables.Value, ...]:
     if not system.entries:
         return (tables.Value(system.label), *[tables.Value("not run")] * (len(HEADS) - 1))
-    records = [entry.record for entry in system.entries if entry.dropped_days == 0]
-    records = records or [entry.record for entry in system.entries]
-    params, counted = records[0]["params"], records[0]["costs"]
+    shown = _records(system)
+    params, counted = shown[0]["params"], shown[0]["costs"]
     total = params["dense"] + params["embedding"]
     forward = counted["user"] + counted["item"] + counted["score"]
 
     def seconds(name: str) -> float:
-        return statistics.fmean(record["time_s"].get(name, 0.0) for record in records)
+        return statistics.fmean(record["time_s"].get(name, 0.0) for record in shown)
 
     epoch_s = statistics.fmean(
-        record["split"]["train"]["examples"] / record["examples_per_s"] for record in records
+        record["split"]["train"]["examples"] / record["examples_per_s"] for record in shown
     )
     before_s = seconds("pretraining")
     cells = (

@@ -13,17 +13,22 @@ _POPULARITY = "popularity in scenario"
 _PRIOR = " + scenario prior"
 
 
-def above_own(judged: Sequence[recall_table.Judged]) -> list[str]:
-    """One sentence: which systems are told apart from DSMOE as better, in macro recall."""
+def beside_own(judged: Sequence[recall_table.Judged]) -> list[str]:
+    """Which systems are told apart from DSMOE as better in macro recall, and which not at all."""
     k = min(judged[0].estimates)
-    better = [
-        f"{entry.system.label} ({_points(entry.intervals[k][estimates.MACRO])})"
-        for entry in judged
-        if entry.intervals and entry.intervals[k][estimates.MACRO].verdict == "above"
-    ]
-    if not better:
-        return [f"No other row is above DSMOE beyond noise in macro recall@{k}."]
-    return [f"Above DSMOE beyond noise in macro recall@{k}, in points: {'; '.join(better)}."]
+    by_verdict: dict[str, list[str]] = {"above": [], "noise": [], "below": []}
+    for entry in judged:
+        if entry.intervals:
+            macro = entry.intervals[k][estimates.MACRO]
+            by_verdict[macro.verdict].append(f"{entry.system.label} ({_points(macro)})")
+    metric = f"macro recall@{k}{_pooled(judged)}"
+    better, level = by_verdict["above"], by_verdict["noise"]
+    found = [f"No other row is above DSMOE beyond noise in {metric}."]
+    if better:
+        found = [f"Above DSMOE beyond noise in {metric}, in points: {'; '.join(better)}."]
+    if level:
+        found.append(f"Within noise of DSMOE in {metric}, in points: {'; '.join(level)}.")
+    return found
 
 
 def below_popularity(judged: Sequence[recall_table.Judged]) -> list[str]:
@@ -52,7 +57,7 @@ def below_popularity(judged: Sequence[recall_table.Judged]) -> list[str]:
             found.append(
                 f"Not above {_POPULARITY} in {name}, which has "
                 f"{recall_table.percent(row['share'])} % of the training positives; minus it, "
-                f"recall@{k} in points: {each}."
+                f"recall@{k} in points{_pooled(judged)}: {each}."
             )
     blind = [
         entry.system.label
@@ -89,14 +94,13 @@ def prior_gain(judged: Sequence[recall_table.Judged]) -> list[str]:
         return []
     return [
         "What a prior of the item in the scenario adds, which none of the methods is given, "
-        f"recall@{k} in points: {'; '.join(found)}."
+        f"recall@{k} in points{_pooled(judged)}: {'; '.join(found)}."
     ]
 
 
 def ablations(judged: Sequence[recall_table.Judged]) -> list[str]:
     """A sentence for every ablation that the paper prints to be worse than DSMOE."""
     own = finished.own([entry.system for entry in judged])
-    pooled = ", all test days pooled" if len(own.days) > 1 else ""
     found = []
     for entry in judged:
         if entry.system.name not in CLAIMED:
@@ -115,9 +119,15 @@ def ablations(judged: Sequence[recall_table.Judged]) -> list[str]:
         found.append(
             f"{entry.system.label[0].upper()}{entry.system.label[1:]} "
             f"({_parameters(entry.system, own)}): {answer}; minus DSMOE, recall@{k} in points"
-            f"{pooled}: macro {_points(macro)}; {by_scenario}."
+            f"{_pooled(judged)}: macro {_points(macro)}; {by_scenario}."
         )
     return found
+
+
+def _pooled(judged: Sequence[recall_table.Judged]) -> str:
+    """What is said of numbers that are of more than one choice of test days."""
+    own = finished.own([entry.system for entry in judged])
+    return ", all test days pooled" if len(own.days) > 1 else ""
 
 
 def _minus(

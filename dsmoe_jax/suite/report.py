@@ -157,7 +157,11 @@ def describe(source: Source) -> list[str]:
     dates = sorted({cell["date"] for cell in done})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     devices = ", ".join(sorted({cell["device"] for cell in done}))
-    versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
+    versions: dict[str, set[str]] = {}
+    for cell in done:
+        for name, value in cell["versions"].items():
+            versions.setdefault(name, set()).add(value)
+    used = ", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in versions.items())
     days = "; ".join(
         f"{part} {entry['days'][0]} to {entry['days'][-1]} ({entry['examples']:,} positives)"
         for part, entry in first["split"].items()
@@ -169,7 +173,7 @@ def describe(source: Source) -> list[str]:
         f"{when}.",
         f"Data: {first['dataset']}, {first['data_hash'][:12]}; {days}; {first['candidates']:,} "
         "candidates in every scenario.",
-        f"Versions: {versions}. Hashes of the code behind the cells: {', '.join(codes)}.",
+        f"Versions: {used}. Hashes of the code behind the cells: {', '.join(codes)}.",
         "Every system is judged by one evaluator on the same queries; epochs and settings were "
         f"chosen on validation days, test days are only reported.{_chosen_on(done)}",
         *_cut_short([cell for cell in cells if cell is not None]),
@@ -237,22 +241,20 @@ def _seconds(cell: records.Record) -> float:
 
 def find(source: Source) -> list[str]:
     """What the numbers say that a reader may miss."""
-    judged = recall_table.judge([s for s in source.systems("table2") if s.entries])
-    found = [
-        *findings.above_own(judged),
+    judged = recall_table.judge(_on_shared_days(source, "table2"))
+    return [
+        *findings.beside_own(judged),
         *findings.below_popularity(judged),
         *findings.prior_gain(judged),
+        *findings.ablations(recall_table.judge(_on_shared_days(source, "table4"))),
     ]
-    ablated = _ablated(source)
-    if any(system.entries for system in ablated):
-        found += findings.ablations(recall_table.judge(ablated))
-    return found
 
 
-def _ablated(source: Source) -> list[finished.System]:
-    """The systems of Table 4 on the test days that all of them share; none may be left."""
-    systems = source.systems("table4")
-    return [system.on_days(*finished.shared_days(systems)) for system in systems]
+def _on_shared_days(source: Source, table: str) -> list[finished.System]:
+    """The systems of a table on the test days that all of them share; without, on DSMOE's first."""
+    systems = source.systems(table)
+    days = finished.shared_days(systems) or [min(finished.own(systems).days)]
+    return [system.on_days(*days) for system in systems]
 
 
 def _failures(source: Source) -> list[str]:

@@ -6,6 +6,7 @@ from dsmoe_jax.suite import report
 from tests.suite import made_up
 
 CONFIG = "configs/kuairand.py:sample"
+REFERENCE = made_up.system((0.01, 0.01), 5)
 
 
 @pytest.fixture
@@ -18,8 +19,13 @@ def find(folder):
     return report.find(report.Source(folder, CONFIG))
 
 
-def test_rows_above_dsmoe_are_named_with_their_lead(folder):
-    assert find(folder)[0] == "No other row is above DSMOE beyond noise in macro recall@5."
+def test_rows_above_dsmoe_or_level_with_it_are_named_with_their_lead(folder):
+    none, level = find(folder)[:2]
+    assert none == "No other row is above DSMOE beyond noise in macro recall@5."
+    assert level.startswith(
+        "Within noise of DSMOE in macro recall@5, in points: EASE + scenario prior ("
+    )
+    assert "random" not in level and level.count("[") == 1
     strong = {"implicit BPR + scenario prior": made_up.system((0.7, 0.6), 12)}
     made_up.save(folder, made_up.record("implicit", strong, kind="scored"))
     sentence = find(folder)[0]
@@ -27,6 +33,8 @@ def test_rows_above_dsmoe_are_named_with_their_lead(folder):
         "Above DSMOE beyond noise in macro recall@5, in points: implicit BPR + scenario prior (+"
     )
     assert "EASE" not in sentence
+    made_up.save(folder, made_up.record("references", {"random": REFERENCE}, kind="scored"))
+    assert not [sentence for sentence in find(folder) if sentence.startswith("Within noise")]
 
 
 def test_who_does_not_beat_popularity_is_named_with_the_reason(folder):
@@ -34,7 +42,7 @@ def test_who_does_not_beat_popularity_is_named_with_the_reason(folder):
     weak["costs"]["indexes"] = 1
     made_up.save(folder, weak)
     (folder / "dsmoe-seed1.json").unlink()
-    below, reason = find(folder)[1:3]
+    below, reason = find(folder)[2:4]
     assert below.startswith(
         "Not above popularity in scenario in K2, which has 9.1 % of the training positives; minus "
         "it, recall@5 in points: DSMOE -"
@@ -103,3 +111,22 @@ def test_ablations_are_judged_on_all_test_days_that_they_share(folder):
     no_sap, no_dsbn = find(folder)[-2:]
     assert "recall@5 in points, all test days pooled: macro -" in no_sap
     assert "recall@5 in points, all test days pooled: macro +" in no_dsbn
+
+
+def test_rows_are_judged_on_the_test_days_that_all_of_them_share(folder):
+    pooled = "macro recall@5, all test days pooled."
+    made_up.save_comparison(folder, days=(0, 2))
+    assert find(folder)[0].endswith(pooled)
+    made_up.save(folder, made_up.record("dssm", {"dssm": made_up.system((0.1, 0.1))}))
+    assert find(folder)[0].endswith("macro recall@5.")
+    later = made_up.record("dssm", {"dssm": made_up.system((0.9, 0.9), 13)}, days=2)
+    made_up.save(folder, later)
+    assert "macro recall@5, all test days pooled" in find(folder)[0]
+    (folder / "dssm-seed0.json").unlink()
+    assert find(folder)[0].startswith("Above DSMOE beyond noise in macro recall@5, in points: DSSM")
+
+
+def test_rows_that_share_no_test_days_are_judged_on_dsmoes_first(folder):
+    elsewhere = made_up.record("dssm", {"dssm": made_up.system((0.9, 0.9), 13)}, days=4)
+    made_up.save(folder, elsewhere)
+    assert find(folder)[0] == "No other row is above DSMOE beyond noise in macro recall@5."

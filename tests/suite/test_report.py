@@ -111,6 +111,29 @@ def test_table_3_counts_pairs_parameters_and_seconds(source):
     assert printed["training, s"].text == "7,174"
 
 
+def test_table_3_names_the_machines_of_the_cells_that_it_shows(tmp_path):
+    made_up.save_comparison(tmp_path, days=(0, 2))
+    elsewhere = made_up.record("dsmoe", {"dsmoe": made_up.system((0.4, 0.3))}, seed=2, days=2)
+    made_up.save(tmp_path, elsewhere | {"device": "1 x GPU", "cores": 16})
+    source = report.Source(tmp_path, CONFIG)
+    [note] = cost_table.make(source.systems("table3")).notes
+    assert "on 1 x cpu (2 cores), 1 core(s) a run" in note and "GPU" not in note
+    # The machines of all cells stand above all tables.
+    assert "1 x GPU, 1 x cpu (2 cores)" in report.describe(source)[0]
+
+
+def test_all_versions_that_cells_were_made_with_are_named(tmp_path):
+    made_up.save_comparison(tmp_path)
+    peer = made_up.record("implicit", {"implicit ALS": made_up.system((0.3, 0.3))}, kind="scored")
+    made_up.save(tmp_path, peer | {"versions": {"jax": "1.2.4", "implicit": "0.7"}})
+    [versions] = [
+        line
+        for line in report.describe(report.Source(tmp_path, CONFIG))
+        if line.startswith("Versions")
+    ]
+    assert versions.startswith("Versions: jax 1.2.3 / 1.2.4, implicit 0.7. ")
+
+
 def test_table_1_is_the_registry():
     table = method_table.make()
     labels = [row[0].text for row in table.rows]
