@@ -21,7 +21,7 @@ def beside_own(judged: Sequence[recall_table.Judged]) -> list[str]:
         if entry.intervals:
             macro = entry.intervals[k][estimates.MACRO]
             by_verdict[macro.verdict].append(f"{entry.system.label} ({_points(macro)})")
-    metric = f"macro recall@{k}{_pooled(judged)}"
+    metric = f"macro recall@{k}{_pooled(judged) or _on_days(judged)}"
     better, level = by_verdict["above"], by_verdict["noise"]
     found = [f"No other row is above DSMOE beyond noise in {metric}."]
     if better:
@@ -128,6 +128,13 @@ def _pooled(judged: Sequence[recall_table.Judged]) -> str:
     """What is said of numbers that are of more than one choice of test days."""
     own = finished.own([entry.system for entry in judged])
     return ", all test days pooled" if len(own.days) > 1 else ""
+
+
+def _on_days(judged: Sequence[recall_table.Judged]) -> str:
+    """The test days of numbers that are of one choice of them."""
+    own = finished.own([entry.system for entry in judged])
+    days = own.entries[0].record["split"]["test"]["days"]
+    return f" on {' to '.join(dict.fromkeys((days[0], days[-1])))}"
 
 
 def _minus(

@@ -241,9 +241,14 @@ def _seconds(cell: records.Record) -> float:
 
 def find(source: Source) -> list[str]:
     """What the numbers say that a reader may miss."""
-    judged = recall_table.judge(_on_shared_days(source, "table2"))
+    shared = _on_shared_days(source, "table2")
+    judged = recall_table.judge(shared)
+    beside = findings.beside_own(judged)
+    if len(finished.own(shared).days) > 1:
+        # Settings may have been chosen on the other days.
+        beside = findings.beside_own(recall_table.judge(_on_first_days(source, "table2"))) + beside
     return [
-        *findings.beside_own(judged),
+        *beside,
         *findings.below_popularity(judged),
         *findings.prior_gain(judged),
         *findings.ablations(recall_table.judge(_on_shared_days(source, "table4"))),
