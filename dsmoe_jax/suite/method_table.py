@@ -20,7 +20,7 @@ def make() -> tables.Table:
         chosen = {} if name == methods.DEFAULT_MATCHER else {"method": name}
         taught = methods.is_distilled(chosen)
         awareness = "taught by a ranker" if taught else "inner product alone"
-        rows.append((name, "matching", describe(method), "yes", awareness))
+        rows.append((name, "matching", f"{describe(method)}{_which(name)}", "yes", awareness))
     for name, ranker in methods.RANKERS.items():
         rows.append((name, "ranking", describe(ranker), "no", "user and item together"))
     note = (
@@ -42,3 +42,10 @@ def describe(method: type[config_lib.MatcherConfig] | type[config_lib.RankerConf
     """The first sentence of a method's file."""
     text = inspect.getdoc(importlib.import_module(method.__module__)) or ""
     return " ".join(text.split("\n\n")[0].split()).rstrip(".")
+
+
+def _which(name: str) -> str:
+    """Which of the methods that share a file a method is; empty where it has one of its own."""
+    files = [method.__module__ for method in methods.MATCHERS.values()]
+    is_shared = files.count(methods.MATCHERS[name].__module__) > 1
+    return f"; this row: {methods.LABELS.get(name, name)}" if is_shared else ""

@@ -18,6 +18,14 @@ def test_every_registered_method_has_a_row_that_says_what_it_is():
     assert by_name["dsmoe"][4] != by_name["dssm"][4]
 
 
+def test_methods_of_one_file_are_told_apart():
+    rows = [[cell.text for cell in row] for row in method_table.make().rows]
+    assert len({row[2] for row in rows}) == len(rows)
+    by_name = {row[0]: row[2] for row in rows}
+    assert by_name["fuxi_mme"].endswith("matchers; this row: Fuxi-MME-style")
+    assert "this row" not in by_name["mind"]
+
+
 def test_the_readme_shows_the_table_of_today():
     begin, end = sections.markers(command_line.METHODS)
     shown = README.read_text().partition(begin)[2].partition(end)[0]
