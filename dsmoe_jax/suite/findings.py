@@ -14,20 +14,30 @@ _PRIOR = " + scenario prior"
 
 
 def beside_own(judged: Sequence[recall_table.Judged]) -> list[str]:
-    """Which systems are told apart from DSMOE as better in macro recall, and which not at all."""
+    """Which systems are told apart from DSMOE as better, and which in macro recall not at all."""
     k = min(judged[0].estimates)
-    by_verdict: dict[str, list[str]] = {"above": [], "noise": [], "below": []}
+    macro: dict[str, list[str]] = {"above": [], "noise": [], "below": []}
+    single = []
     for entry in judged:
-        if entry.intervals:
-            macro = entry.intervals[k][estimates.MACRO]
-            by_verdict[macro.verdict].append(f"{entry.system.label} ({_points(macro)})")
-    metric = f"macro recall@{k}{_pooled(judged) or _on_days(judged)}"
-    better, level = by_verdict["above"], by_verdict["noise"]
-    found = [f"No other row is above DSMOE beyond noise in {metric}."]
-    if better:
-        found = [f"Above DSMOE beyond noise in {metric}, in points: {'; '.join(better)}."]
-    if level:
-        found.append(f"Within noise of DSMOE in {metric}, in points: {'; '.join(level)}.")
+        if not entry.intervals:
+            continue
+        whole, label = entry.intervals[k][estimates.MACRO], entry.system.label
+        macro[whole.verdict].append(f"{label} ({_points(whole)})")
+        single += [
+            f"{label} {name} ({_points(interval)})"
+            for name, interval in entry.intervals[k].items()
+            if interval.verdict == "above" and whole.verdict != "above"
+        ]
+    recall = f"recall@{k}{_pooled(judged) or _on_days(judged)}"
+    found = [f"No other row is above DSMOE beyond noise in macro {recall}."]
+    if macro["above"]:
+        better = "; ".join(macro["above"])
+        found = [f"Above DSMOE beyond noise in macro {recall}, in points: {better}."]
+    if macro["noise"]:
+        level = "; ".join(macro["noise"])
+        found.append(f"Within noise of DSMOE in macro {recall}, in points: {level}.")
+    if single:
+        found.append(f"Above DSMOE in one scenario's {recall}, in points: {'; '.join(single)}.")
     return found
 
 
