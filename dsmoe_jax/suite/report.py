@@ -244,9 +244,11 @@ def find(source: Source) -> list[str]:
     shared = _on_shared_days(source, "table2")
     judged = recall_table.judge(shared)
     beside = findings.beside_own(judged)
-    if len(finished.own(shared).days) > 1:
+    days = finished.own(shared).days
+    if len(days) > 1:
         # Settings may have been chosen on the other days.
-        beside = findings.beside_own(recall_table.judge(_on_first_days(source, "table2"))) + beside
+        last = recall_table.judge([system.on_days(min(days)) for system in shared])
+        beside = findings.beside_own(last) + beside
     return [
         *beside,
         *findings.below_popularity(judged),

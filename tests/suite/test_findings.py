@@ -144,6 +144,12 @@ def test_rows_are_judged_on_the_test_days_that_all_of_them_share(folder):
     assert "macro recall@5 on test-2a to test-2b, in points: DSSM (+" in above
 
 
+def test_the_first_of_several_shared_days_is_one_that_all_rows_were_tested_on(folder):
+    made_up.save_comparison(folder, days=(0, 2, 4))
+    (folder / "references-seed0.json").unlink()
+    assert find(folder)[0].endswith("macro recall@5 on test-2a to test-2b.")
+
+
 def test_rows_that_share_no_test_days_are_judged_on_dsmoes_first(folder):
     elsewhere = made_up.record("dssm", {"dssm": made_up.system((0.9, 0.9), 13)}, days=4)
     made_up.save(folder, elsewhere)
