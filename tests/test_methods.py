@@ -35,7 +35,7 @@ def test_the_members_of_a_teacher_are_listed_by_name():
 
 @pytest.mark.parametrize("fields", ["", ",teacher_fields=same"])
 def test_every_teacher_of_a_configuration_sees_the_same(fields):
-    switches = ("use_log_prior", "collaborative", "input_dropout")
+    switches = ("use_log_prior", "collaborative")
     seen = {}
     for name in methods.RANKERS:
         teacher = load(f"sample,teacher={name}{fields}").teacher.model
@@ -43,7 +43,15 @@ def test_every_teacher_of_a_configuration_sees_the_same(fields):
             if member != "sap":
                 seen[name, member] = tuple(getattr(ranker, switch) for switch in switches)
     more = not fields
-    assert set(seen.values()) == {(more, more, 0.3)} and len(seen) == 10
+    assert set(seen.values()) == {(more, more)} and len(seen) == 10
+
+
+def test_a_teacher_drops_as_much_of_its_input_as_others_unless_its_search_found_another_rate():
+    found = {"din": 0.0}
+    for name in methods.RANKERS:
+        teacher = load(f"sample,teacher={name}").teacher.model
+        for member, ranker in methods.list_rankers({"teacher": f"teacher={name}"}, teacher).items():
+            assert ranker.input_dropout == found.get(member, 0.3), (name, member)
 
 
 def test_members_of_an_ensemble_have_fields_of_their_own():
