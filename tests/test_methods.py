@@ -47,7 +47,7 @@ def test_every_teacher_of_a_configuration_sees_the_same(fields):
 
 
 def test_a_teacher_drops_as_much_of_its_input_as_others_unless_its_search_found_another_rate():
-    found = {"din": 0.0}
+    found = {"din": 0.0, "sap": 0.0}
     for name in methods.RANKERS:
         teacher = load(f"sample,teacher={name}").teacher.model
         for member, ranker in methods.list_rankers({"teacher": f"teacher={name}"}, teacher).items():
