@@ -46,10 +46,11 @@ def test_every_teacher_of_a_configuration_sees_the_same(fields):
     assert set(seen.values()) == {(more, more)} and len(seen) == 10
 
 
-def test_a_teacher_drops_as_much_of_its_input_as_others_unless_its_search_found_another_rate():
+@pytest.mark.parametrize("fields", ["", ",teacher_fields=same"])
+def test_teachers_drop_the_same_share_of_their_input_unless_a_search_found_another(fields):
     found = {"din": 0.0, "sap": 0.0}
     for name in methods.RANKERS:
-        teacher = load(f"sample,teacher={name}").teacher.model
+        teacher = load(f"sample,teacher={name}{fields}").teacher.model
         for member, ranker in methods.list_rankers({"teacher": f"teacher={name}"}, teacher).items():
             assert ranker.input_dropout == found.get(member, 0.3), (name, member)
 
