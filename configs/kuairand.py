@@ -24,11 +24,11 @@ ones. `:sample` and `:synthetic` have few rows: there the user id and wide layer
 learning rate of 1e-4 hardly moves. Their values were chosen on the sample's validation days: what
 all methods share by hand, each method's own by `python -m dsmoe_jax.suite tune` with one budget for
 all, eight settings of at most 15 epochs with seed 0. What `FEW_ROWS_OF` lists is the best of eight.
-Of the teachers, din, sap, star and m3oe were searched likewise (`--stage teacher`; m3oe's best of
-eight are its file's values), mmoe_din's widths are chosen by hand; the others keep the values of
-their files.
-A search of mmoe_din found a setting that ranks better on validation days than those by hand; the
-student that it taught was no better there (seed 0 alone), so that it was not taken.
+Every ranker was searched likewise (`--stage teacher`), mmoe_din, ple, hmoe and hinet of them on an
+NVIDIA H100; m3oe's best of eight are its file's values. Two keep other values than their search's:
+mmoe_din's widths are chosen by hand, since a student of the searched one, which ranks better on
+validation days, was no better there (seed 0 alone); an ensemble's members keep what was found for
+their models and learn together at the default teacher's learning rate.
 """
 
 from typing import Any
@@ -120,6 +120,18 @@ FEW_ROWS_OF_TEACHER: dict[str, dict[str, dict[str, Any]]] = {
     "sap": {
         "teacher": {"learning_rate": 3e-3},
         "model": {"input_dropout": 0.0, "rank": 8},
+    },
+    "ple": {
+        "teacher": {"learning_rate": 3e-3},
+        "model": {"dropout": 0.3, "shared_experts": 2},
+    },
+    "hmoe": {
+        "teacher": {"weight_decay": 1e-5},
+        "model": {"input_dropout": 0.1},
+    },
+    "hinet": {
+        "teacher": {"learning_rate": 3e-3},
+        "model": {"dropout": 0.3},
     },
 }
 
