@@ -93,8 +93,9 @@ def rows_of(table: str, config: str) -> tuple[rows.Row, ...]:
       config: `FILE:variant` of the method's own row.
 
     Raises:
-      overrides.UsageError: When the file or the variant is wrong.
+      overrides.UsageError: When the file or the variant is wrong, or another method's.
     """
+    _check_own(config)
     own = rows.Row(METHOD, methods.LABELS[METHOD], config)
     if table in ("table2", "table3"):
         others = [
@@ -232,6 +233,19 @@ def _variant(config: str, token: str, label: str) -> rows.Row | None:
     except overrides.UsageError:
         return None
     return rows.Row(token, label, extended)
+
+
+def _check_own(config: str) -> None:
+    """Refuses what would stand under the method's name without being it."""
+    _, _, variant = config.partition(":")
+    ablation = next((token for token in variant.split(",") if token in methods.ABLATION_TOKENS), "")
+    model = _load(config).model
+    if ablation or type(model) is not methods.MATCHERS[METHOD]:
+        raise overrides.UsageError(
+            f"--config {config}: expected {methods.LABELS[METHOD]}'s own configuration, got "
+            f"{ablation or type(model).__name__}; other methods and ablations are rows of the "
+            "tables anyway"
+        )
 
 
 @functools.lru_cache

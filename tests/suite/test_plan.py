@@ -116,3 +116,17 @@ def test_rows_and_flags_can_be_added():
 def test_a_wrong_configuration_is_refused():
     with pytest.raises(overrides.UsageError, match="unknown token 'sampel'"):
         plan.make_cells(["table2"], "configs/kuairand.py:sampel", SMALL)
+
+
+@pytest.mark.parametrize(
+    ("config", "got"),
+    [
+        ("configs/kuairand.py:sample,ican", "ICANConfig"),
+        ("configs/kuairand.py:no_sap,sample", "no_sap"),
+        ("configs/alimama.py:synthetic,no_distill", "no_distill"),
+        ("configs/movielens.py:synthetic", "FuxiConfig"),
+    ],
+)
+def test_only_the_method_itself_stands_under_its_name(config, got):
+    with pytest.raises(overrides.UsageError, match=f"expected DSMOE's own .* got {got}; other"):
+        plan.rows_of("fig4", config)
