@@ -89,7 +89,13 @@ def cores_of(slot: int, workers: int) -> set[int]:
 
 
 def fit_workers(wanted: int) -> int:
-    """At most as many workers as there are cores and as memory allows, at least one."""
+    """At most as many workers as there are cores and as memory allows, at least one.
+
+    Raises:
+      ValueError: When none is wanted.
+    """
+    if wanted < 1:
+        raise ValueError(f"--workers: expected a number >= 1, got {wanted}")
     lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
     [free_kib] = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     return max(1, min(wanted, len(os.sched_getaffinity(0)), free_kib * 1024 // RUN_BYTES))

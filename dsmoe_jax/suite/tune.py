@@ -107,6 +107,11 @@ class _Search:
         options = main.parse(["dsmoe_jax", *self._arguments])
         self._experiment: config_lib.Experiment = options.experiment
         self._experiment.validate()
+        if request.stage == "teacher" and not self._experiment.loss.distill_weight:
+            raise ValueError(
+                f"--stage teacher: expected a configuration that learns from a teacher, got "
+                f"{request.config} with loss.distill_weight 0"
+            )
         self._space = search_space.make(
             self._experiment, tuple(options.overrides), stage=request.stage
         )

@@ -224,6 +224,8 @@ def test_only_one_search_works_on_a_folder(search):
     ("arguments", "message"),
     [
         (("--config", CONFIG, "--trials", "0"), "--trials: expected a number >= 1, got 0"),
+        (("--config", CONFIG, "--workers", "0"), "--workers: expected a number >= 1, got 0"),
+        (("--config", CONFIG, "--stage", "teacher"), "learns from a teacher, got configs/kuai"),
         (("--config", "configs/kuairan.py"), "no such file"),
         (("--config", CONFIG, "--config.train.learning_rat=1"), "nearest: 'config.train.learn"),
     ],
