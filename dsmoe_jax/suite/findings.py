@@ -13,6 +13,11 @@ _POPULARITY = "popularity in scenario"
 _PRIOR = " + scenario prior"
 
 
+def knows_scenario(system: finished.System) -> bool:
+    """Whether a reference row or a peer's counts an item's clicks in the scenario."""
+    return system.name.endswith((_POPULARITY, _PRIOR))
+
+
 def beside_own(judged: Sequence[recall_table.Judged]) -> list[str]:
     """Which systems are told apart from DSMOE as better, and which in macro recall not at all."""
     k = min(judged[0].estimates)

@@ -8,7 +8,7 @@ another machine give the same report.
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dsmoe_jax import extras
 from dsmoe_jax import report as report_lib
@@ -88,19 +88,22 @@ def make_tables(source: Source) -> list[tables.Table]:
     Raises:
       ValueError: When DSMOE itself has no finished cell.
     """
-    compared = _by_days("table2", "Table 2: recall", source.systems("table2"), with_paper=True)
+    main = source.systems("table2")
+    compared = _by_days("table2", "Table 2: recall", main, with_paper=True)
     found = [method_table.make(), *compared, cost_table.make(source.systems("table3"))]
+    # What to beat stands below every other table of recall too.
+    others = [s for s in main if s.kind == "scored" and findings.knows_scenario(s)]
     ablated = source.systems("table4")
     if any(system.entries for system in ablated if system.name != plan.METHOD):
-        found += _by_days("table4", "Table 4: ablations", ablated, with_paper=False)
+        found += _by_days("table4", "Table 4: ablations", ablated, others)
     for name, (axis_label, title) in figures.SWEPT.items():
         swept = [
             dataclasses.replace(system, label=f"{axis_label} = {system.label}")
             for system in _on_first_days(source, name)
         ]
-        found += _compare(f"{name}_recall", title, swept)
+        found += _compare(f"{name}_recall", title, swept, others)
     decided = _on_first_days(source, plan.DECIDED)
-    found += _compare(plan.DECIDED, "What the paper leaves open", decided)
+    found += _compare(plan.DECIDED, "What the paper leaves open", decided, others)
     teachers = teacher_table.make(decided)
     return [*found, teachers] if teachers else found
 
@@ -112,27 +115,52 @@ def _on_first_days(source: Source, table: str) -> list[finished.System]:
     return [system.on_days(first) for system in systems]
 
 
-def _compare(name: str, title: str, systems: Sequence[finished.System]) -> list[tables.Table]:
-    """A table of recall of DSMOE and other systems; none where nothing stands beside DSMOE."""
+def _compare(
+    name: str,
+    title: str,
+    systems: Sequence[finished.System],
+    others: Sequence[finished.System],
+) -> list[tables.Table]:
+    """A table of recall of DSMOE and other systems; none where nothing stands beside DSMOE.
+
+    Args:
+      name: Of its files.
+      title: Above it.
+      systems: Its rows, on the same test days.
+      others: Rows below them, where they were tested on these days.
+    """
     if sum(bool(system.entries) for system in systems) < 2:
         return []
-    return [recall_table.make(name, title, systems, with_paper=False)]
+    chosen = [*systems, *_tested(others, finished.own(systems).days)]
+    return [recall_table.make(name, title, chosen, with_paper=False)]
 
 
 def _by_days(
-    name: str, title: str, systems: Sequence[finished.System], *, with_paper: bool
+    name: str,
+    title: str,
+    systems: Sequence[finished.System],
+    others: Sequence[finished.System] = (),
+    *,
+    with_paper: bool = False,
 ) -> list[tables.Table]:
     """A table for every choice of test days that others than DSMOE were tested on, and for all.
 
     The first one may have DSMOE alone, and has the paper's rows.
+
+    Args:
+      name: Of its files, without the days.
+      title: Above it, without the days.
+      systems: Its rows.
+      others: Rows below them, where they were tested on the same days.
+      with_paper: Whether the first one has the paper's rows.
     """
     days = sorted(finished.own(systems).days)
-    others = {day for system in systems if system.name != plan.METHOD for day in system.days}
-    days = [day for day in days if day == days[0] or day in others]
+    compared = {day for system in systems if system.name != plan.METHOD for day in system.days}
+    days = [day for day in days if day == days[0] or day in compared]
     found = []
     for dropped in days:
         is_first = dropped == days[0]
-        chosen = [system.on_days(dropped) for system in systems]
+        chosen = [system.on_days(dropped) for system in systems] + _tested(others, {dropped})
         found.append(
             recall_table.make(
                 name if is_first else f"{name}_drop{dropped}",
@@ -143,9 +171,15 @@ def _by_days(
         )
     if len(days) > 1:
         pooled = f"{title}, the queries of all test days pooled"
-        chosen = [system.on_days(*days) for system in systems]
+        chosen = [system.on_days(*days) for system in systems] + _tested(others, days)
         found.append(recall_table.make(f"{name}_pooled", pooled, chosen, with_paper=False))
     return found
+
+
+def _tested(systems: Sequence[finished.System], days: Iterable[int]) -> list[finished.System]:
+    """Systems on some choices of test days, those that were tested on all of them."""
+    chosen = [system.on_days(*days) for system in systems]
+    return [system for system in chosen if system.entries]
 
 
 def describe(source: Source) -> list[str]:

@@ -275,7 +275,8 @@ def test_a_figures_numbers_are_a_table_too_whatever_days_were_tested(tmp_path):
     assert "fig2_recall" not in found
     run = [row[0].text for row in found["fig3_recall"].rows if row[1].text != "not run"]
     [own] = [row.label for row in plan.rows_of("fig3", CONFIG) if row.name == plan.METHOD]
-    assert run == ["rank R of SAP = 1", f"rank R of SAP = {own}"]
+    assert run[:2] == ["rank R of SAP = 1", f"rank R of SAP = {own}"]
+    assert run[2:] == ["popularity in scenario", "EASE + scenario prior"]
     assert "fig3.png" in {p.name for p in report.write(source, tmp_path / "r").parent.iterdir()}
 
 
@@ -353,6 +354,35 @@ def test_references_are_rows_of_their_own(source):
         "EASE + scenario prior",
         *systems.PEERS,
     ]
+
+
+def test_what_to_beat_stands_below_every_table_of_recall(tmp_path):
+    made_up.save_comparison(tmp_path, days=(0, 2))
+    found = {"implicit BPR": 0.1, "implicit BPR + scenario prior": 0.9}
+    made_up.save(
+        tmp_path,
+        made_up.record(
+            "implicit",
+            {name: made_up.system((recall, recall), 12) for name, recall in found.items()},
+            kind="scored",
+        ),
+    )
+    worse = made_up.system((0.1, 0.1))
+    made_up.save(tmp_path, made_up.record("no_sap", {"no_sap": worse}, days=2))
+    made_up.save(tmp_path, made_up.record("paper_exact", {"paper_exact": worse}))
+    source = report.Source(tmp_path, CONFIG)
+    shown = {
+        table.name: [row[0].text for row in table.rows] for table in report.make_tables(source)
+    }
+    references = ["popularity in scenario", "EASE + scenario prior"]
+    below = [*references, "implicit BPR + scenario prior"]
+    for name in ("table4", "fig2_recall", "fig3_recall", plan.DECIDED):
+        assert shown[name][-3:] == below
+        assert not {"random", "implicit BPR"} & {*shown[name]}
+    # The peer was tested on the last days alone.
+    for name in ("table4_drop2", "table4_pooled"):
+        assert shown[name][-2:] == references
+        assert below[-1] not in shown[name]
 
 
 def test_peers_that_were_not_run_say_so_and_finished_ones_need_no_library(tmp_path, monkeypatch):
