@@ -9,6 +9,7 @@ pooled, so that small scenarios carry weight.
 Letters: Q queries, S scenarios, N seeds.
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -116,12 +117,21 @@ def compare(first: Pooled, second: Pooled, scenarios: Sequence[str]) -> dict[str
     if not len(own):
         raise ValueError("comparison: expected systems that share test queries, got none shared")
     difference_Q = first.recall_Q[own] - second.recall_Q[other]
-    result = metrics.paired_bootstrap(difference_Q, first.scenario_Q[own], len(scenarios))
+    scenario_Q = first.scenario_Q[own].astype(np.int64)
+    result = _bootstrap(difference_Q.tobytes(), scenario_Q.tobytes(), len(scenarios))
     columns = zip(result.difference_S, result.low_S, result.high_S, strict=True)
     found = {
         name: Interval(*map(float, column)) for name, column in zip(scenarios, columns, strict=True)
     }
     return {**found, MACRO: Interval(*result.macro)}
+
+
+@functools.lru_cache(maxsize=512)
+def _bootstrap(difference_Q: bytes, scenario_Q: bytes, num_scenarios: int) -> metrics.Comparison:
+    """The bootstrap of float64 differences, once for all tables and sentences that ask for it."""
+    return metrics.paired_bootstrap(
+        np.frombuffer(difference_Q), np.frombuffer(scenario_Q, np.int64), num_scenarios
+    )
 
 
 def _spread(values_N: Float[np.ndarray, "N"]) -> float:

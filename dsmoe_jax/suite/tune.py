@@ -109,7 +109,7 @@ class _Search:
         self._experiment.validate()
         if request.stage == "teacher" and not self._experiment.loss.distill_weight:
             raise ValueError(
-                f"--stage teacher: expected a configuration that learns from a teacher, got "
+                "--stage teacher: expected a configuration that learns from a teacher, got "
                 f"{request.config} with loss.distill_weight 0"
             )
         self._space = search_space.make(

@@ -3,8 +3,10 @@
 import pathlib
 
 from dsmoe_jax import methods, sections
+from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import method_table, tables
+from tests.suite import made_up
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
 
@@ -16,6 +18,17 @@ def test_every_registered_method_has_a_row_that_says_what_it_is():
     by_name = {row[0]: row for row in rows}
     assert by_name["mind"][3] == "yes" and by_name["star"][3] == "no"
     assert by_name["dsmoe"][4] != by_name["dssm"][4]
+
+
+def test_table_1_is_the_registry():
+    table = method_table.make()
+    labels = [row[0].text for row in table.rows]
+    assert labels == [*methods.MATCHERS, *methods.RANKERS]
+    own = made_up.row_of(table, "dsmoe")
+    assert (own["stage"].text, own["ANN"].text) == ("matching", "yes")
+    assert own["user-item interaction"].text == "taught by a ranker"
+    assert own["architecture"].text in " ".join(dsmoe.__doc__.split())
+    assert made_up.row_of(table, "mmoe_din")["ANN"].text == "no"
 
 
 def test_methods_of_one_file_are_told_apart():

@@ -1,18 +1,15 @@
-"""Tables, figures and the page, from records that nobody ran."""
+"""What a report holds, from records that nobody ran."""
 
-import html.parser
 import json
 import pathlib
 
 import pytest
 
 from dsmoe_jax import methods, sections
-from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import (
     cost_table,
     finished,
-    method_table,
     page,
     plan,
     processes,
@@ -96,32 +93,6 @@ def test_a_comparison_without_dsmoe_is_refused(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_table_3_counts_pairs_parameters_and_seconds(source):
-    table = cost_table.make(source.systems("table3"))
-    own = made_up.row_of(table, "DSMOE")
-    assert own["all, M"].text == "0.750"
-    assert own["MiB in float32"].text == "2.86"
-    assert own["GMACs of a forward pass"].text == "0.006"  # 6.5 million
-    assert own["GFLOPs"].text == "0.013"
-    assert own["an epoch's steps, s"].text == "2.0"
-    assert own["teacher, s"].text == "50"
-    printed = made_up.row_of(table, "paper: DSMOE")
-    assert printed["all, M"].text == "2.11"
-    assert printed["GMACs of a forward pass"].text == "6.21"
-    assert printed["training, s"].text == "7,174"
-
-
-def test_table_3_names_the_machines_of_the_cells_that_it_shows(tmp_path):
-    made_up.save_comparison(tmp_path, days=(0, 2))
-    elsewhere = made_up.record("dsmoe", {"dsmoe": made_up.system((0.4, 0.3))}, seed=2, days=2)
-    made_up.save(tmp_path, elsewhere | {"device": "1 x GPU", "cores": 16})
-    source = report.Source(tmp_path, CONFIG)
-    [note] = cost_table.make(source.systems("table3")).notes
-    assert "on 1 x cpu (2 cores), 1 core(s) a run" in note and "GPU" not in note
-    # The machines of all cells stand above all tables.
-    assert "1 x GPU, 1 x cpu (2 cores)" in report.describe(source)[0]
-
-
 def test_all_versions_that_cells_were_made_with_are_named(tmp_path):
     made_up.save_comparison(tmp_path)
     peer = made_up.record("implicit", {"implicit ALS": made_up.system((0.3, 0.3))}, kind="scored")
@@ -132,68 +103,6 @@ def test_all_versions_that_cells_were_made_with_are_named(tmp_path):
         if line.startswith("Versions")
     ]
     assert versions.startswith("Versions: jax 1.2.3 / 1.2.4, implicit 0.7. ")
-
-
-def test_table_1_is_the_registry():
-    table = method_table.make()
-    labels = [row[0].text for row in table.rows]
-    assert labels == [*methods.MATCHERS, *methods.RANKERS]
-    own = made_up.row_of(table, "dsmoe")
-    assert (own["stage"].text, own["ANN"].text) == ("matching", "yes")
-    assert own["user-item interaction"].text == "taught by a ranker"
-    assert own["architecture"].text in " ".join(dsmoe.__doc__.split())
-    assert made_up.row_of(table, "mmoe_din")["ANN"].text == "no"
-
-
-def test_markdown_and_html_mark_alike():
-    row = (tables.Value("a <b>"), tables.Value("1.0", "best"), tables.Value("2", "second", "noise"))
-    table = tables.Table("t", "T", ("", "x", "y"), (row,), ("a note",))
-    assert tables.to_markdown(table).splitlines()[2] == "| a <b> | **1.0** | <u>2 ≈</u> |"
-    text = tables.to_html(table)
-    assert '<td class="best">1.0</td>' in text
-    assert '<td class="second noise">2 <span class="sign">≈</span></td>' in text
-    assert "a &lt;b&gt;" in text
-
-
-class Links(html.parser.HTMLParser):
-    """Collects what a page would load, its anchors, and tags that are not closed."""
-
-    VOID = ("meta", "img")
-
-    def __init__(self):
-        super().__init__()
-        self.loaded, self.anchors, self.ids, self.open = [], [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        self.loaded += [values[name] for name in ("src", "srcset", "data") if name in values]
-        if "href" in values:
-            self.anchors.append(values["href"])
-        if "id" in values:
-            self.ids.append(values["id"])
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def test_the_page_needs_nothing_but_itself(source, tmp_path):
-    path = report.write(source, tmp_path)
-    text = path.read_text()
-    links = Links()
-    links.feed(text)
-    assert links.open == []
-    assert len(links.loaded) == 4
-    assert all(entry.startswith("data:image/svg+xml;base64,") for entry in links.loaded)
-    assert all(entry.startswith("#") and entry[1:] in links.ids for entry in links.anchors)
-    assert "url(" not in text
-    assert "@import" not in text
-    names = ("table1", "table2", "table2_drop2", "table2_pooled", "table3", "table4")
-    assert {"fig2", "fig3", "fig4a", "fig4b", *names} <= set(links.ids)
-    written = {entry.name for entry in tmp_path.iterdir()}
-    assert {f"{name}.csv" for name in names} <= written
-    assert {"fig2.png", "fig2.svg", "report.md", "report.html"} <= written
 
 
 def test_a_report_says_what_was_run_and_what_failed(source, tmp_path):
@@ -275,8 +184,8 @@ def test_a_figures_numbers_are_a_table_too_whatever_days_were_tested(tmp_path):
     assert "fig2_recall" not in found
     run = [row[0].text for row in found["fig3_recall"].rows if row[1].text != "not run"]
     [own] = [row.label for row in plan.rows_of("fig3", CONFIG) if row.name == plan.METHOD]
-    assert run[:2] == ["rank R of SAP = 1", f"rank R of SAP = {own}"]
-    assert run[2:] == ["popularity in scenario", "EASE + scenario prior"]
+    below = ["popularity in scenario", "EASE + scenario prior"]
+    assert run == ["rank R of SAP = 1", f"rank R of SAP = {own}", *below]
     assert "fig3.png" in {p.name for p in report.write(source, tmp_path / "r").parent.iterdir()}
 
 
