@@ -5,6 +5,8 @@ Owns the names that variants of the configuration files use (`configs/kuairand.p
 its configuration here.
 """
 
+from typing import Any
+
 from dsmoe_jax import config, features
 from dsmoe_jax.models.matching import (
     adin,
@@ -120,6 +122,30 @@ def list_rankers(
 def history_encoder(chosen: dict[str, str]) -> str:
     """The history encoder of a variant: its axis "history", whose tokens are `history=NAME`."""
     return chosen.get("history", "history=mean").partition("=")[2]
+
+
+def components(experiment: config.Experiment, *, student: bool, teacher: bool) -> list[str]:
+    """Components of `numerics.VERSIONS` that decide the numbers of a run.
+
+    A method class that a configuration file defines has no version: the hash of the configuration
+    names it.
+
+    Args:
+      experiment: The run.
+      student: Whether it trains the two-tower method.
+      teacher: Whether it trains a teacher or learns from one.
+    """
+    names = {cls: name for known in (MATCHERS, RANKERS) for name, cls in known.items()}
+    used: list[Any] = [experiment.model] if student else []
+    if teacher:
+        ranker = experiment.teacher.model
+        members = ranker.members.values() if isinstance(ranker, fused.FusedConfig) else ()
+        used += [ranker, *members]
+    found = [names[type(method)] for method in used if type(method) in names]
+    encoder = experiment.features.history_encoder
+    if student and encoder in MATCHERS:
+        found.append(encoder)
+    return ["data", "training", "evaluation", *found]
 
 
 def is_distilled(chosen: dict[str, str]) -> bool:

@@ -148,9 +148,13 @@ def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     folder = options.dir or _folder("suite", options.config, options.budget)
     work = work_list.WorkList(planned, folder, options.records)
     workers = processes.fit_workers(options.workers)
-    missing = systems.list_missing() if "table2" in tables else []
+    missing = {
+        cell.row.name
+        for cell, state in zip(work.cells, work.states, strict=True)
+        if state.state == "left out"
+    }
     if missing:
-        labels = "; ".join(systems.PEERS[name].label for name in missing)
+        labels = "; ".join(peer.label for name, peer in systems.PEERS.items() if name in missing)
         print(f"left out: {labels}; {extras.install(systems.EXTRA)}")
     if options.list:
         print(progress.whole_list(work.states, workers))

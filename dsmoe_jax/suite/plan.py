@@ -150,8 +150,6 @@ def make_cells(
 ) -> list[Cell]:
     """Every cell that the tables need, each once; a cell stands after those it needs.
 
-    Peers whose library is not installed have no cell.
-
     Args:
       tables: Names out of `TABLES`.
       config: `FILE:variant` of the method's own row.
@@ -159,12 +157,10 @@ def make_cells(
       extra_rows: Further rows of Table 2.
       flags: Further flags of every cell.
     """
-    missing = systems.list_missing()
     cells: dict[str, Cell] = {}
     for table in sorted(tables, key=TABLES.index):
         main_table = table == "table2"
-        chosen = [row for row in rows_of(table, config) if row.name not in missing]
-        chosen += extra_rows if main_table else ()
+        chosen = [*rows_of(table, config), *(extra_rows if main_table else ())]
         days = budget.dropped_days if table in _ALL_DAYS else budget.dropped_days[:1]
         seeds = budget.seeds if main_table else budget.other_seeds
         for dropped in days:

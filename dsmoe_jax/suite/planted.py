@@ -23,7 +23,7 @@ import numpy as np
 import tqdm
 
 from dsmoe_jax import config as config_lib
-from dsmoe_jax import evaluate, identity, judge, main, report, results
+from dsmoe_jax import evaluate, identity, judge, main, methods, numerics, report, results
 from dsmoe_jax import session as session_lib
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import store as store_lib
@@ -84,7 +84,7 @@ def run_all(
                 )
             experiment = make_experiment(world, arm, seed, arguments)
             path = record_path(published, world, arm, seed)
-            if path.exists() and is_current(json.loads(path.read_text()), experiment):
+            if path.exists() and is_current(json.loads(path.read_text()), experiment, arm):
                 continue
             start_s = time.perf_counter()
             home = folder / f"{world.name}-seed{seed}"
@@ -117,9 +117,21 @@ def record_path(
     return published / f"{world.name}-{arm.name}-seed{seed}.json"
 
 
-def is_current(record: dict[str, Any], experiment: config_lib.Experiment) -> bool:
-    """Whether a record was made by this configuration."""
-    return bool(record["config_hash"] == identity.config_hash(experiment))
+def is_current(
+    record: dict[str, Any], experiment: config_lib.Experiment, arm: planted_worlds.Arm
+) -> bool:
+    """Whether a record was made by this configuration and these versions of components."""
+    same = record["config_hash"] == identity.config_hash(experiment)
+    return same and record.get("numerics") == components(experiment, arm)
+
+
+def components(experiment: config_lib.Experiment, arm: planted_worlds.Arm) -> dict[str, int]:
+    """Versions of the components that decide an arm's numbers."""
+    if arm.kind in ("truth", "truncated"):
+        return numerics.of(["data", "evaluation"])
+    teacher = arm.kind == "teacher" or experiment.loss.distill_weight > 0
+    found = methods.components(experiment, student=arm.kind == "student", teacher=teacher)
+    return numerics.of(found)
 
 
 def run_cell(
@@ -143,6 +155,7 @@ def run_cell(
         "seed": experiment.seed,
         "config_hash": identity.config_hash(experiment),
         "data_hash": store.data_hash,
+        "numerics": components(experiment, arm),
         "data": {name: fields["data"][name] for name in _world_data(experiment).settings()},
         "model": fields["model"],
         "versions": results.versions(),

@@ -6,7 +6,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-STATES = ("done", "running", "left", "failed")
+STATES = ("done", "running", "left", "failed", "left out")
 
 
 @dataclasses.dataclass
@@ -47,7 +47,7 @@ def expect_seconds(states: Sequence[CellState], workers: int) -> float | None:
 
 
 def summary(states: Sequence[CellState], workers: int, unit: str = "cells") -> str:
-    """One line: how many cells are done, running, left and failed, and the time that is left."""
+    """One line: how many cells are in each state, and the time that is left."""
     count = {state: sum(s.state == state for s in states) for state in STATES}
     parts = [f"{count['done']} of {len(states)} {unit} done"]
     parts += [f"{count[name]} {name}" for name in STATES[1:] if count[name]]

@@ -2,17 +2,20 @@
 
 Owns its schema and its currency. A record holds one or several `systems` (a run has one, the
 reference rows several), each with recall per scenario on test and validation days and its hits per
-test query, and three hashes: a cell is done while configuration, data and code have them still.
+test query. A cell is done while its record has today's hashes of configuration and data and today's
+versions of the components that decide its numbers (`numerics.VERSIONS`). The hash of the code that
+made it is provenance and is never compared; so are the versions of Python and of libraries.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from dsmoe_jax import report
+from dsmoe_jax import numerics, report
 from dsmoe_jax import results as results_lib
 from dsmoe_jax.suite import per_query, plan
 
@@ -31,26 +34,33 @@ _KEPT = (
     "time_s",
     "examples_per_s",
 )
-_HASHES = ("config_hash", "data_hash", "code_hash")
 
 
 @dataclasses.dataclass(frozen=True)
-class Hashes:
-    """What decides a cell's numbers."""
+class Identity:
+    """What decides a cell's numbers.
+
+    Attributes:
+      config_hash: Of the configuration.
+      data_hash: Of the prepared data.
+      numerics: Versions of the components that decide its numbers.
+    """
 
     config_hash: str
     data_hash: str
-    code_hash: str
+    numerics: dict[str, int]
 
     @property
     def stamp(self) -> str:
-        """Name of the folder of a cell's runs with these hashes."""
-        return "-".join(value[:12] for value in dataclasses.astuple(self))
+        """Name of the folder of a cell's runs with this identity."""
+        text = json.dumps(self.numerics, sort_keys=True)
+        components = hashlib.sha256(text.encode()).hexdigest()
+        return "-".join(value[:12] for value in (self.config_hash, self.data_hash, components))
 
 
-def is_current(record: Record, hashes: Hashes) -> bool:
-    """Whether a record was made by this configuration, data and code."""
-    return all(record[name] == getattr(hashes, name) for name in _HASHES)
+def is_current(record: Record, identity: Identity) -> bool:
+    """Whether a record was made by this configuration, data and versions of components."""
+    return all(record.get(name) == value for name, value in dataclasses.asdict(identity).items())
 
 
 def load(path: pathlib.Path) -> Record | None:
@@ -58,12 +68,12 @@ def load(path: pathlib.Path) -> Record | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def make(cell: plan.Cell, hashes: Hashes, workdir: pathlib.Path, **more: Any) -> Record:
+def make(cell: plan.Cell, identity: Identity, workdir: pathlib.Path, **more: Any) -> Record:
     """Reads what a finished cell left in its workdir.
 
     Args:
       cell: The cell.
-      hashes: Under which it was run.
+      identity: Under which it was run.
       workdir: Its folder.
       more: Further entries, of what the workdir does not say.
     """
@@ -73,7 +83,8 @@ def make(cell: plan.Cell, hashes: Hashes, workdir: pathlib.Path, **more: Any) ->
         "seed": cell.seed,
         "dropped_days": cell.dropped_days,
         "teacher_cell": cell.teacher,
-        **dataclasses.asdict(hashes),
+        **dataclasses.asdict(identity),
+        "code_hash": numerics.code_hash(),
         **more,
     }
     if cell.row.kind != "scored":

@@ -200,14 +200,13 @@ def describe(source: Source) -> list[str]:
         f"{part} {entry['days'][0]} to {entry['days'][-1]} ({entry['examples']:,} positives)"
         for part, entry in first["split"].items()
     )
-    codes = sorted({cell["code_hash"] for cell in done})
     hours = sum(_seconds(cell) for cell in cells if cell is not None) / 3600
     return [
         f"{len(done)} finished cells of {source.config}, {hours:.1f} hours of runs on {devices}, "
         f"{when}.",
         f"Data: {first['dataset']}, {first['data_hash'][:12]}; {days}; {first['candidates']:,} "
         "candidates in every scenario.",
-        f"Versions: {used}. Hashes of the code behind the cells: {', '.join(codes)}.",
+        f"Versions: {used}.",
         "Every system is judged by one evaluator on the same queries; epochs and settings were "
         f"chosen on validation days, test days are only reported.{_chosen_on(done)}",
         *_cut_short([cell for cell in cells if cell is not None]),

@@ -59,3 +59,8 @@ def versions(name: str) -> dict[str, str]:
     distributions = importlib.metadata.packages_distributions()
     found = [name for library in SYSTEMS[name].libraries for name in distributions.get(library, ())]
     return {name: importlib.metadata.version(name) for name in found}
+
+
+def components(name: str) -> list[str]:
+    """Components of `numerics.VERSIONS` that decide a system's numbers."""
+    return ["data", "evaluation", "baselines", *([name] if name in PEERS else [])]

@@ -3,7 +3,7 @@
 Owns the folder of a comparison:
 
     stores/<hash>/            prepared data, shared by the cells of the same days
-    cells/<name>/<hashes>/    a cell's workdir; another configuration, data or code has another
+    cells/<name>/<identity>/  a cell's workdir; another configuration, data or numerics has another
     cells/<name>.lock         held by the process that runs the cell, whoever started it
     records/<name>.json       a finished cell
     failed/<name>.json        why a cell failed; it is tried again the next time
@@ -28,10 +28,10 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dsmoe_jax import identity, report, results
+from dsmoe_jax import identity, methods, numerics, report, results
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.suite import code_hash, costs, plan, processes, progress, records, systems
+from dsmoe_jax.suite import costs, plan, processes, progress, records, systems
 
 _POLL_S = 0.2
 
@@ -64,7 +64,8 @@ class WorkList:
         """Prepares the data and finds out which cells are done.
 
         Args:
-          cells: In the order in which they are run; a teacher comes before its students.
+          cells: In the order in which they are run; a teacher comes before its students. One that
+            is not done and whose library is not installed is left out.
           folder: Of the comparison.
           published: Folder of the records; `<folder>/records` without one.
 
@@ -79,13 +80,16 @@ class WorkList:
         self._cores = 0
         self._orphans: set[int] = set()
         self._stores: dict[str, _Store] = {}
-        self._hashes: dict[str, records.Hashes] = {}
+        self._identities: dict[str, records.Identity] = {}
+        missing = systems.list_missing()
         self.states = [progress.CellState(c.name, c.row.kind) for c in self.cells]
         for cell, state in zip(self.cells, self.states, strict=True):
             cell.experiment.validate()
             record = self.read(cell)
             if record is not None:
                 state.state, state.seconds = "done", record["wall_s"]
+            elif cell.row.name in missing:
+                state.state, state.note = "left out", "its library is not installed"
             elif (failure := records.load(self._failure_path(cell))) is not None:
                 state.state, state.note = "failed", failure["error"]
         for cell, state in zip(self.cells, self.states, strict=True):
@@ -96,24 +100,24 @@ class WorkList:
                     self.states[teacher] = progress.CellState(cell.teacher, kind)
 
     def read(self, cell: plan.Cell) -> records.Record | None:
-        """The record of a cell, or None where there is none of today's hashes."""
+        """The record of a cell, or None where there is none or it is not current."""
         record = records.load(self.records / f"{cell.name}.json")
-        current = record is not None and records.is_current(record, self.hashes(cell))
+        current = record is not None and records.is_current(record, self.identity(cell))
         return record if current else None
 
-    def hashes(self, cell: plan.Cell) -> records.Hashes:
+    def identity(self, cell: plan.Cell) -> records.Identity:
         """What decides the cell's numbers."""
-        if cell.name not in self._hashes:
-            self._hashes[cell.name] = records.Hashes(
+        if cell.name not in self._identities:
+            self._identities[cell.name] = records.Identity(
                 identity.config_hash(cell.experiment),
                 self._store(cell).data_hash,
-                code_hash.code_hash(_roots(cell)),
+                numerics.of(_components(cell)),
             )
-        return self._hashes[cell.name]
+        return self._identities[cell.name]
 
     def workdir(self, cell: plan.Cell) -> pathlib.Path:
         """Where the cell runs."""
-        return self.folder / "cells" / cell.name / self.hashes(cell).stamp
+        return self.folder / "cells" / cell.name / self.identity(cell).stamp
 
     def command(self, cell: plan.Cell) -> list[str]:
         """The cell's process."""
@@ -257,7 +261,7 @@ class WorkList:
             counted = costs.count(cell.experiment, self._store(cell).folder)
         record = records.make(
             cell,
-            self.hashes(cell),
+            self.identity(cell),
             self.workdir(cell),
             wall_s=round(state.seconds, 1),
             cores=self._cores,
@@ -291,18 +295,15 @@ class WorkList:
         return self._stores[name]
 
 
-def _roots(cell: plan.Cell) -> list[str]:
-    """Modules that decide the cell's numbers, with all that they import."""
-    experiment = cell.experiment
+def _components(cell: plan.Cell) -> list[str]:
+    """Components that decide the cell's numbers."""
     if cell.row.kind == "scored":
-        return ["dsmoe_jax.suite.scored", systems.SYSTEMS[cell.row.name].module]
-    roots = ["dsmoe_jax.run"]
-    if cell.row.kind == "run":
-        roots.append(type(experiment.model).__module__)
-    if cell.row.kind == "teacher" or cell.teacher:
-        roots.append(type(experiment.teacher.model).__module__)
-    # A configuration file may define classes of its own; the hash of their fields names them.
-    return [root for root in roots if root.startswith("dsmoe_jax.")]
+        return systems.components(cell.row.name)
+    return methods.components(
+        cell.experiment,
+        student=cell.row.kind == "run",
+        teacher=cell.row.kind == "teacher" or bool(cell.teacher),
+    )
 
 
 def _describe(record: dict[str, Any]) -> str:

@@ -62,6 +62,7 @@ def record(row: str, systems: dict, *, seed: int = 0, days: int = 0, kind: str =
         "teacher_cell": "",
         "config_hash": "c" * 12,
         "data_hash": "d" * 64,
+        "numerics": {"data": 1, "training": 1, "evaluation": 1},
         "code_hash": "0" * 12,
         "wall_s": 90.0,
         "cores": 1,

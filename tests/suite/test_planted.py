@@ -110,7 +110,11 @@ class Recorder:
         self.names.append(f"{world.name}-{arm.name}-seed{experiment.seed}")
         if len(self.names) == self._stop_after:
             os.kill(os.getpid(), signal.SIGINT)
-        return {"config_hash": identity.config_hash(experiment), "macro": {"recall@50": 0.5}}
+        return {
+            "config_hash": identity.config_hash(experiment),
+            "numerics": planted.components(experiment, arm),
+            "macro": {"recall@50": 0.5},
+        }
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_all_versions_that_cells_were_made_with_are_named(tmp_path):
         for line in report.describe(report.Source(tmp_path, CONFIG))
         if line.startswith("Versions")
     ]
-    assert versions.startswith("Versions: jax 1.2.3 / 1.2.4, implicit 0.7. ")
+    assert versions.endswith("Versions: jax 1.2.3 / 1.2.4, implicit 0.7.")
 
 
 def test_a_report_says_what_was_run_and_what_failed(source, tmp_path):

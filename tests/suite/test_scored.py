@@ -45,8 +45,8 @@ def workdir(tmp_path, monkeypatch):
 def test_a_cell_becomes_a_record_with_every_row_of_its_system(workdir, tmp_path):
     row = rows.Row("mine", "mine", CONFIG, kind="scored")
     cell = plan.Cell(row, 0, 0, ())
-    hashes = records.Hashes("c", "d", "e")
-    record = records.make(cell, hashes, workdir, wall_s=1.0, cores=1, costs=None)
+    identity = records.Identity("c", "d", {"data": 1})
+    record = records.make(cell, identity, workdir, wall_s=1.0, cores=1, costs=None)
     (tmp_path / "mine-seed0.json").write_text(json.dumps(record))
     systems_found = finished.load(tmp_path, [row])
     assert [system.name for system in systems_found] == ["popular", "popular + scenario prior"]

@@ -1,5 +1,6 @@
 """The work list with cells that take no time: a script stands for every run."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from dsmoe_jax import numerics
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.suite import budget, plan, work_list
 from tests.suite import orphans
@@ -107,7 +109,7 @@ def test_a_record_holds_what_tables_need(suite):
         assert [kept[name] for name in ("epochs", "max_epochs", "max_minutes")] == [epochs, 15, 3.0]
 
 
-def test_another_configuration_data_or_code_is_run_again(suite, monkeypatch):
+def test_another_configuration_or_version_of_a_component_is_run_again(suite, monkeypatch):
     suite.make().run(1)
     changed = suite.make("--config.train.num_negatives=5")
     assert [state.state for state in changed.states] == ["left"] * 4
@@ -115,8 +117,21 @@ def test_another_configuration_data_or_code_is_run_again(suite, monkeypatch):
     assert len(suite.ran()) == 8
     # The workdirs of before are gone.
     assert len(list((suite.folder / "cells" / "dsmoe-seed0").iterdir())) == 1
-    monkeypatch.setattr(work_list.code_hash, "code_hash", lambda roots: "other")
-    assert {state.state for state in suite.make().states} == {"left"}
+    monkeypatch.setitem(numerics.VERSIONS, "dsmoe", numerics.VERSIONS["dsmoe"] + 1)
+    flags = "--config.train.num_negatives=5"
+    teacher, *students = [state.state for state in suite.make(flags).states]
+    assert students == ["left"] * 3
+    assert teacher == "done", "it does not depend on its students' method"
+    monkeypatch.setitem(numerics.VERSIONS, "training", numerics.VERSIONS["training"] + 1)
+    assert {state.state for state in suite.make(flags).states} == {"left"}
+
+
+def test_versions_of_components_that_it_does_not_use_are_not_a_records_concern(suite, monkeypatch):
+    suite.make().run(1)
+    for name in ("perscen", "ple", "baselines"):
+        monkeypatch.setitem(numerics.VERSIONS, name, numerics.VERSIONS[name] + 1)
+    monkeypatch.setattr(numerics, "code_hash", lambda: "other")
+    assert {state.state for state in suite.make().states} == {"done"}
 
 
 def test_a_failed_cell_is_told_and_tried_again_and_stops_no_other(suite):
@@ -177,6 +192,20 @@ def test_what_another_list_finished_is_not_run_again(suite):
     late.run(1)
     assert len(suite.ran()) == 4
     assert [state.state for state in late.states] == ["done"] * 4
+
+
+def test_a_peer_without_its_library_is_left_out_unless_it_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(work_list.systems, "list_missing", lambda: ["lightfm"])
+    data = work_list._Store(tmp_path, "d" * 64)
+    monkeypatch.setattr(work_list.WorkList, "_store", lambda work, cell: data)
+    cells = plan.make_cells(["table2"], CONFIG, budget.BUDGETS["small"])
+    [cell] = [cell for cell in cells if cell.name == "lightfm-seed1"]
+    work = work_list.WorkList([cell], tmp_path)
+    assert work.states[0].state == "left out"
+    assert work.run(1)[0].state == "left out", "nothing is started"
+    record = {**dataclasses.asdict(work.identity(cell)), "wall_s": 1.0}
+    (work.records / "lightfm-seed1.json").write_text(json.dumps(record))
+    assert work_list.WorkList([cell], tmp_path).states[0].state == "done"
 
 
 def test_results_whose_list_was_killed_are_kept(suite):
