@@ -19,7 +19,8 @@ A user lives in one scenario, so the history of the own scenario repeats the one
 out. The values are the paper's, and where it states none the usual ones: no method is tuned here.
 """
 
-from dsmoe_jax import config, methods, variants
+from dsmoe_jax import methods
+from dsmoe_jax.config import schema, variants
 from dsmoe_jax.data.prepare import alimama, synthetic_alimama
 
 AXES = {
@@ -34,20 +35,20 @@ AXES = {
 OF_METHOD = {"sass": {"pretrain_epochs": 3, "contrastive_sides": "item"}}
 
 
-def get_config(variant: str = "") -> config.Experiment:
+def get_config(variant: str = "") -> schema.Experiment:
     """The experiment of a variant, e.g. `synthetic,no_sap`."""
     chosen = variants.parse(variant, AXES)
     is_synthetic = chosen.get("data") == "synthetic"
-    experiment = config.Experiment(
+    experiment = schema.Experiment(
         dataset="Alimama",
         variant=variant,
         data=synthetic_alimama.SyntheticAlimamaConfig()
         if is_synthetic
         else alimama.AlimamaConfig(),
         model=methods.make_matcher(chosen),
-        teacher=config.TeacherConfig(model=methods.make_teacher(chosen)),
-        features=config.FeatureConfig(exclude=("scenario_history",)),
-        eval=config.EvalConfig(k=(500, 1000)),
+        teacher=schema.TeacherConfig(model=methods.make_teacher(chosen)),
+        features=schema.FeatureConfig(exclude=("scenario_history",)),
+        eval=schema.EvalConfig(k=(500, 1000)),
     )
     variants.assign(experiment.model, OF_METHOD.get(chosen.get("method", ""), {}))
     if is_synthetic:

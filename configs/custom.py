@@ -21,7 +21,8 @@ Variants, at most one token per axis, in any order:
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
 """
 
-from dsmoe_jax import config, methods, variants
+from dsmoe_jax import methods
+from dsmoe_jax.config import schema, variants
 from dsmoe_jax.data.prepare import custom
 from dsmoe_jax.models.ranking import mmoe_din
 
@@ -64,16 +65,16 @@ def data_config() -> custom.CustomConfig:
     )
 
 
-def get_config(variant: str = "") -> config.Experiment:
+def get_config(variant: str = "") -> schema.Experiment:
     """The experiment of a variant."""
     chosen = variants.parse(variant, AXES)
     data = data_config()
-    experiment = config.Experiment(
+    experiment = schema.Experiment(
         dataset=data.name,
         variant=variant,
         data=data,
         model=methods.make_matcher(chosen),
-        teacher=config.TeacherConfig(
+        teacher=schema.TeacherConfig(
             model=mmoe_din.MMoEDINConfig(use_log_prior=True, collaborative=True)
         ),
     )

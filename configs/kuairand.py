@@ -34,7 +34,8 @@ learn together at the default teacher's learning rate.
 
 from typing import Any
 
-from dsmoe_jax import config, methods, variants
+from dsmoe_jax import methods
+from dsmoe_jax.config import schema, variants
 from dsmoe_jax.data.prepare import kuairand, synthetic_kuairand
 from dsmoe_jax.models.ranking import joint_ranker
 
@@ -137,7 +138,7 @@ FEW_ROWS_OF_TEACHER: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def get_config(variant: str = "") -> config.Experiment:
+def get_config(variant: str = "") -> schema.Experiment:
     """The experiment of a variant, e.g. `sample,no_sap`.
 
     Raises:
@@ -154,12 +155,12 @@ def get_config(variant: str = "") -> config.Experiment:
         "sample": kuairand.KuaiRandConfig,
         "synthetic": synthetic_kuairand.SyntheticKuaiRandConfig,
     }.get(chosen.get("data", ""), kuairand.KuaiRandArchiveConfig)
-    experiment = config.Experiment(
+    experiment = schema.Experiment(
         dataset="KuaiRand-Pure",
         variant=variant,
         data=data(),
         model=methods.make_matcher(chosen),
-        teacher=config.TeacherConfig(model=make_teacher(chosen)),
+        teacher=schema.TeacherConfig(model=make_teacher(chosen)),
     )
     variants.assign(experiment.model, OF_METHOD.get(chosen.get("method", ""), {}))
     variants.assign(experiment.train, experiment.model.recipe)
@@ -171,7 +172,7 @@ def get_config(variant: str = "") -> config.Experiment:
     return experiment
 
 
-def make_teacher(chosen: dict[str, str]) -> config.RankerConfig:
+def make_teacher(chosen: dict[str, str]) -> schema.RankerConfig:
     """The teacher of a variant, of the paper's width."""
     teacher = methods.make_teacher(chosen)
     # The log-prior and the collaborative vectors are more than the student sees.
@@ -182,7 +183,7 @@ def make_teacher(chosen: dict[str, str]) -> config.RankerConfig:
     return teacher
 
 
-def use_few_rows_recipe(experiment: config.Experiment, chosen: dict[str, str]) -> None:
+def use_few_rows_recipe(experiment: schema.Experiment, chosen: dict[str, str]) -> None:
     """Sets the values that the sample's validation days chose."""
     experiment.features.exclude = ("user_id",)
     experiment.features.scenario_history_length = 20

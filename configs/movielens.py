@@ -23,7 +23,8 @@ Variants, one token of the data and at most one of every other axis, in any orde
 
 from typing import Any
 
-from dsmoe_jax import config, methods, variants
+from dsmoe_jax import methods
+from dsmoe_jax.config import schema, variants
 from dsmoe_jax.data.prepare import movielens, synthetic_movielens
 from dsmoe_jax.models.matching import fuxi, next_item
 
@@ -33,7 +34,7 @@ AXES = {"data": ("ml1m", "ml20m", "synthetic"), "method": methods.METHOD_TOKENS}
 ML20M: dict[str, Any] = {"output_dim": 256, "num_heads": 8}
 
 
-def get_config(variant: str = "") -> config.Experiment:
+def get_config(variant: str = "") -> schema.Experiment:
     """The experiment of a variant, e.g. `ml1m,hstu`.
 
     Raises:
@@ -52,15 +53,15 @@ def get_config(variant: str = "") -> config.Experiment:
         variants.assign(model, ML20M)
         if isinstance(model, fuxi.FuxiConfig | fuxi.FuxiMMEConfig):
             model.ffn_multiple = 4
-    experiment = config.Experiment(
+    experiment = schema.Experiment(
         dataset=data.name,
         variant=variant,
         data=data,
         model=model,
-        teacher=config.TeacherConfig(model=methods.make_teacher({})),
-        features=config.FeatureConfig(history_length=200),
-        loss=config.LossConfig(distill_weight=0.0),
-        eval=config.EvalConfig(k=(10, 50), mrr_depth=2500),
+        teacher=schema.TeacherConfig(model=methods.make_teacher({})),
+        features=schema.FeatureConfig(history_length=200),
+        loss=schema.LossConfig(distill_weight=0.0),
+        eval=schema.EvalConfig(k=(10, 50), mrr_depth=2500),
     )
     experiment.train.learning_rate = 1e-3
     experiment.train.max_epochs = 101

@@ -20,9 +20,9 @@ import tqdm
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import features, sharding, train_state
 from dsmoe_jax import judge as judge_lib
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models.matching import two_tower
@@ -52,7 +52,7 @@ class MatcherEvaluator:
         spec: features.FeatureSpec,
         corpus: batch_lib.Items,
         matcher: two_tower.Matcher,
-        config: config_lib.EvalConfig,
+        config: schema.EvalConfig,
         mesh: jax.sharding.Mesh,
     ):
         """Builds the functions; they compile at the first call.
@@ -184,7 +184,7 @@ class RankerEvaluator:
         spec: features.FeatureSpec,
         corpus: batch_lib.Items,
         ranker: ranker_lib.Ranker,
-        config: config_lib.EvalConfig,
+        config: schema.EvalConfig,
         mesh: jax.sharding.Mesh,
         *,
         num_negatives: int = 4,
@@ -251,7 +251,7 @@ class RankerEvaluator:
 
 def evaluate_scores(
     store: store_lib.Store,
-    config: config_lib.EvalConfig,
+    config: schema.EvalConfig,
     split: str,
     query_Q: Int[np.ndarray, "Q"],
     scores: Scores,

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import metrics
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.retrieval import exact
 from dsmoe_jax.retrieval import index as index_lib
@@ -164,7 +164,7 @@ def compare(first: Evaluation, second: Evaluation, k: int, *, seed: int = 0) -> 
 class Judge:
     """Collects the lists of one system, batch by batch, and makes an `Evaluation`."""
 
-    def __init__(self, store: store_lib.Store, config: config_lib.EvalConfig, split: str):
+    def __init__(self, store: store_lib.Store, config: schema.EvalConfig, split: str):
         """Opens the split's query table.
 
         Args:

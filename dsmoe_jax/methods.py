@@ -7,7 +7,8 @@ its configuration here.
 
 from typing import Any
 
-from dsmoe_jax import config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import (
     adin,
     dsmoe,
@@ -24,7 +25,7 @@ from dsmoe_jax.models.matching import (
 from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
 
 # Two-tower methods, which an index serves; tables list them in this order.
-MATCHERS: dict[str, type[config.MatcherConfig]] = {
+MATCHERS: dict[str, type[schema.MatcherConfig]] = {
     "dsmoe": dsmoe.DSMOEConfig,
     # Of the paper's Table 2.
     "ican": ican.ICANConfig,
@@ -43,7 +44,7 @@ MATCHERS: dict[str, type[config.MatcherConfig]] = {
     "fuxi_mme": fuxi.FuxiMMEConfig,
 }
 # Joint-input rankers, which teach.
-RANKERS: dict[str, type[config.RankerConfig]] = {
+RANKERS: dict[str, type[schema.RankerConfig]] = {
     "mmoe_din": mmoe_din.MMoEDINConfig,
     "sap": sap_ranker.SAPRankerConfig,
     "ple": ple.PLEConfig,
@@ -83,7 +84,7 @@ HISTORY_TOKENS = tuple(f"history={n}" for n in features.HISTORY_ENCODERS if n !=
 ABLATION_TOKENS = (*dsmoe.ABLATIONS, "no_distill")
 
 
-def make_matcher(chosen: dict[str, str]) -> config.MatcherConfig:
+def make_matcher(chosen: dict[str, str]) -> schema.MatcherConfig:
     """The method of a variant: its axes "method" and "ablation".
 
     Args:
@@ -102,7 +103,7 @@ def make_matcher(chosen: dict[str, str]) -> config.MatcherConfig:
     return MATCHERS[name]()
 
 
-def make_teacher(chosen: dict[str, str]) -> config.RankerConfig:
+def make_teacher(chosen: dict[str, str]) -> schema.RankerConfig:
     """The teacher of a variant: its axis "teacher", whose tokens are `teacher=NAME`."""
     teacher = RANKERS[_teacher_name(chosen)]()
     if isinstance(teacher, fused.FusedConfig):
@@ -111,8 +112,8 @@ def make_teacher(chosen: dict[str, str]) -> config.RankerConfig:
 
 
 def list_rankers(
-    chosen: dict[str, str], teacher: config.RankerConfig
-) -> dict[str, config.RankerConfig]:
+    chosen: dict[str, str], teacher: schema.RankerConfig
+) -> dict[str, schema.RankerConfig]:
     """The members of a variant's teacher by name, or the teacher itself where it has none."""
     if isinstance(teacher, fused.FusedConfig):
         return teacher.members
@@ -124,7 +125,7 @@ def history_encoder(chosen: dict[str, str]) -> str:
     return chosen.get("history", "history=mean").partition("=")[2]
 
 
-def components(experiment: config.Experiment, *, student: bool, teacher: bool) -> list[str]:
+def components(experiment: schema.Experiment, *, student: bool, teacher: bool) -> list[str]:
     """Components of `numerics.VERSIONS` that decide the numbers of a run.
 
     A method class that a configuration file defines has no version: the hash of the configuration

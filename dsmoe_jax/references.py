@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import evaluate, metrics, scorers
 from dsmoe_jax import judge as judge_lib
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import statistics
 from dsmoe_jax.data import store as store_lib
 
@@ -70,7 +70,7 @@ class Reference:
 
 
 def evaluate_references(
-    store: store_lib.Store, config: config_lib.EvalConfig, *, seed: int
+    store: store_lib.Store, config: schema.EvalConfig, *, seed: int
 ) -> list[Reference]:
     """Fits, chooses and judges every reference row.
 
@@ -105,9 +105,7 @@ def evaluate_references(
     return judge_rows(store, config, rows, seed=seed)
 
 
-def make_chooser(
-    store: store_lib.Store, config: config_lib.EvalConfig, *, seed: int
-) -> "PriorChooser":
+def make_chooser(store: store_lib.Store, config: schema.EvalConfig, *, seed: int) -> "PriorChooser":
     """The chooser of `evaluate_references`, by the same arguments."""
     per_scenario = min(_max_queries(store), config.validation_queries)
     query_Q = judge_lib.sample_queries(store, "validation", per_scenario, seed)
@@ -116,7 +114,7 @@ def make_chooser(
 
 def judge_rows(
     store: store_lib.Store,
-    config: config_lib.EvalConfig,
+    config: schema.EvalConfig,
     rows: Iterable[tuple[str, Settings, scorers.Scorer]],
     *,
     seed: int,

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 import dsmoe_jax
-from dsmoe_jax import config as config_lib
-from dsmoe_jax import identity, judge, report
+from dsmoe_jax import judge, report
+from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import store as store_lib
 
 FILE = "results.json"
@@ -28,7 +28,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 def make(
     *,
-    experiment: config_lib.Experiment,
+    experiment: schema.Experiment,
     store: store_lib.Store,
     test: judge.Evaluation,
     validation: judge.Evaluation,
@@ -55,7 +55,7 @@ def make(
         "dataset": store.manifest["dataset"],
         "variant": experiment.variant,
         "seed": experiment.seed,
-        "config_hash": identity.config_hash(experiment),
+        "config_hash": fingerprint.config_hash(experiment),
         "data_hash": store.data_hash,
         "versions": versions(),
         "device": describe_devices(),

@@ -15,13 +15,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dsmoe_jax import config, final_report, identity, report
+from dsmoe_jax import final_report, report
 from dsmoe_jax import session as session_lib
 from dsmoe_jax import stop as stop_lib
+from dsmoe_jax.config import fingerprint, schema
 
 
 def run(
-    experiment: config.Experiment, overrides: dict[str, Any], workdir: pathlib.Path, mode: str
+    experiment: schema.Experiment, overrides: dict[str, Any], workdir: pathlib.Path, mode: str
 ) -> None:
     """Runs one mode of an experiment.
 
@@ -48,7 +49,7 @@ def run(
         with stop_lib.StopRequest() as stop:
             session = session_lib.Session(experiment, workdir, store_dir, reporter, stop, prepare_s)
             if jax.process_index() == 0:
-                record = {"overrides": overrides, "config": identity.as_dict(experiment)}
+                record = {"overrides": overrides, "config": fingerprint.as_dict(experiment)}
                 report.replace_text(workdir / "config.json", json.dumps(record, indent=1) + "\n")
             session.describe()
             if mode in ("all", "teacher") and (session.needs_teacher or mode == "teacher"):
@@ -64,7 +65,7 @@ def run(
         reporter.close()
 
 
-def _prepare(data: config.DataConfig, store_dir: pathlib.Path) -> None:
+def _prepare(data: schema.DataConfig, store_dir: pathlib.Path) -> None:
     """Prepares the data in process 0; the others wait, and end too when it could not."""
     if jax.process_count() == 1:
         data.prepare(str(store_dir))

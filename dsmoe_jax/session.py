@@ -15,10 +15,8 @@ import numpy as np
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import (
     checkpoint,
-    config,
     evaluate,
     features,
-    identity,
     judge,
     optim,
     report,
@@ -29,6 +27,7 @@ from dsmoe_jax import (
     train_state,
 )
 from dsmoe_jax import stop as stop_lib
+from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models.matching import two_tower
@@ -53,7 +52,7 @@ class Session:
 
     def __init__(
         self,
-        experiment: config.Experiment,
+        experiment: schema.Experiment,
         workdir: pathlib.Path,
         store_dir: pathlib.Path,
         reporter: report.Reporter,
@@ -101,7 +100,7 @@ class Session:
         counts = manifest["counts"]
         line(
             f"{manifest['dataset']}: {counts['users']:,} users, {counts['items']:,} items, "
-            f"data {self.store.data_hash[:12]}, config {identity.config_hash(self.experiment)}"
+            f"data {self.store.data_hash[:12]}, config {fingerprint.config_hash(self.experiment)}"
         )
         for split, entry in manifest["split"].items():
             days = entry["days"]
@@ -178,7 +177,7 @@ class Session:
         return self._train(stage, last_only=objective.last_only)
 
     def _pretrain(
-        self, pretraining: config.Pretraining, start_from: train_state.Frozen | None
+        self, pretraining: schema.Pretraining, start_from: train_state.Frozen | None
     ) -> Trained:
         chosen = self.experiment.train
         stage = train.Stage(
@@ -296,13 +295,13 @@ class Session:
         return self.experiment.train.average_decay if stage == "student" else 0.0
 
     def _checkpoints(self, stage: str, workdir: pathlib.Path) -> checkpoint.StageCheckpoints:
-        fields = identity.of_stage(self.experiment, stage=stage)
+        fields = fingerprint.of_stage(self.experiment, stage=stage)
         fields["data_hash"] = self.store.data_hash
         return checkpoint.StageCheckpoints(workdir, stage, fields)
 
 
 def select_features(
-    store: store_lib.Store, experiment: config.Experiment, *, for_teacher: bool = False
+    store: store_lib.Store, experiment: schema.Experiment, *, for_teacher: bool = False
 ) -> features.FeatureSpec:
     """The features that a run's models see.
 

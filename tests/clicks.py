@@ -5,7 +5,7 @@ import pathlib
 
 import polars as pl
 
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import assemble, tables
 
@@ -45,6 +45,6 @@ def write_store(
         if earlier
         else None,
     )
-    section = config.DataConfig(validation_days=1, test_days=1)
+    section = schema.DataConfig(validation_days=1, test_days=1)
     assemble.write(dataset, section, str(path), {}, {})
     return store_lib.Store.open(path)

@@ -10,15 +10,15 @@ import numpy as np
 import optax
 import pytest
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import evaluate, features, optim, sharding, train_state
 from dsmoe_jax import judge as judge_lib
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.models.matching import dsmoe, two_tower
 from dsmoe_jax.models.ranking import ranker as ranker_lib
 from tests import tiny
 
-CONFIG = config_lib.EvalConfig(k=(2, 5), query_batch=16, item_batch=12)
+CONFIG = schema.EvalConfig(k=(2, 5), query_batch=16, item_batch=12)
 S, U, V, D = len(tiny.SCENARIOS), tiny.NUM_USERS + 1, tiny.NUM_ITEMS + 1, 6
 
 

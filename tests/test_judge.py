@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import judge as judge_lib
 from dsmoe_jax import metrics
+from dsmoe_jax.config import schema
 from tests import tiny
 
-CONFIG = config_lib.EvalConfig(k=(2, 5))
+CONFIG = schema.EvalConfig(k=(2, 5))
 
 
 @pytest.fixture(scope="module")

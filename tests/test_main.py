@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import dsmoe_jax
-from dsmoe_jax import config as config_lib
-from dsmoe_jax import identity, main, overrides, train
+from dsmoe_jax import main, train
 from dsmoe_jax import stop as stop_lib
+from dsmoe_jax.config import fingerprint, load, schema
 
 CONFIG = """
 import dataclasses
@@ -53,7 +53,7 @@ def parse(*arguments: str) -> main.Options:
 
 
 def parse_error(*arguments: str) -> str:
-    with pytest.raises(overrides.UsageError) as raised:
+    with pytest.raises(load.UsageError) as raised:
         parse(*arguments)
     return str(raised.value)
 
@@ -82,14 +82,14 @@ def test_fields_named_in_the_help_exist() -> None:
     names = [part.split()[0] for part in listed.split(",")]
     assert len(names) == 12
     assert set(names) <= {
-        *overrides.field_names(parse("--config=stub.py").experiment),
+        *load.field_names(parse("--config=stub.py").experiment),
         "model.rank",
     }
 
 
 def test_defaults_come_from_the_file() -> None:
     options = parse("--config", "stub.py")
-    assert options.experiment.train == config_lib.TrainConfig()
+    assert options.experiment.train == schema.TrainConfig()
     assert options.overrides == {}
     assert options.mode == "all"
     assert options.workdir == pathlib.Path("runs/stub")
@@ -133,15 +133,15 @@ def test_overrides_are_typed_whatever_their_order() -> None:
 
 
 def test_every_field_can_be_set_to_the_value_it_has() -> None:
-    before = identity.flatten(identity.as_dict(parse("--config=stub.py").experiment))
-    fields = overrides.field_names(parse("--config=stub.py").experiment)
+    before = fingerprint.flatten(fingerprint.as_dict(parse("--config=stub.py").experiment))
+    fields = load.field_names(parse("--config=stub.py").experiment)
     assert len(fields) > 30
     flags = [
         f"--config.{name}={tuple(before[name]) if type(before[name]) is list else before[name]}"
         for name in fields
     ]
     options = parse("--config=stub.py", *flags)
-    assert identity.flatten(identity.as_dict(options.experiment)) == before
+    assert fingerprint.flatten(fingerprint.as_dict(options.experiment)) == before
     assert len(options.overrides) == len(fields)
 
 

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from dsmoe_jax import identity, methods, overrides
+from dsmoe_jax import methods
+from dsmoe_jax.config import fingerprint
+from dsmoe_jax.config import load as overrides
 
 
 def load(variant):
@@ -57,7 +59,7 @@ def test_teachers_drop_the_same_share_of_their_input_unless_a_search_found_anoth
 
 def test_members_of_an_ensemble_have_fields_of_their_own():
     experiment = load("sample,teacher=fused")
-    flat = identity.flatten(identity.as_dict(experiment))
+    flat = fingerprint.flatten(fingerprint.as_dict(experiment))
     assert flat["teacher.model.members.ple.class"] == "PLEConfig"
     assert "teacher.model.members.star.hidden_dims" in overrides.field_names(experiment)
 

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import evaluate, references, scorers
 from dsmoe_jax import judge as judge_lib
+from dsmoe_jax.config import schema
 from tests import tiny
 
-CONFIG = config_lib.EvalConfig(k=(3, 5), query_batch=16)
+CONFIG = schema.EvalConfig(k=(3, 5), query_batch=16)
 
 
 @pytest.fixture(scope="module")

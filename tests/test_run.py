@@ -4,8 +4,9 @@ import signal
 
 import pytest
 
-from dsmoe_jax import overrides, run
+from dsmoe_jax import run
 from dsmoe_jax import stop as stop_lib
+from dsmoe_jax.config import load
 
 
 class Session:
@@ -33,7 +34,7 @@ class Session:
 
 @pytest.fixture
 def start(monkeypatch, tmp_path):
-    experiment = overrides.load_experiment("configs/kuairand.py", "sample,no_distill")
+    experiment = load.load_experiment("configs/kuairand.py", "sample,no_distill")
 
     def start(session):
         monkeypatch.setattr(run, "_prepare", lambda *arguments: None)

@@ -6,7 +6,8 @@ Owns naming one as `FILE[:variant]` and preparing its data into a folder.
 import argparse
 import pathlib
 
-from dsmoe_jax import config, overrides
+from dsmoe_jax.config import load as overrides
+from dsmoe_jax.config import schema
 
 DEFAULT = "configs/kuairand.py:sample"
 
@@ -16,7 +17,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default=DEFAULT, help=f"FILE[:variant], {DEFAULT} if none")
 
 
-def load(name: str) -> config.Experiment:
+def load(name: str) -> schema.Experiment:
     """The experiment of `FILE[:variant]`.
 
     Raises:
@@ -31,7 +32,7 @@ def load(name: str) -> config.Experiment:
     return experiment
 
 
-def prepare(experiment: config.Experiment, folder: pathlib.Path) -> pathlib.Path:
+def prepare(experiment: schema.Experiment, folder: pathlib.Path) -> pathlib.Path:
     """Prepares the data into the configuration's store, or one in `folder`; returns the store."""
     store_dir = experiment.data.store_dir or str(folder / "store")
     experiment.data.store_dir = store_dir

@@ -16,8 +16,9 @@ import numpy as np
 import optax
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import identity, optim, row_sparse, sharding, train_state, train_step
+from dsmoe_jax import optim, row_sparse, sharding, train_state, train_step
 from dsmoe_jax.bench import cases, pairs, peak
+from dsmoe_jax.config import fingerprint
 from dsmoe_jax.data import negatives
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
@@ -222,6 +223,6 @@ def _leave_for_twins(bench: Bench, state: train_state.TrainState, folder: pathli
 def _save(path: pathlib.Path, params: Any, statistics: Any) -> None:
     flat: dict[str, Any] = {}
     for kind, tree in (("params", params), ("statistics", statistics)):
-        for name, leaf in identity.flatten(tree).items():
+        for name, leaf in fingerprint.flatten(tree).items():
             flat[f"{kind}.{name}"] = np.asarray(leaf)
     np.savez(f"{path}.npz", **flat)

@@ -16,8 +16,9 @@ import tempfile
 import time
 from typing import Any
 
-from dsmoe_jax import config, features
+from dsmoe_jax import features
 from dsmoe_jax.bench import cases, experiments
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
 
@@ -94,7 +95,7 @@ def describe(found: dict[str, Any]) -> list[str]:
 
 
 def pull_epochs(
-    store: store_lib.Store, experiment: config.Experiment, rounds: int
+    store: store_lib.Store, experiment: schema.Experiment, rounds: int
 ) -> dict[int, list[float]]:
     """Examples per second of first epochs, by batch size; one value a round."""
     spec = features.select(
@@ -117,7 +118,7 @@ def pull_epochs(
     return rates
 
 
-def train_epoch(experiment: config.Experiment, workdir: pathlib.Path) -> dict[str, float]:
+def train_epoch(experiment: schema.Experiment, workdir: pathlib.Path) -> dict[str, float]:
     """Trains the configuration's student, undistilled, for one epoch, and reads its metrics."""
     from dsmoe_jax import run as run_lib
 

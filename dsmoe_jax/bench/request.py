@@ -6,8 +6,9 @@ Owns the way from flags, a configuration and a shape to `abstract.Setup`.
 import dataclasses
 from typing import Any
 
-from dsmoe_jax import config, features, optim, row_sparse, sharding
+from dsmoe_jax import features, optim, row_sparse, sharding
 from dsmoe_jax.bench import abstract, cases, experiments
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
 
@@ -24,7 +25,7 @@ class Request:
     embedding: str | None = None
     average: bool = False
     distill: bool = False
-    config: str = ""
+    schema: str = ""
 
 
 def make_setup(request: Request) -> abstract.Setup:
@@ -81,21 +82,21 @@ def resize(spec: features.FeatureSpec, users: int, items: int) -> features.Featu
     )
 
 
-def _load(path: str) -> config.Experiment:
+def _load(path: str) -> schema.Experiment:
     """A configuration file's experiment, or the paper's defaults without a teacher."""
     if not path:
-        return config.Experiment(
+        return schema.Experiment(
             dataset="plan",
-            data=config.DataConfig(),
+            data=schema.DataConfig(),
             model=dsmoe.DSMOEConfig(),
-            teacher=config.TeacherConfig(model=mmoe_din.MMoEDINConfig()),
-            loss=config.LossConfig(distill_weight=0.0),
+            teacher=schema.TeacherConfig(model=mmoe_din.MMoEDINConfig()),
+            loss=schema.LossConfig(distill_weight=0.0),
         )
     return experiments.load(path)
 
 
 def _make_updater(
-    experiment: config.Experiment,
+    experiment: schema.Experiment,
     embedding: str,
     spec: features.FeatureSpec,
     mesh: sharding.AnyMesh,

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import references, scorers
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.peers import trials
 
@@ -26,7 +26,7 @@ BPR = {"factors": (63, 127), "learning_rate": (0.02, 0.05, 0.1), "regularization
 
 
 def evaluate_references(
-    store: store_lib.Store, config: config_lib.EvalConfig, *, seed: int
+    store: store_lib.Store, config: schema.EvalConfig, *, seed: int
 ) -> list[references.Reference]:
     """ALS and BPR, each as it comes and with the scenario prior.
 

@@ -17,8 +17,8 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import references, scorers
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import statistics
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.peers import trials
@@ -30,7 +30,7 @@ EPOCHS = (10, 20, 30, 40)
 
 
 def evaluate_references(
-    store: store_lib.Store, config: config_lib.EvalConfig, *, seed: int
+    store: store_lib.Store, config: schema.EvalConfig, *, seed: int
 ) -> list[references.Reference]:
     """WARP as it comes and with the scenario prior.
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, Int
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import evaluate, references, scorers
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 
 # Settings of a peer that are tried.
@@ -41,7 +41,7 @@ def evaluate_trials(
     name: str,
     trials: Iterable[Trial],
     store: store_lib.Store,
-    config: config_lib.EvalConfig,
+    config: schema.EvalConfig,
     *,
     seed: int,
 ) -> list[references.Reference]:

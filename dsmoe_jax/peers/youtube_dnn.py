@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import features as features_lib
 from dsmoe_jax import references
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.peers import trials
@@ -46,7 +46,7 @@ _QUERY_BATCH = 4096
 
 
 def evaluate_references(
-    store: store_lib.Store, config: config_lib.EvalConfig, *, seed: int
+    store: store_lib.Store, config: schema.EvalConfig, *, seed: int
 ) -> list[references.Reference]:
     """YoutubeDNN as it comes and with the scenario prior.
 

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-from dsmoe_jax import extras, overrides, sections, train
+from dsmoe_jax import extras, sections, train
 from dsmoe_jax import main as command_line
 from dsmoe_jax import stop as stop_lib
+from dsmoe_jax.config import load
 from dsmoe_jax.suite import (
     budget,
     method_table,
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
     except train.DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, OSError, overrides.UsageError) as error:
+    except (ValueError, OSError, load.UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from dsmoe_jax import config as config_lib
+from dsmoe_jax.config import schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Budget:
     decisions: bool
     dropped_days: tuple[int, ...]
 
-    def limit(self, experiment: config_lib.Experiment) -> tuple[str, ...]:
+    def limit(self, experiment: schema.Experiment) -> tuple[str, ...]:
         """The flags that keep an experiment within the budget, both of its stages alike."""
         flags = []
         for section in ("train", "teacher"):

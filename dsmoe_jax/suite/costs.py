@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import session, train_state
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.suite import macs
@@ -20,7 +20,7 @@ from dsmoe_jax.suite import macs
 PAIRS = 4096
 
 
-def count(experiment: config_lib.Experiment, store_dir: pathlib.Path) -> dict[str, int]:
+def count(experiment: schema.Experiment, store_dir: pathlib.Path) -> dict[str, int]:
     """MACs of the method of an experiment on its prepared data; see `count_matcher`."""
     store = store_lib.Store.open(store_dir)
     spec = session.select_features(store, experiment)

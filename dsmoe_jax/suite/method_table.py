@@ -6,8 +6,8 @@ Owns its layout; nothing about a method is typed here.
 import importlib
 import inspect
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import methods
+from dsmoe_jax.config import schema
 from dsmoe_jax.suite import tables
 
 NAME = "table1"
@@ -38,7 +38,7 @@ def make() -> tables.Table:
     )
 
 
-def describe(method: type[config_lib.MatcherConfig] | type[config_lib.RankerConfig]) -> str:
+def describe(method: type[schema.MatcherConfig] | type[schema.RankerConfig]) -> str:
     """The first sentence of a method's file."""
     text = inspect.getdoc(importlib.import_module(method.__module__)) or ""
     return " ".join(text.split("\n\n")[0].split()).rstrip(".")

@@ -9,8 +9,8 @@ import functools
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from dsmoe_jax import config as config_lib
-from dsmoe_jax import identity, main, methods, overrides
+from dsmoe_jax import main, methods
+from dsmoe_jax.config import fingerprint, load, schema
 from dsmoe_jax.suite import budget as budget_lib
 from dsmoe_jax.suite import rows, systems
 
@@ -75,7 +75,7 @@ class Cell:
         return cell_name(self.row.name, self.seed, self.dropped_days)
 
     @functools.cached_property
-    def experiment(self) -> config_lib.Experiment:
+    def experiment(self) -> schema.Experiment:
         """What its arguments resolve to."""
         return main.parse(["dsmoe_jax", *self.arguments]).experiment
 
@@ -210,7 +210,7 @@ def _make_teacher(
         dropped,
         (*row.overrides, *budget.limit(_load(row.config))),
     )
-    first, second = (identity.of_stage(c.experiment, stage="teacher") for c in (own, other))
+    first, second = (fingerprint.of_stage(c.experiment, stage="teacher") for c in (own, other))
     return own if first == second else other
 
 
@@ -226,7 +226,7 @@ def _variant(config: str, token: str, label: str) -> rows.Row | None:
     extended = f"{file}:{variant},{token}" if variant else f"{file}:{token}"
     try:
         _load(extended)
-    except overrides.UsageError:
+    except load.UsageError:
         return None
     return rows.Row(token, label, extended)
 
@@ -237,7 +237,7 @@ def _check_own(config: str) -> None:
     ablation = next((token for token in variant.split(",") if token in methods.ABLATION_TOKENS), "")
     model = _load(config).model
     if ablation or type(model) is not methods.MATCHERS[METHOD]:
-        raise overrides.UsageError(
+        raise load.UsageError(
             f"--config {config}: expected {methods.LABELS[METHOD]}'s own configuration, got "
             f"{ablation or type(model).__name__}; other methods and ablations are rows of the "
             "tables anyway"
@@ -245,6 +245,6 @@ def _check_own(config: str) -> None:
 
 
 @functools.lru_cache
-def _load(config: str) -> config_lib.Experiment:
+def _load(config: str) -> schema.Experiment:
     file, _, variant = config.partition(":")
-    return overrides.load_experiment(str(pathlib.Path(file)), variant)
+    return load.load_experiment(str(pathlib.Path(file)), variant)

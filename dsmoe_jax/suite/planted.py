@@ -22,10 +22,10 @@ from typing import Any, cast
 import numpy as np
 import tqdm
 
-from dsmoe_jax import config as config_lib
-from dsmoe_jax import evaluate, identity, judge, main, methods, numerics, report, results
+from dsmoe_jax import evaluate, judge, main, methods, numerics, report, results
 from dsmoe_jax import session as session_lib
 from dsmoe_jax import stop as stop_lib
+from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import synthetic_world
 from dsmoe_jax.suite import planted_worlds
@@ -100,7 +100,7 @@ def run_all(
 
 def make_experiment(
     world: planted_worlds.World, arm: planted_worlds.Arm, seed: int, arguments: tuple[str, ...] = ()
-) -> config_lib.Experiment:
+) -> schema.Experiment:
     """The validated configuration of a cell."""
     tokens = f",{arm.tokens}" if arm.tokens else ""
     seeds = (f"--config.seed={seed}", f"--config.data.generator_seed={seed}")
@@ -118,14 +118,14 @@ def record_path(
 
 
 def is_current(
-    record: dict[str, Any], experiment: config_lib.Experiment, arm: planted_worlds.Arm
+    record: dict[str, Any], experiment: schema.Experiment, arm: planted_worlds.Arm
 ) -> bool:
     """Whether a record was made by this configuration and these versions of components."""
-    same = record["config_hash"] == identity.config_hash(experiment)
+    same = record["config_hash"] == fingerprint.config_hash(experiment)
     return same and record.get("numerics") == components(experiment, arm)
 
 
-def components(experiment: config_lib.Experiment, arm: planted_worlds.Arm) -> dict[str, int]:
+def components(experiment: schema.Experiment, arm: planted_worlds.Arm) -> dict[str, int]:
     """Versions of the components that decide an arm's numbers."""
     if arm.kind in ("truth", "truncated"):
         return numerics.of(["data", "evaluation"])
@@ -137,7 +137,7 @@ def components(experiment: config_lib.Experiment, arm: planted_worlds.Arm) -> di
 def run_cell(
     world: planted_worlds.World,
     arm: planted_worlds.Arm,
-    experiment: config_lib.Experiment,
+    experiment: schema.Experiment,
     place: Place,
 ) -> dict[str, Any]:
     """Runs one cell and returns its record; what it says goes to the workdir's log.txt."""
@@ -148,12 +148,12 @@ def run_cell(
         outcome = _KINDS[arm.kind](experiment, store, place)
     summary = outcome.test.summarise()
     kept = ("share", "queries", *(f"recall@{k}" for k in experiment.eval.k))
-    fields = identity.as_dict(experiment)
+    fields = fingerprint.as_dict(experiment)
     return {
         "world": world.name,
         "arm": arm.name,
         "seed": experiment.seed,
-        "config_hash": identity.config_hash(experiment),
+        "config_hash": fingerprint.config_hash(experiment),
         "data_hash": store.data_hash,
         "numerics": components(experiment, arm),
         "data": {name: fields["data"][name] for name in _world_data(experiment).settings()},
@@ -174,9 +174,7 @@ def run_cell(
     }
 
 
-def _train_student(
-    experiment: config_lib.Experiment, store: store_lib.Store, place: Place
-) -> _Outcome:
+def _train_student(experiment: schema.Experiment, store: store_lib.Store, place: Place) -> _Outcome:
     with _open_session(experiment, place) as session:
         if session.needs_teacher:
             session.train_teacher()
@@ -184,16 +182,14 @@ def _train_student(
         return _judge_trained(trained, session.evaluate_matcher, store)
 
 
-def _train_teacher(
-    experiment: config_lib.Experiment, store: store_lib.Store, place: Place
-) -> _Outcome:
+def _train_teacher(experiment: schema.Experiment, store: store_lib.Store, place: Place) -> _Outcome:
     with _open_session(experiment, place) as session:
         trained = session.train_teacher()
         return _judge_trained(trained, session.evaluate_ranker, store)
 
 
 @contextlib.contextmanager
-def _open_session(experiment: config_lib.Experiment, place: Place) -> Iterator[session_lib.Session]:
+def _open_session(experiment: schema.Experiment, place: Place) -> Iterator[session_lib.Session]:
     reporter = report.Reporter(place.workdir, is_main=True)
     try:
         yield session_lib.Session(
@@ -214,38 +210,36 @@ def _judge_trained(
     )
 
 
-def _judge_truth(
-    experiment: config_lib.Experiment, store: store_lib.Store, place: Place
-) -> _Outcome:
+def _judge_truth(experiment: schema.Experiment, store: store_lib.Store, place: Place) -> _Outcome:
     truth, rows_QC = _true_scores(experiment, store, place)
     return _judge_scores(experiment, store, lambda ids: truth.scores(rows_QC[ids]))
 
 
 def _judge_truncated(
-    experiment: config_lib.Experiment, store: store_lib.Store, place: Place
+    experiment: schema.Experiment, store: store_lib.Store, place: Place
 ) -> _Outcome:
     truth, rows_QC = _true_scores(experiment, store, place)
     score_QV = truth.scores(rows_QC)
     scenario_Q = rows_QC[:, store.columns["scenario"]]
-    rank = identity.as_dict(experiment)["model"]["output_dim"]
+    rank = fingerprint.as_dict(experiment)["model"]["output_dim"]
     score_QV[:, 1:] = synthetic_world.truncate(score_QV[:, 1:], scenario_Q, rank)
     return _judge_scores(experiment, store, lambda ids: score_QV[ids])
 
 
 def _true_scores(
-    experiment: config_lib.Experiment, store: store_lib.Store, place: Place
+    experiment: schema.Experiment, store: store_lib.Store, place: Place
 ) -> tuple[synthetic_world.TrueScores, np.ndarray]:
     """The true scores, and the rows of all test queries."""
     folder = _world_data(experiment).folder(str(place.store_dir))
     return synthetic_world.TrueScores(folder, store), np.asarray(store.queries("test").rows_QC)
 
 
-def _world_data(experiment: config_lib.Experiment) -> synthetic_world.SyntheticWorldConfig:
+def _world_data(experiment: schema.Experiment) -> synthetic_world.SyntheticWorldConfig:
     return cast(synthetic_world.SyntheticWorldConfig, experiment.data)
 
 
 def _judge_scores(
-    experiment: config_lib.Experiment, store: store_lib.Store, scores: evaluate.Scores
+    experiment: schema.Experiment, store: store_lib.Store, scores: evaluate.Scores
 ) -> _Outcome:
     return _Outcome(
         evaluate.evaluate_scores(store, experiment.eval, "test", _all_queries(store), scores)

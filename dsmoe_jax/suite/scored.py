@@ -13,7 +13,8 @@ import sys
 import time
 
 from dsmoe_jax import main as command_line
-from dsmoe_jax import overrides, references, results
+from dsmoe_jax import references, results
+from dsmoe_jax.config import load
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.suite import per_query, records, systems
 
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     name = options.system
     try:
         if name not in systems.SYSTEMS:
-            raise overrides.UsageError(
+            raise load.UsageError(
                 f"--system: expected one of {', '.join(systems.SYSTEMS)}, got {name or 'none'}"
             )
         systems.require(name)
@@ -34,8 +35,8 @@ def main(argv: list[str]) -> int:
         parsed.experiment.validate()
         command_line.start_jax(parsed)
         run(name, parsed)
-    except (ValueError, OSError, overrides.UsageError) as error:
-        print(f"error: {overrides.one_line(error)}", file=sys.stderr)
+    except (ValueError, OSError, load.UsageError) as error:
+        print(f"error: {load.one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

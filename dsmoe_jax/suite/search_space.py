@@ -7,7 +7,7 @@ file, as `MatcherConfig.search_space` or `RankerConfig.search_space`.
 import math
 from typing import Any
 
-from dsmoe_jax import config, identity
+from dsmoe_jax.config import fingerprint, schema
 
 # Choices of a field by its path.
 Space = dict[str, tuple[Any, ...]]
@@ -33,7 +33,7 @@ STAGES = tuple(_SHARED)
 
 
 def make(
-    experiment: config.Experiment, fixed: tuple[str, ...] = (), *, stage: str = "student"
+    experiment: schema.Experiment, fixed: tuple[str, ...] = (), *, stage: str = "student"
 ) -> Space:
     """The fields that a search of this experiment tries, each with its own value first.
 
@@ -45,7 +45,7 @@ def make(
     Raises:
       ValueError: When nothing is left to choose, or the method names a field that it lacks.
     """
-    values = identity.flatten(identity.as_dict(experiment))
+    values = fingerprint.flatten(fingerprint.as_dict(experiment))
     prefix, model = (
         ("model", experiment.model)
         if stage == "student"

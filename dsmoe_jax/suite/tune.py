@@ -25,9 +25,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dsmoe_jax import config as config_lib
-from dsmoe_jax import extras, identity, main, report
+from dsmoe_jax import extras, main, report
 from dsmoe_jax import stop as stop_lib
+from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.suite import processes, progress, search_results, search_space
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class _Search:
         self._folder = request.folder
         self._arguments = (f"--config={request.config}", *request.flags)
         options = main.parse(["dsmoe_jax", *self._arguments])
-        self._experiment: config_lib.Experiment = options.experiment
+        self._experiment: schema.Experiment = options.experiment
         self._experiment.validate()
         if request.stage == "teacher" and not self._experiment.loss.distill_weight:
             raise ValueError(
@@ -151,7 +151,7 @@ class _Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path = self._folder / "study.journal"
         # Another configuration or another space is another study in the same journal.
-        content = json.dumps([identity.as_dict(self._experiment), self._space], sort_keys=True)
+        content = json.dumps([fingerprint.as_dict(self._experiment), self._space], sort_keys=True)
         name = f"{self._request.config} {_digest(content)}"
         return optuna.create_study(
             storage=optuna.storages.JournalStorage(journal.JournalFileBackend(str(path))),

@@ -28,8 +28,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dsmoe_jax import identity, methods, numerics, report, results
+from dsmoe_jax import methods, numerics, report, results
 from dsmoe_jax import stop as stop_lib
+from dsmoe_jax.config import fingerprint
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.suite import costs, plan, processes, progress, records, systems
 
@@ -109,7 +110,7 @@ class WorkList:
         """What decides the cell's numbers."""
         if cell.name not in self._identities:
             self._identities[cell.name] = records.Identity(
-                identity.config_hash(cell.experiment),
+                fingerprint.config_hash(cell.experiment),
                 self._store(cell).data_hash,
                 numerics.of(_components(cell)),
             )
@@ -285,7 +286,7 @@ class WorkList:
 
     def _store(self, cell: plan.Cell) -> _Store:
         """The cell's data, prepared at most once by this process."""
-        settings = json.dumps(identity.as_dict(cell.experiment)["data"], sort_keys=True)
+        settings = json.dumps(fingerprint.as_dict(cell.experiment)["data"], sort_keys=True)
         name = hashlib.sha256(settings.encode()).hexdigest()[:12]
         if name not in self._stores:
             folder = self.folder / "stores" / name

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, identity, train_state
+from dsmoe_jax import features, train_state
 from dsmoe_jax.bench import cases
+from dsmoe_jax.config import fingerprint
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
 
@@ -73,5 +74,5 @@ def norms(gradient: Any) -> dict[str, float]:
     """Euclidean norm of every leaf by its dotted name."""
     return {
         name: float(np.linalg.norm(np.asarray(leaf, np.float64)))
-        for name, leaf in sorted(identity.flatten(gradient).items())
+        for name, leaf in sorted(fingerprint.flatten(gradient).items())
     }

@@ -7,8 +7,9 @@ import math
 import jax
 import pytest
 
-from dsmoe_jax import config, evaluate, optim, row_sparse, sharding, train_state
+from dsmoe_jax import evaluate, optim, row_sparse, sharding, train_state
 from dsmoe_jax.bench import abstract, collectives
+from dsmoe_jax.config import schema
 from dsmoe_jax.retrieval import exact
 from tests import tiny
 from tests.bench import small_case
@@ -166,7 +167,7 @@ def compile_embedding(store, rows, item_batch):
     model = small_case.STUDENT.make(spec)
     setup = abstract.Setup(model, optim.Dense(optim.make_optimizer(1.0, 0.0)), mesh, 64, 4)
     evaluator = evaluate.MatcherEvaluator(
-        store, spec, setup.corpus(), model, config.EvalConfig(item_batch=item_batch), mesh
+        store, spec, setup.corpus(), model, schema.EvalConfig(item_batch=item_batch), mesh
     )
     return evaluator.lower_embed_corpus(train_state.freeze(setup.state())).compile()
 

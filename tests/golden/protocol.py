@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import evaluate, features, judge, metrics, references, sharding, train_state
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models.ranking import din
 from dsmoe_jax.retrieval import exact, reservoir
 from tests import tiny, tiny_features
 
-CONFIG = config_lib.EvalConfig(k=(3, 5), query_batch=16, item_batch=12, mrr_depth=7)
+CONFIG = schema.EvalConfig(k=(3, 5), query_batch=16, item_batch=12, mrr_depth=7)
 
 
 @contextlib.contextmanager
@@ -134,7 +134,7 @@ def judged(store: store_lib.Store) -> dict[str, Any]:
             query_Q = judge.sample_queries(store, split, per_scenario, 0)
             found[f"{split} {per_scenario}: queries"] = query_Q
             for remove_seen in (True, False):
-                config = config_lib.EvalConfig(
+                config = schema.EvalConfig(
                     k=CONFIG.k, query_batch=16, mrr_depth=7, remove_seen=remove_seen
                 )
                 first, second = (

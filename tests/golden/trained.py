@@ -18,8 +18,9 @@ import numpy as np
 import optax
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import config, features, optim, sharding, train_state, train_step
+from dsmoe_jax import features, optim, sharding, train_state, train_step
 from dsmoe_jax.bench import cases
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
 from dsmoe_jax.nn import tables
@@ -207,7 +208,7 @@ def of_matcher(name: str) -> Callable[[], dict[str, Any]]:
 
 
 def run_matcher(
-    matcher: config.MatcherConfig, *, history_encoder: str = "mean", steps: int = STEPS
+    matcher: schema.MatcherConfig, *, history_encoder: str = "mean", steps: int = STEPS
 ) -> dict[str, Any]:
     """Losses of all stages of a matcher, then vectors and logits of one batch."""
     case = Case(scenario_histories=matcher.scenario_histories, history_encoder=history_encoder)
@@ -248,7 +249,7 @@ def of_ranker(name: str) -> Callable[[], dict[str, Any]]:
     return compute
 
 
-def run_ranker(ranker: config.RankerConfig, *, steps: int = STEPS) -> dict[str, Any]:
+def run_ranker(ranker: schema.RankerConfig, *, steps: int = STEPS) -> dict[str, Any]:
     """Losses of a ranker, then logits of items of each example and of items that all share."""
     case = Case()
     trained = Training(case, ranker.make(case.spec))

@@ -6,12 +6,12 @@ pip install '.[cpu,dev,peers]' && python -m pytest tests/peers/libraries.py
 import numpy as np
 import pytest
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import scorers
+from dsmoe_jax.config import schema
 from dsmoe_jax.peers import implicit_models, lightfm_warp, youtube_dnn
 from tests import tiny
 
-CONFIG = config_lib.EvalConfig(k=(3, 5), query_batch=16)
+CONFIG = schema.EvalConfig(k=(3, 5), query_batch=16)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import evaluate, references, scorers
+from dsmoe_jax.config import schema
 from dsmoe_jax.peers import trials
 from tests import tiny
 
-CONFIG = config_lib.EvalConfig(k=(3, 5), query_batch=16)
+CONFIG = schema.EvalConfig(k=(3, 5), query_batch=16)
 RANDOM = ({"kind": "random"}, scorers.make_random(tiny.NUM_ITEMS + 1, seed=0))
 
 

@@ -1,11 +1,11 @@
 import pytest
 
-from dsmoe_jax import overrides
+from dsmoe_jax.config import load
 from dsmoe_jax.suite import budget
 
 
 def test_the_small_budget_bounds_both_stages_and_lengthens_none():
-    experiment = overrides.load_experiment("configs/kuairand.py", "sample")
+    experiment = load.load_experiment("configs/kuairand.py", "sample")
     experiment.teacher.max_epochs = 7
     assert budget.BUDGETS["small"].limit(experiment) == (
         "--config.train.max_epochs=15",

@@ -1,6 +1,7 @@
 import pytest
 
-from dsmoe_jax import identity, main, methods, overrides
+from dsmoe_jax import main, methods
+from dsmoe_jax.config import fingerprint, load
 from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import budget, plan, rows, systems
 
@@ -76,7 +77,7 @@ def test_a_row_that_changes_its_teacher_has_a_teacher_of_its_own():
         assert list(cells).index(cell.teacher) < list(cells).index(cell.name)
         assert cell.experiment.eval.teacher_test_queries > 0
         first, second = (
-            identity.of_stage(c.experiment, stage="teacher") for c in (cell, cells[cell.teacher])
+            fingerprint.of_stage(c.experiment, stage="teacher") for c in (cell, cells[cell.teacher])
         )
         assert first == second
     assert not any(cell.dropped_days for cell in cells.values())
@@ -112,7 +113,7 @@ def test_rows_and_flags_can_be_added():
 
 
 def test_a_wrong_configuration_is_refused():
-    with pytest.raises(overrides.UsageError, match="unknown token 'sampel'"):
+    with pytest.raises(load.UsageError, match="unknown token 'sampel'"):
         plan.make_cells(["table2"], "configs/kuairand.py:sampel", SMALL)
 
 
@@ -126,5 +127,5 @@ def test_a_wrong_configuration_is_refused():
     ],
 )
 def test_only_the_method_itself_stands_under_its_name(config, got):
-    with pytest.raises(overrides.UsageError, match=f"expected DSMOE's own .* got {got}; other"):
+    with pytest.raises(load.UsageError, match=f"expected DSMOE's own .* got {got}; other"):
         plan.rows_of("fig4", config)

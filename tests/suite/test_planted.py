@@ -6,8 +6,9 @@ import signal
 import jax
 import pytest
 
-from dsmoe_jax import features, identity, main, overrides, report, train, train_state
+from dsmoe_jax import features, main, report, train, train_state
 from dsmoe_jax import stop as stop_lib
+from dsmoe_jax.config import fingerprint, load
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.suite import planted, planted_worlds
 
@@ -111,7 +112,7 @@ class Recorder:
         if len(self.names) == self._stop_after:
             os.kill(os.getpid(), signal.SIGINT)
         return {
-            "config_hash": identity.config_hash(experiment),
+            "config_hash": fingerprint.config_hash(experiment),
             "numerics": planted.components(experiment, arm),
             "macro": {"recall@50": 0.5},
         }
@@ -185,7 +186,9 @@ def test_arms_differ_in_the_students_model_and_distillation_alone():
     for name, experiment in experiments().items():
         world = next(world for world in planted_worlds.WORLDS if name.startswith(world.name))
         whole = planted.make_experiment(world, planted_worlds.Arm("", ""), 3)
-        fields, expected = (identity.flatten(identity.as_dict(e)) for e in (experiment, whole))
+        fields, expected = (
+            fingerprint.flatten(fingerprint.as_dict(e)) for e in (experiment, whole)
+        )
         differing = {key for key in fields if fields[key] != expected[key]}
         allowed = {"model.use_sap", "model.hidden_dim", "model.norm", "loss.distill_weight"}
         assert differing - {"variant"} <= allowed
@@ -237,5 +240,5 @@ def test_the_wide_control_has_as_many_parameters_to_one_percent(finished, world,
 
 
 def test_a_variant_without_a_world_is_refused():
-    with pytest.raises(overrides.UsageError, match="expected a world, shift or match, got"):
+    with pytest.raises(load.UsageError, match="expected a world, shift or match, got"):
         main.parse(["", f"--config={planted.CONFIG}:no_sap"])

@@ -13,8 +13,9 @@ import time
 import optuna
 import pytest
 
-from dsmoe_jax import config, methods, overrides
+from dsmoe_jax import methods
 from dsmoe_jax import stop as stop_lib
+from dsmoe_jax.config import load, schema
 from dsmoe_jax.data.prepare import kuairand
 from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import processes, search_results, search_space, tune
@@ -60,7 +61,7 @@ class Search:
         monkeypatch.setattr(kuairand.KuaiRandConfig, "prepare", lambda data, folder: None)
 
     def run(self, num_trials=4, workers=2, config=CONFIG, flags=FLAGS, stage="student"):
-        request = tune.Request(config, num_trials, self.folder, workers, flags, stage=stage)
+        request = tune.Request(schema, num_trials, self.folder, workers, flags, stage=stage)
         return json.loads(tune.run(request).read_text())
 
     def ran(self):
@@ -202,8 +203,8 @@ def test_a_teachers_own_values_are_searched_by_training_it_alone(search):
         "--config.teacher.model.dropout=0.1",
         "--config.teacher.model.shared_experts=1",
     )
-    config = "configs/kuairand.py:sample,teacher=ple"
-    found = search.run(4, config=config, flags=fixed, stage="teacher")
+    schema = "configs/kuairand.py:sample,teacher=ple"
+    found = search.run(4, config=schema, flags=fixed, stage="teacher")
     assert {flags["--mode"] for flags in search.ran()} == {"teacher"}
     assert not any("--config.teacher.from_workdir" in flags for flags in search.ran())
     assert list(found["setting"]) == ["teacher.model.expert_dims"]
@@ -252,7 +253,7 @@ def test_without_optuna_the_extra_is_named(search, monkeypatch):
 )
 def test_every_value_of_a_space_is_a_flag_that_means_it(stage, token):
     variant = f"sample,{token}"
-    experiment = overrides.load_experiment("configs/kuairand.py", variant)
+    experiment = load.load_experiment("configs/kuairand.py", variant)
     space = search_space.make(experiment, stage=stage)
 
     def read(experiment, field):
@@ -296,10 +297,10 @@ def test_the_size_of_a_space_is_a_product():
 
 
 def test_a_field_that_a_method_lacks_is_not_searched():
-    experiment = overrides.load_experiment("configs/kuairand.py", "sample,dssm")
+    experiment = load.load_experiment("configs/kuairand.py", "sample,dssm")
 
     @dataclasses.dataclass
-    class PlainConfig(config.MatcherConfig):
+    class PlainConfig(schema.MatcherConfig):
         output_dim: int = 8
 
     experiment.model = PlainConfig()
@@ -309,7 +310,7 @@ def test_a_field_that_a_method_lacks_is_not_searched():
 
 
 def test_a_space_without_fields_or_with_a_wrong_one_is_refused(monkeypatch):
-    experiment = overrides.load_experiment("configs/kuairand.py", "sample,dssm")
+    experiment = load.load_experiment("configs/kuairand.py", "sample,dssm")
     everything = tuple(search_space.make(experiment))
     with pytest.raises(ValueError, match="expected at least one field"):
         search_space.make(experiment, everything)

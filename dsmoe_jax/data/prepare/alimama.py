@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import polars as pl
 
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 from dsmoe_jax.data.prepare import assemble, columns, events, read, synthetic, tables
 
 SAMPLES_FILE = "raw_sample.csv"
@@ -71,7 +71,7 @@ _BEHAVIOR_COLUMNS = (
 
 
 @dataclasses.dataclass
-class AlimamaConfig(config.DataConfig):
+class AlimamaConfig(schema.DataConfig):
     """Alimama's four official files, each as `.csv` or `.csv.gz`, in `raw_dir`.
 
     Left out: impressions without a click; clicks of users without a profile or a city level;
@@ -90,7 +90,7 @@ class AlimamaConfig(config.DataConfig):
     NAME: ClassVar[str] = "Alimama"
 
     def prepare(self, store_dir: str) -> None:
-        """Writes the store; see `config.DataConfig.prepare`."""
+        """Writes the store; see `schema.DataConfig.prepare`."""
         if not self.levels or len(set(self.levels)) != len(self.levels):
             raise ValueError(f"data.levels: expected distinct levels, got {self.levels!r}")
         if not all(1 <= level <= 4 for level in self.levels):

@@ -38,7 +38,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dsmoe_jax import config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import events, examples, splits, tables, windows
@@ -86,7 +87,7 @@ class Dataset:
 
 
 def prepare(
-    section: config.DataConfig,
+    section: schema.DataConfig,
     store_dir: str,
     inputs: Sequence[pathlib.Path],
     load: Callable[[], Dataset],
@@ -130,7 +131,7 @@ def prepare(
     )
 
 
-def make_split(dataset: Dataset, section: config.DataConfig) -> splits.Split:
+def make_split(dataset: Dataset, section: schema.DataConfig) -> splits.Split:
     """The data set's rule of what is held out.
 
     Raises:
@@ -154,7 +155,7 @@ def make_split(dataset: Dataset, section: config.DataConfig) -> splits.Split:
 
 
 def _split_days(
-    days: Sequence[datetime.date], section: config.DataConfig, utc_offset_s: int
+    days: Sequence[datetime.date], section: schema.DataConfig, utc_offset_s: int
 ) -> splits.ByDay:
     ordered = sorted({(day - _EPOCH).days for day in days})
     ordered = ordered[: len(ordered) - section.drop_last_days]
@@ -176,7 +177,7 @@ def _split_days(
 
 def write(
     dataset: Dataset,
-    section: config.DataConfig,
+    section: schema.DataConfig,
     store_dir: str,
     settings: dict[str, Any],
     inputs: dict[str, dict[str, Any]],

@@ -11,7 +11,7 @@ import pathlib
 
 import polars as pl
 
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 from dsmoe_jax.data.prepare import assemble, columns, expressions, read, tables
 
 _MAX_TIME_S = 2**31 - 2
@@ -26,7 +26,7 @@ _EXPECTED_TIME = {
 
 
 @dataclasses.dataclass
-class CustomConfig(config.DataConfig):
+class CustomConfig(schema.DataConfig):
     """A data set of your own; files are `.csv`, `.csv.gz` or `.parquet` in `raw_dir`.
 
     Attributes:
@@ -79,7 +79,7 @@ class CustomConfig(config.DataConfig):
     bag_separator: str = ","
 
     def prepare(self, store_dir: str) -> None:
-        """Writes the store; see `config.DataConfig.prepare`."""
+        """Writes the store; see `schema.DataConfig.prepare`."""
         self._validate()
         files = _find_files(self)
         assemble.prepare(self, store_dir, files.all(), lambda: self._load(files))

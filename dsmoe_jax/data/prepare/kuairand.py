@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import polars as pl
 
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 from dsmoe_jax.data.prepare import assemble, columns, read, synthetic, tables
 
 SAMPLE_DIR = pathlib.Path(__file__).resolve().parent.parent / "sample"
@@ -71,7 +71,7 @@ _HISTORY_COLUMNS = (
 
 
 @dataclasses.dataclass
-class KuaiRandConfig(config.DataConfig):
+class KuaiRandConfig(schema.DataConfig):
     """KuaiRand-Pure, any subset of its standard logs.
 
     `raw_dir` holds `user_features_pure`, `video_features_basic_pure`, one or more
@@ -89,7 +89,7 @@ class KuaiRandConfig(config.DataConfig):
     NAME: ClassVar[str] = "KuaiRand-Pure"
 
     def prepare(self, store_dir: str) -> None:
-        """Writes the store; see `config.DataConfig.prepare`."""
+        """Writes the store; see `schema.DataConfig.prepare`."""
         if not self.tabs or len(set(self.tabs)) != len(self.tabs):
             raise ValueError(f"data.tabs: expected distinct tabs, got {self.tabs!r}")
         if not all(0 <= tab < _NUM_TABS for tab in self.tabs):
@@ -175,7 +175,7 @@ class KuaiRandArchiveConfig(KuaiRandConfig):
     """The official archive: `raw_dir` must be given, the packaged rows do not stand in for it."""
 
     def prepare(self, store_dir: str) -> None:
-        """Writes the store; see `config.DataConfig.prepare`."""
+        """Writes the store; see `schema.DataConfig.prepare`."""
         if not self.raw_dir:
             raise ValueError(
                 "data.raw_dir: expected the folder of KuaiRand-Pure's files, got none; they are "

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import polars as pl
 
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 from dsmoe_jax.data.prepare import assemble, columns, read, synthetic, tables
 
 SCENARIO = "all"
@@ -48,8 +48,8 @@ _CSV_NAMES = {"user": "userId", "item": "movieId", "time_s": "timestamp"}
 
 
 @dataclasses.dataclass
-class MovieLensConfig(config.DataConfig):
-    """A MovieLens archive's folder; the days of `config.DataConfig` have no say.
+class MovieLensConfig(schema.DataConfig):
+    """A MovieLens archive's folder; the days of `schema.DataConfig` have no say.
 
     Attributes:
       name: What results are labelled with.
@@ -60,7 +60,7 @@ class MovieLensConfig(config.DataConfig):
     SITE: ClassVar[str] = "https://grouplens.org/datasets/movielens"
 
     def prepare(self, store_dir: str) -> None:
-        """Writes the store; see `config.DataConfig.prepare`."""
+        """Writes the store; see `schema.DataConfig.prepare`."""
         if not self.raw_dir:
             raise ValueError(
                 f"data.raw_dir: expected the folder of {self.name}'s files, got none; they are "

@@ -25,7 +25,7 @@ import scipy.linalg
 import tqdm
 from jaxtyping import Float, Float32, Int
 
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import assemble, custom, events, synthetic
 from dsmoe_jax.data.prepare import synthetic_exposures as exposures_lib
@@ -39,7 +39,7 @@ _BLOCK_USERS = 256
 
 
 @dataclasses.dataclass
-class SyntheticWorldConfig(config.DataConfig):
+class SyntheticWorldConfig(schema.DataConfig):
     """A generated world.
 
     `raw_dir` is where its files are generated; empty means beside the store.
@@ -76,7 +76,7 @@ class SyntheticWorldConfig(config.DataConfig):
     generator_seed: int = 0
 
     def prepare(self, store_dir: str) -> None:
-        """Generates the files, then writes the store; see `config.DataConfig.prepare`."""
+        """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
         self._validate()
         settings = self.settings()
         folder = synthetic.generate(
@@ -112,7 +112,7 @@ class SyntheticWorldConfig(config.DataConfig):
 
     def settings(self) -> dict[str, Any]:
         """What decides the generated files."""
-        split = {field.name for field in dataclasses.fields(config.DataConfig)}
+        split = {field.name for field in dataclasses.fields(schema.DataConfig)}
         return {n: v for n, v in dataclasses.asdict(self).items() if n not in split}
 
     def _validate(self) -> None:

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import symmetric, two_tower
 from dsmoe_jax.nn import dropout, dsbn, embed, interest
 
 
 @dataclasses.dataclass
-class ADINConfig(config.MatcherConfig):
+class ADINConfig(schema.MatcherConfig):
     """Hyper-parameters of ADIN. The paper's own values were not at hand; these are ours.
 
     Attributes:
@@ -70,7 +71,7 @@ class ADINConfig(config.MatcherConfig):
         Raises:
           ValueError: When a field is out of range, or self-training lacks the histories it needs.
         """
-        checks.check_fields(
+        fields.check_fields(
             self,
             "model",
             counts=("num_shared", "output_dim", "reduction", "self_training_items"),

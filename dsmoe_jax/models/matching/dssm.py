@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import dropout, dsbn, embed, per_scenario, perceptron, scenario, tables
 
@@ -23,7 +25,7 @@ SCENARIO_INPUTS = ("both", "user", "none")
 
 
 @dataclasses.dataclass
-class DSSMConfig(config.MatcherConfig):
+class DSSMConfig(schema.MatcherConfig):
     """Hyper-parameters of DSSM.
 
     Attributes:

@@ -19,7 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import behavior, dsbn, embed, mlp, scenario
 from dsmoe_jax.nn import dropout as dropout_lib
@@ -29,7 +31,7 @@ CHANNELS = ("id", "content")
 
 
 @dataclasses.dataclass
-class M5Config(config.MatcherConfig):
+class M5Config(schema.MatcherConfig):
     """Hyper-parameters of M5.
 
     Attributes:

@@ -14,13 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import capsules, dropout, dsbn, embed, mlp, perceptron, scenario, tables
 
 
 @dataclasses.dataclass
-class MINDConfig(config.MatcherConfig):
+class MINDConfig(schema.MatcherConfig):
     """Hyper-parameters of MIND.
 
     Attributes:

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import dropout, dsbn, embed, feature_graph, mlp, quantizer, scenario
 
@@ -24,7 +26,7 @@ PREFERENCE_HISTORIES = ("scenario_history", "history")
 
 
 @dataclasses.dataclass
-class PERSCENConfig(config.MatcherConfig):
+class PERSCENConfig(schema.MatcherConfig):
     """Hyper-parameters of PERSCEN; no value of the paper's could be read.
 
     Attributes:

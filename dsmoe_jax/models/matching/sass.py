@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import symmetric, two_tower
 from dsmoe_jax.nn import contrast, dropout, dsbn, embed, scenario, transfer
 
@@ -25,7 +27,7 @@ OWN_HISTORY = "scenario_history"
 
 
 @dataclasses.dataclass
-class SASSConfig(config.MatcherConfig):
+class SASSConfig(schema.MatcherConfig):
     """Hyper-parameters of SASS; without pre-training it is "SASS-base".
 
     Attributes:
@@ -60,11 +62,11 @@ class SASSConfig(config.MatcherConfig):
         """True where users are contrasted: it tells in which scenarios they are active."""
         return self.pretrain_epochs > 0 and self.contrastive_sides == "both"
 
-    def pretraining(self) -> tuple[config.Pretraining, ...]:
+    def pretraining(self) -> tuple[schema.Pretraining, ...]:
         """The contrastive stage, where there is one."""
         if not self.pretrain_epochs:
             return ()
-        return (config.Pretraining("contrast", "contrastive_loss", self.pretrain_epochs),)
+        return (schema.Pretraining("contrast", "contrastive_loss", self.pretrain_epochs),)
 
     def make(self, spec: features.FeatureSpec) -> "SASS":
         """Builds the model.

@@ -5,14 +5,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import assemble, events, tables
 
 DAY_0 = datetime.date(2022, 4, 25)
 OFFSET_S = 8 * 3600
 NAMES = ("A", "B", "C")
-SECTION = config.DataConfig(validation_days=1, test_days=2)
+SECTION = schema.DataConfig(validation_days=1, test_days=2)
 
 
 def seconds(day, second=0):

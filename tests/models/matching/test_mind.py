@@ -10,7 +10,8 @@ import tiny
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checkpoint, config, evaluate, optim, sharding, train_state
+from dsmoe_jax import checkpoint, evaluate, optim, sharding, train_state
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.models.matching import mind
 from dsmoe_jax.nn import capsules
@@ -188,7 +189,7 @@ def test_retrieved_lists_are_those_of_the_largest_score_over_interests(trained, 
     store, spec, model, mesh, state = trained
     frozen = train_state.freeze(state)
     corpus = sharding.put_replicated(mesh, pipeline.read_corpus(store, spec))
-    chosen = config.EvalConfig(k=(2, 5), query_batch=16, item_batch=12, backend=backend)
+    chosen = schema.EvalConfig(k=(2, 5), query_batch=16, item_batch=12, backend=backend)
     query_Q = np.arange(len(store.queries("test").rows_QC))
     found = evaluate.MatcherEvaluator(store, spec, corpus, model, chosen, mesh)(
         frozen, "test", query_Q

@@ -10,8 +10,8 @@ import pytest
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import features
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import fuxi, hstu
 from dsmoe_jax.nn import causal
 from dsmoe_jax.nn import fuxi as nn_fuxi
@@ -315,9 +315,7 @@ def test_the_main_stage_minimises_the_method_of_the_model():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_teacher_is_refused(name):
-    experiment = config_lib.Experiment(
-        "", config_lib.DataConfig(), CONFIGS[name], config_lib.TeacherConfig()
-    )
+    experiment = schema.Experiment("", schema.DataConfig(), CONFIGS[name], schema.TeacherConfig())
     with pytest.raises(ValueError, match=r"loss.distill_weight: expected 0 with .*Config, whose"):
         experiment.validate()
     experiment.loss.distill_weight = 0.0

@@ -8,7 +8,8 @@ import optax
 import pytest
 import tiny_features
 
-from dsmoe_jax import config, features, losses
+from dsmoe_jax import features, losses
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import sass
 from dsmoe_jax.nn import embed, transfer
 
@@ -118,7 +119,7 @@ def test_only_pretraining_needs_more_than_the_towers():
     assert model.constant_shapes == {"clicked_SV": (S, SPEC.num_items)}
     assert jax.tree.structure(variables["params"]) == jax.tree.structure(pretrained["params"])
     (stage,) = sass.SASSConfig(pretrain_epochs=3).pretraining()
-    assert isinstance(stage, config.Pretraining)
+    assert isinstance(stage, schema.Pretraining)
     assert (stage.epochs, stage.loss_method) == (3, "contrastive_loss")
     assert callable(getattr(model, stage.loss_method))
     sass.SASSConfig().make(PLAIN)

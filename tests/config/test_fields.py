@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from dsmoe_jax import checks
+from dsmoe_jax.config import fields
 
 
 @dataclasses.dataclass
@@ -15,7 +15,7 @@ class Section:
 
 
 def check(**changes):
-    checks.check_fields(
+    fields.check_fields(
         Section(**changes),
         "model",
         counts=("experts",),

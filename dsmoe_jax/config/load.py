@@ -14,8 +14,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from dsmoe_jax import config as config_lib
-from dsmoe_jax import identity
+from dsmoe_jax.config import fingerprint, schema
 
 
 class UsageError(Exception):
@@ -51,7 +50,7 @@ def take_config(arguments: list[str]) -> tuple[str, str, list[str]]:
     return path, variant, rest
 
 
-def load_experiment(path: str, variant: str) -> config_lib.Experiment:
+def load_experiment(path: str, variant: str) -> schema.Experiment:
     """Calls `get_config(variant)` of the Python file at `path`.
 
     Raises:
@@ -76,14 +75,14 @@ def load_experiment(path: str, variant: str) -> config_lib.Experiment:
     if not hasattr(module, "get_config"):
         raise UsageError(f"--config {path}: expected a function get_config(variant), found none")
     try:
-        return typing.cast(config_lib.Experiment, module.get_config(variant))
+        return typing.cast(schema.Experiment, module.get_config(variant))
     except ValueError as error:
         raise UsageError(f"--config {path}: {one_line(error)}") from error
 
 
-def field_names(experiment: config_lib.Experiment) -> list[str]:
+def field_names(experiment: schema.Experiment) -> list[str]:
     """Every field that can be set, e.g. `train.learning_rate`."""
-    names = identity.flatten(identity.as_dict(experiment))
+    names = fingerprint.flatten(fingerprint.as_dict(experiment))
     return [name for name in names if name.rpartition(".")[2] != "class"]
 
 
@@ -107,7 +106,7 @@ def check_names(arguments: list[str], fields: list[str]) -> None:
         )
 
 
-def check_elements(experiment: config_lib.Experiment, field: str, value: Any) -> None:
+def check_elements(experiment: schema.Experiment, field: str, value: Any) -> None:
     """Refuses a tuple whose elements are not of the declared type; other values pass.
 
     Raises:
@@ -124,7 +123,7 @@ def check_elements(experiment: config_lib.Experiment, field: str, value: Any) ->
             )
 
 
-def explain(error: Exception, experiment: config_lib.Experiment) -> str:
+def explain(error: Exception, experiment: schema.Experiment) -> str:
     """The flag library's complaint about a value as field, expected and got, in one line."""
     text = one_line(error)
     match = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
@@ -146,7 +145,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _type_of(experiment: config_lib.Experiment, field: str) -> Any:
+def _type_of(experiment: schema.Experiment, field: str) -> Any:
     """The declared type of a field; inside a dict, the type of its value."""
     *parents, name = field.split(".")
     holder: Any = experiment

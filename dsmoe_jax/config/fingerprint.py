@@ -9,7 +9,7 @@ import json
 import typing
 from typing import Any
 
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 
 # Fields that may change between the runs that share a workdir: they decide when a run stops, where
 # it writes and how it is judged, not which numbers a step computes.
@@ -30,13 +30,13 @@ RESUMABLE_FIELDS = (
 )
 
 
-def as_dict(experiment: config.Experiment) -> dict[str, Any]:
+def as_dict(experiment: schema.Experiment) -> dict[str, Any]:
     """The experiment as JSON-ready nested dicts, each method and data section with its class."""
 
     def convert(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {f.name: convert(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            if isinstance(value, config.DataConfig | config.MatcherConfig | config.RankerConfig):
+            if isinstance(value, schema.DataConfig | schema.MatcherConfig | schema.RankerConfig):
                 return {"class": type(value).__name__, **fields}
             return fields
         if isinstance(value, dict):
@@ -84,7 +84,7 @@ STUDENT_FIELDS = (
 )
 
 
-def of_stage(experiment: config.Experiment, *, stage: str) -> dict[str, Any]:
+def of_stage(experiment: schema.Experiment, *, stage: str) -> dict[str, Any]:
     """The flat fields a checkpoint of a stage must share with the run that resumes from it.
 
     Args:
@@ -100,7 +100,7 @@ def of_stage(experiment: config.Experiment, *, stage: str) -> dict[str, Any]:
     }
 
 
-def _deciding_fields(experiment: config.Experiment) -> dict[str, Any]:
+def _deciding_fields(experiment: schema.Experiment) -> dict[str, Any]:
     """The flat fields without those that have no say.
 
     Dense updates leave nothing to choose; products of float32, steps one by one, no limit of time
@@ -115,7 +115,7 @@ def _deciding_fields(experiment: config.Experiment) -> dict[str, Any]:
     return fields
 
 
-def config_hash(experiment: config.Experiment) -> str:
+def config_hash(experiment: schema.Experiment) -> str:
     """Twelve hexadecimal digits that name every field which decides a result."""
     fields = _deciding_fields(experiment)
     for name in (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsmoe_jax import config, overrides, variants
+from dsmoe_jax.config import load, schema, variants
 
 AXES = {"data": ("sample", "synthetic"), "ablation": ("no_sap",)}
 
@@ -20,7 +20,7 @@ def test_tokens_are_found_by_axis_in_any_order(variant, chosen):
 
 
 def test_a_section_takes_values_of_its_own_fields_alone():
-    section = config.CheckpointConfig()
+    section = schema.CheckpointConfig()
     variants.assign(section, {"every_steps": 3})
     assert section.every_steps == 3
     with pytest.raises(ValueError, match=r"CheckpointConfig: .* among every_steps, got 'steps'"):
@@ -37,14 +37,14 @@ def test_a_section_takes_values_of_its_own_fields_alone():
     ],
 )
 def test_a_variant_chooses_the_encoder_of_the_history(file, variant, expected):
-    experiment = overrides.load_experiment(f"configs/{file}.py", variant)
+    experiment = load.load_experiment(f"configs/{file}.py", variant)
     assert experiment.features.history_encoder == expected
 
 
 @pytest.mark.parametrize(("method", "width"), [("hstu", 50), ("fuxi", 50), ("fuxi_mme", 64)])
 def test_sequential_methods_bring_their_recipe(method, width):
-    few = overrides.load_experiment("configs/kuairand.py", f"sample,{method}")
-    archive = overrides.load_experiment("configs/kuairand.py", method)
+    few = load.load_experiment("configs/kuairand.py", f"sample,{method}")
+    archive = load.load_experiment("configs/kuairand.py", method)
     for experiment in (few, archive):
         train = experiment.train
         assert (train.batch_size, train.num_negatives, train.learning_rate) == (128, 128, 1e-3)
@@ -65,7 +65,7 @@ def test_sequential_methods_bring_their_recipe(method, width):
     ],
 )
 def test_movielens_has_the_values_of_the_papers(variant, name, width, hidden, length):
-    experiment = overrides.load_experiment("configs/movielens.py", variant)
+    experiment = load.load_experiment("configs/movielens.py", variant)
     experiment.validate()
     assert (experiment.dataset, experiment.model.output_dim) == (name, width)
     assert getattr(experiment.model, "ffn_multiple", None) == hidden
@@ -75,5 +75,5 @@ def test_movielens_has_the_values_of_the_papers(variant, name, width, hidden, le
 
 
 def test_movielens_without_a_data_set_is_refused():
-    with pytest.raises(overrides.UsageError, match="one of ml1m, ml20m, synthetic, got 'hstu'"):
-        overrides.load_experiment("configs/movielens.py", "hstu")
+    with pytest.raises(load.UsageError, match="one of ml1m, ml20m, synthetic, got 'hstu'"):
+        load.load_experiment("configs/movielens.py", "hstu")
