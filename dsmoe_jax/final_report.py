@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from dsmoe_jax import figures, judge, metrics, references, report, results, train_state
+from dsmoe_jax import figures, judge, metrics, references, results, runlog, train_state
 from dsmoe_jax import session as session_lib
 
 
@@ -41,7 +41,7 @@ def write(session: session_lib.Session) -> None:
         validation=splits["validation"],
         teacher=judged,
         references=reference_rows,
-        params=report.count_parameters(student.frozen.params),
+        params=runlog.count_parameters(student.frozen.params),
         time_s={
             "prepare": session.prepare_s,
             "teacher": teacher.progress.train_s if teacher else 0.0,

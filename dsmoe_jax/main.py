@@ -14,7 +14,7 @@ import traceback
 import typing
 from typing import Any
 
-from dsmoe_jax import memory
+from dsmoe_jax import malloc
 from dsmoe_jax.config import load, schema
 
 HELP = """\
@@ -184,7 +184,7 @@ def start_jax(options: Options) -> bool:
       Whether it connected.
     """
     # Before anything of JAX starts a thread.
-    memory.keep_freed()
+    malloc.keep_freed()
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import dsmoe_jax
-from dsmoe_jax import judge, report
+from dsmoe_jax import judge, runlog
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import store as store_lib
 
@@ -76,7 +76,7 @@ def make(
 
 def save(path: pathlib.Path, results: dict[str, Any]) -> None:
     """Writes the file beside its place, then renames it there."""
-    report.replace_text(path, json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
+    runlog.replace_text(path, json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
 
 
 def query_arrays(test: judge.Evaluation) -> dict[str, np.ndarray]:

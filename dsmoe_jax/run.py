@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dsmoe_jax import final_report, report
+from dsmoe_jax import final_report, runlog
 from dsmoe_jax import session as session_lib
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import fingerprint, schema
@@ -44,13 +44,13 @@ def run(
     start_s = time.perf_counter()
     _prepare(experiment.data, store_dir)
     prepare_s = time.perf_counter() - start_s
-    reporter = report.Reporter(workdir, is_main=jax.process_index() == 0)
+    reporter = runlog.Reporter(workdir, is_main=jax.process_index() == 0)
     try:
         with stop_lib.StopRequest() as stop:
             session = session_lib.Session(experiment, workdir, store_dir, reporter, stop, prepare_s)
             if jax.process_index() == 0:
                 record = {"overrides": overrides, "config": fingerprint.as_dict(experiment)}
-                report.replace_text(workdir / "config.json", json.dumps(record, indent=1) + "\n")
+                runlog.replace_text(workdir / "config.json", json.dumps(record, indent=1) + "\n")
             session.describe()
             if mode in ("all", "teacher") and (session.needs_teacher or mode == "teacher"):
                 session.train_teacher()

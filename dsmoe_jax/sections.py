@@ -2,7 +2,7 @@
 
 import pathlib
 
-from dsmoe_jax import report
+from dsmoe_jax import runlog
 
 
 def markers(section: str) -> tuple[str, str]:
@@ -22,4 +22,4 @@ def write_into(readme: pathlib.Path, section: str, text: str) -> None:
         raise ValueError(f"{readme}: expected the markers {begin} and {end} once each")
     before, rest = page.split(begin)
     _, after = rest.split(end)
-    report.replace_text(readme, f"{before}{begin}\n{text}\n{end}{after}")
+    runlog.replace_text(readme, f"{before}{begin}\n{text}\n{end}{after}")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checkpoint, optim, report, sharding, train_state, train_step
+from dsmoe_jax import checkpoint, optim, runlog, sharding, train_state, train_step
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import pipeline
 
@@ -101,7 +101,7 @@ class Setting:
     steps_per_report: int
     steps_per_dispatch: int
     every_steps: int
-    reporter: report.Reporter
+    reporter: runlog.Reporter
     stop: stop_lib.StopRequest
 
 
@@ -137,7 +137,7 @@ class _Loop:
         self._like = train_state.abstract_state(
             stage.model, stage.updater, mesh=setting.mesh, averaged=averaged
         )
-        for line in report.describe_parameters(stage.name, self._like.params):
+        for line in runlog.describe_parameters(stage.name, self._like.params):
             setting.reporter.line(line)
         # Either or: two states may not fit the devices.
         restored = checkpoints.restore_latest(self._like, setting.mesh)

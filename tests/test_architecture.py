@@ -151,7 +151,7 @@ def test_nothing_mentions_a_developers_folders() -> None:
         (find_homeless_imports, "dsmoe_jax/evaluate.py", "import faiss"),
         (find_homeless_imports, "dsmoe_jax/train.py", "def f():\n  import orbax.checkpoint as o"),
         (find_homeless_imports, "dsmoe_jax/data/store.py", "from polars import col"),
-        (find_homeless_imports, "dsmoe_jax/report.py", "import matplotlib.pyplot as plt"),
+        (find_homeless_imports, "dsmoe_jax/runlog.py", "import matplotlib.pyplot as plt"),
         (find_homeless_imports, "dsmoe_jax/references.py", "import implicit.als"),
         (find_homeless_imports, "dsmoe_jax/nn/mlp.py", "from absl import flags"),
         (find_homeless_imports, "dsmoe_jax/models/ranking/a.py", "import grain.python"),

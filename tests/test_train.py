@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from dsmoe_jax import checkpoint, features, optim, report, sharding, train, train_state
+from dsmoe_jax import checkpoint, features, optim, runlog, sharding, train, train_state
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.models.matching import perscen
@@ -44,7 +44,7 @@ class Session:
         )
         self.mesh = sharding.make_mesh(devices)
         model = tiny.make_matcher(spec)
-        self.reporter = report.Reporter(workdir, is_main=True)
+        self.reporter = runlog.Reporter(workdir, is_main=True)
         self.stop = StopAt(stop_step) if stop_step else stop_lib.StopRequest()
         self.setting = train.Setting(
             mesh=self.mesh,

@@ -65,14 +65,14 @@ def _measure(options: argparse.Namespace, argv: list[str]) -> None:
     found = module.measure(options)
     print("\n".join(module.describe(found)))
     if options.json:
-        from dsmoe_jax import report
+        from dsmoe_jax import runlog
 
         # Where things are written is no part of the measurement.
         without = argparse.ArgumentParser(add_help=False)
         for flag in ("--json", "--folder"):
             without.add_argument(flag)
         record = records.make(options.command, without.parse_known_args(argv[1:])[1], found)
-        report.replace_text(options.json, json.dumps(record, indent=1) + "\n")
+        runlog.replace_text(options.json, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

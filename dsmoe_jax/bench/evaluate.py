@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dsmoe_jax import extras
+from dsmoe_jax import optional
 from dsmoe_jax.bench import pairs
 
 OURS = "dsmoe_jax exact"
@@ -64,7 +64,7 @@ def run(
     Raises:
       ValueError: When a contestant finds other items or cannot be built.
     """
-    extras.require("faiss", "torch", extra="cpu,bench")
+    optional.require("faiss", "torch", extra="cpu,bench")
     found: dict[str, Any] = {"items": items, "queries": queries, "dim": dim, "k": {}}
     for k in cuts:
         with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dsmoe_jax import extras
+from dsmoe_jax import optional
 from dsmoe_jax.data.prepare import synthetic_alimama, synthetic_alimama_tables
 
 OURS, PANDAS = "dsmoe_jax", "pandas"
@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs with the parsed flags; see `run`."""
     contestants: tuple[str, ...] = (OURS,)
     if not options.without_pandas:
-        extras.require("pandas", extra="cpu,bench")
+        optional.require("pandas", extra="cpu,bench")
         contestants = (OURS, PANDAS)
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)

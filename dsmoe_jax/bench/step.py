@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from dsmoe_jax import extras
+from dsmoe_jax import optional
 from dsmoe_jax.bench import cases, pairs, twin_step
 from dsmoe_jax.bench import ours as ours_lib
 
@@ -96,7 +96,7 @@ def run(
       ValueError: When a twin is not equal to ours, or cannot be built.
     """
     if twins:
-        extras.require("torch", extra="cpu,bench")
+        optional.require("torch", extra="cpu,bench")
     with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
         folder = pathlib.Path(name)
         wanted = ours_lib.Wanted(shape, distill, overrides=overrides)

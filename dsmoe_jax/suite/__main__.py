@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-from dsmoe_jax import extras, sections, train
 from dsmoe_jax import main as command_line
+from dsmoe_jax import optional, sections, train
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import load
 from dsmoe_jax.suite import (
@@ -156,7 +156,7 @@ def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     }
     if missing:
         labels = "; ".join(peer.label for name, peer in systems.PEERS.items() if name in missing)
-        print(f"left out: {labels}; {extras.install(systems.EXTRA)}")
+        print(f"left out: {labels}; {optional.install(systems.EXTRA)}")
     if options.list:
         print(progress.whole_list(work.states, workers))
         return 0

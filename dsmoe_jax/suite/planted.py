@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 import tqdm
 
-from dsmoe_jax import evaluate, judge, main, methods, numerics, report, results
+from dsmoe_jax import evaluate, judge, main, methods, numerics, results, runlog
 from dsmoe_jax import session as session_lib
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import fingerprint, schema
@@ -190,7 +190,7 @@ def _train_teacher(experiment: schema.Experiment, store: store_lib.Store, place:
 
 @contextlib.contextmanager
 def _open_session(experiment: schema.Experiment, place: Place) -> Iterator[session_lib.Session]:
-    reporter = report.Reporter(place.workdir, is_main=True)
+    reporter = runlog.Reporter(place.workdir, is_main=True)
     try:
         yield session_lib.Session(
             experiment, place.workdir, place.store_dir, reporter, place.stop, prepare_s=0.0
@@ -204,7 +204,7 @@ def _judge_trained(
 ) -> _Outcome:
     return _Outcome(
         test=evaluator(trained.frozen, "test", _all_queries(store)),
-        params=report.count_parameters(trained.frozen.params),
+        params=runlog.count_parameters(trained.frozen.params),
         epochs=trained.progress.epochs_evaluated,
         validation=trained.progress.best_score,
     )

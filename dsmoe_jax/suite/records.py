@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dsmoe_jax import numerics, report
+from dsmoe_jax import numerics, runlog
 from dsmoe_jax import results as results_lib
 from dsmoe_jax.suite import per_query, plan
 
@@ -116,7 +116,7 @@ def _read_course(cell: plan.Cell, workdir: pathlib.Path) -> Record:
     allowed = experiment.teacher if stage == "teacher" else experiment.train
     score = f"eval/macro/recall@{experiment.eval.k[0]}"
     return {
-        "epochs": len(report.read_scores(workdir, stage, score)),
+        "epochs": len(runlog.read_scores(workdir, stage, score)),
         "max_epochs": allowed.max_epochs,
         "max_minutes": allowed.max_minutes,
     }

@@ -10,8 +10,7 @@ import dataclasses
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from dsmoe_jax import extras
-from dsmoe_jax import report as report_lib
+from dsmoe_jax import optional, runlog
 from dsmoe_jax.suite import (
     cost_table,
     figures,
@@ -62,13 +61,13 @@ def write(source: Source, folder: pathlib.Path) -> pathlib.Path:
     made = make_tables(source)
     folder.mkdir(parents=True, exist_ok=True)
     for table in made:
-        report_lib.replace_text(folder / f"{table.name}.csv", tables.to_csv(table))
+        runlog.replace_text(folder / f"{table.name}.csv", tables.to_csv(table))
     pictures = _draw(source, folder)
     notes = [*describe(source), *_failures(source), *_peers_not_run(source)]
     found = find(source)
-    report_lib.replace_text(folder / "report.md", page.to_markdown(notes, found, made, pictures))
+    runlog.replace_text(folder / "report.md", page.to_markdown(notes, found, made, pictures))
     path = folder / "report.html"
-    report_lib.replace_text(path, page.to_html(notes, found, made, pictures))
+    runlog.replace_text(path, page.to_html(notes, found, made, pictures))
     return path
 
 
@@ -313,7 +312,7 @@ def _peers_not_run(source: Source) -> list[str]:
     ]
     if not found:
         return []
-    command = extras.install(systems.EXTRA)
+    command = optional.install(systems.EXTRA)
     return [f"Not run: {'; '.join(found)}. Install the extra peers: {command}."]
 
 

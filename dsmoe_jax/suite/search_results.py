@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from dsmoe_jax import report
+from dsmoe_jax import runlog
 from dsmoe_jax.suite import figures, search_space
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def write(
     writer = csv.DictWriter(text, [*_HEADS, *space], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    report.replace_text(folder / "trials.csv", text.getvalue())
+    runlog.replace_text(folder / "trials.csv", text.getvalue())
     scored = [row for row in rows if row["score"] is not None]
     title = f"validation {score_name} of {config}"
     figures.draw_search(folder / "trials", list(space), scored, title)
@@ -63,7 +63,7 @@ def write(
         "flags": list(search_space.as_flags(setting)),
     }
     path = folder / "best.json"
-    report.replace_text(path, json.dumps(found, indent=1) + "\n")
+    runlog.replace_text(path, json.dumps(found, indent=1) + "\n")
     return path
 
 

@@ -8,7 +8,7 @@ validation queries and returns `references.Reference` rows.
 import dataclasses
 import importlib.metadata
 
-from dsmoe_jax import extras
+from dsmoe_jax import optional
 
 EXTRA = "peers"
 
@@ -41,7 +41,7 @@ PEERS = {name: system for name, system in SYSTEMS.items() if system.libraries}
 
 def list_missing() -> list[str]:
     """Names of the peers of which a library is not installed here."""
-    return [name for name, peer in PEERS.items() if extras.list_missing(peer.libraries)]
+    return [name for name, peer in PEERS.items() if optional.list_missing(peer.libraries)]
 
 
 def require(name: str) -> None:
@@ -51,7 +51,7 @@ def require(name: str) -> None:
       ValueError: With the command that installs it.
     """
     system = SYSTEMS[name]
-    extras.require(*system.libraries, extra=EXTRA, what=f"{system.label}: ")
+    optional.require(*system.libraries, extra=EXTRA, what=f"{system.label}: ")
 
 
 def versions(name: str) -> dict[str, str]:

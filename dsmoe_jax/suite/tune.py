@@ -25,7 +25,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dsmoe_jax import extras, main, report
+from dsmoe_jax import main, optional, runlog
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.suite import processes, progress, search_results, search_space
@@ -88,7 +88,7 @@ def run(request: Request) -> pathlib.Path:
     """
     if request.num_trials < 1:
         raise ValueError(f"--trials: expected a number >= 1, got {request.num_trials}")
-    extras.require("optuna", extra="tune", what="tune: ")
+    optional.require("optuna", extra="tune", what="tune: ")
     request.folder.mkdir(parents=True, exist_ok=True)
     with processes.lock(request.folder / "study.lock") as lock:
         if lock is None:
@@ -304,7 +304,7 @@ class _Search:
         is_behind = False
         name = f"eval/{self._score_name.replace(' ', '/')}"
         workdir = self._workdir(entry.name)
-        scores = report.read_scores(workdir, self._request.stage, name)
+        scores = runlog.read_scores(workdir, self._request.stage, name)
         for score in scores[entry.epochs :]:
             entry.best = max(entry.best, score)
             entry.trial.report(entry.best, entry.epochs)

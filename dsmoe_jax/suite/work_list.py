@@ -28,7 +28,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dsmoe_jax import methods, numerics, report, results
+from dsmoe_jax import methods, numerics, results, runlog
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.data import store as store_lib
@@ -249,7 +249,7 @@ class WorkList:
         if entry.process.returncode:
             state.state = "failed"
             state.note = f"{processes.last_line(self._log(cell))} (see {self._log(cell)})"
-            report.replace_text(self._failure_path(cell), json.dumps({"error": state.note}) + "\n")
+            runlog.replace_text(self._failure_path(cell), json.dumps({"error": state.note}) + "\n")
             view.tell(f"{cell.name}: failed, {state.note}")
             return
         record = self._keep(cell, state)
@@ -268,7 +268,7 @@ class WorkList:
             cores=self._cores,
             costs=counted,
         )
-        report.replace_text(self.records / f"{cell.name}.json", json.dumps(record) + "\n")
+        runlog.replace_text(self.records / f"{cell.name}.json", json.dumps(record) + "\n")
         self._failure_path(cell).unlink(missing_ok=True)
         state.state, state.note = "done", ""
         return record

@@ -6,7 +6,7 @@ import signal
 import jax
 import pytest
 
-from dsmoe_jax import features, main, report, train, train_state
+from dsmoe_jax import features, main, runlog, train, train_state
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import fingerprint, load
 from dsmoe_jax.data import store as store_lib
@@ -222,7 +222,7 @@ def count_parameters(world, tokens, store):
     inputs = train_state.example_inputs(spec)
     model = experiment.model.make(spec)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, train=False))
-    return report.count_parameters(shapes["params"])
+    return runlog.count_parameters(shapes["params"])
 
 
 @pytest.mark.parametrize("norm", ["", "no_dsbn"])

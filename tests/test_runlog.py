@@ -3,12 +3,12 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from dsmoe_jax import report
+from dsmoe_jax import runlog
 
 
 @pytest.fixture
 def reporter(tmp_path):
-    opened = report.Reporter(tmp_path, is_main=True)
+    opened = runlog.Reporter(tmp_path, is_main=True)
     yield opened
     opened.close()
 
@@ -31,14 +31,14 @@ def test_points_past_the_resumed_step_are_forgotten(reporter, tmp_path):
 
 
 def test_scores_are_read_by_epoch_while_the_run_writes(reporter, tmp_path):
-    assert report.read_scores(tmp_path, "student", "eval/macro/recall@5") == []
+    assert runlog.read_scores(tmp_path, "student", "eval/macro/recall@5") == []
     for step, score in ((4, 0.1), (8, 0.3), (4, 0.2)):
         reporter.metrics("student", step, {"train/loss": 1.0})
         reporter.metrics("student", step, {"eval/macro/recall@5": score})
         reporter.metrics("teacher", step, {"eval/macro/recall@5": 0.9})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "student", "ste')
-    assert report.read_scores(tmp_path, "student", "eval/macro/recall@5") == [0.2, 0.3]
+    assert runlog.read_scores(tmp_path, "student", "eval/macro/recall@5") == [0.2, 0.3]
 
 
 def test_metrics_reach_tensorboard(reporter, tmp_path):
@@ -50,7 +50,7 @@ def test_metrics_reach_tensorboard(reporter, tmp_path):
 
 
 def test_other_processes_are_silent(tmp_path, capsys):
-    quiet = report.Reporter(tmp_path, is_main=False)
+    quiet = runlog.Reporter(tmp_path, is_main=False)
     quiet.line("hello")
     quiet.metrics("student", 1, {"train/loss": 0.5})
     quiet.start_epoch("student", 0, 10, 0)
@@ -62,8 +62,8 @@ def test_other_processes_are_silent(tmp_path, capsys):
 
 def test_replacing_text_leaves_no_partial_file(tmp_path):
     path = tmp_path / "a.json"
-    report.replace_text(path, "old")
-    report.replace_text(path, "new")
+    runlog.replace_text(path, "old")
+    runlog.replace_text(path, "new")
     assert path.read_text() == "new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
@@ -73,8 +73,8 @@ def test_parameters_are_counted_with_their_moments():
         "embedder": {"item_tables": jnp.zeros((1024, 16)), "dense": jnp.zeros(16)},
         "tower": {"kernel": jnp.zeros((8, 8))},
     }
-    assert report.count_parameters(params) == {"dense": 80, "embedding": 16384}
-    lines = report.describe_parameters("student", params)
+    assert runlog.count_parameters(params) == {"dense": 80, "embedding": 16384}
+    lines = runlog.describe_parameters("student", params)
     total = lines[-1].split()
     assert total[0] == "total"
     assert total[1] == "16,464"
