@@ -21,7 +21,8 @@ out. The values are the paper's, and where it states none the usual ones: no met
 
 from dsmoe_jax import methods
 from dsmoe_jax.config import schema, variants
-from dsmoe_jax.data.prepare import alimama, synthetic_alimama
+from dsmoe_jax.data.prepare import alimama
+from dsmoe_jax.data.synthetic import alimama_rows
 
 AXES = {
     "data": ("synthetic",),
@@ -42,9 +43,7 @@ def get_config(variant: str = "") -> schema.Experiment:
     experiment = schema.Experiment(
         dataset="Alimama",
         variant=variant,
-        data=synthetic_alimama.SyntheticAlimamaConfig()
-        if is_synthetic
-        else alimama.AlimamaConfig(),
+        data=alimama_rows.SyntheticAlimamaConfig() if is_synthetic else alimama.AlimamaConfig(),
         model=methods.make_matcher(chosen),
         teacher=schema.TeacherConfig(model=methods.make_teacher(chosen)),
         features=schema.FeatureConfig(exclude=("scenario_history",)),

@@ -36,7 +36,8 @@ from typing import Any
 
 from dsmoe_jax import methods
 from dsmoe_jax.config import schema, variants
-from dsmoe_jax.data.prepare import kuairand, synthetic_kuairand
+from dsmoe_jax.data.prepare import kuairand
+from dsmoe_jax.data.synthetic import kuairand_rows
 from dsmoe_jax.models.ranking import joint_ranker
 
 AXES = {
@@ -153,7 +154,7 @@ def get_config(variant: str = "") -> schema.Experiment:
         )
     data = {
         "sample": kuairand.KuaiRandConfig,
-        "synthetic": synthetic_kuairand.SyntheticKuaiRandConfig,
+        "synthetic": kuairand_rows.SyntheticKuaiRandConfig,
     }.get(chosen.get("data", ""), kuairand.KuaiRandArchiveConfig)
     experiment = schema.Experiment(
         dataset="KuaiRand-Pure",

@@ -25,7 +25,8 @@ from typing import Any
 
 from dsmoe_jax import methods
 from dsmoe_jax.config import schema, variants
-from dsmoe_jax.data.prepare import movielens, synthetic_movielens
+from dsmoe_jax.data.prepare import movielens
+from dsmoe_jax.data.synthetic import movielens_rows
 from dsmoe_jax.models.matching import fuxi, next_item
 
 AXES = {"data": ("ml1m", "ml20m", "synthetic"), "method": methods.METHOD_TOKENS}
@@ -44,7 +45,7 @@ def get_config(variant: str = "") -> schema.Experiment:
     if "data" not in chosen:
         raise ValueError(f"variant: expected one of {', '.join(AXES['data'])}, got {variant!r}")
     model = methods.make_matcher({"method": "fuxi", **chosen})
-    data: movielens.MovieLensConfig = synthetic_movielens.SyntheticMovieLensConfig()
+    data: movielens.MovieLensConfig = movielens_rows.SyntheticMovieLensConfig()
     if chosen["data"] != "synthetic":
         data = movielens.MovieLensConfig(
             name={"ml1m": "MovieLens-1M", "ml20m": "MovieLens-20M"}[chosen["data"]]

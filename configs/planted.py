@@ -23,7 +23,7 @@ the same for every arm.
 """
 
 from dsmoe_jax.config import schema, variants
-from dsmoe_jax.data.prepare import synthetic_world
+from dsmoe_jax.data.synthetic import world
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
 
@@ -79,16 +79,16 @@ def get_config(variant: str = "") -> schema.Experiment:
     )
 
 
-def make_shift() -> synthetic_world.SyntheticWorldConfig:
+def make_shift() -> world.SyntheticWorldConfig:
     """Many scenarios, most of them small; each mixes the users' contexts in its own way."""
-    return synthetic_world.SyntheticWorldConfig(
+    return world.SyntheticWorldConfig(
         num_users=4000, num_items=2000, num_creators=500, num_scenarios=12
     )
 
 
-def make_match() -> synthetic_world.SyntheticWorldConfig:
+def make_match() -> world.SyntheticWorldConfig:
     """As many directions as creators, far more than the towers' outputs have."""
-    return synthetic_world.SyntheticWorldConfig(
+    return world.SyntheticWorldConfig(
         num_users=4000,
         num_items=2000,
         num_creators=500,

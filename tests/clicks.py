@@ -7,7 +7,7 @@ import polars as pl
 
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import assemble, tables
+from dsmoe_jax.data.prepare import assemble, entities
 
 DAY_S = 86_400
 _EPOCH = datetime.date(1970, 1, 1)
@@ -37,8 +37,8 @@ def write_store(
     dataset = assemble.Dataset(
         name="clicks (synthetic)",
         scenarios=scenarios,
-        users=tables.Table(pl.DataFrame({"user": range(1, users + 1)}), key="user"),
-        items=tables.Table(pl.DataFrame({"item": range(1, items + 1)}), key="item"),
+        users=entities.Table(pl.DataFrame({"user": range(1, users + 1)}), key="user"),
+        items=entities.Table(pl.DataFrame({"item": range(1, items + 1)}), key="item"),
         positives=frame,
         days=frame["day"].to_list(),
         pre_history=pl.DataFrame(list(earlier), schema=["user", "item"], orient="row")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dsmoe_jax import optional
-from dsmoe_jax.data.prepare import synthetic_alimama, synthetic_alimama_tables
+from dsmoe_jax.data.synthetic import alimama_rows, alimama_tables
 
 OURS, PANDAS = "dsmoe_jax", "pandas"
 # The behaviours of the default size, for as many impressions as the official files have.
@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--rows",
         type=int,
         default=DEFAULT_ROWS,
-        help=f"impressions to generate; {synthetic_alimama.OFFICIAL_IMPRESSIONS} is the full size; "
+        help=f"impressions to generate; {alimama_rows.OFFICIAL_IMPRESSIONS} is the full size; "
         "users, ads and behaviours follow",
     )
     parser.add_argument(
@@ -150,20 +150,20 @@ def check_equal(ours: pathlib.Path, theirs: pathlib.Path) -> None:
             raise ValueError(f"{name}: the two preparations differ")
 
 
-def _size(rows: int) -> synthetic_alimama.SyntheticAlimamaConfig:
+def _size(rows: int) -> alimama_rows.SyntheticAlimamaConfig:
     if rows < LEAST_ROWS:
         raise ValueError(f"--rows: expected at least {LEAST_ROWS:,} impressions, got {rows:,}")
-    share = rows / synthetic_alimama.OFFICIAL_IMPRESSIONS
-    return synthetic_alimama.SyntheticAlimamaConfig(
-        num_users=round(share * synthetic_alimama_tables.OFFICIAL_USERS),
-        num_items=round(share * synthetic_alimama_tables.OFFICIAL_ADS),
+    share = rows / alimama_rows.OFFICIAL_IMPRESSIONS
+    return alimama_rows.SyntheticAlimamaConfig(
+        num_users=round(share * alimama_tables.OFFICIAL_USERS),
+        num_items=round(share * alimama_tables.OFFICIAL_ADS),
         num_impressions=rows,
         num_behaviors=round(share * BEHAVIORS),
     )
 
 
 def _take_turn(
-    name: str, section: synthetic_alimama.SyntheticAlimamaConfig, folder: pathlib.Path
+    name: str, section: alimama_rows.SyntheticAlimamaConfig, folder: pathlib.Path
 ) -> tuple[float, int]:
     """Seconds and peak bytes of one preparation into `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -177,7 +177,7 @@ def _take_turn(
 
 
 def _prepare_ours(
-    section: synthetic_alimama.SyntheticAlimamaConfig, folder: pathlib.Path
+    section: alimama_rows.SyntheticAlimamaConfig, folder: pathlib.Path
 ) -> tuple[float, int]:
     start_s = time.perf_counter()
     section.prepare(str(folder))
@@ -185,7 +185,7 @@ def _prepare_ours(
 
 
 def _prepare_in_pandas(
-    section: synthetic_alimama.SyntheticAlimamaConfig, folder: pathlib.Path
+    section: alimama_rows.SyntheticAlimamaConfig, folder: pathlib.Path
 ) -> tuple[float, int]:
     from dsmoe_jax.bench import pandas_prepare
 

@@ -27,7 +27,7 @@ from dsmoe_jax import session as session_lib
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import synthetic_world
+from dsmoe_jax.data.synthetic import world as synthetic_world
 from dsmoe_jax.suite import planted_worlds
 
 CONFIG = "configs/planted.py"

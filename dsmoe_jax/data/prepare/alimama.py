@@ -19,7 +19,8 @@ from typing import ClassVar
 import polars as pl
 
 from dsmoe_jax.config import schema
-from dsmoe_jax.data.prepare import assemble, columns, events, read, synthetic, tables
+from dsmoe_jax.data.prepare import assemble, columns, entities, events, read
+from dsmoe_jax.data.synthetic import folders
 
 SAMPLES_FILE = "raw_sample.csv"
 ADS_FILE = "ad_feature.csv"
@@ -106,10 +107,10 @@ class AlimamaConfig(schema.DataConfig):
         pool = ads.join(positives, left_on="adgroup_id", right_on="item", how="semi")
         features = [c.name for c in _PROFILE_COLUMNS if c.name not in ("userid", _LEVEL)]
         return assemble.Dataset(
-            name=synthetic.label(self.NAME, files[SAMPLES_FILE].parent),
+            name=folders.label(self.NAME, files[SAMPLES_FILE].parent),
             scenarios=tuple(f"A{i + 1}" for i in range(len(self.levels))),
-            users=tables.Table(users, key="userid", sparse=tuple(features)),
-            items=tables.Table(
+            users=entities.Table(users, key="userid", sparse=tuple(features)),
+            items=entities.Table(
                 pool,
                 key="adgroup_id",
                 sparse=("category", "campaign", "customer", "brand"),

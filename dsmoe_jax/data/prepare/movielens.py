@@ -19,7 +19,8 @@ from typing import ClassVar
 import polars as pl
 
 from dsmoe_jax.config import schema
-from dsmoe_jax.data.prepare import assemble, columns, read, synthetic, tables
+from dsmoe_jax.data.prepare import assemble, columns, entities, read
+from dsmoe_jax.data.synthetic import folders
 
 SCENARIO = "all"
 _SEPARATOR = "::"
@@ -76,10 +77,10 @@ class MovieLensConfig(schema.DataConfig):
         users = read_users(files, ratings)
         time_s = pl.col("time_s")
         return assemble.Dataset(
-            name=synthetic.label(self.name, files.ratings.parent),
+            name=folders.label(self.name, files.ratings.parent),
             scenarios=(SCENARIO,),
-            users=tables.Table(users, key="user", sparse=tuple(users.columns[1:])),
-            items=tables.Table(movies, key="item", bags=("genres",)),
+            users=entities.Table(users, key="user", sparse=tuple(users.columns[1:])),
+            items=entities.Table(movies, key="item", bags=("genres",)),
             positives=ratings.select(
                 "user",
                 "item",

@@ -1,7 +1,7 @@
 """A synthetic twin of Alimama's display-advertising logs: the official files, at any size.
 
 Owns: the four CSV files, with the official columns, shares, nulls and quirks; who clicks what
-follows `synthetic_preferences.py`. Users are generated in blocks, each with all of its behaviours
+follows `data/synthetic/tastes.py`. Users are generated in blocks, each with all of its behaviours
 and impressions, so memory does not grow with the 723 million behaviours of the official log.
 Reading the files is `alimama.py`'s.
 """
@@ -15,10 +15,9 @@ import numpy as np
 import polars as pl
 import tqdm
 
-from dsmoe_jax.data.prepare import alimama, synthetic, synthetic_tables
-from dsmoe_jax.data.prepare import synthetic_alimama_tables as alimama_tables
-from dsmoe_jax.data.prepare import synthetic_exposures as exposures_lib
-from dsmoe_jax.data.prepare import synthetic_preferences as preferences_lib
+from dsmoe_jax.data.prepare import alimama
+from dsmoe_jax.data.synthetic import alimama_tables, folders, official_columns, tastes
+from dsmoe_jax.data.synthetic import exposures as exposures_lib
 
 OFFICIAL_IMPRESSIONS = 26_557_961
 OFFICIAL_BEHAVIORS = 723_268_134
@@ -35,7 +34,7 @@ _FIRST_DAY_S = 1_494_000_000
 _IMPRESSION_DAYS = 8
 # Behaviours begin fourteen days earlier and end with the impressions.
 _BEHAVIOR_DAYS = 22
-_BEHAVIOR_START_S = _FIRST_DAY_S - 14 * synthetic.DAY_S
+_BEHAVIOR_START_S = _FIRST_DAY_S - 14 * folders.DAY_S
 
 _RECENT = 10
 _INTERESTS = 8
@@ -88,7 +87,7 @@ class SyntheticAlimamaConfig(alimama.AlimamaConfig):
             self.num_behaviors,
             self.generator_seed,
         )
-        return synthetic.generate(
+        return folders.generate(
             folder,
             title="Alimama's display-advertising logs",
             note=NOTE,
@@ -121,19 +120,19 @@ def write_alimama(folder: pathlib.Path, size: AlimamaSize) -> None:
     ):
         if value < low:
             raise ValueError(f"data.{name}: expected at least {low}, got {value}")
-    preferences = preferences_lib.make_preferences(
+    preferences = tastes.make_preferences(
         size.seed,
         share_S=alimama_tables.LEVEL_SHARE,
         num_users=size.num_users,
         creator_V=alimama_tables.draw_brands(size.seed, size.num_items),
     )
-    rng = synthetic.random_stream(size.seed, "levels")
-    level_U = synthetic_tables.deal(rng, alimama_tables.LEVEL_SHARE, size.num_users)
+    rng = folders.random_stream(size.seed, "levels")
+    level_U = official_columns.deal(rng, alimama_tables.LEVEL_SHARE, size.num_users)
     user_id_U = 1 + rng.permutation(size.num_users)
     frame, ads = alimama_tables.make_ads(size.seed, preferences)
-    with synthetic.CsvFile(folder / alimama.ADS_FILE) as file:
+    with folders.CsvFile(folder / alimama.ADS_FILE) as file:
         file.append(frame)
-    with synthetic.CsvFile(folder / alimama.PROFILES_FILE) as file:
+    with folders.CsvFile(folder / alimama.PROFILES_FILE) as file:
         file.append(alimama_tables.make_profiles(size.seed, preferences, level_U, user_id_U))
     _write_logs(folder, size, preferences, ads, level_U, user_id_U)
 
@@ -141,31 +140,31 @@ def write_alimama(folder: pathlib.Path, size: AlimamaSize) -> None:
 def _write_logs(
     folder: pathlib.Path,
     size: AlimamaSize,
-    preferences: preferences_lib.Preferences,
+    preferences: tastes.Preferences,
     ads: alimama_tables.Ads,
     level_U: np.ndarray,
     user_id_U: np.ndarray,
 ) -> None:
-    rng = synthetic.random_stream(size.seed, "activity")
+    rng = folders.random_stream(size.seed, "activity")
     activity_U = np.exp(rng.standard_normal(size.num_users))
-    impressions_U = 1 + synthetic.spread_counts(activity_U, size.num_impressions - size.num_users)
+    impressions_U = 1 + folders.spread_counts(activity_U, size.num_impressions - size.num_users)
     repeats = round(_DUPLICATE_SHARE * size.num_behaviors)
     # Who sees many ads does much else too, but not in proportion.
     activity_U = activity_U**0.5 * np.exp(0.8 * rng.standard_normal(size.num_users))
-    behaviors_U = synthetic.spread_counts(activity_U, size.num_behaviors - repeats)
+    behaviors_U = folders.spread_counts(activity_U, size.num_behaviors - repeats)
     exposures = exposures_lib.Exposures(preferences, follow_share=0.2)
     edges = _block_edges(behaviors_U + impressions_U)
     kept_N = np.diff(np.concatenate([[0], np.cumsum(behaviors_U)])[edges])
-    repeats_N = synthetic.spread_counts(kept_N, repeats)
-    impossible = synthetic.scaled(_IMPOSSIBLE_TIMES, OFFICIAL_BEHAVIORS, size.num_behaviors, 3)
-    impossible_N = synthetic.spread_counts(kept_N, impossible)
+    repeats_N = folders.spread_counts(kept_N, repeats)
+    impossible = folders.scaled(_IMPOSSIBLE_TIMES, OFFICIAL_BEHAVIORS, size.num_behaviors, 3)
+    impossible_N = folders.spread_counts(kept_N, impossible)
     with (
-        synthetic.CsvFile(folder / alimama.SAMPLES_FILE) as samples,
-        synthetic.CsvFile(folder / alimama.BEHAVIORS_FILE) as behaviors,
+        folders.CsvFile(folder / alimama.SAMPLES_FILE) as samples,
+        folders.CsvFile(folder / alimama.BEHAVIORS_FILE) as behaviors,
         tqdm.tqdm(total=size.num_behaviors, desc="generate", disable=None, delay=2) as bar,
     ):
         for block, (low, high) in enumerate(itertools.pairwise(edges)):
-            rng = synthetic.random_stream(size.seed, "block", block)
+            rng = folders.random_stream(size.seed, "block", block)
             user_B = np.arange(low, high)
             log = _draw_behaviors(rng, exposures, level_U, user_B, behaviors_U[low:high])
             frame = _behavior_frame(
@@ -208,7 +207,7 @@ def _draw_behaviors(
     interest, _ = exposures.draw(rng, owner, level_U[owner], recent_BL)
     rows = int(count_B.sum())
     place_E = np.repeat(np.arange(len(user_B)), count_B)
-    pick_E = synthetic.draw_shares(rng, synthetic.zipf_shares(_INTERESTS), rows)
+    pick_E = folders.draw_shares(rng, folders.zipf_shares(_INTERESTS), rows)
     item_E = interest[place_E * _INTERESTS + pick_E]
     # Every tenth behaviour is on what somebody else likes.
     stray_E = rng.random(rows) < 0.1
@@ -224,7 +223,7 @@ def _draw_behaviors(
 
 def _draw_times(rng: np.random.Generator, rows: int, start_s: int, days: int) -> np.ndarray:
     day_B = rng.integers(0, days, rows)
-    return start_s + day_B * synthetic.DAY_S + synthetic.draw_time_of_day_ms(rng, rows) // 1000
+    return start_s + day_B * folders.DAY_S + folders.draw_time_of_day_ms(rng, rows) // 1000
 
 
 def _behavior_frame(
@@ -237,7 +236,7 @@ def _behavior_frame(
 ) -> pl.DataFrame:
     """The rows of behavior_log.csv, shuffled, some of them twice, few with absurd times."""
     rows = len(log.user_E)
-    tag_E = synthetic.draw_shares(rng, _TAG_SHARE, rows)
+    tag_E = folders.draw_shares(rng, _TAG_SHARE, rows)
     category_E = ads.category_id_V[log.item_E]
     elsewhere = np.flatnonzero(log.is_elsewhere_E)
     other = rng.integers(0, len(ads.other_category_ids), len(elsewhere))
@@ -253,7 +252,7 @@ def _behavior_frame(
         {
             "user": user_id_U[log.user_E[source]],
             "time_stamp": time_E[source],
-            "btag": synthetic_tables.take(_TAGS, tag_E[source]),
+            "btag": official_columns.take(_TAGS, tag_E[source]),
             "cate": category_E[source],
             "brand": ads.brand_id_V[log.item_E[source]],
         }
@@ -282,7 +281,7 @@ def _sample_frame(
             "user": user_id_U[user_B[order]],
             "time_stamp": time_B[order],
             "adgroup_id": ads.adgroup_id_V[item_B[order]],
-            "pid": synthetic_tables.take(_PIDS, (rng.random(len(order)) < 0.4).astype(np.int64)),
+            "pid": official_columns.take(_PIDS, (rng.random(len(order)) < 0.4).astype(np.int64)),
             "nonclk": 1 - click_B,
             "clk": click_B,
         }

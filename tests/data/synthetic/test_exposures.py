@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dsmoe_jax.data.prepare import synthetic_exposures as exposures_lib
-from dsmoe_jax.data.prepare import synthetic_preferences as preferences_lib
+from dsmoe_jax.data.synthetic import exposures as exposures_lib
+from dsmoe_jax.data.synthetic import tastes
 
 RNG = np.random.default_rng
 NOBODY = -1
@@ -10,7 +10,7 @@ NOBODY = -1
 
 @pytest.fixture(scope="module")
 def preferences():
-    return preferences_lib.make_preferences(
+    return tastes.make_preferences(
         3, share_S=np.array([3.0, 1.0]), num_users=50, creator_V=np.arange(300) % 100
     )
 
@@ -28,7 +28,7 @@ def test_popular_items_are_shown_more_and_taste_picks_among_them(preferences):
         count = np.bincount(item_B[scenario_B == scenario], minlength=300)
         assert np.corrcoef(count, np.exp(preferences.log_popularity_SV[scenario]))[0, 1] > 0.9
     random_item_B = RNG(5).integers(0, 300, len(user_B))
-    vector_BD = preferences_lib.user_vectors(preferences, user_B, scenario_B)
+    vector_BD = tastes.user_vectors(preferences, user_B, scenario_B)
     at_random = (vector_BD * preferences.item_VD[random_item_B]).sum(1)
     assert utility_B.mean() > at_random.mean() + 0.5
 
@@ -36,7 +36,7 @@ def test_popular_items_are_shown_more_and_taste_picks_among_them(preferences):
 def test_utility_is_taste_and_shift_of_the_item_shown(preferences):
     user_B, scenario_B, item_B, utility_B = draw(preferences, 500)
     scores = (
-        preferences_lib.true_scores(preferences, user_B, scenario_B, np.full((500, 0), 0))
+        tastes.true_scores(preferences, user_B, scenario_B, np.full((500, 0), 0))
         - preferences.log_popularity_SV[scenario_B]
     )
     np.testing.assert_allclose(utility_B, scores[np.arange(500), item_B], atol=1e-4)

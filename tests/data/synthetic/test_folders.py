@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from dsmoe_jax.data.prepare import synthetic
+from dsmoe_jax.data.synthetic import folders
 
 
 def fill(folder, text="a,b\n1,2\n", settings=None, calls=None):
@@ -13,7 +13,7 @@ def fill(folder, text="a,b\n1,2\n", settings=None, calls=None):
         if calls is not None:
             calls.append(path.name)
 
-    return synthetic.generate(folder, "Some Data", "Planted: nothing.", settings or {"n": 1}, write)
+    return folders.generate(folder, "Some Data", "Planted: nothing.", settings or {"n": 1}, write)
 
 
 def test_generated_folder_is_called_synthetic(tmp_path):
@@ -57,7 +57,7 @@ def test_failure_leaves_the_old_folder_and_nothing_half_written(tmp_path):
         raise ValueError("disk full")
 
     with pytest.raises(ValueError, match="disk full"):
-        synthetic.generate(tmp_path / "raw", "Some Data", "", {"n": 2}, fail)
+        folders.generate(tmp_path / "raw", "Some Data", "", {"n": 2}, fail)
     assert [p.name for p in tmp_path.iterdir()] == ["raw"]
     assert (tmp_path / "raw" / "rows.csv").read_text() == "a,b\n1,2\n"
 
@@ -68,7 +68,7 @@ def test_two_processes_do_not_generate_into_one_folder(tmp_path):
             fill(tmp_path / "raw")
         (path / "rows.csv").write_text("a\n")
 
-    synthetic.generate(tmp_path / "raw", "Some Data", "", {"n": 1}, generate_again)
+    folders.generate(tmp_path / "raw", "Some Data", "", {"n": 1}, generate_again)
     assert (tmp_path / "raw" / "rows.csv").read_text() == "a\n"
 
 
@@ -82,7 +82,7 @@ def test_what_a_killed_run_left_behind_is_cleared(tmp_path):
 
 def test_streams_differ_by_name_and_block_and_repeat_by_seed():
     def draw(*key):
-        return synthetic.random_stream(*key).integers(0, 2**62, 4).tolist()
+        return folders.random_stream(*key).integers(0, 2**62, 4).tolist()
 
     assert draw(5, "users", 1) == draw(5, "users", 1)
     keys = [(5, "users", 1), (5, "users", 2), (5, "items", 1), (6, "users", 1), (5, "users")]
@@ -91,19 +91,19 @@ def test_streams_differ_by_name_and_block_and_repeat_by_seed():
 
 def test_covering_codes_hold_every_code():
     rng = np.random.default_rng(0)
-    code = synthetic.covering_codes(rng, 1000, 800)
+    code = folders.covering_codes(rng, 1000, 800)
     assert len(code) == 1000 and set(code.tolist()) == set(range(800))
     with pytest.raises(ValueError, match="expected 1 to 3"):
-        synthetic.covering_codes(rng, 3, 4)
+        folders.covering_codes(rng, 3, 4)
 
 
 def test_zipf_shares_fall_with_rank():
-    np.testing.assert_allclose(synthetic.zipf_shares(3), np.array([6, 3, 2]) / 11)
-    np.testing.assert_allclose(synthetic.zipf_shares(2, exponent=0.0), [0.5, 0.5])
+    np.testing.assert_allclose(folders.zipf_shares(3), np.array([6, 3, 2]) / 11)
+    np.testing.assert_allclose(folders.zipf_shares(2, exponent=0.0), [0.5, 0.5])
 
 
 def test_draw_shares_follows_the_shares():
-    code = synthetic.draw_shares(np.random.default_rng(1), np.array([6.0, 0.0, 3.0, 1.0]), 20_000)
+    code = folders.draw_shares(np.random.default_rng(1), np.array([6.0, 0.0, 3.0, 1.0]), 20_000)
     share = np.bincount(code, minlength=4) / len(code)
     assert share[1] == 0
     # Three standard errors of the largest share.
@@ -111,23 +111,23 @@ def test_draw_shares_follows_the_shares():
 
 
 def test_spread_counts_keep_the_total():
-    assert synthetic.spread_counts(np.array([1.0, 1.0, 2.0]), 8).tolist() == [2, 2, 4]
-    counts = synthetic.spread_counts(np.random.default_rng(0).random(1001), 12_345)
+    assert folders.spread_counts(np.array([1.0, 1.0, 2.0]), 8).tolist() == [2, 2, 4]
+    counts = folders.spread_counts(np.random.default_rng(0).random(1001), 12_345)
     assert counts.sum() == 12_345 and counts.min() >= 0
 
 
 def test_exact_mask_has_exactly_that_many():
-    assert synthetic.exact_mask(np.random.default_rng(0), 50, 7).sum() == 7
+    assert folders.exact_mask(np.random.default_rng(0), 50, 7).sum() == 7
 
 
 def test_scaled_counts_equal_the_published_one_at_full_size():
-    assert synthetic.scaled(6_510, 7_583, 7_583) == 6_510
-    assert synthetic.scaled(6_510, 7_583, 758) == 651
-    assert synthetic.scaled(3, 7_583, 500) == 1
+    assert folders.scaled(6_510, 7_583, 7_583) == 6_510
+    assert folders.scaled(6_510, 7_583, 758) == 651
+    assert folders.scaled(3, 7_583, 500) == 1
 
 
 def test_times_follow_the_hours_of_a_day():
-    time_ms = synthetic.draw_time_of_day_ms(np.random.default_rng(0), 50_000)
+    time_ms = folders.draw_time_of_day_ms(np.random.default_rng(0), 50_000)
     assert time_ms.min() >= 0 and time_ms.max() < 86_400_000
     hour = np.bincount(time_ms // 3_600_000, minlength=24) / len(time_ms)
     # Measured on the twelve packaged days: quietest at 4, busiest at 22.
@@ -136,7 +136,7 @@ def test_times_follow_the_hours_of_a_day():
 
 
 def test_csv_file_writes_the_header_once_and_nulls_as_nothing(tmp_path):
-    with synthetic.CsvFile(tmp_path / "a.csv") as file:
+    with folders.CsvFile(tmp_path / "a.csv") as file:
         file.append(pl.DataFrame({"x": [1, 2], "y": ["p", None]}))
         file.append(pl.DataFrame({"x": [3], "y": ["q,r"]}))
     assert (tmp_path / "a.csv").read_text() == 'x,y\n1,p\n2,\n3,"q,r"\n'

@@ -10,7 +10,8 @@ import pathlib
 import numpy as np
 import polars as pl
 
-from dsmoe_jax.data.prepare import movielens, synthetic
+from dsmoe_jax.data.prepare import movielens
+from dsmoe_jax.data.synthetic import folders
 
 GENRES = (
     "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
@@ -58,7 +59,7 @@ class SyntheticMovieLensConfig(movielens.MovieLensConfig):
             name: getattr(self, name)
             for name in ("num_users", "num_items", "ratings_per_user", "generator_seed")
         }
-        folder = synthetic.generate(
+        folder = folders.generate(
             self.raw_dir or f"{store_dir}.synthetic",
             title="MovieLens-1M",
             note=NOTE,
@@ -94,10 +95,10 @@ def write_movielens(
             f"data.ratings_per_user: expected at most half of data.num_items={num_items}, got "
             f"{ratings_per_user}"
         )
-    rng = synthetic.random_stream(generator_seed, "movies")
+    rng = folders.random_stream(generator_seed, "movies")
     genre_V = rng.integers(0, len(GENRES), -(-num_items // _SERIES)).repeat(_SERIES)[:num_items]
     second_V = rng.integers(0, len(GENRES), num_items)
-    popularity_V = rng.permutation(synthetic.zipf_shares(num_items, 0.8))
+    popularity_V = rng.permutation(folders.zipf_shares(num_items, 0.8))
     titles = [f"Series {i // _SERIES}, Part {i % _SERIES + 1} ({1970 + i % 30})"
               for i in range(num_items)]  # fmt: skip
     genres = [
@@ -108,7 +109,7 @@ def write_movielens(
     _write_users(folder / "users.dat", num_users, generator_seed)
     taste = Taste(genre_V, popularity_V)
     parts = [
-        taste.rate(synthetic.random_stream(generator_seed, "user", user), user, ratings_per_user)
+        taste.rate(folders.random_stream(generator_seed, "user", user), user, ratings_per_user)
         for user in range(1, num_users + 1)
     ]
     _write_dat(folder / "ratings.dat", [np.concatenate(part) for part in zip(*parts, strict=True)])
@@ -145,7 +146,7 @@ class Taste:
             else:
                 movie = -1
             if movie < 0:
-                movie = int(synthetic.draw_shares(rng, share_V * open_V, 1)[0])
+                movie = int(folders.draw_shares(rng, share_V * open_V, 1)[0])
             open_V[movie] = False
             rated.append(movie)
         time_E = _FIRST_S + int(rng.integers(0, _SPAN_S)) + np.cumsum(gap_s)
@@ -154,7 +155,7 @@ class Taste:
 
 
 def _write_users(path: pathlib.Path, num_users: int, seed: int) -> None:
-    rng = synthetic.random_stream(seed, "users")
+    rng = folders.random_stream(seed, "users")
     _write_dat(
         path,
         [

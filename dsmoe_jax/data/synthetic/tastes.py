@@ -17,7 +17,7 @@ A user u in scenario s likes item v with utility
     D = C + R   S  scenarios   U, V  users and items
 
 Owns: drawing these vectors, and utilities. Does not own: who is shown and clicks what
-(`synthetic_exposures.py`).
+(`data/synthetic/exposures.py`).
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from dsmoe_jax.data.prepare import synthetic
+from dsmoe_jax.data.synthetic import folders
 
 SHIFT_RANK = 4
 
@@ -77,7 +77,7 @@ def make_preferences(
       tilt_std: Standard deviation of a scenario's own log-popularity around that curve.
       match_weight: What a recent creator adds; 0 plants no match.
     """
-    rng = synthetic.random_stream(seed, "preferences")
+    rng = folders.random_stream(seed, "preferences")
     num_scenarios, num_items = len(share_S), len(creator_V)
     user_UD = rng.standard_normal((num_users, taste_dim + SHIFT_RANK), np.float32)
     item_VD = rng.standard_normal((num_items, taste_dim + SHIFT_RANK), np.float32)

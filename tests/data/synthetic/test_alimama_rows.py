@@ -5,11 +5,11 @@ import polars as pl
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import synthetic_alimama
+from dsmoe_jax.data.synthetic import alimama_rows
 
 SAMPLES, ADS = "raw_sample.csv", "ad_feature.csv"
 PROFILES, BEHAVIORS = "user_profile.csv", "behavior_log.csv"
-SIZE = synthetic_alimama.AlimamaSize(12_000, 9_000, 280_000, 400_000, seed=1)
+SIZE = alimama_rows.AlimamaSize(12_000, 9_000, 280_000, 400_000, seed=1)
 LEVEL = "new_user_class_level "
 MAY_6_S = 1_494_000_000
 DAY_S = 86_400
@@ -18,7 +18,7 @@ DAY_S = 86_400
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("alimama")
-    synthetic_alimama.write_alimama(path, SIZE)
+    alimama_rows.write_alimama(path, SIZE)
     return path
 
 
@@ -168,14 +168,14 @@ def small(**changes):
         "num_impressions": 60_000,
         "num_behaviors": 60_000,
     }
-    return synthetic_alimama.SyntheticAlimamaConfig(**(values | changes))
+    return alimama_rows.SyntheticAlimamaConfig(**(values | changes))
 
 
 def test_seed_decides_every_byte(tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         (tmp_path / name).mkdir()
-        size = synthetic_alimama.AlimamaSize(800, 500, 8_000, 9_000, seed)
-        synthetic_alimama.write_alimama(tmp_path / name, size)
+        size = alimama_rows.AlimamaSize(800, 500, 8_000, 9_000, seed)
+        alimama_rows.write_alimama(tmp_path / name, size)
     a, b, c = (digests(tmp_path / name) for name in "abc")
     assert a == b
     assert all(a[name] != c[name] for name in a)
@@ -183,9 +183,9 @@ def test_seed_decides_every_byte(tmp_path):
 
 def test_blocks_change_the_rows_order_only_between_blocks(tmp_path, monkeypatch):
     # Many small blocks still give all users, all behaviours and the exact numbers of rows.
-    monkeypatch.setattr(synthetic_alimama, "_BLOCK_BEHAVIORS", 2_000)
-    size = synthetic_alimama.AlimamaSize(800, 500, 8_000, 9_000, 0)
-    synthetic_alimama.write_alimama(tmp_path, size)
+    monkeypatch.setattr(alimama_rows, "_BLOCK_BEHAVIORS", 2_000)
+    size = alimama_rows.AlimamaSize(800, 500, 8_000, 9_000, 0)
+    alimama_rows.write_alimama(tmp_path, size)
     samples, behaviors = pl.read_csv(tmp_path / SAMPLES), pl.read_csv(tmp_path / BEHAVIORS)
     assert (samples.height, behaviors.height) == (8_000, 9_000)
     assert samples["user"].n_unique() == 800

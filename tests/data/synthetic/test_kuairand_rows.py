@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import kuairand, synthetic_kuairand
+from dsmoe_jax.data.prepare import kuairand
+from dsmoe_jax.data.synthetic import kuairand_rows
 
 LOGS = ("log_standard_4_08_to_4_21_pure.csv", "log_standard_4_22_to_5_08_pure.csv")
 RANDOM_LOG = "log_random_4_22_to_5_08_pure.csv"
@@ -16,8 +17,8 @@ USERS, VIDEOS = "user_features_pure.csv", "video_features_basic_pure.csv"
 def folder(tmp_path_factory):
     """The official numbers of users and videos, a fifth of the official impressions."""
     path = tmp_path_factory.mktemp("official")
-    size = synthetic_kuairand.KuaiRandSize(27_285, 7_583, 290_000, seed=1)
-    synthetic_kuairand.write_kuairand(path, size)
+    size = kuairand_rows.KuaiRandSize(27_285, 7_583, 290_000, seed=1)
+    kuairand_rows.write_kuairand(path, size)
     return path
 
 
@@ -197,14 +198,14 @@ def digests(path):
 
 def small(**changes):
     values = {"num_users": 600, "num_items": 400, "num_impressions": 24_000} | changes
-    return synthetic_kuairand.SyntheticKuaiRandConfig(**values)
+    return kuairand_rows.SyntheticKuaiRandConfig(**values)
 
 
 def test_seed_decides_every_byte(tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         (tmp_path / name).mkdir()
-        size = synthetic_kuairand.KuaiRandSize(600, 400, 12_000, seed)
-        synthetic_kuairand.write_kuairand(tmp_path / name, size)
+        size = kuairand_rows.KuaiRandSize(600, 400, 12_000, seed)
+        kuairand_rows.write_kuairand(tmp_path / name, size)
     a, b, c = (digests(tmp_path / name) for name in "abc")
     assert a == b
     assert all(a[name] != c[name] for name in a)

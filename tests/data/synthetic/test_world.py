@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import synthetic_world
+from dsmoe_jax.data.synthetic import world
 
 # Width that no rank of taste, shift and popularity reaches, and creators far exceed.
 RANK = 24
@@ -21,10 +21,10 @@ def make(path, **changes):
         "events_per_user": 16,
         "num_days": 10,
     }
-    section = synthetic_world.SyntheticWorldConfig(**(values | changes))
+    section = world.SyntheticWorldConfig(**(values | changes))
     section.prepare(str(path))
     store = store_lib.Store.open(path, verify=True)
-    return store, synthetic_world.TrueScores(section.folder(str(path)), store)
+    return store, world.TrueScores(section.folder(str(path)), store)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def recall(score_QV, queries, ids=None):
 
 def truncated(score_QV, rows_QC, rank):
     out_QV = np.full_like(score_QV, -np.inf)
-    out_QV[:, 1:] = synthetic_world.truncate(score_QV[:, 1:], rows_QC[:, 1], rank)
+    out_QV[:, 1:] = world.truncate(score_QV[:, 1:], rows_QC[:, 1], rank)
     return out_QV
 
 
@@ -177,7 +177,7 @@ def test_a_users_events_never_repeat_an_item_nor_share_a_second(matched):
 
 def test_seed_decides_every_byte(tmp_path):
     def digests(name, seed):
-        section = synthetic_world.SyntheticWorldConfig(
+        section = world.SyntheticWorldConfig(
             num_users=200, num_items=150, num_creators=40, num_scenarios=2, events_per_user=10,
             num_days=8, generator_seed=seed,
         )  # fmt: skip
@@ -206,18 +206,18 @@ def test_sizes_that_make_no_sense_are_refused(fields, match, tmp_path):
 
 def test_true_scores_need_a_generated_folder(tmp_path, matched):
     with pytest.raises(ValueError, match=r"truth\.npz: expected the file of a generated world"):
-        synthetic_world.TrueScores(tmp_path, matched[0])
+        world.TrueScores(tmp_path, matched[0])
 
 
 def test_truncation_is_the_best_of_its_rank_in_every_scenario():
     rng = np.random.default_rng(0)
     scenario_Q = rng.permutation(np.repeat([0, 2], [30, 8]))
     score_QV = rng.standard_normal((38, 15))
-    out_QV = synthetic_world.truncate(score_QV, scenario_Q, 3)
+    out_QV = world.truncate(score_QV, scenario_Q, 3)
     for scenario in (0, 2):
         rows = scenario_Q == scenario
         left, values, right = np.linalg.svd(score_QV[rows], full_matrices=False)
         expected = (left[:, :3] * values[:3]) @ right[:3]
         np.testing.assert_allclose(out_QV[rows], expected, atol=1e-10)
-    whole = synthetic_world.truncate(score_QV, scenario_Q, 50)
+    whole = world.truncate(score_QV, scenario_Q, 50)
     np.testing.assert_allclose(whole, score_QV, atol=1e-10)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dsmoe_jax.data.prepare import synthetic_preferences as preferences_lib
+from dsmoe_jax.data.synthetic import tastes
 
 U, V, S = 60, 200, 12
 SHARE_S = 1.0 / np.arange(1, S + 1)
@@ -9,7 +9,7 @@ SHARE_S = 1.0 / np.arange(1, S + 1)
 
 @pytest.fixture(scope="module")
 def preferences():
-    return preferences_lib.make_preferences(
+    return tastes.make_preferences(
         3, share_S=SHARE_S, num_users=U, creator_V=np.arange(V) % 100, match_weight=4.0
     )
 
@@ -17,8 +17,7 @@ def preferences():
 def shift_scores(preferences):
     """The scenario shift alone: of every user and item in each scenario."""
     user_SUR = [
-        preferences_lib.user_vectors(preferences, np.arange(U), np.full(U, s))[:, -4:]
-        for s in range(S)
+        tastes.user_vectors(preferences, np.arange(U), np.full(U, s))[:, -4:] for s in range(S)
     ]
     return np.stack(user_SUR) @ preferences.item_VD[:, -4:].T
 
@@ -40,7 +39,7 @@ def test_scenario_shift_averages_to_nothing(preferences):
 def test_scores_are_taste_shift_popularity_and_match(preferences):
     p = preferences
     recent = np.array([[5, 7], [-1, 9]])
-    score = preferences_lib.true_scores(p, np.array([2, 8]), np.array([1, 4]), recent)
+    score = tastes.true_scores(p, np.array([2, 8]), np.array([1, 4]), recent)
     for row, (user, scenario) in enumerate([(2, 1), (8, 4)]):
         for item in range(0, V, 7):
             expected = float(p.user_UD[user, :-4].astype(float) @ p.item_VD[item, :-4])
@@ -56,19 +55,19 @@ def test_short_history_matches_no_item_without_a_creator(preferences):
     changed = preferences._replace(creator_V=creator_V)
     nobody = np.full((1, 2), -1)
     args = (np.array([0]), np.array([0]))
-    with_match = preferences_lib.true_scores(changed, *args, nobody)
-    without = preferences_lib.true_scores(changed._replace(match_weight=0.0), *args, nobody)
+    with_match = tastes.true_scores(changed, *args, nobody)
+    without = tastes.true_scores(changed._replace(match_weight=0.0), *args, nobody)
     np.testing.assert_array_equal(with_match, without)
 
 
 def test_match_has_as_many_directions_as_creators():
     # Each of 100 users follows another creator of 100: nothing of lower rank holds these scores.
-    weights = preferences_lib.make_preferences(
+    weights = tastes.make_preferences(
         0, share_S=np.ones(1), num_users=100, creator_V=np.arange(V) % 100, match_weight=1.0
     )
     users, zeros = np.arange(100), np.zeros(100, int)
-    with_match = preferences_lib.true_scores(weights, users, zeros, users[:, None])
-    without = preferences_lib.true_scores(weights, users, zeros, np.full((100, 1), -1))
+    with_match = tastes.true_scores(weights, users, zeros, users[:, None])
+    without = tastes.true_scores(weights, users, zeros, np.full((100, 1), -1))
     values = np.linalg.svd((with_match - without).astype(np.float64), compute_uv=False)
     assert values.min() > 0.9 * values.max()
     assert np.linalg.matrix_rank(without.astype(np.float64), tol=1e-3) <= 12 + 4 + 1
@@ -83,7 +82,7 @@ def test_popularity_sums_to_one_and_differs_between_scenarios(preferences):
 
 def test_preferences_repeat_by_seed_and_differ_between_seeds():
     def make(seed):
-        return preferences_lib.make_preferences(
+        return tastes.make_preferences(
             seed, share_S=np.ones(2), num_users=5, creator_V=np.arange(8)
         )
 

@@ -1,7 +1,7 @@
 """Ads and user profiles in the layout of Alimama's files: columns, values, shares, nulls.
 
 Owns `ad_feature.csv` and `user_profile.csv`; their columns follow the planted preferences, so that
-features tell something. The logs are `synthetic_alimama.py`'s.
+features tell something. The logs are `data/synthetic/alimama_rows.py`'s.
 """
 
 from typing import NamedTuple
@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from dsmoe_jax.data.prepare import synthetic, synthetic_tables
-from dsmoe_jax.data.prepare import synthetic_preferences as preferences_lib
+from dsmoe_jax.data.synthetic import folders, official_columns, tastes
 
 OFFICIAL_USERS = 1_141_729
 OFFICIAL_ADS = 846_811
@@ -34,27 +33,27 @@ class Ads(NamedTuple):
 
 def draw_brands(seed: int, num_ads: int) -> np.ndarray:
     """Brand code of every ad, int64 [V]; -1 for the 29 % of ads that have none."""
-    rng = synthetic.random_stream(seed, "brands")
-    num_brands = synthetic.scaled(99_814, OFFICIAL_ADS, num_ads)
-    branded_V = ~synthetic.exact_mask(rng, num_ads, round(_BRAND_NULL_SHARE * num_ads))
+    rng = folders.random_stream(seed, "brands")
+    num_brands = folders.scaled(99_814, OFFICIAL_ADS, num_ads)
+    branded_V = ~folders.exact_mask(rng, num_ads, round(_BRAND_NULL_SHARE * num_ads))
     brand_V = np.full(num_ads, -1)
-    brand_V[branded_V] = synthetic.covering_codes(rng, int(branded_V.sum()), num_brands, 0.7)
+    brand_V[branded_V] = folders.covering_codes(rng, int(branded_V.sum()), num_brands, 0.7)
     return brand_V
 
 
-def make_ads(seed: int, preferences: preferences_lib.Preferences) -> tuple[pl.DataFrame, Ads]:
+def make_ads(seed: int, preferences: tastes.Preferences) -> tuple[pl.DataFrame, Ads]:
     """The rows of ad_feature.csv: 6 columns, one row per ad, and the ads for the logs.
 
     Args:
       seed: Random seed.
       preferences: The world; its creators are the brands (`draw_brands`).
     """
-    rng = synthetic.random_stream(seed, "ads")
+    rng = folders.random_stream(seed, "ads")
     num_ads, brand_V = len(preferences.item_VD), preferences.creator_V
     # Fewer ads do not come in proportionally fewer categories.
     num_categories = round(6_769 * min(1.0, num_ads / OFFICIAL_ADS) ** 0.5)
-    share = synthetic.zipf_shares(num_categories)
-    category_V = synthetic_tables.by_score(rng, preferences.item_VD[:, 0], share)
+    share = folders.zipf_shares(num_categories)
+    category_V = official_columns.by_score(rng, preferences.item_VD[:, 0], share)
     num_brands = int(brand_V.max()) + 1
     # The behaviour log knows about twice the categories and five times the brands.
     category_ids = 1 + rng.permutation(2 * num_categories)
@@ -67,9 +66,7 @@ def make_ads(seed: int, preferences: preferences_lib.Preferences) -> tuple[pl.Da
     brand = pl.when(pl.Series(brand_V >= 0)).then(pl.Series(brand_id_V).cast(pl.String))
     adgroup_id_V = 1 + rng.permutation(num_ads)
     campaign_V, customer_V = (
-        synthetic.covering_codes(
-            rng, num_ads, synthetic.scaled(distinct, OFFICIAL_ADS, num_ads), 0.5
-        )
+        folders.covering_codes(rng, num_ads, folders.scaled(distinct, OFFICIAL_ADS, num_ads), 0.5)
         for distinct in (423_436, 255_876)
     )
     frame = pl.DataFrame(
@@ -93,7 +90,7 @@ def make_ads(seed: int, preferences: preferences_lib.Preferences) -> tuple[pl.Da
 
 def make_profiles(
     seed: int,
-    preferences: preferences_lib.Preferences,
+    preferences: tastes.Preferences,
     level_U: np.ndarray,
     user_id_U: np.ndarray,
 ) -> pl.DataFrame:
@@ -105,19 +102,19 @@ def make_profiles(
       level_U: City level less 1 of every user, also where the file hides it.
       user_id_U: The users' ids.
     """
-    rng = synthetic.random_stream(seed, "profiles")
+    rng = folders.random_stream(seed, "profiles")
     num_users = len(user_id_U)
-    missing = synthetic.scaled(_USERS_WITHOUT_PROFILE, OFFICIAL_USERS, num_users)
-    user = np.flatnonzero(~synthetic.exact_mask(rng, num_users, missing))
+    missing = folders.scaled(_USERS_WITHOUT_PROFILE, OFFICIAL_USERS, num_users)
+    user = np.flatnonzero(~folders.exact_mask(rng, num_users, missing))
     taste_UD = preferences.user_UD[user]
 
     def codes(dim: int, count: int, exponent: float = 0.5) -> np.ndarray:
-        share = synthetic.zipf_shares(count, exponent)
-        return synthetic_tables.by_score(rng, taste_UD[:, dim], share)
+        share = folders.zipf_shares(count, exponent)
+        return official_columns.by_score(rng, taste_UD[:, dim], share)
 
     def hide(values: np.ndarray, share: float) -> pl.Series:
-        mask = synthetic.exact_mask(rng, len(user), round(share * len(user)))
-        return synthetic_tables.with_nulls(values, mask)
+        mask = folders.exact_mask(rng, len(user), round(share * len(user)))
+        return official_columns.with_nulls(values, mask)
 
     frame = pl.DataFrame(
         {

@@ -1,7 +1,7 @@
 """A plain world whose true scores are known: for experiments on what a method can learn.
 
 Every user's events are drawn one after the other from the softmax of the true utilities of
-`synthetic_preferences.py` (without repetition), so the ranking by these utilities is the best there
+`data/synthetic/tastes.py` (without repetition), so the ranking by these utilities is the best there
 is, and its recall is the ceiling of every model's. Two questions come with a ceiling of their own:
 
 - scenario shift: does a layer of low-rank scenario adaptation earn more than the same number of
@@ -27,9 +27,8 @@ from jaxtyping import Float, Float32, Int
 
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import assemble, custom, events, synthetic
-from dsmoe_jax.data.prepare import synthetic_exposures as exposures_lib
-from dsmoe_jax.data.prepare import synthetic_preferences as preferences_lib
+from dsmoe_jax.data.prepare import assemble, custom, events
+from dsmoe_jax.data.synthetic import exposures, folders, tastes
 
 TRUTH_FILE = "truth.npz"
 # 2024-01-01 00:00 UTC.
@@ -79,7 +78,7 @@ class SyntheticWorldConfig(schema.DataConfig):
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
         self._validate()
         settings = self.settings()
-        folder = synthetic.generate(
+        folder = folders.generate(
             self.folder(store_dir),
             title="a plain log with user and item tables",
             note=(
@@ -90,7 +89,7 @@ class SyntheticWorldConfig(schema.DataConfig):
             settings=settings,
             write=self._write,
         )
-        dims = self.taste_dim + preferences_lib.SHIFT_RANK
+        dims = self.taste_dim + tastes.SHIFT_RANK
         _PlantedLogConfig(
             raw_dir=str(folder),
             validation_days=self.validation_days,
@@ -131,9 +130,9 @@ class SyntheticWorldConfig(schema.DataConfig):
 
     def _write(self, folder: pathlib.Path) -> None:
         seed = self.generator_seed
-        rng = synthetic.random_stream(seed, "world")
-        share_S = synthetic.zipf_shares(self.num_scenarios, self.scenario_exponent)
-        preferences = preferences_lib.make_preferences(
+        rng = folders.random_stream(seed, "world")
+        share_S = folders.zipf_shares(self.num_scenarios, self.scenario_exponent)
+        preferences = tastes.make_preferences(
             seed,
             share_S=share_S,
             num_users=self.num_users,
@@ -168,18 +167,18 @@ class SyntheticWorldConfig(schema.DataConfig):
 
     def _draw_block(
         self,
-        preferences: preferences_lib.Preferences,
+        preferences: tastes.Preferences,
         share_S: np.ndarray,
         user_B: np.ndarray,
         count_B: np.ndarray,
     ) -> pl.DataFrame:
         """All events of some users, step by step: each depends on those before it."""
-        rng = synthetic.random_stream(self.generator_seed, "events", int(user_B[0]))
+        rng = folders.random_stream(self.generator_seed, "events", int(user_B[0]))
         steps = int(count_B.max())
-        scenario_BT = synthetic.draw_shares(rng, share_S, len(user_B) * steps)
+        scenario_BT = folders.draw_shares(rng, share_S, len(user_B) * steps)
         scenario_BT = scenario_BT.reshape(len(user_B), steps)
         # One event a second at most, so that "before" is never a tie.
-        span_s = self.num_days * synthetic.DAY_S // steps
+        span_s = self.num_days * folders.DAY_S // steps
         time_BT = np.sort(rng.integers(0, steps * (span_s - 1), scenario_BT.shape), axis=1)
         time_BT += _START_S + np.arange(steps)[None]
         # The last `count` steps of each user count, so that the last days are as full as others.
@@ -189,13 +188,13 @@ class SyntheticWorldConfig(schema.DataConfig):
         available_BV = np.zeros((len(user_B), len(preferences.item_VD)), np.float32)
         for t in range(steps):
             row = np.flatnonzero(t >= first_B)
-            score_BV = preferences_lib.true_scores(
+            score_BV = tastes.true_scores(
                 preferences, user_B[row], scenario_BT[row, t], recent_BL[row]
             )
             item_B = _draw_softmax(rng, score_BV + available_BV[row])
             item_BT[row, t] = item_B
             available_BV[row, item_B] = -np.inf
-            recent_BL = exposures_lib.update_recent(recent_BL, row, preferences.creator_V[item_B])
+            recent_BL = exposures.update_recent(recent_BL, row, preferences.creator_V[item_B])
         kept_BT = item_BT >= 0
         return pl.DataFrame(
             {
@@ -248,7 +247,7 @@ class TrueScores:
             arrays = {name: truth[name] for name in truth.files}
         self._recent = int(arrays.pop("recent"))
         match_weight = float(arrays.pop("match_weight"))
-        self.preferences = preferences_lib.Preferences(**arrays, match_weight=match_weight)
+        self.preferences = tastes.Preferences(**arrays, match_weight=match_weight)
         self._store = store
         # Rows of the store to rows of the world; row 0 is nobody.
         self._user_U = np.array([-1, *map(int, store.users_raw_id[1:])])
@@ -270,7 +269,7 @@ class TrueScores:
         item_E = self._store.sequences["history"][0][:, 0]
         item_QL = self._item_V[item_E[np.where(inside_QL, index_QL, 0)]]
         recent_QL = np.where(inside_QL, self.preferences.creator_V[item_QL], -1)
-        world_QV = preferences_lib.true_scores(
+        world_QV = tastes.true_scores(
             self.preferences,
             self._user_U[rows_QC[:, columns["user"]]],
             rows_QC[:, columns["scenario"]],

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float, Int, Real
 
-from dsmoe_jax.data.prepare import synthetic
+from dsmoe_jax.data.synthetic import folders
 
 
 def counts_of(share: Float[np.ndarray, "C"], rows: int) -> Int[np.ndarray, "C"]:
@@ -22,7 +22,7 @@ def counts_of(share: Float[np.ndarray, "C"], rows: int) -> Int[np.ndarray, "C"]:
         raise ValueError(f"rows: expected at least {len(share)}, one per value, got {rows}")
     # The reserved row of every value is taken from its own share where it has one.
     rest = np.maximum(share / share.sum() * rows - 1.0, 0.0)
-    return 1 + synthetic.spread_counts(rest + 1e-12, rows - len(share))
+    return 1 + folders.spread_counts(rest + 1e-12, rows - len(share))
 
 
 def deal(

@@ -1,7 +1,7 @@
 """Who is shown what and clicks on it, given planted preferences.
 
 Owns: choosing items for impressions, turning utilities into clicks of a given rate, and the recent
-creators that clicks leave behind. Does not own the utilities (`synthetic_preferences.py`) nor the
+creators that clicks leave behind. Does not own the utilities (`data/synthetic/tastes.py`) nor the
 files.
 
     B  rows     L  recent creators     M  slate     S  scenarios     U  users
@@ -10,7 +10,7 @@ files.
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-from dsmoe_jax.data.prepare import synthetic_preferences as preferences_lib
+from dsmoe_jax.data.synthetic import tastes
 
 # Rows handled at once: small enough that a slate's vectors stay in the cache.
 _CHUNK_ROWS = 1 << 16
@@ -33,7 +33,7 @@ class Exposures:
 
     SLATE = 4
 
-    def __init__(self, preferences: preferences_lib.Preferences, follow_share: float) -> None:
+    def __init__(self, preferences: tastes.Preferences, follow_share: float) -> None:
         """Prepares the tables to draw from.
 
         Args:
@@ -84,7 +84,7 @@ class Exposures:
         recent_BL: Int[np.ndarray, "B L"],
     ) -> tuple[Int[np.ndarray, "B"], Float32[np.ndarray, "B"]]:
         preferences, rows = self.preferences, len(user_B)
-        vector_BD = preferences_lib.user_vectors(preferences, user_B, scenario_B)
+        vector_BD = tastes.user_vectors(preferences, user_B, scenario_B)
         slate_BM = self._draw_popular(rng, scenario_B)
         logit_BM = np.einsum("bd,bmd->bm", vector_BD, preferences.item_VD[slate_BM])
         noise_BM = rng.standard_exponential((rows, self.SLATE), np.float32)

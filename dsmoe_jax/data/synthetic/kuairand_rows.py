@@ -1,8 +1,8 @@
 """A synthetic twin of KuaiRand-Pure: the official files, at any size, with planted preferences.
 
 Owns: the log files. Columns, tab shares and click rates, duplicates and dates are those of the
-official rows; who clicks what follows `synthetic_preferences.py`. The two feature files come from
-`synthetic_kuairand_tables.py`. Days are generated one at a time, so memory holds one day's rows,
+official rows; who clicks what follows `data/synthetic/tastes.py`. The two feature files come from
+`data/synthetic/kuairand_tables.py`. Days are generated one at a time, so memory holds one day's rows,
 the users' state and the (user, video) pairs already shown. Reading the files is `kuairand.py`'s.
 """
 
@@ -15,10 +15,8 @@ import numpy as np
 import polars as pl
 import tqdm
 
-from dsmoe_jax.data.prepare import kuairand, synthetic
-from dsmoe_jax.data.prepare import synthetic_exposures as exposures_lib
-from dsmoe_jax.data.prepare import synthetic_kuairand_tables as kuairand_tables
-from dsmoe_jax.data.prepare import synthetic_preferences as preferences_lib
+from dsmoe_jax.data.prepare import kuairand
+from dsmoe_jax.data.synthetic import exposures, folders, kuairand_tables, tastes
 
 OFFICIAL_IMPRESSIONS = 1_141_112 + 295_497
 OFFICIAL_RANDOM_IMPRESSIONS = 1_186_059
@@ -82,7 +80,7 @@ class SyntheticKuaiRandConfig(kuairand.KuaiRandConfig):
         size = KuaiRandSize(
             self.num_users, self.num_items, self.num_impressions, self.generator_seed
         )
-        folder = synthetic.generate(
+        folder = folders.generate(
             self.raw_dir or f"{store_dir}.synthetic",
             title="KuaiRand-Pure",
             note=NOTE,
@@ -115,19 +113,19 @@ def write_kuairand(folder: pathlib.Path, size: KuaiRandSize) -> None:
     ):
         if value < low:
             raise ValueError(f"data.{name}: expected at least {low}, got {value}")
-    rng = synthetic.random_stream(size.seed, "creators")
+    rng = folders.random_stream(size.seed, "creators")
     num_creators = min(_NUM_CREATORS, size.num_items // 2)
-    preferences = preferences_lib.make_preferences(
+    preferences = tastes.make_preferences(
         size.seed,
         share_S=_TAB_ROWS,
         num_users=size.num_users,
-        creator_V=synthetic.covering_codes(rng, size.num_items, num_creators, exponent=0.3),
+        creator_V=folders.covering_codes(rng, size.num_items, num_creators, exponent=0.3),
     )
     users = kuairand_tables.make_users(size.seed, preferences)
     videos = kuairand_tables.make_videos(size.seed, preferences)
-    with synthetic.CsvFile(folder / kuairand.USERS_FILE) as file:
+    with folders.CsvFile(folder / kuairand.USERS_FILE) as file:
         file.append(users)
-    with synthetic.CsvFile(folder / kuairand.ITEMS_FILE) as file:
+    with folders.CsvFile(folder / kuairand.ITEMS_FILE) as file:
         file.append(videos)
     duration_V = videos["video_duration"].fill_null(0.0).cast(pl.Int64).to_numpy()
     _write_standard(folder, size, preferences, duration_V)
@@ -137,18 +135,18 @@ def write_kuairand(folder: pathlib.Path, size: KuaiRandSize) -> None:
 def _write_standard(
     folder: pathlib.Path,
     size: KuaiRandSize,
-    preferences: preferences_lib.Preferences,
+    preferences: tastes.Preferences,
     duration_V: np.ndarray,
 ) -> None:
     feed = _Feed(size, preferences)
     rows_D = _rows_per_day(size.num_impressions)
     names = ("log_standard_4_08_to_4_21_pure.csv", "log_standard_4_22_to_5_08_pure.csv")
     with (
-        synthetic.CsvFile(folder / names[0]) as early,
-        synthetic.CsvFile(folder / names[1]) as late,
+        folders.CsvFile(folder / names[0]) as early,
+        folders.CsvFile(folder / names[1]) as late,
     ):
         for day in tqdm.trange(_NUM_DAYS, desc="generate days", disable=None, delay=2):
-            rng = synthetic.random_stream(size.seed, "standard", day)
+            rng = folders.random_stream(size.seed, "standard", day)
             user_B, tab_B, item_B, click_B, time_ms_B = feed.draw_day(rng, int(rows_D[day]))
             frame = _to_frame(rng, day, user_B, tab_B, item_B, click_B, time_ms_B, duration_V)
             doubled = tab_B[:, None] == np.array(_DOUBLED_TABS)[None]
@@ -163,16 +161,16 @@ def _rows_per_day(num_impressions: int) -> np.ndarray:
     doubling = 1.0 + _DOUBLED_SHARE * share[list(_DOUBLED_TABS)].sum()
     early, late = 1_141_112 / _FILE_DAYS, 295_497 / (_NUM_DAYS - _FILE_DAYS)
     weight_D = np.where(np.arange(_NUM_DAYS) < _FILE_DAYS, early, late)
-    return synthetic.spread_counts(weight_D, round(num_impressions / doubling))
+    return folders.spread_counts(weight_D, round(num_impressions / doubling))
 
 
 class _Feed:
     """Day after day, who is shown what and clicks; remembers what users saw and clicked."""
 
-    def __init__(self, size: KuaiRandSize, preferences: preferences_lib.Preferences):
-        rng = synthetic.random_stream(size.seed, "feed")
+    def __init__(self, size: KuaiRandSize, preferences: tastes.Preferences):
+        rng = folders.random_stream(size.seed, "feed")
         self._preferences = preferences
-        self._exposures = exposures_lib.Exposures(preferences, follow_share=0.2)
+        self._exposures = exposures.Exposures(preferences, follow_share=0.2)
         self._activity_U = rng.standard_gamma(1.5, size.num_users) + 0.02
         share = _TAB_ROWS / _TAB_ROWS.sum()
         mix_US = rng.standard_gamma(_TAB_CONCENTRATION * share[None], (size.num_users, len(share)))
@@ -188,17 +186,17 @@ class _Feed:
         """
         # Spare rows make up for the videos shown before.
         drawn = rows + rows // 4
-        user_B = synthetic.draw_shares(rng, self._activity_U, drawn)
+        user_B = folders.draw_shares(rng, self._activity_U, drawn)
         position_B = rng.random(drawn)
         tab_B = (position_B[:, None] >= self._tab_edge_US[user_B]).sum(1)
         tab_B = np.minimum(tab_B, len(_TAB_ROWS) - 1)
         item_B, utility_B = self._exposures.draw(rng, user_B, tab_B, self._recent_UL[user_B])
         kept = self._keep_new(user_B * len(self._preferences.item_VD) + item_B, rows)
         user_B, tab_B, item_B = user_B[kept], tab_B[kept], item_B[kept]
-        click_B = exposures_lib.draw_clicks(rng, utility_B[kept], tab_B, _TAB_CLICK_RATE)
+        click_B = exposures.draw_clicks(rng, utility_B[kept], tab_B, _TAB_CLICK_RATE)
         # Rows are independent given the day before, so times can be dealt out in order.
-        time_ms_B = np.sort(synthetic.draw_time_of_day_ms(rng, len(user_B)))
-        self._recent_UL = exposures_lib.update_recent(
+        time_ms_B = np.sort(folders.draw_time_of_day_ms(rng, len(user_B)))
+        self._recent_UL = exposures.update_recent(
             self._recent_UL, user_B[click_B], self._preferences.creator_V[item_B[click_B]]
         )
         return user_B, tab_B, item_B, click_B, time_ms_B
@@ -219,26 +217,24 @@ class _Feed:
 def _write_random(
     folder: pathlib.Path,
     size: KuaiRandSize,
-    preferences: preferences_lib.Preferences,
+    preferences: tastes.Preferences,
     duration_V: np.ndarray,
 ) -> None:
     """The log of randomly exposed videos: uniform users and videos, is_rand = 1, tab 1."""
     days = range(_FILE_DAYS, _NUM_DAYS)
-    total = synthetic.scaled(
-        OFFICIAL_RANDOM_IMPRESSIONS, OFFICIAL_IMPRESSIONS, size.num_impressions
-    )
-    rows_D = synthetic.spread_counts(np.ones(len(days)), total)
-    with synthetic.CsvFile(folder / "log_random_4_22_to_5_08_pure.csv") as file:
+    total = folders.scaled(OFFICIAL_RANDOM_IMPRESSIONS, OFFICIAL_IMPRESSIONS, size.num_impressions)
+    rows_D = folders.spread_counts(np.ones(len(days)), total)
+    with folders.CsvFile(folder / "log_random_4_22_to_5_08_pure.csv") as file:
         for day, rows in zip(days, rows_D.tolist(), strict=True):
-            rng = synthetic.random_stream(size.seed, "random", day)
+            rng = folders.random_stream(size.seed, "random", day)
             user_B = rng.integers(0, size.num_users, rows)
             item_B = rng.integers(0, size.num_items, rows)
             tab_B = np.ones(rows, np.int64)
-            vector_BD = preferences_lib.user_vectors(preferences, user_B, tab_B)
+            vector_BD = tastes.user_vectors(preferences, user_B, tab_B)
             utility_B = np.einsum("bd,bd->b", vector_BD, preferences.item_VD[item_B])
             rate_S = np.full(len(_TAB_ROWS), 0.2)
-            click_B = exposures_lib.draw_clicks(rng, utility_B, tab_B, rate_S)
-            time_ms_B = np.sort(synthetic.draw_time_of_day_ms(rng, rows))
+            click_B = exposures.draw_clicks(rng, utility_B, tab_B, rate_S)
+            time_ms_B = np.sort(folders.draw_time_of_day_ms(rng, rows))
             frame = _to_frame(rng, day, user_B, tab_B, item_B, click_B, time_ms_B, duration_V)
             file.append(frame.with_columns(is_rand=pl.lit(1)))
 
@@ -257,7 +253,7 @@ def _to_frame(
     rows = len(user_B)
     date = _FIRST_DAY + datetime.timedelta(days=day)
     midnight = datetime.datetime(date.year, date.month, date.day, tzinfo=datetime.UTC)
-    midnight_s = int(midnight.timestamp()) - synthetic.BEIJING_S
+    midnight_s = int(midnight.timestamp()) - folders.BEIJING_S
     # The server dates a row a while after the event, so few events belong to the day before.
     delay_ms_B = (1000 * _DELAY_S * rng.standard_exponential(rows)).astype(np.int64)
     long_B = rng.random(rows) < np.where(click_B, 0.70, 0.0018)

@@ -5,11 +5,11 @@ import polars as pl
 import pytest
 
 from dsmoe_jax import features
-from dsmoe_jax.data.prepare import tables
+from dsmoe_jax.data.prepare import entities
 
 
 def encode(frame, **features_of):
-    return tables.encode_table(tables.Table(frame, "id", **features_of), "user_id", {})
+    return entities.encode_table(entities.Table(frame, "id", **features_of), "user_id", {})
 
 
 def test_rows_follow_the_raw_id_and_row_0_is_unknown():
@@ -29,8 +29,10 @@ def test_text_ids_work_like_integers():
 
 def test_far_apart_ids_are_encoded_like_dense_ones():
     far = pl.Series([2**62, 5, -(2**62)])
-    np.testing.assert_array_equal(tables.encode(far, far.sort()), [3, 2, 1])
-    np.testing.assert_array_equal(tables.encode(pl.Series([4, 7, 9]), pl.Series([4, 9])), [1, 0, 2])
+    np.testing.assert_array_equal(entities.encode(far, far.sort()), [3, 2, 1])
+    np.testing.assert_array_equal(
+        entities.encode(pl.Series([4, 7, 9]), pl.Series([4, 9])), [1, 0, 2]
+    )
 
 
 def test_sparse_values_are_numbered_in_ascending_order_and_null_is_0():
@@ -49,13 +51,13 @@ def test_sparse_values_are_numbered_in_ascending_order_and_null_is_0():
         [[0, 0, 0, 0, 0], [1, 2, 2, 3, 2], [2, 0, 1, 1, 1], [3, 1, 0, 2, 0], [4, 2, 2, 3, 2]],
     )
     assert [f.num_ids for f in table.sparse] == [5, 3, 3, 4, 3]
-    assert tables.as_array(table.vocabularies["code"]).tolist() == [-1, -2, 7]
-    assert tables.as_array(table.vocabularies["day"]).tolist()[1] == "2022-01-01"
+    assert entities.as_array(table.vocabularies["code"]).tolist() == [-1, -2, 7]
+    assert entities.as_array(table.vocabularies["day"]).tolist()[1] == "2022-01-01"
 
 
 def test_extra_values_get_ids_of_their_own():
-    table = tables.encode_table(
-        tables.Table(pl.DataFrame({"id": [1, 2], "brand": [5, 9]}), "id", sparse=("brand",)),
+    table = entities.encode_table(
+        entities.Table(pl.DataFrame({"id": [1, 2], "brand": [5, 9]}), "id", sparse=("brand",)),
         "item_id",
         {"brand": pl.Series([7, None, 9])},
     )
@@ -83,8 +85,8 @@ def test_constant_columns_are_left_out():
 
 
 def test_kept_columns_stay_although_constant():
-    table = tables.encode_table(
-        tables.Table(pl.DataFrame({"id": [1, 2], "c": [3, 3]}), "id", sparse=("c",)),
+    table = entities.encode_table(
+        entities.Table(pl.DataFrame({"id": [1, 2], "c": [3, 3]}), "id", sparse=("c",)),
         "item_id",
         {},
         frozenset({"c"}),
@@ -115,15 +117,15 @@ def test_bags_keep_their_order_and_drop_repetitions():
 
 def test_quantile_buckets_are_about_equally_full():
     value = pl.Series("x", [None, *range(100)])
-    codes = tables.quantile_buckets(value, 4)
+    codes = entities.quantile_buckets(value, 4)
     assert codes[0] is None
     assert codes[1:].value_counts()["count"].to_list() == [25, 25, 25, 25]
     assert codes[1:].is_sorted()
 
 
 def test_quantile_buckets_of_few_values_stay_apart():
-    assert tables.quantile_buckets(pl.Series("x", [5, 5, 5, 5, 9]), 20).n_unique() == 2
-    assert tables.quantile_buckets(pl.Series("x", [None], dtype=pl.Int64), 4).to_list() == [None]
+    assert entities.quantile_buckets(pl.Series("x", [5, 5, 5, 5, 9]), 20).n_unique() == 2
+    assert entities.quantile_buckets(pl.Series("x", [None], dtype=pl.Int64), 4).to_list() == [None]
 
 
 @pytest.mark.parametrize(
