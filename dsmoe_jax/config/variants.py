@@ -1,7 +1,7 @@
 """What a configuration file makes of its variant: which tokens were asked for, and new values.
 
 Owns the form `token,token` and the assignment of fields by name. Does not own the tokens: the
-methods' are in `methods.py`, the others in each file of `configs/`.
+methods' are in `models/registry.py`, the others in each file of `configs/`.
 """
 
 import dataclasses

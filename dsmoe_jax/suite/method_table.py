@@ -6,8 +6,8 @@ Owns its layout; nothing about a method is typed here.
 import importlib
 import inspect
 
-from dsmoe_jax import methods
 from dsmoe_jax.config import schema
+from dsmoe_jax.models import registry
 from dsmoe_jax.suite import tables
 
 NAME = "table1"
@@ -16,12 +16,12 @@ NAME = "table1"
 def make() -> tables.Table:
     """One row per method and per teacher of the registry."""
     rows = []
-    for name, method in methods.MATCHERS.items():
-        chosen = {} if name == methods.DEFAULT_MATCHER else {"method": name}
-        taught = methods.is_distilled(chosen)
+    for name, method in registry.MATCHERS.items():
+        chosen = {} if name == registry.DEFAULT_MATCHER else {"method": name}
+        taught = registry.is_distilled(chosen)
         awareness = "taught by a ranker" if taught else "inner product alone"
         rows.append((name, "matching", f"{describe(method)}{_which(name)}", "yes", awareness))
-    for name, ranker in methods.RANKERS.items():
+    for name, ranker in registry.RANKERS.items():
         rows.append((name, "ranking", describe(ranker), "no", "user and item together"))
     note = (
         "Stage and ANN: a matching method's two towers meet in an inner product alone, which an "
@@ -46,6 +46,6 @@ def describe(method: type[schema.MatcherConfig] | type[schema.RankerConfig]) -> 
 
 def _which(name: str) -> str:
     """Which of the methods that share a file a method is; empty where it has one of its own."""
-    files = [method.__module__ for method in methods.MATCHERS.values()]
-    is_shared = files.count(methods.MATCHERS[name].__module__) > 1
-    return f"; this row: {methods.LABELS.get(name, name)}" if is_shared else ""
+    files = [method.__module__ for method in registry.MATCHERS.values()]
+    is_shared = files.count(registry.MATCHERS[name].__module__) > 1
+    return f"; this row: {registry.LABELS.get(name, name)}" if is_shared else ""

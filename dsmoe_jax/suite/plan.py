@@ -9,8 +9,9 @@ import functools
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from dsmoe_jax import main, methods
+from dsmoe_jax import main
 from dsmoe_jax.config import fingerprint, load, schema
+from dsmoe_jax.models import registry
 from dsmoe_jax.suite import budget as budget_lib
 from dsmoe_jax.suite import rows, systems
 
@@ -19,7 +20,7 @@ PRINTED = ("table1", "table2", "table3", "table4", "fig2", "fig3", "fig4")
 DECIDED = "decisions"
 TABLES = (*PRINTED, DECIDED)
 
-METHOD = methods.DEFAULT_MATCHER
+METHOD = registry.DEFAULT_MATCHER
 _TEACHER = "teacher"
 
 # The paper's Table 4, and no normalisation at all.
@@ -96,10 +97,11 @@ def rows_of(table: str, config: str) -> tuple[rows.Row, ...]:
       overrides.UsageError: When the file or the variant is wrong, or another method's.
     """
     _check_own(config)
-    own = rows.Row(METHOD, methods.LABELS[METHOD], config)
+    own = rows.Row(METHOD, registry.LABELS[METHOD], config)
     if table in ("table2", "table3"):
         others = [
-            _variant(config, name, methods.LABELS.get(name, name)) for name in methods.METHOD_TOKENS
+            _variant(config, name, registry.LABELS.get(name, name))
+            for name in registry.METHOD_TOKENS
         ]
         found = [own, *(row for row in others if row)]
         if table == "table3":
@@ -234,11 +236,13 @@ def _variant(config: str, token: str, label: str) -> rows.Row | None:
 def _check_own(config: str) -> None:
     """Refuses what would stand under the method's name without being it."""
     _, _, variant = config.partition(":")
-    ablation = next((token for token in variant.split(",") if token in methods.ABLATION_TOKENS), "")
+    ablation = next(
+        (token for token in variant.split(",") if token in registry.ABLATION_TOKENS), ""
+    )
     model = _load(config).model
-    if ablation or type(model) is not methods.MATCHERS[METHOD]:
+    if ablation or type(model) is not registry.MATCHERS[METHOD]:
         raise load.UsageError(
-            f"--config {config}: expected {methods.LABELS[METHOD]}'s own configuration, got "
+            f"--config {config}: expected {registry.LABELS[METHOD]}'s own configuration, got "
             f"{ablation or type(model).__name__}; other methods and ablations are rows of the "
             "tables anyway"
         )

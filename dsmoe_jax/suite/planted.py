@@ -22,12 +22,13 @@ from typing import Any, cast
 import numpy as np
 import tqdm
 
-from dsmoe_jax import evaluate, judge, main, methods, numerics, results, runlog
+from dsmoe_jax import evaluate, judge, main, numerics, results, runlog
 from dsmoe_jax import session as session_lib
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.synthetic import world as synthetic_world
+from dsmoe_jax.models import registry
 from dsmoe_jax.suite import planted_worlds
 
 CONFIG = "configs/planted.py"
@@ -130,7 +131,7 @@ def components(experiment: schema.Experiment, arm: planted_worlds.Arm) -> dict[s
     if arm.kind in ("truth", "truncated"):
         return numerics.of(["data", "evaluation"])
     teacher = arm.kind == "teacher" or experiment.loss.distill_weight > 0
-    found = methods.components(experiment, student=arm.kind == "student", teacher=teacher)
+    found = registry.components(experiment, student=arm.kind == "student", teacher=teacher)
     return numerics.of(found)
 
 

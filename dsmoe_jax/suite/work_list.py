@@ -28,10 +28,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dsmoe_jax import methods, numerics, results, runlog
+from dsmoe_jax import numerics, results, runlog
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.models import registry
 from dsmoe_jax.suite import costs, plan, processes, progress, records, systems
 
 _POLL_S = 0.2
@@ -300,7 +301,7 @@ def _components(cell: plan.Cell) -> list[str]:
     """Components that decide the cell's numbers."""
     if cell.row.kind == "scored":
         return systems.components(cell.row.name)
-    return methods.components(
+    return registry.components(
         cell.experiment,
         student=cell.row.kind == "run",
         teacher=cell.row.kind == "teacher" or bool(cell.teacher),

@@ -20,7 +20,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from dsmoe_jax import methods, numerics
+from dsmoe_jax import numerics
+from dsmoe_jax.models import registry
 from dsmoe_jax.suite import systems
 from tests.golden import protocol, trained, training
 
@@ -36,8 +37,8 @@ COMPUTE: dict[str, Callable[[], dict[str, Any]]] = {
     "training": training.training,
     "evaluation": protocol.evaluation,
     "baselines": protocol.baselines,
-    **{name: trained.of_matcher(name) for name in methods.MATCHERS},
-    **{name: trained.of_ranker(name) for name in methods.RANKERS},
+    **{name: trained.of_matcher(name) for name in registry.MATCHERS},
+    **{name: trained.of_ranker(name) for name in registry.RANKERS},
 }
 PEERS = tuple(systems.PEERS)
 

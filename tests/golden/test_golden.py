@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from dsmoe_jax import methods, numerics
+from dsmoe_jax import numerics
+from dsmoe_jax.models import registry
 from tests.golden import golden
 
 
@@ -22,7 +23,7 @@ def test_every_component_but_peers_has_a_file():
 
 
 def test_every_method_and_peer_has_a_version():
-    named = [*methods.MATCHERS, *methods.RANKERS, *golden.PEERS]
+    named = [*registry.MATCHERS, *registry.RANKERS, *golden.PEERS]
     named += ["data", "training", "evaluation", "baselines"]
     assert len(set(named)) == len(named), "no name stands for two components"
     assert set(named) == set(numerics.VERSIONS)

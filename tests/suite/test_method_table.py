@@ -2,7 +2,8 @@
 
 import pathlib
 
-from dsmoe_jax import methods, sections
+from dsmoe_jax import sections
+from dsmoe_jax.models import registry
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import method_table, tables
@@ -13,7 +14,7 @@ README = pathlib.Path(__file__).parents[2] / "README.md"
 
 def test_every_registered_method_has_a_row_that_says_what_it_is():
     rows = [[cell.text for cell in row] for row in method_table.make().rows]
-    assert [row[0] for row in rows] == [*methods.MATCHERS, *methods.RANKERS]
+    assert [row[0] for row in rows] == [*registry.MATCHERS, *registry.RANKERS]
     assert all(all(row) for row in rows)
     by_name = {row[0]: row for row in rows}
     assert by_name["mind"][3] == "yes" and by_name["star"][3] == "no"
@@ -23,7 +24,7 @@ def test_every_registered_method_has_a_row_that_says_what_it_is():
 def test_table_1_is_the_registry():
     table = method_table.make()
     labels = [row[0].text for row in table.rows]
-    assert labels == [*methods.MATCHERS, *methods.RANKERS]
+    assert labels == [*registry.MATCHERS, *registry.RANKERS]
     own = made_up.row_of(table, "dsmoe")
     assert (own["stage"].text, own["ANN"].text) == ("matching", "yes")
     assert own["user-item interaction"].text == "taught by a ranker"

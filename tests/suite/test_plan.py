@@ -1,7 +1,8 @@
 import pytest
 
-from dsmoe_jax import main, methods
+from dsmoe_jax import main
 from dsmoe_jax.config import fingerprint, load
+from dsmoe_jax.models import registry
 from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import budget, plan, rows, systems
 
@@ -15,7 +16,7 @@ def names(cells):
 
 def test_every_method_of_the_registry_is_a_row():
     found = {row.name for row in plan.rows_of("table2", CONFIG)}
-    assert found == {*methods.MATCHERS, "references", *systems.PEERS}
+    assert found == {*registry.MATCHERS, "references", *systems.PEERS}
 
 
 def test_peers_have_a_cell_for_each_seed():

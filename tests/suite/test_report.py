@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from dsmoe_jax import methods, sections
+from dsmoe_jax import sections
+from dsmoe_jax.models import registry
 from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import (
     cost_table,
@@ -81,7 +82,7 @@ def test_rebuilt_methods_are_labelled_so_and_the_papers_rows_are_not(tmp_path):
     assert made_up.row_of(recall_table.make("t", "T", source.systems("table2")), "M5-style")
     labels = [row[0].text for row in cost_table.make(source.systems("table3")).rows]
     assert "M5-style" in labels and "paper: M5" in labels
-    assert {label.removeprefix("paper: ") for label in labels} >= set(methods.LABELS.values())
+    assert {label.removeprefix("paper: ") for label in labels} >= set(registry.LABELS.values())
 
 
 def test_a_comparison_without_dsmoe_is_refused(tmp_path):

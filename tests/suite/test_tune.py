@@ -13,10 +13,10 @@ import time
 import optuna
 import pytest
 
-from dsmoe_jax import methods
 from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import load, schema
 from dsmoe_jax.data.prepare import kuairand
+from dsmoe_jax.models import registry
 from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import processes, search_results, search_space, tune
 
@@ -247,8 +247,8 @@ def test_without_optuna_the_extra_is_named(search, monkeypatch):
 @pytest.mark.parametrize(
     ("stage", "token"),
     [
-        *(("student", token) for token in ("", *methods.METHOD_TOKENS)),
-        *(("teacher", token) for token in methods.TEACHER_TOKENS),
+        *(("student", token) for token in ("", *registry.METHOD_TOKENS)),
+        *(("teacher", token) for token in registry.TEACHER_TOKENS),
     ],
 )
 def test_every_value_of_a_space_is_a_flag_that_means_it(stage, token):

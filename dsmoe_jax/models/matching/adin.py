@@ -1,7 +1,7 @@
 """ADIN-style: shared and per-scenario networks behind per-scenario gates on the fields (CIKM 2022).
 
 Owns self-training on what a user clicked in other scenarios; how these items reach the model is the
-training step's. The towers are in `nn/interest.py`.
+training step's. The towers are in `models/matching/adin_tower.py`.
 
 Letters: B examples, S scenarios, E one field's embedding, G candidates, X unlabelled items, L
 events, M interests (1), D output.
@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.config import fields, schema
-from dsmoe_jax.models.matching import symmetric, two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, interest
+from dsmoe_jax.models.matching import adin_tower, symmetric, two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed
 
 
 @dataclasses.dataclass
@@ -78,7 +78,7 @@ class ADINConfig(schema.MatcherConfig):
             widths=("hidden_dims",),
             rates=("input_dropout",),
             shares=("bn_momentum", "self_training_threshold"),
-            choices={"norm": dsbn.KINDS, "fusion": interest.FUSIONS},
+            choices={"norm": dsbn.KINDS, "fusion": adin_tower.FUSIONS},
         )
         if not self.hidden_dims:
             raise ValueError("model.hidden_dims: expected at least one width, got none")
@@ -184,9 +184,9 @@ class ADIN(symmetric.SymmetricMatcher):
         loss = jnp.where(positive_BX, nn.softplus(-logit_BX), 0).sum() / logit_BG.size
         return logit_BG, {"self_training": self.self_training_weight * loss}
 
-    def _make_tower(self, in_dim: int) -> interest.Tower:
+    def _make_tower(self, in_dim: int) -> adin_tower.Tower:
         E = self.spec.embedding_dim
-        return interest.Tower(
+        return adin_tower.Tower(
             in_dim=in_dim,
             num_fields=in_dim // E,
             scenario_dim=E,

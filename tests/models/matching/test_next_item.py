@@ -13,9 +13,7 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import fuxi, hstu
-from dsmoe_jax.nn import causal
-from dsmoe_jax.nn import fuxi as nn_fuxi
-from dsmoe_jax.nn import hstu as nn_hstu
+from dsmoe_jax.nn import causal, fuxi_encoder, hstu_encoder
 
 B, G, D = 6, 4, 8
 SPEC = tiny_features.make_spec()
@@ -28,9 +26,11 @@ CONFIGS = {
     "fuxi_mme": fuxi.FuxiMMEConfig(num_experts=3, **SMALL),
 }
 ENCODERS = {
-    "HSTU": nn_hstu.Encoder(D, max_len=6),
-    "Fuxi": nn_fuxi.Encoder(D, max_len=6),
-    "FuxiMME": nn_fuxi.Encoder(D, num_subspaces=2, num_experts=3, experts_per_token=2, max_len=6),
+    "HSTU": hstu_encoder.Encoder(D, max_len=6),
+    "Fuxi": fuxi_encoder.Encoder(D, max_len=6),
+    "FuxiMME": fuxi_encoder.Encoder(
+        D, num_subspaces=2, num_experts=3, experts_per_token=2, max_len=6
+    ),
 }
 
 

@@ -5,43 +5,45 @@ import sys
 
 import pytest
 
-from dsmoe_jax import methods
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.config import load as overrides
+from dsmoe_jax.models import registry
 
 
 def load(variant):
     return overrides.load_experiment("configs/kuairand.py", variant)
 
 
-@pytest.mark.parametrize("name", methods.RANKERS)
+@pytest.mark.parametrize("name", registry.RANKERS)
 def test_a_teacher_is_chosen_by_its_name(name):
     teacher = load(f"sample,teacher={name}").teacher.model
-    assert type(teacher) is methods.RANKERS[name]
+    assert type(teacher) is registry.RANKERS[name]
 
 
 def test_the_fused_teacher_averages_registered_rankers():
-    teacher = methods.make_teacher({"teacher": "teacher=fused"})
+    teacher = registry.make_teacher({"teacher": "teacher=fused"})
     assert {name: type(member) for name, member in teacher.members.items()} == {
-        name: methods.RANKERS[name] for name in methods.FUSED_MEMBERS
+        name: registry.RANKERS[name] for name in registry.FUSED_MEMBERS
     }
 
 
 def test_the_members_of_a_teacher_are_listed_by_name():
     chosen = {"teacher": "teacher=star"}
-    star = methods.make_teacher(chosen)
-    assert methods.list_rankers(chosen, star) == {"star": star}
-    default = methods.make_teacher({})
-    assert methods.list_rankers({}, default) == {methods.DEFAULT_RANKER: default}
+    star = registry.make_teacher(chosen)
+    assert registry.list_rankers(chosen, star) == {"star": star}
+    default = registry.make_teacher({})
+    assert registry.list_rankers({}, default) == {registry.DEFAULT_RANKER: default}
 
 
 @pytest.mark.parametrize("fields", ["", ",teacher_fields=same"])
 def test_every_teacher_of_a_configuration_sees_the_same(fields):
     switches = ("use_log_prior", "collaborative")
     seen = {}
-    for name in methods.RANKERS:
+    for name in registry.RANKERS:
         teacher = load(f"sample,teacher={name}{fields}").teacher.model
-        for member, ranker in methods.list_rankers({"teacher": f"teacher={name}"}, teacher).items():
+        for member, ranker in registry.list_rankers(
+            {"teacher": f"teacher={name}"}, teacher
+        ).items():
             if member != "sap":
                 seen[name, member] = tuple(getattr(ranker, switch) for switch in switches)
     more = not fields
@@ -51,9 +53,11 @@ def test_every_teacher_of_a_configuration_sees_the_same(fields):
 @pytest.mark.parametrize("fields", ["", ",teacher_fields=same"])
 def test_teachers_drop_the_same_share_of_their_input_unless_a_search_found_another(fields):
     found = {"din": 0.0, "sap": 0.0, "hmoe": 0.1}
-    for name in methods.RANKERS:
+    for name in registry.RANKERS:
         teacher = load(f"sample,teacher={name}{fields}").teacher.model
-        for member, ranker in methods.list_rankers({"teacher": f"teacher={name}"}, teacher).items():
+        for member, ranker in registry.list_rankers(
+            {"teacher": f"teacher={name}"}, teacher
+        ).items():
             assert ranker.input_dropout == found.get(member, 0.3), (name, member)
 
 
@@ -84,9 +88,11 @@ def test_values_for_a_student_without_teacher_are_its_own_and_stand_nowhere_else
 
 
 def test_labels_are_of_registered_methods_and_tell_them_apart():
-    assert methods.LABELS.keys() <= methods.MATCHERS.keys()
-    assert len(set(methods.LABELS.values())) == len(methods.LABELS)
-    for name, label in methods.LABELS.items():
-        rebuilt = "-style" in (inspect.getdoc(sys.modules[methods.MATCHERS[name].__module__]) or "")
+    assert registry.LABELS.keys() <= registry.MATCHERS.keys()
+    assert len(set(registry.LABELS.values())) == len(registry.LABELS)
+    for name, label in registry.LABELS.items():
+        rebuilt = "-style" in (
+            inspect.getdoc(sys.modules[registry.MATCHERS[name].__module__]) or ""
+        )
         # The file of FuXi-alpha has the rebuilt Fuxi-MME too.
         assert label.endswith("-style") == rebuilt or name == "fuxi"

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_features
 
-from dsmoe_jax.nn import scenario, star
+from dsmoe_jax.nn import scenario, star_topology
 
 B, G, S, I, O = 8, 3, 4, 5, 2  # noqa: E741
 RNG = np.random.default_rng(0)
@@ -21,7 +21,7 @@ def make(layer, *inputs, **options):
 
 
 def test_weights_are_products_and_biases_are_sums():
-    layer = star.StarLinear(S, (I,), O)
+    layer = star_topology.StarLinear(S, (I,), O)
     x_BGI = draw(B, G, I)
     variables = make(layer, x_BGI, ONE_HOT_BS)
     params = variables["params"]
@@ -34,7 +34,7 @@ def test_weights_are_products_and_biases_are_sums():
 
 
 def test_pieces_sum_to_the_product_of_the_normalised_whole():
-    layer, norm = star.StarLinear(S, (2, 3), O), star.PartitionedNorm(S, I, 0.1)
+    layer, norm = star_topology.StarLinear(S, (2, 3), O), star_topology.PartitionedNorm(S, I, 0.1)
     user_B1I, item_1GI = draw(B, 1, 2), draw(1, G, 3)
     whole_BGI = jnp.concatenate(
         [jnp.broadcast_to(user_B1I, (B, G, 2)), jnp.broadcast_to(item_1GI, (B, G, 3))], axis=-1
@@ -47,19 +47,21 @@ def test_pieces_sum_to_the_product_of_the_normalised_whole():
         for n, (part, cut) in enumerate(((user_B1I, slice(0, 2)), (item_1GI, slice(2, 5))))
     ]
     normal_BGI = whole_BGI * gain_SI[SCENARIO_B][:, None] + shift_SI[SCENARIO_B][:, None]
-    joint = star.StarLinear(S, (I,), O).apply(variables, normal_BGI, ONE_HOT_BS)
+    joint = star_topology.StarLinear(S, (I,), O).apply(variables, normal_BGI, ONE_HOT_BS)
     np.testing.assert_allclose(parts[0] + parts[1], joint, atol=1e-4)
 
 
 def test_starts_as_the_shared_layer():
-    params = star.StarLinear(S, (I,), O).init(jax.random.key(0), draw(B, I), ONE_HOT_BS)["params"]
+    params = star_topology.StarLinear(S, (I,), O).init(jax.random.key(0), draw(B, I), ONE_HOT_BS)[
+        "params"
+    ]
     np.testing.assert_array_equal(params["scenario_kernel"], np.ones((S, I, O)))
     np.testing.assert_array_equal(params["scenario_bias"], np.zeros((S, O)))
     assert np.std(params["kernel"]) > 0.1
 
 
 def test_partitioned_norm_has_shared_and_own_gains_and_shifts():
-    norm = star.PartitionedNorm(S, I, 0.25)
+    norm = star_topology.PartitionedNorm(S, I, 0.25)
     x_BGI = draw(B, G, I)
     variables = make(norm, x_BGI, ONE_HOT_BS, train=False)
     params, stats = (

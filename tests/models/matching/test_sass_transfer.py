@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny_features
 
-from dsmoe_jax.nn import scenario, transfer
+from dsmoe_jax.models.matching import sass_transfer
+from dsmoe_jax.nn import scenario
 
 B, G, S, C, IN, D = 9, 2, 3, 4, 5, 3
 RNG = np.random.default_rng(0)
@@ -18,7 +19,7 @@ ONE_HOT_BS = scenario.one_hot(SCENARIO_B, S)
 
 @functools.cache
 def make(norm="bn", hidden_dims=(6, 4)):
-    tower = transfer.AdaptiveTower(
+    tower = sass_transfer.AdaptiveTower(
         in_dim=IN, hidden_dims=hidden_dims, output_dim=D, bias_dim=7, scenario_dim=C,
         num_scenarios=S, norm=norm, momentum=0.1,
     )  # fmt: skip

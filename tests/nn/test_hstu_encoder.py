@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsmoe_jax.nn import causal, hstu
+from dsmoe_jax.nn import causal, hstu_encoder
 from tests.nn import histories
 
 E = 6
@@ -13,7 +13,7 @@ E = 6
 
 @functools.cache
 def make(num_heads=1, max_len=7):
-    encoder = hstu.Encoder(E, num_blocks=2, num_heads=num_heads, max_len=max_len)
+    encoder = hstu_encoder.Encoder(E, num_blocks=2, num_heads=num_heads, max_len=max_len)
     event_BLE, timeline = histories.make(E)
     return encoder, histories.make_params(encoder, event_BLE, timeline), event_BLE, timeline
 
@@ -81,7 +81,7 @@ def test_padding_changes_nothing():
 
 
 def test_block_has_the_published_number_of_parameters():
-    block = hstu.Block(dim=50, num_heads=1, max_len=211, dropout=0.0)
+    block = hstu_encoder.Block(dim=50, num_heads=1, max_len=211, dropout=0.0)
     timeline = causal.make_timeline(
         jnp.ones((1, 2), bool), jnp.zeros((1, 2), jnp.int32), jnp.zeros(1, jnp.int32)
     )
@@ -93,7 +93,7 @@ def test_block_has_the_published_number_of_parameters():
 
 def test_dropout_acts_in_training_only():
     encoder, variables, event_BLE, timeline = make()
-    dropped = hstu.Encoder(E, max_len=7, dropout=0.5, input_dropout=0.5)
+    dropped = hstu_encoder.Encoder(E, max_len=7, dropout=0.5, input_dropout=0.5)
     plain_BLE = run(encoder, variables, event_BLE, timeline)
     np.testing.assert_array_equal(run(dropped, variables, event_BLE, timeline), plain_BLE)
     keys = {"dropout": jax.random.key(0)}

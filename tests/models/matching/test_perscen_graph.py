@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsmoe_jax.nn import feature_graph
+from dsmoe_jax.models.matching import perscen_graph
 
 B, F, E = 5, 4, 3
 WIDTH = F * E
@@ -43,14 +43,14 @@ def raise_naively(graph_FF, first_FF, support_FF):
 def test_larger_half_is_marked():
     unit_BFF = jnp.asarray([[[0.0, 0.9, 0.1], [0.5, 0.0, 0.2], [0.3, 0.4, 0.0]]])
     expected = [[[True, True, False], [True, True, False], [False, False, True]]]
-    np.testing.assert_array_equal(feature_graph.keep_largest_half(unit_BFF), expected)
+    np.testing.assert_array_equal(perscen_graph.keep_largest_half(unit_BFF), expected)
 
 
 def test_of_equal_entries_the_first_in_row_order_are_marked():
     expected = [[[True, True, True], [False, True, False], [False, False, True]]]
     for value in (0.0, 0.3, 1.0):
         unit_BFF = jnp.full((1, 3, 3), value, jnp.float32)
-        np.testing.assert_array_equal(feature_graph.keep_largest_half(unit_BFF), expected)
+        np.testing.assert_array_equal(perscen_graph.keep_largest_half(unit_BFF), expected)
 
 
 # 182 fields have more entries than a 16-bit integer numbers.
@@ -59,7 +59,7 @@ def test_of_equal_entries_the_first_in_row_order_are_marked():
 def test_exactly_half_is_marked_whatever_is_equal(fields, levels):
     rng = np.random.default_rng(fields)
     unit_BFF = rng.integers(0, levels, (3, fields, fields)).astype(np.float32) / max(levels - 1, 1)
-    marked_BFF = np.asarray(feature_graph.keep_largest_half(jnp.asarray(unit_BFF)))
+    marked_BFF = np.asarray(perscen_graph.keep_largest_half(jnp.asarray(unit_BFF)))
     assert (marked_BFF.sum(axis=(1, 2)) == -(-(fields**2) // 2)).all()
     eye_FF = np.eye(fields, dtype=bool)
     for unit_FF, marked_FF in zip(unit_BFF, marked_BFF, strict=True):
@@ -71,7 +71,7 @@ def test_exactly_half_is_marked_whatever_is_equal(fields, levels):
 
 def test_refined_graph_equals_a_loop_over_rows():
     raw_BFF = draw(B, F, F)
-    graph_BFF, support_BFF = feature_graph.refine(raw_BFF)
+    graph_BFF, support_BFF = perscen_graph.refine(raw_BFF)
     for b in range(B):
         graph_FF, support_FF = refine_naively(np.asarray(raw_BFF)[b])
         np.testing.assert_allclose(graph_BFF[b], graph_FF, atol=1e-6)
@@ -79,11 +79,11 @@ def test_refined_graph_equals_a_loop_over_rows():
 
 
 def test_graphs_of_every_order_are_symmetric_within_one_support():
-    first_BFF, support_BFF = feature_graph.refine(draw(B, 6, 6))
+    first_BFF, support_BFF = perscen_graph.refine(draw(B, 6, 6))
     diagonal_BF = np.diagonal(first_BFF, axis1=1, axis2=2)
     np.testing.assert_array_equal(diagonal_BF, np.ones((B, 6)))
-    second_BFF = feature_graph.raise_order(first_BFF, first_BFF, support_BFF)
-    third_BFF = feature_graph.raise_order(second_BFF, first_BFF, support_BFF)
+    second_BFF = perscen_graph.raise_order(first_BFF, first_BFF, support_BFF)
+    third_BFF = perscen_graph.raise_order(second_BFF, first_BFF, support_BFF)
     for graph_BFF in (first_BFF, second_BFF, third_BFF):
         np.testing.assert_array_equal(graph_BFF, np.swapaxes(graph_BFF, 1, 2))
         assert np.min(graph_BFF) >= 0 and np.max(graph_BFF) <= 1
@@ -93,7 +93,7 @@ def test_graphs_of_every_order_are_symmetric_within_one_support():
 def test_no_gradient_passes_through_the_choice():
     raw_BFF, weight_BFF = draw(B, F, F), draw(B, F, F, seed=1)
     eye = np.eye(F, dtype=bool)[None]
-    marked_BFF = feature_graph.keep_largest_half(feature_graph.scale_to_unit(raw_BFF))
+    marked_BFF = perscen_graph.keep_largest_half(perscen_graph.scale_to_unit(raw_BFF))
 
     def with_choice_fixed(raw_BFF):
         low = raw_BFF.min(axis=(1, 2), keepdims=True)
@@ -102,20 +102,20 @@ def test_no_gradient_passes_through_the_choice():
         return (weight_BFF * kept_BFF).sum() / 2 + (weight_BFF.swapaxes(1, 2) * kept_BFF).sum() / 2
 
     expected = jax.grad(with_choice_fixed)(raw_BFF)
-    got = jax.grad(lambda raw: (weight_BFF * feature_graph.refine(raw)[0]).sum())(raw_BFF)
+    got = jax.grad(lambda raw: (weight_BFF * perscen_graph.refine(raw)[0]).sum())(raw_BFF)
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert np.abs(got).max() > 0
 
 
 def test_rows_of_equal_entries_are_0_with_a_finite_gradient():
     flat_BFF = jnp.full((1, 3, 3), 2.0, jnp.float32)
-    np.testing.assert_array_equal(feature_graph.scale_to_unit(flat_BFF), np.zeros((1, 3, 3)))
-    gradient = jax.grad(lambda raw: jnp.square(feature_graph.scale_to_unit(raw)).sum())(flat_BFF)
+    np.testing.assert_array_equal(perscen_graph.scale_to_unit(flat_BFF), np.zeros((1, 3, 3)))
+    gradient = jax.grad(lambda raw: jnp.square(perscen_graph.scale_to_unit(raw)).sum())(flat_BFF)
     assert np.isfinite(gradient).all()
 
 
 def test_generators_equal_perceptrons_that_read_a_one_hot():
-    layer = feature_graph.GraphGenerator(F, WIDTH)
+    layer = perscen_graph.GraphGenerator(F, WIDTH)
     x_BI = draw(B, WIDTH)
     variables = randomise(layer.init(jax.random.key(0), x_BI))
     got_BFF = layer.apply(variables, x_BI)
@@ -135,11 +135,11 @@ def test_generators_equal_perceptrons_that_read_a_one_hot():
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_interactions_equal_a_loop_over_rows(layers):
-    module = feature_graph.FeatureGraph(F, E, layers)
+    module = perscen_graph.FeatureGraph(F, E, layers)
     x_BI = draw(B, WIDTH, seed=2)
     variables = randomise(module.init(jax.random.key(0), x_BI))
     found = module.apply(variables, x_BI)
-    generator = feature_graph.GraphGenerator(F, WIDTH)
+    generator = perscen_graph.GraphGenerator(F, WIDTH)
     raw_BFF = generator.apply({"params": variables["params"]["generator"]}, x_BI)
     assert len(found) == layers
     kernel_LEE = np.asarray(variables["params"]["kernel"])
@@ -160,7 +160,7 @@ def test_interactions_equal_a_loop_over_rows(layers):
 
 
 def test_candidates_keep_their_axis():
-    module = feature_graph.FeatureGraph(F, E, 2)
+    module = perscen_graph.FeatureGraph(F, E, 2)
     x_BGI = draw(B, 2, WIDTH)
     variables = module.init(jax.random.key(0), x_BGI)
     flat = module.apply(variables, x_BGI.reshape(-1, WIDTH))
@@ -170,7 +170,7 @@ def test_candidates_keep_their_axis():
 
 
 def test_every_parameter_gets_a_gradient():
-    module = feature_graph.FeatureGraph(F, E, 2)
+    module = perscen_graph.FeatureGraph(F, E, 2)
     x_BI, weight_BI = draw(B, WIDTH), draw(B, WIDTH, seed=3)
     variables = randomise(module.init(jax.random.key(0), x_BI))
 

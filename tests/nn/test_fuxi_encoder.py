@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsmoe_jax.nn import causal, fuxi
+from dsmoe_jax.nn import causal, fuxi_encoder
 from tests.nn import histories
 
 E, N = 8, 7
@@ -15,7 +15,7 @@ E, N = 8, 7
 @functools.cache
 def make(**changes):
     fields = {"num_blocks": 2, "ffn_multiple": 2, "max_len": N, **changes}
-    encoder = fuxi.Encoder(E, **fields)
+    encoder = fuxi_encoder.Encoder(E, **fields)
     event_BLE, timeline = histories.make(E)
     return encoder, histories.make_params(encoder, event_BLE, timeline), event_BLE, timeline
 
@@ -105,7 +105,7 @@ def test_encoder_equals_the_printed_block_sub_space_by_sub_space(changes):
 
 def test_equal_experts_are_one():
     encoder, variables, event_BLE, timeline = make()
-    several = fuxi.Encoder(E, ffn_multiple=2, max_len=N, num_experts=3, experts_per_token=2)
+    several = fuxi_encoder.Encoder(E, ffn_multiple=2, max_len=N, num_experts=3, experts_per_token=2)
     params = dict(variables["params"])
     for block in ("block_0", "block_1"):
         ffn = {n: jnp.tile(leaf, (3, 1, 1)) for n, leaf in params[block]["ffn"].items()}
@@ -178,7 +178,7 @@ def test_the_request_time_reaches_the_last_position_alone():
 def test_blocks_have_the_published_number_of_parameters(
     dim, num_heads, ffn_multiple, num_blocks, expected
 ):
-    encoder = fuxi.Encoder(
+    encoder = fuxi_encoder.Encoder(
         dim, num_blocks=num_blocks, num_heads=num_heads, ffn_multiple=ffn_multiple, max_len=211
     )
     _, timeline = histories.make(1)
@@ -209,7 +209,7 @@ def test_experts_are_narrow_copies_with_a_router():
 
 def balance_of(router_EK, mask_BL, kept):
     """Of one block's experts on the unit vectors, which choose their own row of the router."""
-    ffn = fuxi.ExpertFFN(hidden_dim=2, num_experts=2, experts_per_token=kept)
+    ffn = fuxi_encoder.ExpertFFN(hidden_dim=2, num_experts=2, experts_per_token=kept)
     y_BMLE = jnp.eye(2)[None, None]
     variables = ffn.init(jax.random.key(0), y_BMLE, mask_BL)
     params = {**variables["params"], "router": {"kernel": jnp.asarray(router_EK, jnp.float32)}}
@@ -234,7 +234,7 @@ def test_balance_of_mixed_projections_is_the_mean_over_all_routers():
 
     def keep(next_fun, args, kwargs, context):
         out = next_fun(*args, **kwargs)
-        if isinstance(context.module, fuxi.Router) and context.method_name == "__call__":
+        if isinstance(context.module, fuxi_encoder.Router) and context.method_name == "__call__":
             found.append(float(out[1]))
         return out
 
@@ -255,7 +255,7 @@ def test_balance_is_a_loss_of_training_with_several_experts():
 
 def test_dropout_acts_in_training_only():
     encoder, variables, event_BLE, timeline = make()
-    dropped = fuxi.Encoder(E, ffn_multiple=2, max_len=N, dropout=0.5, input_dropout=0.5)
+    dropped = fuxi_encoder.Encoder(E, ffn_multiple=2, max_len=N, dropout=0.5, input_dropout=0.5)
     plain_BLE = run(encoder, variables, event_BLE, timeline)
     np.testing.assert_array_equal(run(dropped, variables, event_BLE, timeline), plain_BLE)
     keys = {"dropout": jax.random.key(0)}
