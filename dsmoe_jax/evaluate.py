@@ -20,7 +20,7 @@ import tqdm
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, sharding, train_state
+from dsmoe_jax import features
 from dsmoe_jax import judge as judge_lib
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
@@ -29,6 +29,7 @@ from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.models.ranking import ranker as ranker_lib
 from dsmoe_jax.retrieval import exact
 from dsmoe_jax.retrieval import index as index_lib
+from dsmoe_jax.training import sharding, train_state
 
 # (user, item) pairs that a ranker scores at once on a device: at most about 1 GB of activations
 # for a ranker that attends over 50 events.

@@ -30,10 +30,10 @@ from jaxtyping import Float, Shaped
 
 import dsmoe_jax
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import train_state
 from dsmoe_jax.data import manifest
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import mixture
+from dsmoe_jax.training import train_state
 
 FORMAT = 1
 FILE = "bundle.json"

@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from dsmoe_jax import figures, judge, metrics, references, results, runlog, train_state
+from dsmoe_jax import figures, judge, metrics, references, results, runlog
 from dsmoe_jax import session as session_lib
+from dsmoe_jax.training import train_state
 
 
 def write(session: session_lib.Session) -> None:

@@ -214,15 +214,15 @@ def _run(options: Options, show_traceback: bool) -> int:
         # Before the loop takes the signal over, being asked to end cleans up as Ctrl-C does. With
         # several processes the signal belongs to JAX's preemption service.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from dsmoe_jax import run, train
-    from dsmoe_jax import stop as stop_lib
+    from dsmoe_jax import run
+    from dsmoe_jax.training import interrupt, loop
 
     try:
         run.run(options.experiment, options.overrides, options.workdir, options.mode)
-    except stop_lib.InterruptedRunError as stop:
+    except interrupt.InterruptedRunError as stop:
         print(stop, file=sys.stderr)
         return 130
-    except train.DivergedError as error:
+    except loop.DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

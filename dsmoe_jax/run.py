@@ -17,8 +17,8 @@ from jax.experimental import multihost_utils
 
 from dsmoe_jax import final_report, runlog
 from dsmoe_jax import session as session_lib
-from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import fingerprint, schema
+from dsmoe_jax.training import interrupt
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
     prepare_s = time.perf_counter() - start_s
     reporter = runlog.Reporter(workdir, is_main=jax.process_index() == 0)
     try:
-        with stop_lib.StopRequest() as stop:
+        with interrupt.StopRequest() as stop:
             session = session_lib.Session(experiment, workdir, store_dir, reporter, stop, prepare_s)
             if jax.process_index() == 0:
                 record = {"overrides": overrides, "config": fingerprint.as_dict(experiment)}
@@ -57,7 +57,7 @@ def run(
             if mode in ("all", "student"):
                 session.train_student()
         if stop.requested:
-            raise stop_lib.InterruptedRunError("stopped; the same command resumes")
+            raise interrupt.InterruptedRunError("stopped; the same command resumes")
         # Nothing of a report can be saved half: a signal ends it at once.
         if mode in ("all", "evaluate"):
             final_report.write(session)

@@ -13,25 +13,21 @@ import jax
 import numpy as np
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import (
-    checkpoint,
-    evaluate,
-    features,
-    judge,
-    optim,
-    results,
-    row_sparse,
-    runlog,
-    sharding,
-    train,
-    train_state,
-)
-from dsmoe_jax import stop as stop_lib
+from dsmoe_jax import evaluate, features, judge, results, runlog
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.models.ranking import ranker
+from dsmoe_jax.training import (
+    checkpoint,
+    interrupt,
+    loop,
+    optimizer,
+    row_sparse,
+    sharding,
+    train_state,
+)
 
 # Which queries a sample holds does not depend on the run's seed: all runs are compared on the same.
 QUERY_SEED = 0
@@ -56,7 +52,7 @@ class Session:
         workdir: pathlib.Path,
         store_dir: pathlib.Path,
         reporter: runlog.Reporter,
-        stop: stop_lib.StopRequest,
+        stop: interrupt.StopRequest,
         prepare_s: float,
     ):
         """Opens the store and puts the corpus on the devices."""
@@ -119,7 +115,7 @@ class Session:
         sample_Q = self.sample_queries(
             "validation", self.experiment.eval.teacher_validation_queries
         )
-        stage = train.Stage(
+        stage = loop.Stage(
             name="teacher",
             model=self.ranker,
             updater=self._make_updater(self.ranker, teacher.learning_rate, teacher.weight_decay),
@@ -148,7 +144,7 @@ class Session:
         sample_Q = self.sample_queries("validation", experiment.eval.validation_queries)
         teacher = self.load_teacher() if self.needs_teacher else None
         objective = experiment.model.objective()
-        stage = train.Stage(
+        stage = loop.Stage(
             name="student",
             model=self.matcher,
             updater=self._make_updater(
@@ -180,7 +176,7 @@ class Session:
         self, pretraining: schema.Pretraining, start_from: train_state.Frozen | None
     ) -> Trained:
         chosen = self.experiment.train
-        stage = train.Stage(
+        stage = loop.Stage(
             name=pretraining.name,
             model=self.matcher,
             # Without L2: Adam makes full steps of it, where nothing else gives a gradient.
@@ -221,9 +217,9 @@ class Session:
         """At most so many queries of every scenario, the same in every run; None takes all."""
         return judge.sample_queries(self.store, split, per_scenario, QUERY_SEED)
 
-    def _train(self, stage: train.Stage, *, last_only: bool = False) -> Trained:
+    def _train(self, stage: loop.Stage, *, last_only: bool = False) -> Trained:
         experiment = self.experiment
-        setting = train.Setting(
+        setting = loop.Setting(
             mesh=self.mesh,
             corpus=self.corpus,
             source=pipeline.BatchSource(
@@ -246,7 +242,7 @@ class Session:
         )
         checkpoints = self._checkpoints(stage.name, self.workdir)
         try:
-            state, progress = train.train_stage(stage, setting, checkpoints)
+            state, progress = loop.train_stage(stage, setting, checkpoints)
         finally:
             checkpoints.close()
         return Trained(train_state.freeze(state), progress)
@@ -276,11 +272,11 @@ class Session:
         model: Model,
         learning_rate: float,
         weight_decay: float,
-        beta_2: float = optim.BETA_2,
-    ) -> optim.Updater:
+        beta_2: float = optimizer.BETA_2,
+    ) -> optimizer.Updater:
         chosen = self.experiment.optim
         if chosen.embedding == "dense":
-            return optim.Dense(optim.make_optimizer(learning_rate, weight_decay, beta_2))
+            return optimizer.Dense(optimizer.make_optimizer(learning_rate, weight_decay, beta_2))
         return row_sparse.RowSparse(
             model.spec,
             learning_rate,

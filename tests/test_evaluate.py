@@ -10,12 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from dsmoe_jax import evaluate, features, optim, sharding, train_state
+from dsmoe_jax import evaluate, features
 from dsmoe_jax import judge as judge_lib
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.models.matching import dsmoe, two_tower
 from dsmoe_jax.models.ranking import ranker as ranker_lib
+from dsmoe_jax.training import optimizer, sharding, train_state
 from tests import tiny
 
 CONFIG = schema.EvalConfig(k=(2, 5), query_batch=16, item_batch=12)
@@ -169,7 +170,7 @@ def test_matcher_on_eight_devices_equals_one(store, spec, interests):
 def test_item_vectors_do_not_depend_on_devices_or_chunks(store, spec):
     matcher = dsmoe.DSMOEConfig(hidden_dim=8, output_dim=4).make(spec)
     state = train_state.init_state(
-        matcher, optim.Dense(optax.identity()), key=jax.random.key(0), mesh=make_mesh(1)
+        matcher, optimizer.Dense(optax.identity()), key=jax.random.key(0), mesh=make_mesh(1)
     )
     frozen = jax.device_get(train_state.freeze(state))
     vectors = []
@@ -195,7 +196,7 @@ def test_a_corpus_split_by_rows_gives_the_same_vectors(store, spec, item_batch, 
     matcher = dsmoe.DSMOEConfig(hidden_dim=8, output_dim=4).make(spec)
     mesh = make_mesh(8)
     state = train_state.init_state(
-        matcher, optim.Dense(optax.identity()), key=jax.random.key(0), mesh=mesh
+        matcher, optimizer.Dense(optax.identity()), key=jax.random.key(0), mesh=mesh
     )
     frozen = train_state.freeze(state)
     config = dataclasses.replace(CONFIG, item_batch=item_batch)

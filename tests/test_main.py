@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import dsmoe_jax
-from dsmoe_jax import main, train
-from dsmoe_jax import stop as stop_lib
+from dsmoe_jax import main
 from dsmoe_jax.config import fingerprint, load, schema
+from dsmoe_jax.training import interrupt, loop
 
 CONFIG = """
 import dataclasses
@@ -374,8 +374,8 @@ def test_run_gets_what_was_parsed(run_with: Callable) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (stop_lib.InterruptedRunError("saved at step 3"), 130, "saved at step 3\n"),
-        (train.DivergedError("the loss is nan"), 1, "error: the loss is nan\n"),
+        (interrupt.InterruptedRunError("saved at step 3"), 130, "saved at step 3\n"),
+        (loop.DivergedError("the loss is nan"), 1, "error: the loss is nan\n"),
         (ValueError("a.csv: row 3: expected"), 2, "error: a.csv: row 3: expected\n"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
         (KeyboardInterrupt(), 130, "interrupted; what was saved before stays\n"),

@@ -5,8 +5,8 @@ import signal
 import pytest
 
 from dsmoe_jax import run
-from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import load
+from dsmoe_jax.training import interrupt
 
 
 class Session:
@@ -54,7 +54,7 @@ def test_a_signal_ends_a_report_at_once(start):
 
 def test_a_signal_that_training_did_not_see_is_honoured_before_the_report(start):
     session = Session("student")
-    with pytest.raises(stop_lib.InterruptedRunError, match="resumes"):
+    with pytest.raises(interrupt.InterruptedRunError, match="resumes"):
         start(session)
     assert session.done == ["student"]
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsmoe_jax import stop as stop_lib
-from dsmoe_jax import train_state
 from dsmoe_jax.data import pipeline
+from dsmoe_jax.training import interrupt, train_state
 from tests import test_train, tiny
 
 
@@ -80,7 +79,7 @@ def test_end_of_epoch_is_the_same_after_a_resumption(store, tmp_path):
     first = make_session(store, tmp_path / "parts", max_epochs=3)
     per_epoch = first.setting.source.steps_per_epoch
     stopping = make_session(store, tmp_path / "parts", max_epochs=3, stop_step=per_epoch + 2)
-    with pytest.raises(stop_lib.InterruptedRunError):
+    with pytest.raises(interrupt.InterruptedRunError):
         stopping.run()
     second = make_session(store, tmp_path / "parts", max_epochs=3)
     second.losses = list(stopping.losses)

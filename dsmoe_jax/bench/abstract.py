@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, optim, sharding, train_state, train_step
+from dsmoe_jax import features
+from dsmoe_jax.training import optimizer, sharding, train_state, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Setup:
     """
 
     model: nn.Module
-    updater: optim.Updater
+    updater: optimizer.Updater
     mesh: sharding.AnyMesh
     batch_size: int
     num_negatives: int
@@ -52,7 +53,7 @@ class Setup:
         """What is kept of the teacher."""
         if self.teacher is None:
             return None
-        none = optim.Dense(optim.make_optimizer(1.0, 0.0))
+        none = optimizer.Dense(optimizer.make_optimizer(1.0, 0.0))
         return train_state.freeze(train_state.abstract_state(self.teacher, none, mesh=self.mesh))
 
     def corpus(self) -> batch_lib.Items:

@@ -6,11 +6,12 @@ Owns the way from flags, a configuration and a shape to `abstract.Setup`.
 import dataclasses
 from typing import Any
 
-from dsmoe_jax import features, optim, row_sparse, sharding
+from dsmoe_jax import features
 from dsmoe_jax.bench import abstract, cases, experiments
 from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
+from dsmoe_jax.training import optimizer, row_sparse, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +101,10 @@ def _make_updater(
     embedding: str,
     spec: features.FeatureSpec,
     mesh: sharding.AnyMesh,
-) -> optim.Updater:
+) -> optimizer.Updater:
     decay, chosen = experiment.train.weight_decay, experiment.optim
     if embedding == "dense":
-        return optim.Dense(optim.make_optimizer(1e-4, decay))
+        return optimizer.Dense(optimizer.make_optimizer(1e-4, decay))
     return row_sparse.RowSparse(
         spec, 1e-4, decay, method=chosen.row_method, min_rows=chosen.min_rows, mesh=mesh
     )

@@ -113,8 +113,8 @@ def run(shape: str, embedding: str, overrides: dict[str, Any], steps: int) -> di
     """
     import jax
 
-    from dsmoe_jax import train_step
     from dsmoe_jax.bench import collectives, ours
+    from dsmoe_jax.training import train_step
 
     bench = ours.Bench(ours.Wanted(shape, embedding=embedding, overrides=overrides))
     state = bench.init(bench.updater)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from dsmoe_jax import main as command_line
-from dsmoe_jax import optional, sections, train
-from dsmoe_jax import stop as stop_lib
+from dsmoe_jax import optional, sections
 from dsmoe_jax.config import load
 from dsmoe_jax.suite import (
     budget,
@@ -26,6 +25,7 @@ from dsmoe_jax.suite import (
     tune,
     work_list,
 )
+from dsmoe_jax.training import interrupt, loop
 
 PUBLISHED = pathlib.Path(__file__).resolve().parent / "published"
 COMPARISON, PLANTED, METHODS = "comparison", "planted", "methods"
@@ -43,10 +43,10 @@ def main(argv: list[str]) -> int:
         parser.error(f"unknown argument {rest[0]!r}")
     try:
         return _COMMANDS[options.command](options, tuple(rest))
-    except stop_lib.InterruptedRunError as stop:
+    except interrupt.InterruptedRunError as stop:
         print(stop, file=sys.stderr)
         return 130
-    except train.DivergedError as error:
+    except loop.DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, load.UsageError) as error:

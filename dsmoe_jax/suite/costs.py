@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dsmoe_jax import session, train_state
+from dsmoe_jax import session
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.suite import macs
+from dsmoe_jax.training import train_state
 
 PAIRS = 4096
 

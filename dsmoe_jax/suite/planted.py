@@ -24,12 +24,12 @@ import tqdm
 
 from dsmoe_jax import evaluate, judge, main, numerics, results, runlog
 from dsmoe_jax import session as session_lib
-from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.synthetic import world as synthetic_world
 from dsmoe_jax.models import registry
 from dsmoe_jax.suite import planted_worlds
+from dsmoe_jax.training import interrupt
 
 CONFIG = "configs/planted.py"
 
@@ -50,7 +50,7 @@ class Place:
 
     workdir: pathlib.Path
     store_dir: pathlib.Path
-    stop: stop_lib.StopRequest
+    stop: interrupt.StopRequest
 
 
 def run_all(
@@ -77,10 +77,10 @@ def run_all(
     """
     published.mkdir(parents=True, exist_ok=True)
     cells = [(w, seed, arm) for seed in range(1, seeds + 1) for w in worlds for arm in w.arms]
-    with stop_lib.StopRequest() as stop:
+    with interrupt.StopRequest() as stop:
         for world, seed, arm in tqdm.tqdm(cells, desc="cells", unit="cell", disable=None):
             if stop.reached(0):
-                raise stop_lib.InterruptedRunError(
+                raise interrupt.InterruptedRunError(
                     "stopped between cells; the same command continues"
                 )
             experiment = make_experiment(world, arm, seed, arguments)

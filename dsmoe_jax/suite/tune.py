@@ -26,9 +26,9 @@ import time
 from typing import TYPE_CHECKING
 
 from dsmoe_jax import main, optional, runlog
-from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.suite import processes, progress, search_results, search_space
+from dsmoe_jax.training import interrupt
 
 if TYPE_CHECKING:
     import optuna
@@ -93,14 +93,14 @@ def run(request: Request) -> pathlib.Path:
     with processes.lock(request.folder / "study.lock") as lock:
         if lock is None:
             raise ValueError(f"{request.folder}: another search works on it; wait for its end")
-        with stop_lib.StopRequest() as stop:
+        with interrupt.StopRequest() as stop:
             return _Search(request, stop).run()
 
 
 class _Search:
     """A study while it runs."""
 
-    def __init__(self, request: Request, stop: stop_lib.StopRequest):
+    def __init__(self, request: Request, stop: interrupt.StopRequest):
         self._request, self._stop = request, stop
         self._folder = request.folder
         self._arguments = (f"--config={request.config}", *request.flags)
@@ -193,7 +193,7 @@ class _Search:
         while process.poll() is None:
             if self._stop.requested:
                 processes.stop([process])
-                raise stop_lib.InterruptedRunError("stopped; the same command continues")
+                raise interrupt.InterruptedRunError("stopped; the same command continues")
             time.sleep(_POLL_S)
         if process.returncode:
             raise ValueError(_failure("the teacher", workdir))
@@ -223,7 +223,7 @@ class _Search:
                     running.remove(entry)
                     self._finish(entry)
             if self._stop.requested:
-                raise stop_lib.InterruptedRunError("stopped; the same command continues")
+                raise interrupt.InterruptedRunError("stopped; the same command continues")
             free = set(range(self._request.workers)) - {entry.slot for entry in running}
             for slot in sorted(free):
                 if len(self._tried) + len(running) < self._num_trials:

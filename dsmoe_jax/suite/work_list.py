@@ -29,11 +29,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dsmoe_jax import numerics, results, runlog
-from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models import registry
 from dsmoe_jax.suite import costs, plan, processes, progress, records, systems
+from dsmoe_jax.training import interrupt
 
 _POLL_S = 0.2
 
@@ -162,13 +162,13 @@ class WorkList:
         states = [self.states[index] for index in wanted]
         view = progress.View(states, workers)
         self._cores = len(processes.cores_of(0, workers))
-        with stop_lib.StopRequest() as stop, contextlib.ExitStack() as stack:
+        with interrupt.StopRequest() as stop, contextlib.ExitStack() as stack:
             stack.callback(view.clear)
             self._run_all(wanted, workers, view, stop)
         return states
 
     def _run_all(
-        self, wanted: list[int], workers: int, view: progress.View, stop: stop_lib.StopRequest
+        self, wanted: list[int], workers: int, view: progress.View, stop: interrupt.StopRequest
     ) -> None:
         running: list[_Running] = []
         drawn_s = 0.0
@@ -178,7 +178,7 @@ class WorkList:
                 self._finish(entry, view)
             if stop.requested:
                 processes.stop([entry.process for entry in running])
-                raise stop_lib.InterruptedRunError("stopped; the same command continues")
+                raise interrupt.InterruptedRunError("stopped; the same command continues")
             left = [index for index in wanted if self.states[index].state == "left"]
             if not left and not running:
                 return

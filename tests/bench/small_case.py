@@ -6,11 +6,12 @@ import jax
 import numpy as np
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, train_state
+from dsmoe_jax import features
 from dsmoe_jax.bench import cases
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
+from dsmoe_jax.training import train_state
 
 STUDENT = dsmoe.DSMOEConfig(num_experts=2, rank=2, hidden_dim=6, output_dim=4)
 TEACHER = mmoe_din.MMoEDINConfig(

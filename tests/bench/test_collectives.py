@@ -7,10 +7,11 @@ import math
 import jax
 import pytest
 
-from dsmoe_jax import evaluate, optim, row_sparse, sharding, train_state
+from dsmoe_jax import evaluate
 from dsmoe_jax.bench import abstract, collectives
 from dsmoe_jax.config import schema
 from dsmoe_jax.retrieval import exact
+from dsmoe_jax.training import optimizer, row_sparse, sharding, train_state
 from tests import tiny
 from tests.bench import small_case
 
@@ -71,7 +72,7 @@ CASES = {
 def compile_step(case, rows):
     method, averaged, taught = CASES[case]
     spec, mesh = make_spec(rows), sharding.make_mesh()
-    updater = optim.Dense(optim.make_optimizer(1e-3, 1e-6))
+    updater = optimizer.Dense(optimizer.make_optimizer(1e-3, 1e-6))
     if method:
         updater = row_sparse.RowSparse(spec, 1e-3, 1e-6, method=method, mesh=mesh)
     setup = abstract.Setup(
@@ -165,7 +166,7 @@ def store(tmp_path_factory):
 def compile_embedding(store, rows, item_batch):
     spec, mesh = make_spec(rows), sharding.make_mesh()
     model = small_case.STUDENT.make(spec)
-    setup = abstract.Setup(model, optim.Dense(optim.make_optimizer(1.0, 0.0)), mesh, 64, 4)
+    setup = abstract.Setup(model, optimizer.Dense(optimizer.make_optimizer(1.0, 0.0)), mesh, 64, 4)
     evaluator = evaluate.MatcherEvaluator(
         store, spec, setup.corpus(), model, schema.EvalConfig(item_batch=item_batch), mesh
     )

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import pytest
 
-from dsmoe_jax import row_sparse, sharding
 from dsmoe_jax.bench import __main__ as command_line
 from dsmoe_jax.bench import abstract, cases, plan, request, scale
 from dsmoe_jax.models.matching import dsmoe
+from dsmoe_jax.training import row_sparse, sharding
 from tests.bench import small_case
 
 ROWS = 32_768

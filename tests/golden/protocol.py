@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsmoe_jax import evaluate, features, judge, metrics, references, sharding, train_state
+from dsmoe_jax import evaluate, features, judge, metrics, references
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models.ranking import din
 from dsmoe_jax.retrieval import exact, reservoir
+from dsmoe_jax.training import sharding, train_state
 from tests import tiny, tiny_features
 
 CONFIG = schema.EvalConfig(k=(3, 5), query_batch=16, item_batch=12, mrr_depth=7)

@@ -18,12 +18,13 @@ import numpy as np
 import optax
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, optim, sharding, train_state, train_step
+from dsmoe_jax import features
 from dsmoe_jax.bench import cases
 from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
 from dsmoe_jax.nn import tables
+from dsmoe_jax.training import optimizer, sharding, train_state, train_step
 from tests import tiny_features
 from tests.bench import small_case
 from tests.models import small
@@ -59,7 +60,7 @@ def small_thresholds() -> Iterator[None]:
         yield
 
 
-def make_updater(weight_decay: float = WEIGHT_DECAY, epsilon: float = EPSILON) -> optim.Dense:
+def make_updater(weight_decay: float = WEIGHT_DECAY, epsilon: float = EPSILON) -> optimizer.Dense:
     """Adam with coupled L2.
 
     A bias before a normalisation has no gradient but rounding, of which Adam's usual epsilon makes
@@ -67,8 +68,8 @@ def make_updater(weight_decay: float = WEIGHT_DECAY, epsilon: float = EPSILON) -
     """
     adam = optax.adam(LEARNING_RATE, eps=epsilon)
     if not weight_decay:
-        return optim.Dense(adam)
-    return optim.Dense(optax.chain(optax.add_decayed_weights(weight_decay), adam))
+        return optimizer.Dense(adam)
+    return optimizer.Dense(optax.chain(optax.add_decayed_weights(weight_decay), adam))
 
 
 class Case:

@@ -6,11 +6,12 @@ import signal
 import jax
 import pytest
 
-from dsmoe_jax import features, main, runlog, train, train_state
-from dsmoe_jax import stop as stop_lib
+from dsmoe_jax import features, main, runlog
 from dsmoe_jax.config import fingerprint, load
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.suite import planted, planted_worlds
+from dsmoe_jax.training import interrupt, train_state
+from dsmoe_jax.training import loop as train
 
 TINY = (
     "--config.data.num_users=240",
@@ -140,7 +141,7 @@ def test_finished_cells_are_reused_and_changed_ones_made_again(finished, recorde
 def test_a_stopped_list_continues_with_the_next_cell(monkeypatch, tmp_path):
     first, second = Recorder(stop_after=3), Recorder()
     monkeypatch.setattr(planted, "run_cell", first)
-    with pytest.raises(stop_lib.InterruptedRunError, match="the same command continues"):
+    with pytest.raises(interrupt.InterruptedRunError, match="the same command continues"):
         planted.run_all(tmp_path / "runs", 2, tmp_path / "records")
     monkeypatch.setattr(planted, "run_cell", second)
     planted.run_all(tmp_path / "runs", 2, tmp_path / "records")

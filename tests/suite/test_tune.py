@@ -13,12 +13,12 @@ import time
 import optuna
 import pytest
 
-from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.config import load, schema
 from dsmoe_jax.data.prepare import kuairand
 from dsmoe_jax.models import registry
 from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import processes, search_results, search_space, tune
+from dsmoe_jax.training import interrupt
 
 CONFIG = "configs/kuairand.py:sample,dssm"
 # One field is left: 0.3, the configuration's own, then 0.0, 0.1 and 0.5.
@@ -131,7 +131,7 @@ def test_what_was_running_when_it_stopped_is_tried_again_in_its_folder(search):
     search.behavior = {"0.3": scores(0.1), "0.0": scores(0.2, seconds=60)}
     search.behavior |= dict.fromkeys(("0.1", "0.5"), search.behavior["0.0"])
     thread = stop_when(lambda: search.log.exists() and len(search.ran()) == 2)
-    with pytest.raises(stop_lib.InterruptedRunError, match="continues"):
+    with pytest.raises(interrupt.InterruptedRunError, match="continues"):
         search.run(workers=1)
     thread.join()
     stopped = search.ran()[1]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from dsmoe_jax import numerics
-from dsmoe_jax import stop as stop_lib
 from dsmoe_jax.suite import budget, plan, work_list
+from dsmoe_jax.training import interrupt
 from tests.suite import orphans
 
 CONFIG = "configs/kuairand.py:sample"
@@ -260,7 +260,7 @@ def test_asked_to_stop_it_asks_its_cells_and_ends(suite):
         [sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({parent}, 15)"]
     )
     start_s = time.monotonic()
-    with pytest.raises(stop_lib.InterruptedRunError, match="the same command continues"):
+    with pytest.raises(interrupt.InterruptedRunError, match="the same command continues"):
         work.run(1)
     assert killer.wait() == 0
     assert time.monotonic() - start_s < 30

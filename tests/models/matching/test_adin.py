@@ -10,9 +10,11 @@ import tiny
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, losses, optim, row_sparse, sharding, train_state, train_step
+from dsmoe_jax import features
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.models.matching import adin, adin_tower
+from dsmoe_jax.training import losses, row_sparse, sharding, train_state, train_step
+from dsmoe_jax.training import optimizer as optim
 
 B, G, D, E, S, L = 16, 3, 5, 4, 4, 3
 HISTORIES = features.SequenceFeature(

@@ -9,9 +9,10 @@ import pytest
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, losses
+from dsmoe_jax import features
 from dsmoe_jax.models.matching import m5, m5_behavior
 from dsmoe_jax.nn import embed
+from dsmoe_jax.training import losses
 
 B, G, S, L, E, W, K = 12, 3, 4, 3, 4, 6, 3
 JOINED = features.SequenceFeature(

@@ -10,10 +10,11 @@ import tiny
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checkpoint, evaluate, optim, sharding, train_state
+from dsmoe_jax import evaluate
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.models.matching import mind, mind_capsules
+from dsmoe_jax.training import checkpoint, optimizer, sharding, train_state
 
 B, G, S, E, M, D = 12, 3, 4, 4, 3, 5
 HIDDEN = (8, 6)
@@ -176,7 +177,7 @@ def trained(tmp_path_factory):
     store = tiny.write_store(tmp_path_factory.mktemp("store") / "store")
     spec = tiny.make_spec(max_len=8)
     model = mind.MINDConfig(num_interests=M, hidden_dims=(6,), output_dim=4).make(spec)
-    updater = optim.Dense(optim.make_optimizer(1e-3, 0.0))
+    updater = optimizer.Dense(optimizer.make_optimizer(1e-3, 0.0))
     mesh = sharding.make_mesh(jax.devices()[:1])
     state = train_state.init_state(model, updater, key=jax.random.key(0), mesh=mesh)
     state = state._replace(params=tiny_features.randomise(state.params))

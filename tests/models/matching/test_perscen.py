@@ -10,9 +10,10 @@ import pytest
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, losses
+from dsmoe_jax import features
 from dsmoe_jax.models.matching import perscen, perscen_graph
 from dsmoe_jax.nn import embed
+from dsmoe_jax.training import losses
 
 B, G, H, D = 12, 3, 6, 5
 SPEC = tiny_features.make_spec()

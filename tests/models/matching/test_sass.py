@@ -8,10 +8,11 @@ import optax
 import pytest
 import tiny_features
 
-from dsmoe_jax import features, losses
+from dsmoe_jax import features
 from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import sass, sass_transfer
 from dsmoe_jax.nn import embed
+from dsmoe_jax.training import losses
 
 B, G, S, L, D = 12, 3, 4, 3, 5
 JOINED = features.SequenceFeature(

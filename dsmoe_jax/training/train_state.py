@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, optim, sharding
+from dsmoe_jax import features
+from dsmoe_jax.training import optimizer, sharding
 
 
 class TrainState(NamedTuple):
@@ -68,7 +69,7 @@ def move_average(
     return state._replace(
         average=Frozen(
             move_params(old.params, new.params, share),
-            optim.move_towards(old.model_state, new.model_state, share),
+            optimizer.move_towards(old.model_state, new.model_state, share),
         )
     )
 
@@ -80,7 +81,7 @@ def _averaged(state: TrainState) -> Frozen:
 
 def init_state(
     model: nn.Module,
-    updater: optim.Updater,
+    updater: optimizer.Updater,
     *,
     key: jax.Array,
     mesh: jax.sharding.Mesh,
@@ -127,7 +128,7 @@ def start_from(state: TrainState, frozen: Frozen) -> TrainState:
 
 def abstract_state(
     model: nn.Module,
-    updater: optim.Updater,
+    updater: optimizer.Updater,
     *,
     mesh: sharding.AnyMesh,
     averaged: bool = False,
@@ -145,7 +146,7 @@ def abstract_state(
 
 
 def make_init(
-    model: nn.Module, updater: optim.Updater, averaged: bool
+    model: nn.Module, updater: optimizer.Updater, averaged: bool
 ) -> Callable[[jax.Array], TrainState]:
     """Builds `init(key)`, the initial state of a stage, its constants being 0."""
     users, items, scenario_B = example_inputs(model.spec)

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dsmoe_jax import optim
+from dsmoe_jax.training import optimizer as optim
 
 
 def test_three_steps_equal_torch_adam_with_weight_decay():

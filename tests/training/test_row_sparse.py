@@ -6,12 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsmoe_jax import features, optim, row_sparse, sharding, train_state, train_step
+from dsmoe_jax import features
 from dsmoe_jax.bench import cases
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.models.matching import dsmoe, m5
 from dsmoe_jax.models.ranking import fused, mmoe_din, sap_ranker
-from dsmoe_jax.nn import large_tables, tables
+from dsmoe_jax.nn import tables
+from dsmoe_jax.training import (
+    large_tables,
+    optimizer,
+    row_sparse,
+    sharding,
+    train_state,
+    train_step,
+)
 from tests import tiny
 
 RATE, DECAY = 1e-2, 1e-3
@@ -30,7 +38,7 @@ class Setup:
         self.batches = [sharding.put_batch(self.mesh, source[i]) for i in range(4)]
         self.model = dsmoe.DSMOEConfig(num_experts=2, hidden_dim=8, output_dim=4).make(self.spec)
         self.constants = {}
-        self.dense = optim.Dense(optim.make_optimizer(RATE, DECAY))
+        self.dense = optimizer.Dense(optimizer.make_optimizer(RATE, DECAY))
         self.sparse = row_sparse.RowSparse(self.spec, RATE, DECAY, min_rows=1)
 
     def run(self, updater, steps, decay=0.0):
@@ -96,7 +104,7 @@ def test_several_steps_equal_dense_where_every_row_is_touched(store, beta_2):
     # Without user ids the items' table is the only large one, and a batch draws every item.
     setup = Setup(store, tiny.one_device(), batch_size=100, exclude=("user_id",))
     assert setup.sparse.names == ["item_tables/item_id"]
-    updater = optim.Dense(optim.make_optimizer(RATE, DECAY, beta_2))
+    updater = optimizer.Dense(optimizer.make_optimizer(RATE, DECAY, beta_2))
     dense, dense_curve = setup.run(updater, 4)
     sparse, curve = setup.run(dataclasses.replace(setup.sparse, beta_2=beta_2), 4)
     np.testing.assert_allclose(curve, dense_curve, rtol=1e-5)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsmoe_jax import checkpoint, sharding, train_state
+from dsmoe_jax.training import checkpoint, sharding, train_state
 
 
 def make_state(value: float) -> train_state.TrainState:

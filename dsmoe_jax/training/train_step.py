@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import losses, optim, sharding, train_state
 from dsmoe_jax.data import negatives
 from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.training import losses, optimizer, sharding, train_state
 
 # Sums over the rows of each scenario, [S] per name; divided by "rows" once, when reported.
 Metrics = dict[str, jax.Array]
@@ -30,7 +30,7 @@ Steps = Callable[..., tuple[train_state.TrainState, Metrics]]
 
 def make_train_step(
     model: nn.Module,
-    updater: optim.Updater,
+    updater: optimizer.Updater,
     *,
     num_items: int,
     num_negatives: int,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dsmoe_jax import sharding
+from dsmoe_jax.training import sharding
 
 
 def test_only_large_tables_are_sharded_and_their_moments_with_them():

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsmoe_jax import features, optim, sharding, train_state
+from dsmoe_jax import features
+from dsmoe_jax.training import optimizer, sharding, train_state
 from tests import tiny
 
 
@@ -33,7 +34,7 @@ def make_average() -> train_state.Frozen:
     ids=["first step", "warm-up", "late"],
 )
 def test_the_average_moves_by_its_share(step, share):
-    state = train_state.move_average(make_state(step, make_average()), 0.9, optim.move_towards)
+    state = train_state.move_average(make_state(step, make_average()), 0.9, optimizer.move_towards)
     average = state.average
     np.testing.assert_allclose(average.params["w"], [1 + 2 * share, 1 + 4 * share], rtol=1e-6)
     stats = average.model_state["batch_stats"]
@@ -50,7 +51,7 @@ def test_inference_sees_the_average_and_the_constants():
 
 def test_without_an_average_the_values_stay_and_are_seen():
     state = make_state(5, None)
-    assert train_state.move_average(state, 0.9, optim.move_towards) is state
+    assert train_state.move_average(state, 0.9, optimizer.move_towards) is state
     np.testing.assert_array_equal(train_state.freeze(state).params["w"], [3.0, 5.0])
 
 
@@ -59,7 +60,7 @@ def test_an_initial_average_is_the_initial_model_without_constants(tmp_path):
     spec = features.select(store.spec, exclude=(), history_length=4, scenario_history_length=3)
     state = train_state.init_state(
         tiny.make_matcher(spec),
-        optim.Dense(optim.make_optimizer(1e-3, 0.0)),
+        optimizer.Dense(optimizer.make_optimizer(1e-3, 0.0)),
         key=jax.random.key(0),
         mesh=sharding.make_mesh(),
         averaged=True,

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checkpoint, optim, runlog, sharding, train_state, train_step
-from dsmoe_jax import stop as stop_lib
+from dsmoe_jax import runlog
 from dsmoe_jax.data import pipeline
+from dsmoe_jax.training import checkpoint, interrupt, optimizer, sharding, train_state, train_step
 
 # A mean task loss above this is divergence: an untrained model's BCE is at 0.69. Auxiliary losses
 # have scales of their own, so that the total says nothing.
@@ -59,7 +59,7 @@ class Stage:
 
     name: str
     model: nn.Module
-    updater: optim.Updater
+    updater: optimizer.Updater
     max_epochs: int
     patience: int
     validate: Callable[[train_state.Frozen], Summary] | None
@@ -102,7 +102,7 @@ class Setting:
     steps_per_dispatch: int
     every_steps: int
     reporter: runlog.Reporter
-    stop: stop_lib.StopRequest
+    stop: interrupt.StopRequest
 
 
 def train_stage(
@@ -352,7 +352,7 @@ class _Loop:
     def _stop(self) -> None:
         self._setting.reporter.end_epoch()
         self._checkpoints.wait()
-        raise stop_lib.InterruptedRunError(
+        raise interrupt.InterruptedRunError(
             f"{self._stage.name}: stopped at step {self._progress.step}, state saved; the same "
             "command resumes"
         )

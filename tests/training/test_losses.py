@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsmoe_jax import losses
+from dsmoe_jax.training import losses
 
 
 def test_bce_equals_literal_values():

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from dsmoe_jax import sharding, train_state
+from dsmoe_jax.training import sharding, train_state
 
 
 @dataclasses.dataclass

@@ -5,10 +5,11 @@ import optax
 import pytest
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, losses, optim, sharding, train_state, train_step
+from dsmoe_jax import features
 from dsmoe_jax.data import negatives, pipeline, statistics
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
+from dsmoe_jax.training import losses, optimizer, sharding, train_state, train_step
 from tests import tiny
 
 NUM_NEGATIVES = 3
@@ -37,8 +38,8 @@ class Setup:
             collaborative=True,
             collaborative_dim=4,
         ).make(self.spec)
-        self.optimizer = optim.make_optimizer(1e-2, 1e-6)
-        self.updater = optim.Dense(self.optimizer)
+        self.optimizer = optimizer.make_optimizer(1e-2, 1e-6)
+        self.updater = optimizer.Dense(self.optimizer)
         self.constants = statistics.make_constants(store, self.ranker.constant_shapes)
 
     def init(self, model, seed=0, constants=None, averaged=False):

@@ -26,8 +26,8 @@ import optax
 from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, optim, sharding
-from dsmoe_jax.nn import large_tables
+from dsmoe_jax import features
+from dsmoe_jax.training import large_tables, optimizer, sharding
 
 # Smaller tables cost less than a batch of histories when they are updated whole.
 MIN_ROWS = 16_384
@@ -99,7 +99,7 @@ class RowSparse:
     method: str = "adam"
     min_rows: int = MIN_ROWS
     mesh: sharding.AnyMesh | None = None
-    beta_2: float = optim.BETA_2
+    beta_2: float = optimizer.BETA_2
 
     @functools.cached_property
     def names(self) -> list[str]:
@@ -109,7 +109,7 @@ class RowSparse:
     @property
     def dense(self) -> optax.GradientTransformation:
         """The optimiser of everything but the large tables."""
-        return optim.make_optimizer(self.learning_rate, self.weight_decay, self.beta_2)
+        return optimizer.make_optimizer(self.learning_rate, self.weight_decay, self.beta_2)
 
     def init(self, params: Any) -> OptState:
         """Moments of 0.
@@ -141,7 +141,7 @@ class RowSparse:
         users: batch_lib.Users,
         items: batch_lib.Items,
         constants: dict[str, jax.Array],
-    ) -> optim.Shown:
+    ) -> optimizer.Shown:
         """Parameters with the touched rows in place of the tables, and ids that point into them.
 
         Raises:
@@ -168,7 +168,7 @@ class RowSparse:
             stops = np.cumsum([part.size for part in parts])[:-1]
             slots[name] = _deal([self._whole(part) for part in jnp.split(slot_T[1:], stops)])
         users, items = large_tables.map_ids(self.spec, users, items, slots)
-        return optim.Shown(
+        return optimizer.Shown(
             large_tables.join(shown, rest),
             users,
             items,
@@ -199,7 +199,7 @@ class RowSparse:
         }
 
     def update(
-        self, gradient: Any, params: Any, shown: optim.Shown, step: Int[jax.Array, ""]
+        self, gradient: Any, params: Any, shown: optimizer.Shown, step: Int[jax.Array, ""]
     ) -> tuple[Any, OptState]:
         """The next parameters and state.
 
@@ -221,11 +221,11 @@ class RowSparse:
             )
         return large_tables.join(tables, rest), OptState(dense, rows)
 
-    def average(self, average: Any, params: Any, shown: optim.Shown, share: jax.Array) -> Any:
-        """As `optim.Dense.average`, but rows that the batch does not touch keep their average."""
+    def average(self, average: Any, params: Any, shown: optimizer.Shown, share: jax.Array) -> Any:
+        """As `optimizer.Dense.average`, but rows that the batch does not touch keep their average."""
         old, old_rest = large_tables.split(average, self.names)
         new, new_rest = large_tables.split(params, self.names)
-        rest = optim.move_towards(old_rest, new_rest, share)
+        rest = optimizer.move_towards(old_rest, new_rest, share)
 
         def move(
             first: jax.Array,
@@ -235,7 +235,7 @@ class RowSparse:
         ) -> jax.Array:
             mine = _own(touched, first, tables[0].shape[0])
             old_TE, new_TE = (table_WE[mine.id_T] for table_WE in tables)
-            return _write(tables[0], mine, optim.move_towards(old_TE, new_TE, share))
+            return _write(tables[0], mine, optimizer.move_towards(old_TE, new_TE, share))
 
         for name, touched in shown.touched.items():
             old[name] = self._on_owners(move, (old[name], new[name]), touched, share)
@@ -272,14 +272,14 @@ class RowSparse:
         gradient_TE = gradient_TE + self.weight_decay * value_TE
         if self.method == "adagrad":
             square_TE = square_TE + jnp.square(gradient_TE).mean(axis=1, keepdims=True)
-            move_TE = gradient_TE / (jnp.sqrt(square_TE) + optim.EPSILON)
+            move_TE = gradient_TE / (jnp.sqrt(square_TE) + optimizer.EPSILON)
         else:
             count = step + 1
-            mean_TE = optim.BETA_1 * mean_TE + (1 - optim.BETA_1) * gradient_TE
+            mean_TE = optimizer.BETA_1 * mean_TE + (1 - optimizer.BETA_1) * gradient_TE
             square_TE = self.beta_2 * square_TE + (1 - self.beta_2) * jnp.square(gradient_TE)
-            corrected_mean_TE = mean_TE / (1 - optim.BETA_1**count)
+            corrected_mean_TE = mean_TE / (1 - optimizer.BETA_1**count)
             corrected_square_TE = square_TE / (1 - self.beta_2**count)
-            move_TE = corrected_mean_TE / (jnp.sqrt(corrected_square_TE) + optim.EPSILON)
+            move_TE = corrected_mean_TE / (jnp.sqrt(corrected_square_TE) + optimizer.EPSILON)
         return (
             _write(table_WE, mine, value_TE - self.learning_rate * move_TE),
             _write(mean_WE, mine, mean_TE),

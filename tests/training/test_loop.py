@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from dsmoe_jax import checkpoint, features, optim, runlog, sharding, train, train_state
-from dsmoe_jax import stop as stop_lib
+from dsmoe_jax import features, runlog
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.models.matching import perscen
+from dsmoe_jax.training import checkpoint, interrupt, optimizer, sharding, train_state
+from dsmoe_jax.training import loop as train
 from tests import tiny
 
 BATCH = 64
@@ -45,7 +46,7 @@ class Session:
         self.mesh = sharding.make_mesh(devices)
         model = tiny.make_matcher(spec)
         self.reporter = runlog.Reporter(workdir, is_main=True)
-        self.stop = StopAt(stop_step) if stop_step else stop_lib.StopRequest()
+        self.stop = StopAt(stop_step) if stop_step else interrupt.StopRequest()
         self.setting = train.Setting(
             mesh=self.mesh,
             corpus=sharding.put_replicated(self.mesh, pipeline.read_corpus(store, spec)),
@@ -63,7 +64,7 @@ class Session:
         self.stage = train.Stage(
             name="student",
             model=model,
-            updater=optim.Dense(optim.make_optimizer(learning_rate, 1e-6)),
+            updater=optimizer.Dense(optimizer.make_optimizer(learning_rate, 1e-6)),
             max_epochs=max_epochs,
             patience=10,
             validate=changes.pop("validate", self.rising_score),
@@ -102,7 +103,7 @@ def assert_same_bits(first, second):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-class StopAt(stop_lib.StopRequest):
+class StopAt(interrupt.StopRequest):
     """Asks the run to end after a step."""
 
     def __init__(self, step):
@@ -208,7 +209,7 @@ def test_a_run_stopped_between_groups_resumes_bit_for_bit(store, tmp_path):
         return session
 
     whole, _ = start("whole").run()
-    with pytest.raises(stop_lib.InterruptedRunError, match="stopped at step 3"):
+    with pytest.raises(interrupt.InterruptedRunError, match="stopped at step 3"):
         start("parts", stop_step=2).run()
     resumed, _ = start("parts").run()
     assert_same_bits(resumed, whole)
@@ -247,7 +248,9 @@ def test_sigterm_saves_and_ends_the_run(store, tmp_path):
 
     session = Session(store, tmp_path / "run", devices=tiny.one_device(), validate=validate)
     steps = session.setting.source.steps_per_epoch
-    with pytest.raises(stop_lib.InterruptedRunError, match=f"stopped at step {steps}, state saved"):
+    with pytest.raises(
+        interrupt.InterruptedRunError, match=f"stopped at step {steps}, state saved"
+    ):
         session.run()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     second = Session(store, tmp_path / "run", devices=tiny.one_device())
@@ -260,7 +263,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(store, tmp_path, stop_step
     whole = Session(store, tmp_path / "whole", devices=tiny.one_device())
     state, progress = whole.run()
     first = Session(store, tmp_path / "parts", devices=tiny.one_device(), stop_step=stop_step)
-    with pytest.raises(stop_lib.InterruptedRunError, match="state saved; the same command resumes"):
+    with pytest.raises(
+        interrupt.InterruptedRunError, match="state saved; the same command resumes"
+    ):
         first.run()
     second = Session(store, tmp_path / "parts", devices=tiny.one_device())
     second.losses = list(first.losses)
@@ -297,7 +302,7 @@ def test_resuming_on_other_devices_sees_the_same_examples_and_losses(store, tmp_
     whole = Session(store, tmp_path / "whole", devices=tiny.one_device(), max_epochs=5)
     whole.run()
     first = Session(store, tmp_path / "parts", max_epochs=5, stop_step=6)
-    with pytest.raises(stop_lib.InterruptedRunError):
+    with pytest.raises(interrupt.InterruptedRunError):
         first.run()
     second = Session(store, tmp_path / "parts", devices=jax.devices()[:4], max_epochs=5)
     second.losses = list(first.losses)
@@ -396,7 +401,7 @@ def test_constants_that_the_model_does_not_declare_are_refused(store):
     with pytest.raises(ValueError, match=r"constants: the model declares \{\}, got"):
         train_state.init_state(
             tiny.make_matcher(spec),
-            optim.Dense(optim.make_optimizer(1e-3, 0.0)),
+            optimizer.Dense(optimizer.make_optimizer(1e-3, 0.0)),
             key=jax.random.key(0),
             mesh=sharding.make_mesh(),
             constants={"log_prior_SV": np.zeros((3, 4), np.float32)},
