@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from dsmoe_jax import figures, judge, metrics, references, results, runlog
+from dsmoe_jax import figures, references, results, runlog
 from dsmoe_jax import session as session_lib
+from dsmoe_jax.evaluation import metrics, protocol
 from dsmoe_jax.training import train_state
 
 
@@ -97,7 +98,9 @@ def _evaluate_references(session: session_lib.Session, queries: int) -> dict[str
 
 
 def _evaluate_teacher(
-    session: session_lib.Session, frozen: train_state.Frozen, student: dict[str, judge.Evaluation]
+    session: session_lib.Session,
+    frozen: train_state.Frozen,
+    student: dict[str, protocol.Evaluation],
 ) -> dict[str, Any]:
     """The teacher's summary on sampled queries, with its difference from the student on them."""
     config_eval = session.experiment.eval
@@ -116,7 +119,7 @@ def _evaluate_teacher(
     k = config_eval.k[0]
     for split, evaluation in found.items():
         shared = student[split].restrict(evaluation.query_Q)
-        difference = _as_rows(judge.compare(evaluation, shared, k), session.spec.scenarios)
+        difference = _as_rows(protocol.compare(evaluation, shared, k), session.spec.scenarios)
         holder = summary if split == "test" else summary["validation"]
         holder[f"minus_student_recall@{k}"] = difference
         cells = "  ".join(

@@ -28,11 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from dsmoe_jax import evaluate, metrics, scorers
-from dsmoe_jax import judge as judge_lib
+from dsmoe_jax import scorers
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import statistics
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.evaluation import evaluators, metrics, protocol
 
 # Largest pool for which EASE's V x V inverse is made: 3.6 GB in float32.
 MAX_EASE_ITEMS = 30_000
@@ -65,8 +65,8 @@ class Reference:
 
     name: str
     settings: Settings
-    validation: judge_lib.Evaluation
-    test: judge_lib.Evaluation
+    validation: protocol.Evaluation
+    test: protocol.Evaluation
 
 
 def evaluate_references(
@@ -108,7 +108,7 @@ def evaluate_references(
 def make_chooser(store: store_lib.Store, config: schema.EvalConfig, *, seed: int) -> "PriorChooser":
     """The chooser of `evaluate_references`, by the same arguments."""
     per_scenario = min(_max_queries(store), config.validation_queries)
-    query_Q = judge_lib.sample_queries(store, "validation", per_scenario, seed)
+    query_Q = protocol.sample_queries(store, "validation", per_scenario, seed)
     return PriorChooser(store, query_Q, config.k[0], remove_seen=config.remove_seen)
 
 
@@ -121,12 +121,12 @@ def judge_rows(
 ) -> list[Reference]:
     """Judges rows whose settings are chosen, on the queries of `evaluate_references`."""
     query_Q = {
-        split: judge_lib.sample_queries(store, split, _max_queries(store), seed)
+        split: protocol.sample_queries(store, split, _max_queries(store), seed)
         for split in store_lib.SPLITS
     }
 
-    def judge(scorer: scorers.Scorer, split: str) -> judge_lib.Evaluation:
-        return evaluate.evaluate_scores(
+    def judge(scorer: scorers.Scorer, split: str) -> protocol.Evaluation:
+        return evaluators.evaluate_scores(
             store, config, split, query_Q[split], functools.partial(scorer, split)
         )
 
@@ -169,7 +169,7 @@ class PriorChooser:
         """
         self.query_Q = query_Q
         self._store, self._k, self._remove_seen = store, k, remove_seen
-        self._block = evaluate.fit_rows(store.spec.num_items, at_most=512)
+        self._block = evaluators.fit_rows(store.spec.num_items, at_most=512)
         self._table = store.queries("validation")
         scenario_Q = scorers.make_scenario_of(store)("validation", query_Q)
         self._queries_by_scenario = [

@@ -17,9 +17,10 @@ import jax
 import numpy as np
 
 import dsmoe_jax
-from dsmoe_jax import judge, runlog
+from dsmoe_jax import runlog
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.evaluation import protocol
 
 FILE = "results.json"
 ARRAYS_FILE = "arrays.npz"
@@ -30,8 +31,8 @@ def make(
     *,
     experiment: schema.Experiment,
     store: store_lib.Store,
-    test: judge.Evaluation,
-    validation: judge.Evaluation,
+    test: protocol.Evaluation,
+    validation: protocol.Evaluation,
     teacher: dict[str, Any] | None,
     references: dict[str, Any],
     params: dict[str, int],
@@ -79,7 +80,7 @@ def save(path: pathlib.Path, results: dict[str, Any]) -> None:
     runlog.replace_text(path, json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
 
 
-def query_arrays(test: judge.Evaluation) -> dict[str, np.ndarray]:
+def query_arrays(test: protocol.Evaluation) -> dict[str, np.ndarray]:
     """A system on test queries as small integers.
 
     `query`, `scenario`, `relevant` and, for each cut-off k, `hits@k`: the relevant items among the
@@ -97,7 +98,7 @@ def query_arrays(test: judge.Evaluation) -> dict[str, np.ndarray]:
 
 
 def save_arrays(
-    path: pathlib.Path, test: judge.Evaluation, views: dict[str, dict[str, np.ndarray]]
+    path: pathlib.Path, test: protocol.Evaluation, views: dict[str, dict[str, np.ndarray]]
 ) -> None:
     """Writes what only comparisons of several runs need, beside its place, then renames it there.
 

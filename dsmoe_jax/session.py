@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import evaluate, features, judge, results, runlog
+from dsmoe_jax import features, results, runlog
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.evaluation import evaluators, protocol
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.models.ranking import ranker
 from dsmoe_jax.training import (
@@ -77,16 +78,16 @@ class Session:
         return self.experiment.loss.distill_weight > 0
 
     @functools.cached_property
-    def evaluate_matcher(self) -> evaluate.MatcherEvaluator:
+    def evaluate_matcher(self) -> evaluators.MatcherEvaluator:
         """The student's evaluator, compiled once per run."""
-        return evaluate.MatcherEvaluator(
+        return evaluators.MatcherEvaluator(
             self.store, self.spec, self.corpus, self.matcher, self.experiment.eval, self.mesh
         )
 
     @functools.cached_property
-    def evaluate_ranker(self) -> evaluate.RankerEvaluator:
+    def evaluate_ranker(self) -> evaluators.RankerEvaluator:
         """The teacher's evaluator, compiled once per run."""
-        return evaluate.RankerEvaluator(
+        return evaluators.RankerEvaluator(
             self.store, self.ranker.spec, self.corpus, self.ranker, self.experiment.eval, self.mesh
         )
 
@@ -215,7 +216,7 @@ class Session:
 
     def sample_queries(self, split: str, per_scenario: int | None) -> np.ndarray:
         """At most so many queries of every scenario, the same in every run; None takes all."""
-        return judge.sample_queries(self.store, split, per_scenario, QUERY_SEED)
+        return protocol.sample_queries(self.store, split, per_scenario, QUERY_SEED)
 
     def _train(self, stage: loop.Stage, *, last_only: bool = False) -> Trained:
         experiment = self.experiment

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dsmoe_jax import evaluate, references, scorers
-from dsmoe_jax import judge as judge_lib
+from dsmoe_jax import references, scorers
 from dsmoe_jax.config import schema
+from dsmoe_jax.evaluation import evaluators, protocol
 from tests import tiny
 
 CONFIG = schema.EvalConfig(k=(3, 5), query_batch=16)
@@ -54,7 +54,7 @@ def test_rows_are_judged_on_a_sample_where_scores_would_be_too_many(store, rows,
     scores = per_scenario * store.spec.num_items * store.spec.num_scenarios
     monkeypatch.setattr(references, "MAX_SCORES", scores)
     found = references.evaluate_references(store, CONFIG, seed=1)
-    wanted_Q = judge_lib.sample_queries(store, "test", per_scenario, 1)
+    wanted_Q = protocol.sample_queries(store, "test", per_scenario, 1)
     assert 0 < len(wanted_Q) < len(all_queries(store, "test"))
     for row, whole in zip(found[:4], rows[:4], strict=True):
         np.testing.assert_array_equal(row.test.query_Q, wanted_Q)
@@ -67,7 +67,7 @@ def test_a_row_equals_its_scorer_judged_directly(store, rows):
     row = {row.name: row for row in rows}["EASE + scenario prior"]
     prior = {name: value for name, value in row.settings.items() if name != "l2"}
     scorer = scorers.add_prior(scorers.make_ease(read, row.settings["l2"]), store, **prior)
-    expected = evaluate.evaluate_scores(
+    expected = evaluators.evaluate_scores(
         store, CONFIG, "test", all_queries(store, "test"), lambda ids: scorer("test", ids)
     )
     np.testing.assert_allclose(row.test.recall[3], expected.recall[3])
@@ -85,7 +85,7 @@ def test_what_users_like_is_found_by_collaborative_rows_and_not_by_popularity(st
 @pytest.mark.parametrize("remove_seen", [True, False])
 def test_macro_recalls_of_the_grid_equal_the_evaluators(store, remove_seen):
     config = dataclasses.replace(CONFIG, remove_seen=remove_seen)
-    query_Q = judge_lib.sample_queries(store, "validation", 9, seed=2)
+    query_Q = protocol.sample_queries(store, "validation", 9, seed=2)
     svd = scorers.make_svd(scorers.read_clicks(store), 5)
     chooser = references.PriorChooser(store, query_Q, 3, remove_seen=remove_seen)
     recall_X = chooser.macro_recalls(svd)
@@ -93,7 +93,7 @@ def test_macro_recalls_of_the_grid_equal_the_evaluators(store, remove_seen):
     assert len(recall_X) == len(grid) == len({tuple(entry.items()) for entry in grid})
     for x in range(0, len(grid), 7):
         scorer = scorers.add_prior(svd, store, **grid[x])
-        evaluation = evaluate.evaluate_scores(
+        evaluation = evaluators.evaluate_scores(
             store,
             config,
             "validation",

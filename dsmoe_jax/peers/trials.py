@@ -13,9 +13,10 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, Int
 
-from dsmoe_jax import evaluate, references, scorers
+from dsmoe_jax import references, scorers
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.evaluation import evaluators
 
 # Settings of a peer that are tried.
 NUM_TRIALS = 12
@@ -62,7 +63,7 @@ def evaluate_trials(
     plain, with_prior = _Best(), _Best()
     for number, (settings, scorer) in enumerate(itertools.islice(trials, NUM_TRIALS), start=1):
         ranked = rank_by_popularity_if_constant(scorer, store)
-        judged = evaluate.evaluate_scores(
+        judged = evaluators.evaluate_scores(
             store, config, "validation", chooser.query_Q, functools.partial(ranked, "validation")
         )
         recall = judged.summarise()["macro"][metric]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from dsmoe_jax import metrics
+from dsmoe_jax.evaluation import metrics
 from dsmoe_jax.suite import finished, per_query
 
 MACRO = "macro"

@@ -22,11 +22,12 @@ from typing import Any, cast
 import numpy as np
 import tqdm
 
-from dsmoe_jax import evaluate, judge, main, numerics, results, runlog
+from dsmoe_jax import main, numerics, results, runlog
 from dsmoe_jax import session as session_lib
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.synthetic import world as synthetic_world
+from dsmoe_jax.evaluation import evaluators, protocol
 from dsmoe_jax.models import registry
 from dsmoe_jax.suite import planted_worlds
 from dsmoe_jax.training import interrupt
@@ -38,7 +39,7 @@ CONFIG = "configs/planted.py"
 class _Outcome:
     """What a cell found; parameters and epochs of trained systems only."""
 
-    test: judge.Evaluation
+    test: protocol.Evaluation
     params: dict[str, int] | None = None
     epochs: int | None = None
     validation: float | None = None
@@ -201,7 +202,9 @@ def _open_session(experiment: schema.Experiment, place: Place) -> Iterator[sessi
 
 
 def _judge_trained(
-    trained: session_lib.Trained, evaluator: Callable[..., judge.Evaluation], store: store_lib.Store
+    trained: session_lib.Trained,
+    evaluator: Callable[..., protocol.Evaluation],
+    store: store_lib.Store,
 ) -> _Outcome:
     return _Outcome(
         test=evaluator(trained.frozen, "test", _all_queries(store)),
@@ -240,15 +243,15 @@ def _world_data(experiment: schema.Experiment) -> synthetic_world.SyntheticWorld
 
 
 def _judge_scores(
-    experiment: schema.Experiment, store: store_lib.Store, scores: evaluate.Scores
+    experiment: schema.Experiment, store: store_lib.Store, scores: evaluators.Scores
 ) -> _Outcome:
     return _Outcome(
-        evaluate.evaluate_scores(store, experiment.eval, "test", _all_queries(store), scores)
+        evaluators.evaluate_scores(store, experiment.eval, "test", _all_queries(store), scores)
     )
 
 
 def _all_queries(store: store_lib.Store) -> np.ndarray:
-    return judge.sample_queries(store, "test", None, session_lib.QUERY_SEED)
+    return protocol.sample_queries(store, "test", None, session_lib.QUERY_SEED)
 
 
 _KINDS: dict[str, Callable[..., _Outcome]] = {

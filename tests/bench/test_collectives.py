@@ -7,9 +7,9 @@ import math
 import jax
 import pytest
 
-from dsmoe_jax import evaluate
 from dsmoe_jax.bench import abstract, collectives
 from dsmoe_jax.config import schema
+from dsmoe_jax.evaluation import evaluators
 from dsmoe_jax.retrieval import exact
 from dsmoe_jax.training import optimizer, row_sparse, sharding, train_state
 from tests import tiny
@@ -167,7 +167,7 @@ def compile_embedding(store, rows, item_batch):
     spec, mesh = make_spec(rows), sharding.make_mesh()
     model = small_case.STUDENT.make(spec)
     setup = abstract.Setup(model, optimizer.Dense(optimizer.make_optimizer(1.0, 0.0)), mesh, 64, 4)
-    evaluator = evaluate.MatcherEvaluator(
+    evaluator = evaluators.MatcherEvaluator(
         store, spec, setup.corpus(), model, schema.EvalConfig(item_batch=item_batch), mesh
     )
     return evaluator.lower_embed_corpus(train_state.freeze(setup.state())).compile()

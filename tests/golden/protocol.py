@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsmoe_jax import evaluate, features, judge, metrics, references
+from dsmoe_jax import features, references
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.evaluation import evaluators, metrics, protocol
 from dsmoe_jax.models.ranking import din
 from dsmoe_jax.retrieval import exact, reservoir
 from dsmoe_jax.training import sharding, train_state
@@ -132,14 +133,14 @@ def judged(store: store_lib.Store) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for split in store_lib.SPLITS:
         for per_scenario in (None, 4):
-            query_Q = judge.sample_queries(store, split, per_scenario, 0)
+            query_Q = protocol.sample_queries(store, split, per_scenario, 0)
             found[f"{split} {per_scenario}: queries"] = query_Q
             for remove_seen in (True, False):
                 config = schema.EvalConfig(
                     k=CONFIG.k, query_batch=16, mrr_depth=7, remove_seen=remove_seen
                 )
                 first, second = (
-                    evaluate.evaluate_scores(
+                    evaluators.evaluate_scores(
                         store,
                         config,
                         split,
@@ -153,9 +154,11 @@ def judged(store: store_lib.Store) -> dict[str, Any]:
                 name = f"{split} {per_scenario} {'without' if remove_seen else 'with'} seen"
                 found[f"{name}: summary"] = flatten(first.summarise())
                 found[f"{name}: queries"] = per_query(first)
-                found[f"{name}: comparison"] = flatten_comparison(judge.compare(first, second, 5))
+                found[f"{name}: comparison"] = flatten_comparison(
+                    protocol.compare(first, second, 5)
+                )
     with mock.patch.object(metrics, "_BLOCK_VALUES", 64):
-        blocks = judge.compare(first, second, 5)
+        blocks = protocol.compare(first, second, 5)
     found["comparison in blocks"] = flatten_comparison(blocks)
     return found
 
@@ -170,7 +173,7 @@ def flatten_comparison(comparison: metrics.Comparison) -> list[float]:
     ]
 
 
-def per_query(found: judge.Evaluation) -> np.ndarray:
+def per_query(found: protocol.Evaluation) -> np.ndarray:
     """Every metric of every query."""
     columns = [*found.recall.values(), *found.hit_rate.values(), *found.ndcg.values()]
     columns += [column_Q for column_Q in (found.mrr_Q, found.log_loss_Q) if column_Q is not None]
@@ -184,7 +187,7 @@ def models(store: store_lib.Store) -> dict[str, Any]:
     corpus = jax.tree.map(jnp.asarray, pipeline.read_corpus(store, spec))
     matcher = tiny.make_matcher(spec)
     ranker = din.DINConfig(hidden_dims=(4,), attention_hidden=(3,)).make(spec)
-    query_Q = judge.sample_queries(store, "test", None, 0)
+    query_Q = protocol.sample_queries(store, "test", None, 0)
     found: dict[str, Any] = {}
 
     def freeze(model: Any) -> train_state.Frozen:
@@ -196,10 +199,10 @@ def models(store: store_lib.Store) -> dict[str, Any]:
     for name, patched in (("", {}), (", in chunks", {"_PAIRS_PER_DEVICE": 100})):
         with contextlib.ExitStack() as stack:
             for constant, value in patched.items():
-                stack.enter_context(mock.patch.object(evaluate, constant, value))
-            by_score = evaluate.RankerEvaluator(store, spec, corpus, ranker, CONFIG, mesh, seed=4)
+                stack.enter_context(mock.patch.object(evaluators, constant, value))
+            by_score = evaluators.RankerEvaluator(store, spec, corpus, ranker, CONFIG, mesh, seed=4)
             found[f"ranker{name}"] = per_query(by_score(freeze(ranker), "test", query_Q))
-    by_index = evaluate.MatcherEvaluator(store, spec, corpus, matcher, CONFIG, mesh)
+    by_index = evaluators.MatcherEvaluator(store, spec, corpus, matcher, CONFIG, mesh)
     found["matcher"] = per_query(by_index(freeze(matcher), "test", query_Q))
     found["vectors of the corpus"] = by_index.embed_corpus(freeze(matcher), 1)
     return found

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from dsmoe_jax import evaluate, references, scorers
+from dsmoe_jax import references, scorers
 from dsmoe_jax.config import schema
+from dsmoe_jax.evaluation import evaluators
 from dsmoe_jax.peers import trials
 from tests import tiny
 
@@ -33,7 +34,7 @@ def make_oracle(store, known):
 
 def judge(store, scorer, split="test"):
     query_Q = np.arange(len(store.queries(split).rows_QC))
-    return evaluate.evaluate_scores(store, CONFIG, split, query_Q, lambda ids: scorer(split, ids))
+    return evaluators.evaluate_scores(store, CONFIG, split, query_Q, lambda ids: scorer(split, ids))
 
 
 def evaluate_trials(store, *made):

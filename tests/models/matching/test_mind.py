@@ -10,9 +10,9 @@ import tiny
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import evaluate
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
+from dsmoe_jax.evaluation import evaluators
 from dsmoe_jax.models.matching import mind, mind_capsules
 from dsmoe_jax.training import checkpoint, optimizer, sharding, train_state
 
@@ -191,7 +191,7 @@ def test_retrieved_lists_are_those_of_the_largest_score_over_interests(trained, 
     corpus = sharding.put_replicated(mesh, pipeline.read_corpus(store, spec))
     chosen = schema.EvalConfig(k=(2, 5), query_batch=16, item_batch=12, backend=backend)
     query_Q = np.arange(len(store.queries("test").rows_QC))
-    found = evaluate.MatcherEvaluator(store, spec, corpus, model, chosen, mesh)(
+    found = evaluators.MatcherEvaluator(store, spec, corpus, model, chosen, mesh)(
         frozen, "test", query_Q
     )
 
@@ -204,7 +204,7 @@ def test_retrieved_lists_are_those_of_the_largest_score_over_interests(trained, 
         users = jax.tree.map(jnp.asarray, queries.users)
         return run(model, variables, users, everything, jnp.asarray(queries.scenario_Q))
 
-    expected = evaluate.evaluate_scores(
+    expected = evaluators.evaluate_scores(
         store, dataclasses.replace(chosen, backend="exact"), "test", query_Q, scores
     )
     for k in (2, 5):

@@ -6,9 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from dsmoe_jax import judge as judge_lib
-from dsmoe_jax import metrics
 from dsmoe_jax.config import schema
+from dsmoe_jax.evaluation import metrics, protocol
 from tests import tiny
 
 CONFIG = schema.EvalConfig(k=(2, 5))
@@ -36,7 +35,7 @@ def draw_scores(store, split, seed=0):
 
 
 def judge_scores(store, score_QV, split="test", config=CONFIG, batch=7):
-    judge = judge_lib.Judge(store, config, split)
+    judge = protocol.Judge(store, config, split)
     query_Q = np.arange(len(score_QV))
     for start in range(0, len(query_Q), batch):
         ids = query_Q[start : start + batch]
@@ -80,7 +79,7 @@ def test_reciprocal_rank_looks_further_than_the_cut_offs(store):
     summary = evaluation.summarise()
     mean_S = [evaluation.mrr_Q[evaluation.scenario_Q == s].mean() for s in range(3)]
     assert summary["scenarios"]["C"]["mrr"] == pytest.approx(mean_S[2])
-    judge = judge_lib.Judge(store, config, "test")
+    judge = protocol.Judge(store, config, "test")
     assert judge.list_length(np.arange(3)) >= 9
 
 
@@ -88,7 +87,7 @@ def test_lists_with_room_for_seen_items_give_the_same_as_scores(store):
     score_QV = draw_scores(store, "test")
     score_QV[:, 0] = -np.inf
     by_score = judge_scores(store, score_QV)
-    judge = judge_lib.Judge(store, CONFIG, "test")
+    judge = protocol.Judge(store, CONFIG, "test")
     for _, ids in judge.group_by_scenario(np.arange(len(score_QV)), 16):
         T = judge.list_length(ids)
         item_BT = np.argsort(-score_QV[ids], axis=1)[:, :T].astype(np.int32)
@@ -123,14 +122,14 @@ def test_list_length_leaves_room_for_the_longest_seen_set_only_when_removing(sto
     ids = np.arange(len(table.rows_QC))
     longest = int(np.diff(table.seen.indptr).max())
     assert longest > 5
-    removing = judge_lib.Judge(store, CONFIG, "test").list_length(ids)
+    removing = protocol.Judge(store, CONFIG, "test").list_length(ids)
     assert 5 + longest <= removing <= max(5 + 2 * longest, 5 + 16)
     keeping = dataclasses.replace(CONFIG, remove_seen=False)
-    assert judge_lib.Judge(store, keeping, "test").list_length(ids) == 5
+    assert protocol.Judge(store, keeping, "test").list_length(ids) == 5
 
 
 def test_groups_hold_each_query_once_and_one_scenario_each(store):
-    judge = judge_lib.Judge(store, CONFIG, "test")
+    judge = protocol.Judge(store, CONFIG, "test")
     scenario_Q = store.queries("test").rows_QC[:, store.columns["scenario"]]
     query_Q = np.arange(len(scenario_Q))
     groups = list(judge.group_by_scenario(query_Q, 6))
@@ -143,11 +142,11 @@ def test_groups_hold_each_query_once_and_one_scenario_each(store):
 
 def test_sample_is_fixed_bounded_per_scenario_and_nested(store):
     scenario_Q = store.queries("test").rows_QC[:, store.columns["scenario"]]
-    small = judge_lib.sample_queries(store, "test", 3, seed=1)
-    large = judge_lib.sample_queries(store, "test", 6, seed=1)
-    everything = judge_lib.sample_queries(store, "test", None, seed=1)
-    np.testing.assert_array_equal(small, judge_lib.sample_queries(store, "test", 3, seed=1))
-    assert small.tolist() != judge_lib.sample_queries(store, "test", 3, seed=2).tolist()
+    small = protocol.sample_queries(store, "test", 3, seed=1)
+    large = protocol.sample_queries(store, "test", 6, seed=1)
+    everything = protocol.sample_queries(store, "test", None, seed=1)
+    np.testing.assert_array_equal(small, protocol.sample_queries(store, "test", 3, seed=1))
+    assert small.tolist() != protocol.sample_queries(store, "test", 3, seed=2).tolist()
     assert np.bincount(scenario_Q[small]).max() == 3
     assert set(small) <= set(large) <= set(everything)
     assert everything.tolist() == list(range(len(scenario_Q)))
@@ -216,7 +215,7 @@ def test_description_names_candidates_queries_cuts_and_rule(store):
 def test_log_loss_counts_each_positive_with_its_negatives(store):
     num_queries = len(store.queries("validation").rows_QC)
     logit_QV = np.full((num_queries, store.spec.num_items), -2.0, np.float32)
-    judge = judge_lib.Judge(store, CONFIG, "validation")
+    judge = protocol.Judge(store, CONFIG, "validation")
     ids = np.arange(num_queries)
     judge.add_log_loss(ids, logit_QV, num_negatives=4, seed=0)
     judge.add_scores(ids, logit_QV)
@@ -235,12 +234,12 @@ def test_log_loss_never_takes_the_positive_as_its_negative_and_ignores_batching(
         if len(relevant) == 1:
             single.append(query)
             logit_QV[query, list(relevant)] = 30.0
-    whole = judge_lib.Judge(store, CONFIG, "validation")
+    whole = protocol.Judge(store, CONFIG, "validation")
     whole.add_log_loss(np.arange(num_queries), logit_QV, num_negatives=50, seed=3)
     # A query with one relevant item is predicted perfectly unless that item is drawn.
     assert len(single) > 10
     assert whole._losses[0][single].max() < 1e-9
-    parts = judge_lib.Judge(store, CONFIG, "validation")
+    parts = protocol.Judge(store, CONFIG, "validation")
     for start in range(0, num_queries, 5):
         ids = np.arange(start, min(start + 5, num_queries))
         parts.add_log_loss(ids, logit_QV[ids], num_negatives=50, seed=3)
@@ -250,15 +249,15 @@ def test_log_loss_never_takes_the_positive_as_its_negative_and_ignores_batching(
 def test_comparison_is_paired_and_needs_the_same_queries(store):
     first = judge_scores(store, draw_scores(store, "test", seed=0))
     second = judge_scores(store, draw_scores(store, "test", seed=1))
-    compared = judge_lib.compare(first, second, 5)
+    compared = protocol.compare(first, second, 5)
     mine = first.scenario_Q == 0
     difference = first.recall[5][mine].mean() - second.recall[5][mine].mean()
     assert compared.difference_S[0] == pytest.approx(difference)
     assert compared.low_S[0] <= difference <= compared.high_S[0]
     with pytest.raises(ValueError, match="expected the same queries"):
-        judge_lib.compare(first, second.restrict(second.query_Q[1:]), 5)
+        protocol.compare(first, second.restrict(second.query_Q[1:]), 5)
 
 
 def test_nothing_to_evaluate_is_refused(store):
     with pytest.raises(ValueError, match="expected at least one query"):
-        judge_lib.Judge(store, CONFIG, "test").finish()
+        protocol.Judge(store, CONFIG, "test").finish()

@@ -1,7 +1,7 @@
 """From retrieved lists to an `Evaluation`: which queries, what is removed, metrics per query.
 
 Owns the rules that hold for every system alike. Does not own the arithmetic of a metric
-(`metrics.py`), search (`retrieval/`) or how a system makes its lists (`evaluate.py`).
+(`metrics.py`), search (`retrieval/`) or how a system makes its lists (`evaluation/evaluators.py`).
 
 A query is a (user, scenario) pair of a split with at least one relevant item; candidates are all
 items of the corpus, in every scenario.
@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dsmoe_jax import metrics
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.evaluation import metrics
 from dsmoe_jax.retrieval import exact
 from dsmoe_jax.retrieval import index as index_lib
 

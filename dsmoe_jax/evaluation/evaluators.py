@@ -2,7 +2,7 @@
 
 Owns how a system's lists are made: a matcher embeds the corpus per scenario and is searched through
 an index; a ranker scores the catalogue by brute force. What is asked and how lists are judged is in
-`judge.py`. No parameter is trained here, and models run as in serving (`train=False`).
+`evaluation/protocol.py`. No parameter is trained here, and models run as in serving (`train=False`).
 
 Letters: Q queries of a split, B queries of a batch, V rows of the corpus (row 0 is padding),
 T retrieved list length, D tower output, G candidates of a chunk, Z devices, W rows of a device's
@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax import judge as judge_lib
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.evaluation import protocol
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.models.ranking import ranker as ranker_lib
 from dsmoe_jax.retrieval import exact
@@ -84,9 +84,9 @@ class MatcherEvaluator:
 
     def __call__(
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
-    ) -> judge_lib.Evaluation:
+    ) -> protocol.Evaluation:
         """Evaluates the parameters on the given queries of a split."""
-        judge = judge_lib.Judge(self._store, self._config, split)
+        judge = protocol.Judge(self._store, self._config, split)
         groups = list(judge.group_by_scenario(query_Q, self._batch_size))
         index: index_lib.Index | None = None
         indexed = -1
@@ -125,7 +125,7 @@ class MatcherEvaluator:
         self,
         frozen: train_state.Frozen,
         index: index_lib.Index,
-        judge: judge_lib.Judge,
+        judge: protocol.Judge,
         ids: np.ndarray,
     ) -> tuple[Any, Any]:
         users, scenario_B = _read_queries(
@@ -229,7 +229,7 @@ class RankerEvaluator:
 
     def __call__(
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
-    ) -> judge_lib.Evaluation:
+    ) -> protocol.Evaluation:
         """Evaluates the parameters on the given queries of a split, log-loss included."""
 
         def scores(ids: np.ndarray) -> jax.Array:
@@ -260,7 +260,7 @@ def evaluate_scores(
     batch_size: int | None = None,
     num_negatives: int = 0,
     seed: int = 0,
-) -> judge_lib.Evaluation:
+) -> protocol.Evaluation:
     """Evaluates anything that scores the whole corpus.
 
     Args:
@@ -275,7 +275,7 @@ def evaluate_scores(
         their log-loss is evaluated.
       seed: Of the negatives, which are the same for every system.
     """
-    judge = judge_lib.Judge(store, config, split)
+    judge = protocol.Judge(store, config, split)
     if batch_size is None:
         batch_size = fit_rows(store.spec.num_items, at_most=config.query_batch)
     query_Q = np.sort(query_Q)

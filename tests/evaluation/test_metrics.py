@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from dsmoe_jax import metrics
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.evaluation import metrics
 
 
 def make_ragged(rows):

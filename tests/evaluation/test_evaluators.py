@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from dsmoe_jax import evaluate, features
-from dsmoe_jax import judge as judge_lib
+from dsmoe_jax import features
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
+from dsmoe_jax.evaluation import evaluators, protocol
 from dsmoe_jax.models.matching import dsmoe, two_tower
 from dsmoe_jax.models.ranking import ranker as ranker_lib
 from dsmoe_jax.training import optimizer, sharding, train_state
@@ -95,7 +95,7 @@ def put_corpus(store, spec, mesh):
 def evaluate_matcher(store, spec, matcher, devices=1, split="test", query_Q=None, **changes):
     mesh = make_mesh(devices)
     config = dataclasses.replace(CONFIG, **changes)
-    evaluator = evaluate.MatcherEvaluator(
+    evaluator = evaluators.MatcherEvaluator(
         store, spec, put_corpus(store, spec, mesh), matcher, config, mesh
     )
     query_Q = np.arange(len(store.queries(split).rows_QC)) if query_Q is None else query_Q
@@ -129,7 +129,7 @@ def test_matcher_equals_its_full_score_matrix(store, spec, interests, uses_scena
     matcher = TableMatcher(spec, interests=interests, uses_scenario=uses_scenario)
     found = evaluate_matcher(store, spec, matcher, remove_seen=remove_seen)
     score_QV = table_scores(store, make_tables(make_mesh(1), interests), "test", uses_scenario)
-    expected = evaluate.evaluate_scores(
+    expected = evaluators.evaluate_scores(
         store,
         dataclasses.replace(CONFIG, remove_seen=remove_seen),
         "test",
@@ -176,7 +176,7 @@ def test_item_vectors_do_not_depend_on_devices_or_chunks(store, spec):
     vectors = []
     for devices, item_batch in ((1, 64), (1, 5), (8, 12), (8, 64)):
         mesh = make_mesh(devices)
-        evaluator = evaluate.MatcherEvaluator(
+        evaluator = evaluators.MatcherEvaluator(
             store,
             spec,
             put_corpus(store, spec, mesh),
@@ -205,14 +205,14 @@ def test_a_corpus_split_by_rows_gives_the_same_vectors(store, spec, item_batch, 
         monkeypatch.setattr(sharding, "MIN_SHARDED_ROWS", rows)
         corpus = sharding.put_rows(mesh, lambda r: pipeline.read_corpus(store, spec, r), V)
         assert corpus.sparse_VF.sharding.is_fully_replicated == (rows > V)
-        evaluator = evaluate.MatcherEvaluator(store, spec, corpus, matcher, config, mesh)
+        evaluator = evaluators.MatcherEvaluator(store, spec, corpus, matcher, config, mesh)
         vectors.append(np.asarray(evaluator.embed_corpus(frozen, 1))[:V])
     np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-6)
 
 
 def test_one_index_lives_at_a_time(store, spec, monkeypatch):
     mesh = make_mesh(8)
-    evaluator = evaluate.MatcherEvaluator(
+    evaluator = evaluators.MatcherEvaluator(
         store, spec, put_corpus(store, spec, mesh), TableMatcher(spec), CONFIG, mesh
     )
     make_index, held = evaluator._make_index, []
@@ -231,7 +231,7 @@ def test_one_index_lives_at_a_time(store, spec, monkeypatch):
 def test_evaluating_again_compiles_nothing_anew(store, spec):
     matcher = TableMatcher(spec)
     mesh = make_mesh(1)
-    evaluator = evaluate.MatcherEvaluator(
+    evaluator = evaluators.MatcherEvaluator(
         store, spec, put_corpus(store, spec, mesh), matcher, CONFIG, mesh
     )
     frozen = make_tables(mesh)
@@ -252,17 +252,17 @@ def test_evaluating_again_compiles_nothing_anew(store, spec):
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_ranker_equals_its_full_score_matrix(store, spec, devices, monkeypatch):
-    monkeypatch.setattr(evaluate, "_PAIRS_PER_DEVICE", 100)  # several chunks of the catalogue
+    monkeypatch.setattr(evaluators, "_PAIRS_PER_DEVICE", 100)  # several chunks of the catalogue
     ranker = TableRanker(spec)
     mesh = make_mesh(devices)
     frozen = make_tables(mesh)
-    evaluator = evaluate.RankerEvaluator(
+    evaluator = evaluators.RankerEvaluator(
         store, spec, put_corpus(store, spec, mesh), ranker, CONFIG, mesh, seed=4
     )
     query_Q = np.arange(len(store.queries("validation").rows_QC))
     found = evaluator(frozen, "validation", query_Q)
     score_QV = table_scores(store, frozen, "validation")
-    expected = evaluate.evaluate_scores(
+    expected = evaluators.evaluate_scores(
         store, CONFIG, "validation", query_Q, lambda ids: score_QV[ids], num_negatives=4, seed=4
     )
     assert_same(found, expected)
@@ -274,7 +274,7 @@ def test_scorers_arrays_are_not_written_to(store):
     score_QV = np.random.default_rng(0).normal(size=(len(store.queries("test").rows_QC), V))
     kept = score_QV.copy()
     query_Q = np.arange(len(score_QV))
-    evaluate.evaluate_scores(store, CONFIG, "test", query_Q, lambda ids: score_QV)
+    evaluators.evaluate_scores(store, CONFIG, "test", query_Q, lambda ids: score_QV)
     np.testing.assert_array_equal(score_QV, kept)
 
 
@@ -289,8 +289,8 @@ def test_the_right_item_first_gives_full_recall_and_an_unknown_split_is_refused(
             ] = 1
         return score_BV
 
-    query_Q = judge_lib.sample_queries(store, "test", None, seed=0)
-    evaluation = evaluate.evaluate_scores(store, CONFIG, "test", query_Q, oracle)
+    query_Q = protocol.sample_queries(store, "test", None, seed=0)
+    evaluation = evaluators.evaluate_scores(store, CONFIG, "test", query_Q, oracle)
     assert evaluation.summarise()["macro"]["ndcg@5"] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="split"):
-        evaluate.evaluate_scores(store, CONFIG, "train", query_Q, oracle)
+        evaluators.evaluate_scores(store, CONFIG, "train", query_Q, oracle)
