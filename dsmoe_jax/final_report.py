@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from dsmoe_jax import figures, references, results, runlog
+from dsmoe_jax import figures, results, runlog
 from dsmoe_jax import session as session_lib
+from dsmoe_jax.baselines import builtin
 from dsmoe_jax.evaluation import metrics, protocol
 from dsmoe_jax.training import train_state
 
@@ -79,7 +80,7 @@ def _evaluate_references(session: session_lib.Session, queries: int) -> dict[str
     """
     if not session.experiment.eval.references:
         return {}
-    found = references.evaluate_references(
+    found = builtin.evaluate_references(
         session.store, session.experiment.eval, seed=session_lib.QUERY_SEED
     )
     asked = len(found[0].test.query_Q)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from dsmoe_jax import main as command_line
 from dsmoe_jax import optional, sections
+from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.config import load
 from dsmoe_jax.suite import (
     budget,
@@ -20,7 +21,6 @@ from dsmoe_jax.suite import (
     progress,
     report,
     search_space,
-    systems,
     tables,
     tune,
     work_list,
@@ -155,8 +155,8 @@ def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
         if state.state == "left out"
     }
     if missing:
-        labels = "; ".join(peer.label for name, peer in systems.PEERS.items() if name in missing)
-        print(f"left out: {labels}; {optional.install(systems.EXTRA)}")
+        labels = "; ".join(peer.label for name, peer in catalogue.PEERS.items() if name in missing)
+        print(f"left out: {labels}; {optional.install(catalogue.EXTRA)}")
     if options.list:
         print(progress.whole_list(work.states, workers))
         return 0

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dsmoe_jax.peers import trials
+from dsmoe_jax.baselines import selection
 from dsmoe_jax.suite import tables
 
 TITLE = "Multi-scenario matching: the comparison"
@@ -29,7 +29,7 @@ DEVIATIONS = (
     "Adam with coupled L2, early stopping on macro validation recall; where a method's own paper "
     "trains otherwise, its file says so.",
     "A peer from another library trains as the library does, by its own loss, negatives and "
-    f"optimiser, on the same clicks; {trials.NUM_TRIALS} settings are tried on validation days.",
+    f"optimiser, on the same clicks; {selection.NUM_TRIALS} settings are tried on validation days.",
     "DSMOE alone is distilled, from a teacher that also sees a log-prior per scenario and item and "
     'collaborative vectors; "without distillation" in Table 4 is what remains without it.',
     "Items a user clicked before the test days are no candidates.",

@@ -10,10 +10,11 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from dsmoe_jax import main
+from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.config import fingerprint, load, schema
 from dsmoe_jax.models import registry
 from dsmoe_jax.suite import budget as budget_lib
-from dsmoe_jax.suite import rows, systems
+from dsmoe_jax.suite import rows
 
 # Tables and figures of the paper, and a table of what it leaves open.
 PRINTED = ("table1", "table2", "table3", "table4", "fig2", "fig3", "fig4")
@@ -126,7 +127,7 @@ def rows_of(table: str, config: str) -> tuple[rows.Row, ...]:
 def peer_rows(config: str) -> tuple[rows.Row, ...]:
     """The rows of other libraries."""
     return tuple(
-        rows.Row(name, peer.label, config, kind="scored") for name, peer in systems.PEERS.items()
+        rows.Row(name, peer.label, config, kind="scored") for name, peer in catalogue.PEERS.items()
     )
 
 

@@ -1,7 +1,7 @@
 """Judges a system without towers as a run judges a model: `python -m dsmoe_jax.suite.scored`.
 
 Owns the command line of one cell of the comparison: the reference rows, or a peer from a library of
-its own. Which systems there are is in `systems.py`.
+its own. Which systems there are is in `baselines/catalogue.py`.
 
     python -m dsmoe_jax.suite.scored --system references --config FILE:variant --workdir DIR
 """
@@ -13,10 +13,11 @@ import sys
 import time
 
 from dsmoe_jax import main as command_line
-from dsmoe_jax import references, results
+from dsmoe_jax import results
+from dsmoe_jax.baselines import builtin, catalogue
 from dsmoe_jax.config import load
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.suite import per_query, records, systems
+from dsmoe_jax.suite import per_query, records
 
 
 def main(argv: list[str]) -> int:
@@ -26,11 +27,11 @@ def main(argv: list[str]) -> int:
     options, rest = parser.parse_known_args(argv)
     name = options.system
     try:
-        if name not in systems.SYSTEMS:
+        if name not in catalogue.SYSTEMS:
             raise load.UsageError(
-                f"--system: expected one of {', '.join(systems.SYSTEMS)}, got {name or 'none'}"
+                f"--system: expected one of {', '.join(catalogue.SYSTEMS)}, got {name or 'none'}"
             )
-        systems.require(name)
+        catalogue.require(name)
         parsed = command_line.parse(["dsmoe_jax", *rest])
         parsed.experiment.validate()
         command_line.start_jax(parsed)
@@ -43,21 +44,21 @@ def main(argv: list[str]) -> int:
 
 def run(name: str, options: command_line.Options) -> None:
     """Fits and judges one system and writes its results.json; its libraries must be installed."""
-    system = importlib.import_module(systems.SYSTEMS[name].module)
+    system = importlib.import_module(catalogue.SYSTEMS[name].module)
     experiment, workdir = options.experiment, options.workdir
     workdir.mkdir(parents=True, exist_ok=True)
     store_dir = pathlib.Path(experiment.data.store_dir or workdir / "store").expanduser()
     experiment.data.prepare(str(store_dir))
     store = store_lib.Store.open(store_dir)
     start_s = time.perf_counter()
-    found: list[references.Reference] = system.evaluate_references(
+    found: list[builtin.Reference] = system.evaluate_references(
         store, experiment.eval, seed=experiment.seed
     )
     seconds = time.perf_counter() - start_s
     first = found[0].test
     record = {
         "dataset": store.manifest["dataset"],
-        "versions": {**results.versions(), **systems.versions(name)},
+        "versions": {**results.versions(), **catalogue.versions(name)},
         "device": results.describe_devices(),
         "date": results.today(),
         "split": store.manifest["split"],
@@ -74,7 +75,7 @@ def run(name: str, options: command_line.Options) -> None:
         print(f"{row.name}: test macro {metric} {100 * value:.1f} %, {row.settings}")
 
 
-def _as_system(row: references.Reference) -> dict:
+def _as_system(row: builtin.Reference) -> dict:
     summary = {**row.test.summarise(), "validation": row.validation.summarise()}
     queries = per_query.from_arrays(results.query_arrays(row.test))
     return {

@@ -29,10 +29,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dsmoe_jax import numerics, results, runlog
+from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models import registry
-from dsmoe_jax.suite import costs, plan, processes, progress, records, systems
+from dsmoe_jax.suite import costs, plan, processes, progress, records
 from dsmoe_jax.training import interrupt
 
 _POLL_S = 0.2
@@ -83,7 +84,7 @@ class WorkList:
         self._orphans: set[int] = set()
         self._stores: dict[str, _Store] = {}
         self._identities: dict[str, records.Identity] = {}
-        missing = systems.list_missing()
+        missing = catalogue.list_missing()
         self.states = [progress.CellState(c.name, c.row.kind) for c in self.cells]
         for cell, state in zip(self.cells, self.states, strict=True):
             cell.experiment.validate()
@@ -300,7 +301,7 @@ class WorkList:
 def _components(cell: plan.Cell) -> list[str]:
     """Components that decide the cell's numbers."""
     if cell.row.kind == "scored":
-        return systems.components(cell.row.name)
+        return catalogue.components(cell.row.name)
     return registry.components(
         cell.experiment,
         student=cell.row.kind == "run",

@@ -21,8 +21,8 @@ import numpy as np
 from absl import flags
 
 from dsmoe_jax import numerics
+from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.models import registry
-from dsmoe_jax.suite import systems
 from tests.golden import protocol, trained, training
 
 FOLDER = pathlib.Path(__file__).parent
@@ -40,7 +40,7 @@ COMPUTE: dict[str, Callable[[], dict[str, Any]]] = {
     **{name: trained.of_matcher(name) for name in registry.MATCHERS},
     **{name: trained.of_ranker(name) for name in registry.RANKERS},
 }
-PEERS = tuple(systems.PEERS)
+PEERS = tuple(catalogue.PEERS)
 
 
 class RefusedError(ValueError):

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsmoe_jax import features, references
+from dsmoe_jax import features
+from dsmoe_jax.baselines import builtin
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
@@ -239,14 +240,14 @@ def baselines() -> dict[str, Any]:
         ):
             with contextlib.ExitStack() as stack:
                 for constant, value in changes.items():
-                    stack.enter_context(mock.patch.object(references, constant, value))
-                rows = references.evaluate_references(store, CONFIG, seed=1)
+                    stack.enter_context(mock.patch.object(builtin, constant, value))
+                rows = builtin.evaluate_references(store, CONFIG, seed=1)
             for row in rows:
                 found |= {f"{name}{row.name}: {key}": value for key, value in of_row(row).items()}
     return found
 
 
-def of_row(row: references.Reference) -> dict[str, Any]:
+def of_row(row: builtin.Reference) -> dict[str, Any]:
     """Chosen settings, 0 standing for none, and recall."""
     settings = [float(row.settings[name] or 0) for name in sorted(row.settings)]
     found: dict[str, Any] = {"settings": settings} if settings else {}

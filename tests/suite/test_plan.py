@@ -1,10 +1,11 @@
 import pytest
 
 from dsmoe_jax import main
+from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.config import fingerprint, load
 from dsmoe_jax.models import registry
 from dsmoe_jax.suite import __main__ as command_line
-from dsmoe_jax.suite import budget, plan, rows, systems
+from dsmoe_jax.suite import budget, plan, rows
 
 CONFIG = "configs/kuairand.py:sample"
 SMALL, FULL = budget.BUDGETS["small"], budget.BUDGETS["full"]
@@ -16,12 +17,12 @@ def names(cells):
 
 def test_every_method_of_the_registry_is_a_row():
     found = {row.name for row in plan.rows_of("table2", CONFIG)}
-    assert found == {*registry.MATCHERS, "references", *systems.PEERS}
+    assert found == {*registry.MATCHERS, "references", *catalogue.PEERS}
 
 
 def test_peers_have_a_cell_for_each_seed():
     found = names(plan.make_cells(["table2"], CONFIG, SMALL))
-    assert {f"{peer}-seed{seed}" for peer in systems.PEERS for seed in (0, 1)} <= set(found)
+    assert {f"{peer}-seed{seed}" for peer in catalogue.PEERS for seed in (0, 1)} <= set(found)
 
 
 def test_a_cell_that_several_tables_need_is_run_once():

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from dsmoe_jax import sections
+from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.models import registry
 from dsmoe_jax.suite import __main__ as command_line
 from dsmoe_jax.suite import (
@@ -16,7 +17,6 @@ from dsmoe_jax.suite import (
     processes,
     recall_table,
     report,
-    systems,
     tables,
     work_list,
 )
@@ -258,11 +258,11 @@ def test_teachers_stand_beside_their_students(tmp_path):
 def test_references_are_rows_of_their_own(source):
     rows = plan.rows_of("table2", CONFIG)
     names = [system.name for system in finished.load(source.records, rows)]
-    assert names[-len(systems.PEERS) - 3 :] == [
+    assert names[-len(catalogue.PEERS) - 3 :] == [
         "random",
         "popularity in scenario",
         "EASE + scenario prior",
-        *systems.PEERS,
+        *catalogue.PEERS,
     ]
 
 
@@ -297,7 +297,7 @@ def test_what_to_beat_stands_below_every_table_of_recall(tmp_path):
 
 def test_peers_that_were_not_run_say_so_and_finished_ones_need_no_library(tmp_path, monkeypatch):
     # A machine without any of their libraries.
-    monkeypatch.setattr(systems, "list_missing", lambda: list(systems.PEERS))
+    monkeypatch.setattr(catalogue, "list_missing", lambda: list(catalogue.PEERS))
     made_up.save_comparison(tmp_path)
     found = {"implicit BPR + scenario prior": made_up.system((0.7, 0.6), 12)}
     made_up.save(tmp_path, made_up.record("implicit", found, kind="scored"))

@@ -8,10 +8,10 @@ import types
 
 import pytest
 
-from dsmoe_jax import main, results, scorers
+from dsmoe_jax import main, results
+from dsmoe_jax.baselines import catalogue, linear, selection
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.peers import trials
-from dsmoe_jax.suite import finished, plan, records, rows, scored, systems
+from dsmoe_jax.suite import finished, plan, records, rows, scored
 from tests import tiny
 
 CONFIG = "configs/kuairand.py:sample"
@@ -19,8 +19,8 @@ CONFIG = "configs/kuairand.py:sample"
 
 def evaluate_references(store, config, *, seed):
     """A peer of one trial."""
-    made = [({"a": 1}, scorers.make_popularity(store))]
-    return trials.evaluate_trials("popular", made, store, config, seed=seed)
+    made = [({"a": 1}, linear.make_popularity(store))]
+    return selection.evaluate_trials("popular", made, store, config, seed=seed)
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def workdir(tmp_path, monkeypatch):
     module = types.SimpleNamespace(evaluate_references=evaluate_references)
     monkeypatch.setitem(sys.modules, "made_up_system", module)
     # An installed library, so that the record says which version.
-    mine = systems.System("made_up_system", "mine", ("numpy",))
-    monkeypatch.setitem(systems.SYSTEMS, "mine", mine)
+    mine = catalogue.System("made_up_system", "mine", ("numpy",))
+    monkeypatch.setitem(catalogue.SYSTEMS, "mine", mine)
     arguments = [f"--config={CONFIG}", "--config.eval.k=(3,5)", f"--workdir={tmp_path / 'run'}"]
     options = main.parse(["dsmoe_jax", *arguments])
     monkeypatch.setattr(

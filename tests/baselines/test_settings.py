@@ -7,10 +7,10 @@ import types
 import numpy as np
 import pytest
 
-from dsmoe_jax import scorers
+from dsmoe_jax.baselines import implicit as implicit_models
+from dsmoe_jax.baselines import lightfm, linear, selection, youtube_dnn
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import statistics
-from dsmoe_jax.peers import implicit_models, lightfm_warp, trials, youtube_dnn
 from tests import tiny
 
 CONFIG = schema.EvalConfig(k=(3, 5), query_batch=16)
@@ -26,12 +26,12 @@ def store(tmp_path_factory):
     [
         [*implicit_models.ALS.values()],
         [*implicit_models.BPR.values()],
-        [lightfm_warp.COMPONENTS, lightfm_warp.EPOCHS],
+        [lightfm.COMPONENTS, lightfm.EPOCHS],
         [youtube_dnn.TEMPERATURES, youtube_dnn.EPOCHS],
     ],
 )
 def test_every_combination_is_within_the_budget_of_twelve_trials(values):
-    assert math.prod(map(len, values)) == trials.NUM_TRIALS <= 12
+    assert math.prod(map(len, values)) == selection.NUM_TRIALS <= 12
 
 
 class Factors:
@@ -82,9 +82,9 @@ class Limit:
 
 
 def test_bpr_is_fitted_in_one_thread_and_keeps_the_users_training_vector(store, implicit):
-    clicks = scorers.read_clicks(store)
+    clicks = linear.read_clicks(store)
     fitted = list(implicit_models.fit_bpr(clicks, store, seed=7))
-    assert len(fitted) == trials.NUM_TRIALS
+    assert len(fitted) == selection.NUM_TRIALS
     for (settings, _), model in zip(fitted, implicit, strict=True):
         assert model.settings == {
             **settings,
@@ -99,7 +99,7 @@ def test_bpr_is_fitted_in_one_thread_and_keeps_the_users_training_vector(store, 
 
 
 def test_als_folds_the_querys_own_window_in(store, implicit):
-    clicks = scorers.read_clicks(store)
+    clicks = linear.read_clicks(store)
     fitted = list(implicit_models.fit_als(clicks, seed=7))
     assert [model.settings for model in implicit] == [
         {**settings, "random_state": 7, "use_gpu": False} for settings, _ in fitted
@@ -127,7 +127,7 @@ def test_clicks_of_unknown_scenario_have_a_context_of_their_own(store, monkeypat
     [other] = [i for i in range(1, tiny.NUM_ITEMS + 1) if known[user, i] == 0][:1]
     known[user, other] = 1
     monkeypatch.setattr(statistics, "read_interactions", lambda store: known.tocsr())
-    click_RV, feature_RF = lightfm_warp.read_pairs(store)
+    click_RV, feature_RF = lightfm.read_pairs(store)
     click_RV = click_RV.tocsr()
     U = len(store.users_sparse)
     pair = user * (S + 1) + first[columns["scenario"]]

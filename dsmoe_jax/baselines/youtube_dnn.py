@@ -23,11 +23,10 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features as features_lib
-from dsmoe_jax import references
+from dsmoe_jax.baselines import builtin, selection
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.peers import trials
 
 # What validation chooses from. A fit is judged after each of these numbers of epochs, and each is a
 # trial.
@@ -47,7 +46,7 @@ _QUERY_BATCH = 4096
 
 def evaluate_references(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
-) -> list[references.Reference]:
+) -> list[builtin.Reference]:
     """YoutubeDNN as it comes and with the scenario prior.
 
     Args:
@@ -59,12 +58,12 @@ def evaluate_references(
     Raises:
       ModuleNotFoundError: Without `torch_rechub` or `torch`.
     """
-    return trials.evaluate_trials(
+    return selection.evaluate_trials(
         "torch-rechub YoutubeDNN", fit(store, seed), store, config, seed=seed
     )
 
 
-def fit(store: store_lib.Store, seed: int) -> Iterator[trials.Trial]:
+def fit(store: store_lib.Store, seed: int) -> Iterator[selection.Trial]:
     """One trial for each temperature and number of epochs."""
     import torch
     from torch_rechub import trainers

@@ -2,7 +2,7 @@
 
 Owns how each is fitted on the training period and how it scores a query. A query's own history
 window, which reaches up to its split's first day, is folded in when it is asked. Which settings
-are good, and how the rows are judged, is in `references.py`.
+are good, and how the rows are judged, is in `baselines/builtin.py`.
 
 Letters: B queries of a batch, S scenarios, V rows of the corpus (row 0 is padding), U rows of the
 user table, C width of a collaborative vector.

@@ -7,15 +7,16 @@ import types
 
 import pytest
 
+from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.suite import __main__ as command_line
-from dsmoe_jax.suite import systems, work_list
+from dsmoe_jax.suite import work_list
 
 
 @pytest.fixture
 def without(monkeypatch):
     """Takes libraries away; all others of the peers are there."""
     find = importlib.util.find_spec
-    libraries = {library for peer in systems.PEERS.values() for library in peer.libraries}
+    libraries = {library for peer in catalogue.PEERS.values() for library in peer.libraries}
 
     def take(*names):
         def find_spec(wanted):
@@ -28,9 +29,9 @@ def without(monkeypatch):
     return take
 
 
-@pytest.mark.parametrize("name", systems.SYSTEMS)
+@pytest.mark.parametrize("name", catalogue.SYSTEMS)
 def test_every_system_has_a_module_that_needs_no_library_to_be_imported(name):
-    module = importlib.import_module(systems.SYSTEMS[name].module)
+    module = importlib.import_module(catalogue.SYSTEMS[name].module)
     assert list(inspect.signature(module.evaluate_references).parameters) == [
         "store",
         "config",
@@ -41,20 +42,20 @@ def test_every_system_has_a_module_that_needs_no_library_to_be_imported(name):
 def test_a_missing_library_is_told_in_one_line(without):
     without("torch_rechub")
     with pytest.raises(ValueError) as refused:
-        systems.require("torch_rechub")
+        catalogue.require("torch_rechub")
     assert str(refused.value) == (
         "torch-rechub YoutubeDNN: expected the library torch_rechub, found none; "
         "pip install '.[peers]'"
     )
-    systems.require("implicit")
-    systems.require("references")
+    catalogue.require("implicit")
+    catalogue.require("references")
 
 
 def test_peers_without_their_libraries_are_listed(without):
     without("lightfm", "torch")
-    assert systems.list_missing() == ["lightfm", "torch_rechub"]
+    assert catalogue.list_missing() == ["lightfm", "torch_rechub"]
     without()
-    assert systems.list_missing() == []
+    assert catalogue.list_missing() == []
 
 
 @pytest.mark.parametrize(("table", "told"), [("table2", True), ("table4", False)])
@@ -68,4 +69,4 @@ def test_a_list_says_which_peers_it_leaves_out(table, told, without, monkeypatch
 
 
 def test_versions_are_those_of_what_was_installed():
-    assert systems.versions("references") == {}
+    assert catalogue.versions("references") == {}

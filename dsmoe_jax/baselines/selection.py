@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, Int
 
-from dsmoe_jax import references, scorers
+from dsmoe_jax.baselines import builtin, linear
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import evaluators
@@ -21,7 +21,7 @@ from dsmoe_jax.evaluation import evaluators
 # Settings of a peer that are tried.
 NUM_TRIALS = 12
 # Settings and the scorer that was fitted with them.
-Trial = tuple[references.Settings, scorers.Scorer]
+Trial = tuple[builtin.Settings, linear.Scorer]
 
 
 @dataclasses.dataclass
@@ -29,10 +29,10 @@ class _Best:
     """The best of what was offered so far."""
 
     recall: float = -1.0
-    settings: references.Settings = dataclasses.field(default_factory=dict)
-    scorer: scorers.Scorer | None = None
+    settings: builtin.Settings = dataclasses.field(default_factory=dict)
+    scorer: linear.Scorer | None = None
 
-    def offer(self, recall: float, settings: references.Settings, scorer: scorers.Scorer) -> None:
+    def offer(self, recall: float, settings: builtin.Settings, scorer: linear.Scorer) -> None:
         """Keeps what is better than all before."""
         if recall > self.recall:
             self.recall, self.settings, self.scorer = recall, settings, scorer
@@ -45,20 +45,20 @@ def evaluate_trials(
     config: schema.EvalConfig,
     *,
     seed: int,
-) -> list[references.Reference]:
+) -> list[builtin.Reference]:
     """Chooses among the trials of a peer and judges its two rows as the reference rows are.
 
     Args:
       name: Of the peer; "+ scenario prior" is added for the second row.
       trials: Fitted one after the other, so that only the best are held; at most `NUM_TRIALS` are.
       store: The prepared data.
-      config: Cut-offs and removal rule, see `references.evaluate_references`.
+      config: Cut-offs and removal rule, see `builtin.evaluate_references`.
       seed: Of the validation queries that choose.
 
     Raises:
       ValueError: Without a trial.
     """
-    chooser = references.make_chooser(store, config, seed=seed)
+    chooser = builtin.make_chooser(store, config, seed=seed)
     metric = f"recall@{config.k[0]}"
     plain, with_prior = _Best(), _Best()
     for number, (settings, scorer) in enumerate(itertools.islice(trials, NUM_TRIALS), start=1):
@@ -69,7 +69,7 @@ def evaluate_trials(
         recall = judged.summarise()["macro"][metric]
         plain.offer(recall, settings, ranked)
         prior_recall, prior = chooser.best_prior(scorer)
-        combined = scorers.add_prior(scorer, store, **prior)
+        combined = linear.add_prior(scorer, store, **prior)
         with_prior.offer(prior_recall, {**settings, **prior}, combined)
         print(
             f"{name}, trial {number} of {NUM_TRIALS}: validation macro {metric} "
@@ -82,14 +82,12 @@ def evaluate_trials(
         (name, plain.settings, plain.scorer),
         (f"{name} + scenario prior", with_prior.settings, with_prior.scorer),
     ]
-    return references.judge_rows(store, config, rows, seed=seed)
+    return builtin.judge_rows(store, config, rows, seed=seed)
 
 
-def rank_by_popularity_if_constant(
-    scorer: scorers.Scorer, store: store_lib.Store
-) -> scorers.Scorer:
+def rank_by_popularity_if_constant(scorer: linear.Scorer, store: store_lib.Store) -> linear.Scorer:
     """`scorer`, with popularity for queries whose candidates it cannot tell apart."""
-    popularity = scorers.make_popularity(store)
+    popularity = linear.make_popularity(store)
 
     def score(split: str, query_B: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B V"]:
         score_BV = scorer(split, query_B)

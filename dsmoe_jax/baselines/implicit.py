@@ -14,10 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
-from dsmoe_jax import references, scorers
+from dsmoe_jax.baselines import builtin, linear, selection
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.peers import trials
 
 # What validation chooses from; the rest is the library's default.
 ALS = {"factors": (64, 128), "regularization": (100.0, 300.0), "alpha": (10.0, 40.0, 100.0)}
@@ -27,7 +26,7 @@ BPR = {"factors": (63, 127), "learning_rate": (0.02, 0.05, 0.1), "regularization
 
 def evaluate_references(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
-) -> list[references.Reference]:
+) -> list[builtin.Reference]:
     """ALS and BPR, each as it comes and with the scenario prior.
 
     Args:
@@ -38,7 +37,7 @@ def evaluate_references(
     Raises:
       ModuleNotFoundError: Without `implicit`.
     """
-    clicks = scorers.read_clicks(store)
+    clicks = linear.read_clicks(store)
     models = {
         "implicit ALS": fit_als(clicks, seed),
         "implicit BPR": fit_bpr(clicks, store, seed),
@@ -46,11 +45,11 @@ def evaluate_references(
     return [
         row
         for name, fitted in models.items()
-        for row in trials.evaluate_trials(name, fitted, store, config, seed=seed)
+        for row in selection.evaluate_trials(name, fitted, store, config, seed=seed)
     ]
 
 
-def fit_als(clicks: scorers.Clicks, seed: int) -> Iterator[trials.Trial]:
+def fit_als(clicks: linear.Clicks, seed: int) -> Iterator[selection.Trial]:
     """One trial for each combination of `ALS`."""
     import implicit.als
     import threadpoolctl
@@ -72,11 +71,11 @@ def fit_als(clicks: scorers.Clicks, seed: int) -> Iterator[trials.Trial]:
         yield settings, score
 
 
-def fit_bpr(clicks: scorers.Clicks, store: store_lib.Store, seed: int) -> Iterator[trials.Trial]:
+def fit_bpr(clicks: linear.Clicks, store: store_lib.Store, seed: int) -> Iterator[selection.Trial]:
     """One trial for each combination of `BPR`."""
     import implicit.bpr
 
-    user_of = scorers.make_user_of(store)
+    user_of = linear.make_user_of(store)
     for settings in _combine(BPR):
         model = implicit.bpr.BayesianPersonalizedRanking(
             **settings, random_state=seed, num_threads=1, use_gpu=False
@@ -91,6 +90,6 @@ def fit_bpr(clicks: scorers.Clicks, store: store_lib.Store, seed: int) -> Iterat
         yield settings, score
 
 
-def _combine(values: dict[str, tuple]) -> Iterator[references.Settings]:
+def _combine(values: dict[str, tuple]) -> Iterator[builtin.Settings]:
     for chosen in itertools.product(*values.values()):
         yield dict(zip(values, chosen, strict=True))

@@ -29,11 +29,11 @@ class System:
 
 
 SYSTEMS = {
-    "references": System("dsmoe_jax.references", "references"),
-    "implicit": System("dsmoe_jax.peers.implicit_models", "implicit ALS and BPR", ("implicit",)),
-    "lightfm": System("dsmoe_jax.peers.lightfm_warp", "LightFM WARP", ("lightfm",)),
+    "references": System("dsmoe_jax.baselines.builtin", "references"),
+    "implicit": System("dsmoe_jax.baselines.implicit", "implicit ALS and BPR", ("implicit",)),
+    "lightfm": System("dsmoe_jax.baselines.lightfm", "LightFM WARP", ("lightfm",)),
     "torch_rechub": System(
-        "dsmoe_jax.peers.youtube_dnn", "torch-rechub YoutubeDNN", ("torch", "torch_rechub")
+        "dsmoe_jax.baselines.youtube_dnn", "torch-rechub YoutubeDNN", ("torch", "torch_rechub")
     ),
 }
 PEERS = {name: system for name, system in SYSTEMS.items() if system.libraries}

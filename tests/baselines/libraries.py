@@ -6,9 +6,9 @@ pip install '.[cpu,dev,peers]' && python -m pytest tests/peers/libraries.py
 import numpy as np
 import pytest
 
-from dsmoe_jax import scorers
+from dsmoe_jax.baselines import implicit, linear, youtube_dnn
+from dsmoe_jax.baselines import lightfm as lightfm_warp
 from dsmoe_jax.config import schema
-from dsmoe_jax.peers import implicit_models, lightfm_warp, youtube_dnn
 from tests import tiny
 
 CONFIG = schema.EvalConfig(k=(3, 5), query_batch=16)
@@ -21,8 +21,8 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(implicit_models, "ALS", {"factors": (4,), "regularization": (1.0,)})
-    monkeypatch.setattr(implicit_models, "BPR", {"factors": (3,), "learning_rate": (0.05,)})
+    monkeypatch.setattr(implicit, "ALS", {"factors": (4,), "regularization": (1.0,)})
+    monkeypatch.setattr(implicit, "BPR", {"factors": (3,), "learning_rate": (0.05,)})
     monkeypatch.setattr(lightfm_warp, "COMPONENTS", (4,))
     monkeypatch.setattr(lightfm_warp, "EPOCHS", (5, 20))
     monkeypatch.setattr(youtube_dnn, "TEMPERATURES", (0.2,))
@@ -31,7 +31,7 @@ def small(monkeypatch):
     monkeypatch.setattr(youtube_dnn, "NUM_NEGATIVES", 20)
 
 
-@pytest.mark.parametrize("module", [implicit_models, lightfm_warp, youtube_dnn])
+@pytest.mark.parametrize("module", [implicit, lightfm_warp, youtube_dnn])
 def test_a_peer_finds_what_users_like_and_gives_the_same_numbers_again(module, store, small):
     rows = module.evaluate_references(store, CONFIG, seed=1)
     again = module.evaluate_references(store, CONFIG, seed=1)
@@ -62,8 +62,8 @@ def test_warp_scores_as_its_library_does(store, small):
     model.fit(click_RV, user_features=feature_RF, epochs=5, num_threads=1)
     _, score = next(lightfm_warp.fit(store, 1))
     ids = np.arange(6)
-    user_B = scorers.make_user_of(store)("test", ids)
-    scenario_B = scorers.make_scenario_of(store)("test", ids)
+    user_B = linear.make_user_of(store)("test", ids)
+    scenario_B = linear.make_scenario_of(store)("test", ids)
     items = np.arange(tiny.NUM_ITEMS + 1)
     for row, pair in enumerate(user_B * (store.spec.num_scenarios + 1) + scenario_B):
         expected = model.predict(int(pair), items, user_features=feature_RF)

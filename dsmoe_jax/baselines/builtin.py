@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from dsmoe_jax import scorers
+from dsmoe_jax.baselines import linear
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import statistics
 from dsmoe_jax.data import store as store_lib
@@ -83,22 +83,22 @@ def evaluate_references(
         at most `validation_queries` queries per scenario.
       seed: Of the random row and of those queries.
     """
-    clicks = scorers.read_clicks(store)
+    clicks = linear.read_clicks(store)
     chooser = make_chooser(store, config, seed=seed)
-    svd = scorers.make_svd(clicks, SVD_WIDTH)
-    candidates: Iterable[tuple[Settings, scorers.Scorer]]
+    svd = linear.make_svd(clicks, SVD_WIDTH)
+    candidates: Iterable[tuple[Settings, linear.Scorer]]
     if store.spec.num_items - 1 <= MAX_EASE_ITEMS:
         name = "EASE"
         # Made one at a time: each holds a V x V matrix.
-        candidates = (({"l2": l2}, scorers.make_ease(clicks, l2)) for l2 in EASE_L2)
+        candidates = (({"l2": l2}, linear.make_ease(clicks, l2)) for l2 in EASE_L2)
     else:
         name = "item-kNN"
-        candidates = [({}, scorers.make_item_knn(clicks, NUM_NEIGHBOURS))]
-    rows: list[tuple[str, Settings, scorers.Scorer]] = [
-        ("random", {}, scorers.make_random(store.spec.num_items, seed)),
-        ("popularity", {}, scorers.make_popularity(store)),
-        ("popularity in scenario", {}, scorers.make_scenario_popularity(store)),
-        ("SVD", {}, scorers.fall_back(svd, store, clicks)),
+        candidates = [({}, linear.make_item_knn(clicks, NUM_NEIGHBOURS))]
+    rows: list[tuple[str, Settings, linear.Scorer]] = [
+        ("random", {}, linear.make_random(store.spec.num_items, seed)),
+        ("popularity", {}, linear.make_popularity(store)),
+        ("popularity in scenario", {}, linear.make_scenario_popularity(store)),
+        ("SVD", {}, linear.fall_back(svd, store, clicks)),
         ("SVD + scenario prior", *chooser.choose([({}, svd)])),
         (f"{name} + scenario prior", *chooser.choose(candidates)),
     ]
@@ -115,7 +115,7 @@ def make_chooser(store: store_lib.Store, config: schema.EvalConfig, *, seed: int
 def judge_rows(
     store: store_lib.Store,
     config: schema.EvalConfig,
-    rows: Iterable[tuple[str, Settings, scorers.Scorer]],
+    rows: Iterable[tuple[str, Settings, linear.Scorer]],
     *,
     seed: int,
 ) -> list[Reference]:
@@ -125,7 +125,7 @@ def judge_rows(
         for split in store_lib.SPLITS
     }
 
-    def judge(scorer: scorers.Scorer, split: str) -> protocol.Evaluation:
+    def judge(scorer: linear.Scorer, split: str) -> protocol.Evaluation:
         return evaluators.evaluate_scores(
             store, config, split, query_Q[split], functools.partial(scorer, split)
         )
@@ -171,7 +171,7 @@ class PriorChooser:
         self._store, self._k, self._remove_seen = store, k, remove_seen
         self._block = evaluators.fit_rows(store.spec.num_items, at_most=512)
         self._table = store.queries("validation")
-        scenario_Q = scorers.make_scenario_of(store)("validation", query_Q)
+        scenario_Q = linear.make_scenario_of(store)("validation", query_Q)
         self._queries_by_scenario = [
             query_Q[scenario_Q == scenario] for scenario in range(store.spec.num_scenarios)
         ]
@@ -183,13 +183,13 @@ class PriorChooser:
         ]
 
     def choose(
-        self, candidates: Iterable[tuple[Settings, scorers.Scorer]]
-    ) -> tuple[Settings, scorers.Scorer]:
+        self, candidates: Iterable[tuple[Settings, linear.Scorer]]
+    ) -> tuple[Settings, linear.Scorer]:
         """The best of all candidates with all priors: its settings and the combined scorer."""
         best_recall = -1.0
         best_settings: Settings = {}
         best_prior: Settings = {}
-        best_scorer: scorers.Scorer | None = None
+        best_scorer: linear.Scorer | None = None
         for settings, scorer in candidates:
             recall, prior = self.best_prior(scorer)
             if recall > best_recall:
@@ -197,16 +197,16 @@ class PriorChooser:
                 best_settings, best_prior = settings, prior
         if best_scorer is None:
             raise ValueError("candidates: expected at least one scorer to choose from, got none")
-        combined = scorers.add_prior(best_scorer, self._store, **best_prior)
+        combined = linear.add_prior(best_scorer, self._store, **best_prior)
         return {**best_settings, **best_prior}, combined
 
-    def best_prior(self, scorer: scorers.Scorer) -> tuple[float, Settings]:
+    def best_prior(self, scorer: linear.Scorer) -> tuple[float, Settings]:
         """The highest macro recall@k of a scorer with a prior, and the settings of that prior."""
         recall_X = self.macro_recalls(scorer)
         x = int(recall_X.argmax())
         return float(recall_X[x]), self._grid[x]
 
-    def macro_recalls(self, scorer: scorers.Scorer) -> Float[np.ndarray, "X"]:
+    def macro_recalls(self, scorer: linear.Scorer) -> Float[np.ndarray, "X"]:
         """Macro recall@k of every combination of prior settings, in the grid's order."""
         per_prior = len(WEIGHTS)
         prior_XSV = np.stack(
@@ -227,7 +227,7 @@ class PriorChooser:
         return np.mean(scenarios, axis=0)
 
     def _recall_of_scenario(
-        self, scorer: scorers.Scorer, query_Q: np.ndarray, prior_YV: np.ndarray
+        self, scorer: linear.Scorer, query_Q: np.ndarray, prior_YV: np.ndarray
     ) -> Float[np.ndarray, "X"]:
         relevant = metrics.take_rows(self._table.relevant, query_Q)
         row_P = metrics.row_of(relevant)
@@ -237,7 +237,7 @@ class PriorChooser:
         for start in range(0, len(row_P), self._block):
             part = slice(start, start + self._block)
             ids = query_Q[row_P[part]]
-            standard_PV = scorers.standardise(scorer("validation", ids))
+            standard_PV = linear.standardise(scorer("validation", ids))
             standard_PV[:, 0] = -np.inf
             if self._remove_seen:
                 seen = metrics.take_rows(self._table.seen, ids)

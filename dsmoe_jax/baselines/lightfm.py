@@ -17,11 +17,10 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
 
-from dsmoe_jax import references, scorers
+from dsmoe_jax.baselines import builtin, linear, selection
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import statistics
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.peers import trials
 
 # What validation chooses from; the rest is the library's default. A fit is judged after each of
 # these numbers of epochs, and each is a trial.
@@ -31,7 +30,7 @@ EPOCHS = (10, 20, 30, 40)
 
 def evaluate_references(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
-) -> list[references.Reference]:
+) -> list[builtin.Reference]:
     """WARP as it comes and with the scenario prior.
 
     Args:
@@ -42,15 +41,15 @@ def evaluate_references(
     Raises:
       ModuleNotFoundError: Without `lightfm`.
     """
-    return trials.evaluate_trials("LightFM WARP", fit(store, seed), store, config, seed=seed)
+    return selection.evaluate_trials("LightFM WARP", fit(store, seed), store, config, seed=seed)
 
 
-def fit(store: store_lib.Store, seed: int) -> Iterator[trials.Trial]:
+def fit(store: store_lib.Store, seed: int) -> Iterator[selection.Trial]:
     """One trial for each width and number of epochs."""
     import lightfm
 
     click_RV, feature_RF = read_pairs(store)
-    user_of, scenario_of = scorers.make_user_of(store), scorers.make_scenario_of(store)
+    user_of, scenario_of = linear.make_user_of(store), linear.make_scenario_of(store)
     U = len(store.users_sparse)
     for components in COMPONENTS:
         model = lightfm.LightFM(no_components=components, loss="warp", random_state=seed)

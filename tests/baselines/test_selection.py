@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from dsmoe_jax import references, scorers
+from dsmoe_jax.baselines import builtin, linear, selection
 from dsmoe_jax.config import schema
 from dsmoe_jax.evaluation import evaluators
-from dsmoe_jax.peers import trials
 from tests import tiny
 
 CONFIG = schema.EvalConfig(k=(3, 5), query_batch=16)
-RANDOM = ({"kind": "random"}, scorers.make_random(tiny.NUM_ITEMS + 1, seed=0))
+RANDOM = ({"kind": "random"}, linear.make_random(tiny.NUM_ITEMS + 1, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def judge(store, scorer, split="test"):
 
 
 def evaluate_trials(store, *made):
-    return trials.evaluate_trials("peer", made, store, CONFIG, seed=0)
+    return selection.evaluate_trials("peer", made, store, CONFIG, seed=0)
 
 
 def test_a_peer_has_a_row_as_it_comes_and_one_with_the_prior(store):
@@ -48,7 +47,7 @@ def test_a_peer_has_a_row_as_it_comes_and_one_with_the_prior(store):
     prior = {name: value for name, value in with_prior.settings.items() if name != "kind"}
     for found, scorer in (
         (row, RANDOM[1]),
-        (with_prior, scorers.add_prior(RANDOM[1], store, **prior)),
+        (with_prior, linear.add_prior(RANDOM[1], store, **prior)),
     ):
         np.testing.assert_array_equal(found.test.recall[3], judge(store, scorer).recall[3])
         np.testing.assert_array_equal(
@@ -68,7 +67,7 @@ def test_validation_chooses_and_test_days_have_no_say(store):
 def test_the_trial_that_is_best_beside_the_prior_need_not_be_best_alone(store, monkeypatch):
     prior = {"weight": 0.5, "half_life_days": None, "prior_clicks": 3.0}
     monkeypatch.setattr(
-        references.PriorChooser,
+        builtin.PriorChooser,
         "best_prior",
         lambda chooser, scorer: (float(scorer is RANDOM[1]), prior),
     )
@@ -78,7 +77,7 @@ def test_the_trial_that_is_best_beside_the_prior_need_not_be_best_alone(store, m
 
 
 def test_no_more_trials_are_fitted_than_the_budget_has(store, monkeypatch):
-    monkeypatch.setattr(trials, "NUM_TRIALS", 3)
+    monkeypatch.setattr(selection, "NUM_TRIALS", 3)
     fitted = []
 
     def fit():
@@ -86,7 +85,7 @@ def test_no_more_trials_are_fitted_than_the_budget_has(store, monkeypatch):
             fitted.append(number)
             yield {"number": number}, RANDOM[1]
 
-    trials.evaluate_trials("peer", fit(), store, CONFIG, seed=0)
+    selection.evaluate_trials("peer", fit(), store, CONFIG, seed=0)
     assert fitted == [0, 1, 2]
 
 
@@ -97,8 +96,8 @@ def test_queries_that_a_peer_cannot_rank_get_popularity(store):
         return score_BV
 
     ids = np.arange(4)
-    found_BV = trials.rank_by_popularity_if_constant(score, store)("test", ids)
-    popular_BV = scorers.make_popularity(store)("test", ids)
+    found_BV = selection.rank_by_popularity_if_constant(score, store)("test", ids)
+    popular_BV = linear.make_popularity(store)("test", ids)
     np.testing.assert_array_equal(found_BV[1::2], popular_BV[1::2])
     np.testing.assert_array_equal(found_BV[::2], score("test", ids)[::2])
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dsmoe_jax import references, scorers
+from dsmoe_jax.baselines import builtin, linear
 from dsmoe_jax.config import schema
 from dsmoe_jax.evaluation import evaluators, protocol
 from tests import tiny
@@ -20,7 +20,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(store):
-    return references.evaluate_references(store, CONFIG, seed=1)
+    return builtin.evaluate_references(store, CONFIG, seed=1)
 
 
 def all_queries(store, split):
@@ -45,15 +45,15 @@ def test_rows_are_named_judged_on_all_queries_and_say_what_was_chosen(store, row
         "half_life_days",
         "prior_clicks",
     }
-    assert by_name["EASE + scenario prior"].settings["l2"] in references.EASE_L2
+    assert by_name["EASE + scenario prior"].settings["l2"] in builtin.EASE_L2
     assert by_name["popularity"].settings == {}
 
 
 def test_rows_are_judged_on_a_sample_where_scores_would_be_too_many(store, rows, monkeypatch):
     per_scenario = 2
     scores = per_scenario * store.spec.num_items * store.spec.num_scenarios
-    monkeypatch.setattr(references, "MAX_SCORES", scores)
-    found = references.evaluate_references(store, CONFIG, seed=1)
+    monkeypatch.setattr(builtin, "MAX_SCORES", scores)
+    found = builtin.evaluate_references(store, CONFIG, seed=1)
     wanted_Q = protocol.sample_queries(store, "test", per_scenario, 1)
     assert 0 < len(wanted_Q) < len(all_queries(store, "test"))
     for row, whole in zip(found[:4], rows[:4], strict=True):
@@ -63,10 +63,10 @@ def test_rows_are_judged_on_a_sample_where_scores_would_be_too_many(store, rows,
 
 
 def test_a_row_equals_its_scorer_judged_directly(store, rows):
-    read = scorers.read_clicks(store)
+    read = linear.read_clicks(store)
     row = {row.name: row for row in rows}["EASE + scenario prior"]
     prior = {name: value for name, value in row.settings.items() if name != "l2"}
-    scorer = scorers.add_prior(scorers.make_ease(read, row.settings["l2"]), store, **prior)
+    scorer = linear.add_prior(linear.make_ease(read, row.settings["l2"]), store, **prior)
     expected = evaluators.evaluate_scores(
         store, CONFIG, "test", all_queries(store, "test"), lambda ids: scorer("test", ids)
     )
@@ -75,8 +75,8 @@ def test_a_row_equals_its_scorer_judged_directly(store, rows):
 
 def test_what_users_like_is_found_by_collaborative_rows_and_not_by_popularity(store, monkeypatch):
     # Users of the tiny store keep to one half of the items: two directions say it all.
-    monkeypatch.setattr(references, "SVD_WIDTH", 2)
-    rows = references.evaluate_references(store, CONFIG, seed=1)
+    monkeypatch.setattr(builtin, "SVD_WIDTH", 2)
+    rows = builtin.evaluate_references(store, CONFIG, seed=1)
     recall = {row.name: np.mean([*row.validation.recall[5], *row.test.recall[5]]) for row in rows}
     assert recall["SVD"] > 1.3 * recall["popularity"]
     assert recall["SVD + scenario prior"] > 1.3 * recall["popularity in scenario"]
@@ -86,13 +86,13 @@ def test_what_users_like_is_found_by_collaborative_rows_and_not_by_popularity(st
 def test_macro_recalls_of_the_grid_equal_the_evaluators(store, remove_seen):
     config = dataclasses.replace(CONFIG, remove_seen=remove_seen)
     query_Q = protocol.sample_queries(store, "validation", 9, seed=2)
-    svd = scorers.make_svd(scorers.read_clicks(store), 5)
-    chooser = references.PriorChooser(store, query_Q, 3, remove_seen=remove_seen)
+    svd = linear.make_svd(linear.read_clicks(store), 5)
+    chooser = builtin.PriorChooser(store, query_Q, 3, remove_seen=remove_seen)
     recall_X = chooser.macro_recalls(svd)
     grid = chooser._grid
     assert len(recall_X) == len(grid) == len({tuple(entry.items()) for entry in grid})
     for x in range(0, len(grid), 7):
-        scorer = scorers.add_prior(svd, store, **grid[x])
+        scorer = linear.add_prior(svd, store, **grid[x])
         evaluation = evaluators.evaluate_scores(
             store,
             config,
@@ -114,8 +114,8 @@ def test_the_best_candidate_and_prior_are_chosen(store):
             score[row, table.relevant.items[slice(*table.relevant.indptr[query : query + 2])]] = 1
         return score
 
-    useless = scorers.make_random(tiny.NUM_ITEMS + 1, seed=0)
-    chooser = references.PriorChooser(store, query_Q, 3, remove_seen=True)
+    useless = linear.make_random(tiny.NUM_ITEMS + 1, seed=0)
+    chooser = builtin.PriorChooser(store, query_Q, 3, remove_seen=True)
     settings, _ = chooser.choose([({"kind": "useless"}, useless), ({"kind": "oracle"}, oracle)])
     assert settings["kind"] == "oracle"
     assert chooser.macro_recalls(oracle).max() > chooser.macro_recalls(useless).max() + 0.3
@@ -124,6 +124,6 @@ def test_the_best_candidate_and_prior_are_chosen(store):
 
 
 def test_large_pools_get_item_knn_in_place_of_ease(store, monkeypatch):
-    monkeypatch.setattr(references, "MAX_EASE_ITEMS", tiny.NUM_ITEMS - 1)
-    names = [row.name for row in references.evaluate_references(store, CONFIG, seed=1)]
+    monkeypatch.setattr(builtin, "MAX_EASE_ITEMS", tiny.NUM_ITEMS - 1)
+    names = [row.name for row in builtin.evaluate_references(store, CONFIG, seed=1)]
     assert names[-1] == "item-kNN + scenario prior"
