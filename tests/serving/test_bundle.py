@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tiny_features
 
-from dsmoe_jax import export
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.nn import mixture
+from dsmoe_jax.serving import bundle as export
 from dsmoe_jax.training import train_state
 
 B, V = 8, 20
