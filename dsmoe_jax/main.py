@@ -214,7 +214,7 @@ def _run(options: Options, show_traceback: bool) -> int:
         # Before the loop takes the signal over, being asked to end cleans up as Ctrl-C does. With
         # several processes the signal belongs to JAX's preemption service.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from dsmoe_jax import run
+    from dsmoe_jax.run import run
     from dsmoe_jax.training import interrupt, loop
 
     try:

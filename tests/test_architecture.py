@@ -213,7 +213,11 @@ def test_rule_catches_what_it_forbids(
             "dsmoe_jax/models/matching/a.py",
             "from dsmoe_jax.models.matching import two_tower",
         ),
-        (find_methods_imported, "dsmoe_jax/run.py", "from dsmoe_jax.models.matching import dsmoe"),
+        (
+            find_methods_imported,
+            "dsmoe_jax/run/run.py",
+            "from dsmoe_jax.models.matching import dsmoe",
+        ),
         (
             find_imported_names,
             "dsmoe_jax/training/loop.py",

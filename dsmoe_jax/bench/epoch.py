@@ -35,8 +35,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
       ValueError: On bad sizes.
     """
-    from dsmoe_jax import run as run_lib
     from dsmoe_jax.data import store as store_lib
+    from dsmoe_jax.run import run as run_lib
 
     experiment = experiments.load(CONFIG)
     share = options.impressions / IMPRESSIONS

@@ -120,7 +120,7 @@ def pull_epochs(
 
 def train_epoch(experiment: schema.Experiment, workdir: pathlib.Path) -> dict[str, float]:
     """Trains the configuration's student, undistilled, for one epoch, and reads its metrics."""
-    from dsmoe_jax import run as run_lib
+    from dsmoe_jax.run import run as run_lib
 
     # A shorter step leaves less time to prepare the next batch: undistilled is the harder case.
     experiment.loss.distill_weight = 0.0

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dsmoe_jax import session
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.run import stages
 from dsmoe_jax.suite import macs
 from dsmoe_jax.training import train_state
 
@@ -24,7 +24,7 @@ PAIRS = 4096
 def count(experiment: schema.Experiment, store_dir: pathlib.Path) -> dict[str, int]:
     """MACs of the method of an experiment on its prepared data; see `count_matcher`."""
     store = store_lib.Store.open(store_dir)
-    spec = session.select_features(store, experiment)
+    spec = stages.select_features(store, experiment)
     return count_matcher(experiment.model.make(spec))
 
 

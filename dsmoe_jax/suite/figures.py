@@ -2,7 +2,7 @@
 
 And of a search of hyper-parameters.
 
-Owns how several runs are drawn together; styles and files are those of `dsmoe_jax.figures`.
+Owns how several runs are drawn together; styles and files are those of `dsmoe_jax.run.figures`.
 """
 
 import pathlib
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dsmoe_jax import figures
+from dsmoe_jax.run import figures
 from dsmoe_jax.suite import estimates, finished, recall_table
 
 # What the axis of a figure is, and its title.

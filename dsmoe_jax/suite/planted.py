@@ -22,13 +22,13 @@ from typing import Any, cast
 import numpy as np
 import tqdm
 
-from dsmoe_jax import main, numerics, results, runlog
-from dsmoe_jax import session as session_lib
+from dsmoe_jax import main, numerics, runlog
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.synthetic import world as synthetic_world
 from dsmoe_jax.evaluation import evaluators, protocol
 from dsmoe_jax.models import registry
+from dsmoe_jax.run import results, stages
 from dsmoe_jax.suite import planted_worlds
 from dsmoe_jax.training import interrupt
 
@@ -191,10 +191,10 @@ def _train_teacher(experiment: schema.Experiment, store: store_lib.Store, place:
 
 
 @contextlib.contextmanager
-def _open_session(experiment: schema.Experiment, place: Place) -> Iterator[session_lib.Session]:
+def _open_session(experiment: schema.Experiment, place: Place) -> Iterator[stages.Session]:
     reporter = runlog.Reporter(place.workdir, is_main=True)
     try:
-        yield session_lib.Session(
+        yield stages.Session(
             experiment, place.workdir, place.store_dir, reporter, place.stop, prepare_s=0.0
         )
     finally:
@@ -202,7 +202,7 @@ def _open_session(experiment: schema.Experiment, place: Place) -> Iterator[sessi
 
 
 def _judge_trained(
-    trained: session_lib.Trained,
+    trained: stages.Trained,
     evaluator: Callable[..., protocol.Evaluation],
     store: store_lib.Store,
 ) -> _Outcome:
@@ -251,7 +251,7 @@ def _judge_scores(
 
 
 def _all_queries(store: store_lib.Store) -> np.ndarray:
-    return protocol.sample_queries(store, "test", None, session_lib.QUERY_SEED)
+    return protocol.sample_queries(store, "test", None, stages.QUERY_SEED)
 
 
 _KINDS: dict[str, Callable[..., _Outcome]] = {

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dsmoe_jax import numerics, runlog
-from dsmoe_jax import results as results_lib
+from dsmoe_jax.run import results as results_lib
 from dsmoe_jax.suite import per_query, plan
 
 Record = dict[str, Any]

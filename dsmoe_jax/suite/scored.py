@@ -13,10 +13,10 @@ import sys
 import time
 
 from dsmoe_jax import main as command_line
-from dsmoe_jax import results
 from dsmoe_jax.baselines import builtin, catalogue
 from dsmoe_jax.config import load
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.run import results
 from dsmoe_jax.suite import per_query, records
 
 

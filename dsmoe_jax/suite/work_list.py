@@ -28,11 +28,12 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dsmoe_jax import numerics, results, runlog
+from dsmoe_jax import numerics, runlog
 from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models import registry
+from dsmoe_jax.run import results
 from dsmoe_jax.suite import costs, plan, processes, progress, records
 from dsmoe_jax.training import interrupt
 

@@ -8,9 +8,10 @@ import types
 
 import pytest
 
-from dsmoe_jax import main, results
+from dsmoe_jax import main
 from dsmoe_jax.baselines import catalogue, linear, selection
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.run import results
 from dsmoe_jax.suite import finished, plan, records, rows, scored
 from tests import tiny
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from dsmoe_jax import figures
+from dsmoe_jax.run import figures
 
 
 def make_row(value, scenarios):
@@ -157,7 +157,7 @@ def test_cosine_literal():
 
 
 def test_importing_the_module_does_not_import_matplotlib():
-    code = "import sys, dsmoe_jax.figures; print('matplotlib' in sys.modules)"
+    code = "import sys, dsmoe_jax.run.figures; print('matplotlib' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stdout.strip() == "False", answer.stderr
 

@@ -13,13 +13,14 @@ import jax
 import numpy as np
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, results, runlog
+from dsmoe_jax import features, runlog
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import evaluators, protocol
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.models.ranking import ranker
+from dsmoe_jax.run import results
 from dsmoe_jax.training import (
     checkpoint,
     interrupt,

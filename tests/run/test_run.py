@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from dsmoe_jax import run
 from dsmoe_jax.config import load
+from dsmoe_jax.run import run
 from dsmoe_jax.training import interrupt
 
 

@@ -10,14 +10,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from dsmoe_jax import figures, results, runlog
-from dsmoe_jax import session as session_lib
+from dsmoe_jax import runlog
 from dsmoe_jax.baselines import builtin
 from dsmoe_jax.evaluation import metrics, protocol
+from dsmoe_jax.run import figures, results, stages
 from dsmoe_jax.training import train_state
 
 
-def write(session: session_lib.Session) -> None:
+def write(session: stages.Session) -> None:
     """Evaluates the best states on all queries; writes results.json and the figures.
 
     Raises:
@@ -71,7 +71,7 @@ def write(session: session_lib.Session) -> None:
     session.reporter.line(f"results: {session.workdir / results.FILE}")
 
 
-def _evaluate_references(session: session_lib.Session, queries: int) -> dict[str, Any]:
+def _evaluate_references(session: stages.Session, queries: int) -> dict[str, Any]:
     """Summaries of the reference rows by name; none where the configuration wants none.
 
     Args:
@@ -81,7 +81,7 @@ def _evaluate_references(session: session_lib.Session, queries: int) -> dict[str
     if not session.experiment.eval.references:
         return {}
     found = builtin.evaluate_references(
-        session.store, session.experiment.eval, seed=session_lib.QUERY_SEED
+        session.store, session.experiment.eval, seed=stages.QUERY_SEED
     )
     asked = len(found[0].test.query_Q)
     if asked < queries:
@@ -99,7 +99,7 @@ def _evaluate_references(session: session_lib.Session, queries: int) -> dict[str
 
 
 def _evaluate_teacher(
-    session: session_lib.Session,
+    session: stages.Session,
     frozen: train_state.Frozen,
     student: dict[str, protocol.Evaluation],
 ) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dsmoe_jax import final_report, runlog
-from dsmoe_jax import session as session_lib
+from dsmoe_jax import runlog
 from dsmoe_jax.config import fingerprint, schema
+from dsmoe_jax.run import report, stages
 from dsmoe_jax.training import interrupt
 
 
@@ -47,7 +47,7 @@ def run(
     reporter = runlog.Reporter(workdir, is_main=jax.process_index() == 0)
     try:
         with interrupt.StopRequest() as stop:
-            session = session_lib.Session(experiment, workdir, store_dir, reporter, stop, prepare_s)
+            session = stages.Session(experiment, workdir, store_dir, reporter, stop, prepare_s)
             if jax.process_index() == 0:
                 record = {"overrides": overrides, "config": fingerprint.as_dict(experiment)}
                 runlog.replace_text(workdir / "config.json", json.dumps(record, indent=1) + "\n")
@@ -60,7 +60,7 @@ def run(
             raise interrupt.InterruptedRunError("stopped; the same command resumes")
         # Nothing of a report can be saved half: a signal ends it at once.
         if mode in ("all", "evaluate"):
-            final_report.write(session)
+            report.write(session)
     finally:
         reporter.close()
 
