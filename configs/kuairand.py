@@ -22,7 +22,7 @@ Variants, at most one token per axis, in any order:
 The full archive and `paper_exact` keep the paper's values and, where it states none, the usual
 ones. `:sample` and `:synthetic` have few rows: there the user id and wide layers over-fit and a
 learning rate of 1e-4 hardly moves. Their values were chosen on the sample's validation days: what
-all methods share by hand, each method's own by `python -m dsmoe_jax.suite tune` with one budget for
+all methods share by hand, each method's own by `python -m dsmoe_jax.compare tune` with one budget for
 all, eight settings of at most 15 epochs with seed 0. What `FEW_ROWS_OF` lists is the best of eight.
 Every ranker but the ensemble was searched likewise (`--stage teacher`), mmoe_din, ple, hmoe and
 hinet of them on an NVIDIA H100; m3oe's best of eight are its file's values. mmoe_din keeps values

@@ -1,6 +1,6 @@
 """Generated worlds whose true scores are known: what SAP, a teacher and distillation earn.
 
-    python -m dsmoe_jax.suite planted
+    python -m dsmoe_jax.compare planted
         Every arm of both worlds, five seeds; the README's section is made from it.
     python -m dsmoe_jax.main --config configs/planted.py:shift
         One run: DSMOE without a teacher where scenarios shift the taste.

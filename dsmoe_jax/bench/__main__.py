@@ -54,10 +54,10 @@ def main(argv: list[str]) -> int:
 
 
 def _render(options: argparse.Namespace) -> None:
-    from dsmoe_jax import sections
+    from dsmoe_jax.compare.report import generated
 
     text = records.section(options.records)
-    sections.write_into(options.readme, records.SECTION, text)
+    generated.write_into(options.readme, records.SECTION, text)
 
 
 def _measure(options: argparse.Namespace, argv: list[str]) -> None:

@@ -105,7 +105,7 @@ class MatcherConfig:
       recipe: Fields of `TrainConfig` that the method's own source states and that suit no other
         method; configuration files assign them.
       search_space: Values of the method's own fields that a search of its hyper-parameters tries,
-        beside the fields that all methods share (`suite/search_space.py`).
+        beside the fields that all methods share (`compare/search_space.py`).
     """
 
     recipe: ClassVar[dict[str, Any]] = {}

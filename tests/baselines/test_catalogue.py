@@ -8,8 +8,8 @@ import types
 import pytest
 
 from dsmoe_jax.baselines import catalogue
-from dsmoe_jax.suite import __main__ as command_line
-from dsmoe_jax.suite import work_list
+from dsmoe_jax.compare import __main__ as command_line
+from dsmoe_jax.compare import runner
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_peers_without_their_libraries_are_listed(without):
 def test_a_list_says_which_peers_it_leaves_out(table, told, without, monkeypatch, capsys):
     without("lightfm")
     work = types.SimpleNamespace(states=[])
-    monkeypatch.setattr(work_list, "WorkList", lambda *arguments: work)
+    monkeypatch.setattr(runner, "WorkList", lambda *arguments: work)
     assert command_line.main(["run", table, "--list"]) == 0
     line = "left out: LightFM WARP; pip install '.[peers]'\n"
     assert (line in capsys.readouterr().out) == told
