@@ -10,7 +10,7 @@ import json
 import pathlib
 import sys
 
-from dsmoe_jax.bench import records
+from dsmoe_jax.bench import measurements
 
 COMMANDS = {
     "step": "a training step against PyTorch twins of the same model",
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
             importlib.import_module(f"dsmoe_jax.bench.{name}").add_options(command)
     render = commands.add_parser("render", help="write the README's section of kept measurements")
     render.add_argument("--readme", type=pathlib.Path, default=pathlib.Path("README.md"))
-    render.add_argument("--records", type=pathlib.Path, default=records.PUBLISHED)
+    render.add_argument("--records", type=pathlib.Path, default=measurements.PUBLISHED)
     options = parser.parse_args(argv)
     try:
         if options.command == "render":
@@ -56,8 +56,8 @@ def main(argv: list[str]) -> int:
 def _render(options: argparse.Namespace) -> None:
     from dsmoe_jax.compare.report import generated
 
-    text = records.section(options.records)
-    generated.write_into(options.readme, records.SECTION, text)
+    text = measurements.section(options.records)
+    generated.write_into(options.readme, measurements.SECTION, text)
 
 
 def _measure(options: argparse.Namespace, argv: list[str]) -> None:
@@ -71,7 +71,7 @@ def _measure(options: argparse.Namespace, argv: list[str]) -> None:
         without = argparse.ArgumentParser(add_help=False)
         for flag in ("--json", "--folder"):
             without.add_argument(flag)
-        record = records.make(options.command, without.parse_known_args(argv[1:])[1], found)
+        record = measurements.make(options.command, without.parse_known_args(argv[1:])[1], found)
         runlog.replace_text(options.json, json.dumps(record, indent=1) + "\n")
 
 

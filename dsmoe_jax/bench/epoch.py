@@ -13,7 +13,8 @@ import tempfile
 import time
 from typing import Any
 
-from dsmoe_jax.bench import cases, experiments, ours, peak
+from dsmoe_jax.bench import ours, peak
+from dsmoe_jax.capacity import cases, experiments
 
 CONFIG = "configs/kuairand.py:synthetic,paper_exact"
 USERS, ITEMS, IMPRESSIONS = 27_285, 7_583, 1_436_609

@@ -16,7 +16,8 @@ import numpy as np
 import optax
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax.bench import cases, pairs, peak
+from dsmoe_jax.bench import pairs, peak
+from dsmoe_jax.capacity import cases
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.data import negatives
 from dsmoe_jax.models.matching import dsmoe

@@ -7,7 +7,7 @@ import numpy as np
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.bench import cases
+from dsmoe_jax.capacity import cases
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsmoe_jax.bench import cases
+from dsmoe_jax.capacity import cases
 from dsmoe_jax.data import negatives
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.training import losses, optimizer, row_sparse, sharding, train_state, train_step

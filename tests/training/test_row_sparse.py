@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dsmoe_jax import features
-from dsmoe_jax.bench import cases
+from dsmoe_jax.capacity import cases
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.models.matching import dsmoe, m5
 from dsmoe_jax.models.ranking import fused, mmoe_din, sap_ranker

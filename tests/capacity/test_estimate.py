@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from dsmoe_jax.bench import __main__ as command_line
-from dsmoe_jax.bench import abstract, cases, plan, request, scale
+from dsmoe_jax.bench import scale
+from dsmoe_jax.capacity import abstract, cases, estimate, request
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.training import row_sparse, sharding
 from tests.bench import small_case
@@ -32,12 +33,12 @@ def test_a_plan_is_what_a_run_holds_and_moves(monkeypatch):
 
     monkeypatch.setitem(cases.CASES, "small", make)
     ran = scale.run("small", "row_sparse", OVERRIDES, steps=1)
-    planned = plan.plan_setup(make_setup(), memory_bytes=1.0)
+    planned = estimate.plan_setup(make_setup(), memory_bytes=1.0)
     parts = planned["bytes"]
     state = ("tables", "moments of tables", "all other parameters and their state")
     assert sum(parts[name] for name in state) == ran["state_bytes"]
     assert planned["moved_bytes"] == ran["moved_bytes"]
-    assert parts[plan.TEMPORARY] == ran["temporary_bytes"]
+    assert parts[estimate.TEMPORARY] == ran["temporary_bytes"]
     # 4 wide, two tables of values, two moments and one slot.
     assert parts["tables"] == pytest.approx(2 * ROWS * 4 * 4 / 8, rel=0.01)
     assert parts["moments of tables"] == pytest.approx(2 * ROWS * (2 * 4 + 1) * 4 / 8, rel=0.01)
@@ -47,21 +48,21 @@ def test_a_plan_is_what_a_run_holds_and_moves(monkeypatch):
 
 def test_the_largest_batch_nearly_fills_the_memory():
     setup, memory_bytes = make_setup(), 8 * 2.0**20
-    planned = plan.plan_setup(setup, memory_bytes)
+    planned = estimate.plan_setup(setup, memory_bytes)
     largest = planned["largest_batch"]
     assert largest > setup.batch_size
     assert largest % 8 == 0
-    again = plan.plan_setup(dataclasses.replace(setup, batch_size=largest), memory_bytes)
+    again = estimate.plan_setup(dataclasses.replace(setup, batch_size=largest), memory_bytes)
     assert 0.9 * memory_bytes < again["total_bytes"] <= memory_bytes
 
 
 def test_tables_that_the_devices_do_not_divide_are_told_of():
     setup = make_setup()
-    assert plan._find_whole_tables(setup) == []
+    assert estimate._find_whole_tables(setup) == []
     six = abstract.Setup(
         setup.model, setup.updater, sharding.make_mesh(jax.devices()[:6]), 12, setup.num_negatives
     )
-    lines = plan._find_whole_tables(six)
+    lines = estimate._find_whole_tables(six)
     assert len(lines) == 2
     assert "'user_id']: every device holds all 32,768 rows, which 6 devices do not" in lines[1]
 

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from dsmoe_jax import features
-from dsmoe_jax.bench import abstract, cases, experiments
+from dsmoe_jax.capacity import abstract, cases, experiments
 from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din

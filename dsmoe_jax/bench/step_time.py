@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from dsmoe_jax import optional
-from dsmoe_jax.bench import cases, pairs, twin_step
 from dsmoe_jax.bench import ours as ours_lib
+from dsmoe_jax.bench import pairs, twin_step
+from dsmoe_jax.capacity import cases
 
 TWINS = ("eager", "compile", "sparse")
 OURS = ("dense", "row_sparse")

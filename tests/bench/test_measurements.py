@@ -3,7 +3,7 @@ import json
 import pytest
 
 from dsmoe_jax.bench import __main__ as command_line
-from dsmoe_jax.bench import records
+from dsmoe_jax.bench import measurements
 
 FOUND = {
     "embedding": "row_sparse",
@@ -27,7 +27,7 @@ def test_a_kept_measurement_holds_its_command_without_the_files_name(tmp_path):
 
 def test_the_section_shows_each_command_with_what_it_printed(tmp_path):
     for name, rows in (("b", "64,640"), ("a", "64,64")):
-        record = records.make("growth", [f"--rows={rows}"], FOUND)
+        record = measurements.make("growth", [f"--rows={rows}"], FOUND)
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
     page = tmp_path / "README.md"
     page.write_text("<!-- performance: begin (generated) -->\n<!-- performance: end -->\n")
@@ -44,7 +44,7 @@ def test_a_folder_without_measurements_is_refused(tmp_path, capsys):
 
 
 def test_the_published_measurements_are_those_in_the_readme():
-    text = records.section(records.PUBLISHED)
+    text = measurements.section(measurements.PUBLISHED)
     with open("README.md") as page:
         assert text in page.read()
 

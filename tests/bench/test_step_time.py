@@ -1,11 +1,11 @@
 import pytest
 
 from dsmoe_jax.bench import __main__ as command_line
-from dsmoe_jax.bench import step
+from dsmoe_jax.bench import step_time
 
 
 def test_both_of_our_steps_are_timed_and_compared():
-    found = step.run(
+    found = step_time.run(
         shape="kuairand",
         distill=False,
         ours=("dense", "row_sparse"),
@@ -19,7 +19,7 @@ def test_both_of_our_steps_are_timed_and_compared():
     assert set(found["ratio"]["dense"]) == {"dsmoe_jax row_sparse"}
     assert set(found["parts_ms"]) == {"forward", "backward", "update"}
     assert found["parts_ms"]["forward"] > 0
-    lines = step.describe(found)
+    lines = step_time.describe(found)
     assert "816 positives, 4,080 pairs" in lines[0]
     assert "x dense" in lines[-1]
 

@@ -7,7 +7,7 @@ import math
 import jax
 import pytest
 
-from dsmoe_jax.bench import abstract, collectives
+from dsmoe_jax.capacity import abstract, collectives
 from dsmoe_jax.config import schema
 from dsmoe_jax.evaluation import evaluators
 from dsmoe_jax.retrieval import exact

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from dsmoe_jax import features
-from dsmoe_jax.bench import abstract, cases, collectives, simulated
-from dsmoe_jax.bench import request as request_lib
+from dsmoe_jax.capacity import abstract, cases, collectives, simulated
+from dsmoe_jax.capacity import request as request_lib
 from dsmoe_jax.training import row_sparse, sharding, train_state
 
 # A search for the largest batch compiles at most so many programs.

@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 from dsmoe_jax import features
-from dsmoe_jax.bench import cases, experiments
+from dsmoe_jax.capacity import cases, experiments
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib

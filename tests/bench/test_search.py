@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dsmoe_jax.bench import evaluate
+from dsmoe_jax.bench import search
 
 
 def test_every_contestant_is_described_against_ours():
@@ -11,7 +11,7 @@ def test_every_contestant_is_described_against_ours():
         "ratio": {"median": 2.0, "least": 1.5, "greatest": 2.5},
     }
     found = {"items": 5000, "queries": 10, "dim": 4, "k": {"7": {"FAISS flat": entry}}}
-    lines = evaluate.describe(found)
+    lines = search.describe(found)
     assert lines[0] == "search: 5,000 items, 4 wide, 10 queries a turn"
     assert "1,200 queries/s" in lines[-1]
     assert "2.00 x ours [1.50, 2.50]" in lines[-1]
@@ -20,8 +20,8 @@ def test_every_contestant_is_described_against_ours():
 @pytest.mark.parametrize("title", ["dsmoe_jax exact", "FAISS flat"])
 def test_contestants_show_that_they_find_what_ours_finds(title, tmp_path):
     arguments = (500, 9, 8, 20, tmp_path / "expected.npz")
-    evaluate.build(evaluate.OURS, *arguments)
-    turn, notes = evaluate.build(title, *arguments)
+    search.build(search.OURS, *arguments)
+    turn, notes = search.build(title, *arguments)
     turn(1)
     # 500 items are next to nothing beside what a library takes for itself.
     assert abs(notes["peak_bytes"]) < 1 << 28
@@ -30,8 +30,8 @@ def test_contestants_show_that_they_find_what_ours_finds(title, tmp_path):
 def test_other_items_are_refused_unless_they_tie_with_the_last():
     score_QT = np.array([[3.0, 2.0, 1.0]], np.float32)
     ours = np.array([[4, 5, 6]])
-    evaluate.compare("twin", score_QT, np.array([[4, 5, 9]]), score_QT, ours)
+    search.compare("twin", score_QT, np.array([[4, 5, 9]]), score_QT, ours)
     with pytest.raises(ValueError, match="twin: query 0: expected our items"):
-        evaluate.compare("twin", score_QT, np.array([[4, 9, 6]]), score_QT, ours)
+        search.compare("twin", score_QT, np.array([[4, 9, 6]]), score_QT, ours)
     with pytest.raises(ValueError, match="twin: expected our scores"):
-        evaluate.compare("twin", score_QT + 1, ours, score_QT, ours)
+        search.compare("twin", score_QT + 1, ours, score_QT, ours)
