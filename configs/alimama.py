@@ -10,10 +10,10 @@ synthetic rows show that the whole path works, not how well the method does on A
 
 Variants, at most one token per axis, in any order:
     data       synthetic; without one, the official files
-    method     another than DSMOE: a name of `dsmoe_jax.models.registry.MATCHERS`; trained without a teacher
+    method     another than DSMOE: a name in `models.registry.MATCHERS`; trained without a teacher
     history    history=hstu, history=fuxi, history=fuxi_mme: what the student makes of the history
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
-    teacher    teacher=NAME, a name of `dsmoe_jax.models.registry.RANKERS`; mmoe_din by default
+    teacher    teacher=NAME, a name in `models.registry.RANKERS`; mmoe_din by default
 
 A user lives in one scenario, so the history of the own scenario repeats the one of all and is left
 out. The values are the paper's, and where it states none the usual ones: no method is tuned here.

@@ -16,7 +16,7 @@ A file may as well be `.csv.gz` or `.parquet`. Users and items may go without a 
 `users_file` or `items_file` empty, with no features named for them.
 
 Variants, at most one token per axis, in any order:
-    method     another than DSMOE: a name of `dsmoe_jax.models.registry.MATCHERS`; trained without a teacher
+    method     another than DSMOE: a name in `models.registry.MATCHERS`; trained without a teacher
     history    history=hstu, history=fuxi, history=fuxi_mme: what the student makes of the history
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
 """

@@ -11,25 +11,25 @@ Time and expected results of `:sample`, with hardware and spread: the README's r
 
 Variants, at most one token per axis, in any order:
     data       sample, synthetic; without one, the full archive
-    method     another than DSMOE: a name of `dsmoe_jax.models.registry.MATCHERS`; trained without a teacher
+    method     another than DSMOE: a name in `models.registry.MATCHERS`; trained without a teacher
     recipe     paper_exact: the paper's values on the sample's or the synthetic rows
                undistilled: what was searched for DSMOE without a teacher; beside no_distill, there
     history    history=hstu, history=fuxi, history=fuxi_mme: what the student makes of the history
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
-    teacher    teacher=NAME, a name of `dsmoe_jax.models.registry.RANKERS`; mmoe_din by default
+    teacher    teacher=NAME, a name in `models.registry.RANKERS`; mmoe_din by default
     fields     teacher_fields=same: the teacher sees the student's fields and nothing more
 
 The full archive and `paper_exact` keep the paper's values and, where it states none, the usual
 ones. `:sample` and `:synthetic` have few rows: there the user id and wide layers over-fit and a
 learning rate of 1e-4 hardly moves. Their values were chosen on the sample's validation days: what
-all methods share by hand, each method's own by `python -m dsmoe_jax.compare tune` with one budget for
-all, eight settings of at most 15 epochs with seed 0. What `FEW_ROWS_OF` lists is the best of eight.
-Every ranker but the ensemble was searched likewise (`--stage teacher`), mmoe_din, ple, hmoe and
-hinet of them on an NVIDIA H100; m3oe's best of eight are its file's values. mmoe_din keeps values
-chosen by hand: trained again with three seeds, neither the searched one (eight experts, learning
-rate 3e-3, input dropout 0.1) nor its student is better on validation days (macro recall@50 in %:
-26.1 for 26.4, and 27.4 for 27.7). The ensemble's members have what was found for their models and
-learn together at the default teacher's learning rate.
+all methods share by hand, each method's own by `python -m dsmoe_jax.compare tune` with one budget
+for all, eight settings of at most 15 epochs with seed 0. What `FEW_ROWS_OF` lists is the best of
+eight. Every ranker but the ensemble was searched likewise (`--stage teacher`), mmoe_din, ple, hmoe
+and hinet of them on an NVIDIA H100; m3oe's best of eight are its file's values. mmoe_din keeps
+values chosen by hand: trained again with three seeds, neither the searched one (eight experts,
+learning rate 3e-3, input dropout 0.1) nor its student is better on validation days (macro recall@50
+in %: 26.1 for 26.4, and 27.4 for 27.7). The ensemble's members have what was found for their models
+and learn together at the default teacher's learning rate.
 """
 
 from typing import Any

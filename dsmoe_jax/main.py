@@ -83,7 +83,7 @@ class Options:
     """
 
     experiment: schema.Experiment
-    load: dict[str, Any]
+    overrides: dict[str, Any]
     workdir: pathlib.Path
     mode: str
     coordinator: str | None

@@ -14,13 +14,13 @@ PACKAGE = ROOT / "dsmoe_jax"
 HOMES = {
     "faiss": ("retrieval/faiss_index.py",),
     "orbax": ("dsmoe_jax/training/checkpoint.py",),
-    "polars": ("data/prepare/",),
-    "matplotlib": ("/figures.py",),
-    "optuna": ("suite/tune.py", "suite/search_results.py"),
-    "torch": ("dsmoe_jax/bench/", "peers/youtube_dnn.py"),
-    "torch_rechub": ("peers/youtube_dnn.py",),
-    "implicit": ("peers/implicit_models.py",),
-    "lightfm": ("peers/lightfm_warp.py",),
+    "polars": ("data/prepare/", "data/synthetic/"),
+    "matplotlib": ("/figures.py", "compare/report/sweeps.py"),
+    "optuna": ("compare/tune.py", "compare/search_results.py"),
+    "torch": ("dsmoe_jax/bench/", "baselines/youtube_dnn.py"),
+    "torch_rechub": ("baselines/youtube_dnn.py",),
+    "implicit": ("baselines/implicit.py",),
+    "lightfm": ("baselines/lightfm.py",),
 }
 # Where a library may not be imported.
 PURE = (
@@ -63,7 +63,10 @@ def find_methods_imported(path: str, source: str) -> list[str]:
     methods = set()
     for module, name in imports(source):
         parts = f"{module}.{name}".split(".") if name else module.split(".")
-        if parts[:2] == ["dsmoe_jax", "models"] and (len(parts) < 4 or parts[3] not in INTERFACES):
+        if parts[:2] != ["dsmoe_jax", "models"]:
+            continue
+        own = pathlib.PurePath(path).stem + "_"
+        if len(parts) < 4 or not (parts[3] in INTERFACES or parts[3].startswith(own)):
             methods.add(".".join(parts))
     return sorted(methods)
 

@@ -5,34 +5,33 @@ import pathlib
 import signal
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-import dsmoe_jax
 from dsmoe_jax import main
 from dsmoe_jax.config import fingerprint, load, schema
+from dsmoe_jax.run import run as whole_run
 from dsmoe_jax.training import interrupt, loop
 
 CONFIG = """
 import dataclasses
-from dsmoe_jax import config, variants
+from dsmoe_jax.config import schema, variants
 
 @dataclasses.dataclass
-class StubMatcher(config.MatcherConfig):
+class StubMatcher(schema.MatcherConfig):
     num_experts: int = 3
     rank: int = 4
     hidden: tuple[int, ...] = (8, 4)
 
 def get_config(variant):
     chosen = variants.parse(variant, {"data": ("sample", "synthetic"), "cut": ("no_sap",)})
-    return config.Experiment(
+    return schema.Experiment(
         dataset="stub",
-        data=config.DataConfig(),
+        data=schema.DataConfig(),
         model=StubMatcher(),
-        teacher=config.TeacherConfig(),
+        teacher=schema.TeacherConfig(),
         variant=",".join(chosen.values()),
     )
 """
@@ -356,7 +355,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[...
     before = signal.getsignal(signal.SIGTERM)
 
     def run(work: Callable[..., None]) -> int:
-        monkeypatch.setattr(dsmoe_jax, "run", types.SimpleNamespace(run=work), raising=False)
+        monkeypatch.setattr(whole_run, "run", work)
         return main.main(["main", "--config=stub.py", "--config.seed=3", "--mode=teacher"])
 
     yield run

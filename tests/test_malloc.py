@@ -4,7 +4,7 @@ import sys
 PROGRAM = """
 import resource
 import numpy as np
-from dsmoe_jax import memory
+from dsmoe_jax import malloc
 
 def faults(count):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -13,7 +13,7 @@ def faults(count):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 handed_back = faults(4)
-assert memory.keep_freed()
+assert malloc.keep_freed()
 faults(1)
 print(handed_back, faults(4))
 """

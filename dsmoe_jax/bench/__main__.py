@@ -5,7 +5,6 @@ Owns the list of measurements. Each is a module of this package with `add_option
 """
 
 import argparse
-import importlib
 import json
 import pathlib
 import sys
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> int:
         command.add_argument("--json", type=pathlib.Path, help="also write the result here")
         if argv and argv[0] == name:
             # Only the measurement that is asked for is imported.
-            importlib.import_module(f"dsmoe_jax.bench.{name}").add_options(command)
+            measurements.load(name).add_options(command)
     render = commands.add_parser("render", help="write the README's section of kept measurements")
     render.add_argument("--readme", type=pathlib.Path, default=pathlib.Path("README.md"))
     render.add_argument("--records", type=pathlib.Path, default=measurements.PUBLISHED)
@@ -61,7 +60,7 @@ def _render(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace, argv: list[str]) -> None:
-    module = importlib.import_module(f"dsmoe_jax.bench.{options.command}")
+    module = measurements.load(options.command)
     found = module.measure(options)
     print("\n".join(module.describe(found)))
     if options.json:

@@ -14,9 +14,22 @@ import platform
 import shlex
 from typing import Any
 
-PUBLISHED = pathlib.Path(__file__).resolve().parent / "published"
+PUBLISHED = pathlib.Path("docs/performance/records")
 SECTION = "performance"
+# Commands whose module is not that of their name in this package.
+_MODULES = {
+    "step": "dsmoe_jax.bench.step_time",
+    "pipeline": "dsmoe_jax.bench.feeding",
+    "evaluate": "dsmoe_jax.bench.search",
+    "prepare": "dsmoe_jax.bench.preparation",
+    "plan": "dsmoe_jax.capacity.estimate",
+}
 _VERSIONS = ("jax", "torch", "faiss-cpu", "polars", "pandas")
+
+
+def load(command: str) -> Any:
+    """The module of a measurement."""
+    return importlib.import_module(_MODULES.get(command, f"dsmoe_jax.bench.{command}"))
 
 
 def describe_machine() -> str:
@@ -54,7 +67,7 @@ def section(folder: pathlib.Path) -> str:
     records = [json.loads(path.read_text()) for path in paths]
     lines = []
     for record in records:
-        module = importlib.import_module(f"dsmoe_jax.bench.{record['command']}")
+        module = load(record["command"])
         command = shlex.join([record["command"], *record["arguments"]])
         lines += [f"$ python -m dsmoe_jax.bench {command}", *module.describe(record["found"]), ""]
     body = "\n".join(["```", *lines[:-1], "```"])

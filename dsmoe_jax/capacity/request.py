@@ -26,7 +26,7 @@ class Request:
     embedding: str | None = None
     average: bool = False
     distill: bool = False
-    schema: str = ""
+    config: str = ""
 
 
 def make_setup(request: Request) -> abstract.Setup:

@@ -15,7 +15,7 @@ from dsmoe_jax.compare.simulation import designs, page_section, simulate
 from dsmoe_jax.config import load
 from dsmoe_jax.training import interrupt, loop
 
-PUBLISHED = pathlib.Path(__file__).resolve().parent / "published"
+PUBLISHED = pathlib.Path("docs/results/records")
 COMPARISON, PLANTED, METHODS = "comparison", "planted", "methods"
 SECTIONS = (COMPARISON, PLANTED, METHODS)
 CONFIG = "configs/kuairand.py:sample"
@@ -110,7 +110,7 @@ def _make_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--records",
             type=pathlib.Path,
-            default=PUBLISHED / "planted",
+            default=PUBLISHED / "simulation",
             help="folder of the planted worlds' records",
         )
     return parser
@@ -124,11 +124,11 @@ def _run(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     known = {table: table for table in plan.TABLES}
     chosen = budget.adjust(budget.BUDGETS[options.budget], options.seeds, options.days)
     named = [table for table in options.tables if table != "all"]
-    formats = _choose("run", named, known)
+    tables = _choose("run", named, known)
     if "all" in options.tables:
         wanted = {*named, *plan.TABLES} if chosen.decisions else {*named, *plan.PRINTED}
-        formats = tuple(table for table in plan.TABLES if table in wanted)
-    planned = plan.make_cells(formats, options.config, chosen, flags=rest)
+        tables = tuple(table for table in plan.TABLES if table in wanted)
+    planned = plan.make_cells(tables, options.config, chosen, flags=rest)
     if options.array:
         print(f"0-{len(planned) - 1}")
         return 0

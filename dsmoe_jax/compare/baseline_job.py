@@ -1,4 +1,4 @@
-"""Judges a system without towers as a run judges a model: `python -m dsmoe_jax.compare.baseline_job`.
+"""Judges a system without towers as a run judges a model.
 
 Owns the command line of one cell of the comparison: the reference rows, or a peer from a library of
 its own. Which systems there are is in `baselines/catalogue.py`.

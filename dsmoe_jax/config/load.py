@@ -2,7 +2,7 @@
 
 Owns: finding and loading the file, the names and types of its fields, and one-line messages for
 what is wrong with either. Does not own: the flags of a run (`main`), ranges of values
-(`config.Experiment.validate`).
+(`schema.Experiment.validate`).
 """
 
 import difflib

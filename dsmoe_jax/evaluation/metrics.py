@@ -1,7 +1,8 @@
 """Ranking metrics over retrieved lists, their standard errors and paired intervals.
 
 Owns the arithmetic from a retrieved list to numbers per query and per scenario. Does not own
-search, removal of seen items (`retrieval/index.py`) or which queries are asked (`evaluation/evaluators.py`).
+search, removal of seen items (`retrieval/index.py`) or which queries are asked
+(`evaluation/evaluators.py`).
 
 Everything is NumPy on the host and vectorised over queries: the lists are short and the sets of
 relevant items are ragged.

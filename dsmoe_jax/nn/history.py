@@ -1,7 +1,7 @@
 """What a user's history becomes in a tower's input where it is not the mean of its events.
 
-Owns the choice of the encoder and its sizes, for any tower: the blocks are in `nn/hstu_encoder.py` and
-`nn/fuxi_encoder.py`, and matchers that train them on the next item set their own sizes.
+Owns the choice of the encoder and its sizes, for any tower: the blocks are in `nn/hstu_encoder.py`
+and `nn/fuxi_encoder.py`, and matchers that train them on the next item set their own sizes.
 
 Letters: B examples, L positions, E width of an event.
 """

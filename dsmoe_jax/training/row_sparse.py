@@ -222,7 +222,7 @@ class RowSparse:
         return large_tables.join(tables, rest), OptState(dense, rows)
 
     def average(self, average: Any, params: Any, shown: optimizer.Shown, share: jax.Array) -> Any:
-        """As `optimizer.Dense.average`, but rows that the batch does not touch keep their average."""
+        """As `optimizer.Dense.average`, but untouched rows keep their average."""
         old, old_rest = large_tables.split(average, self.names)
         new, new_rest = large_tables.split(params, self.names)
         rest = optimizer.move_towards(old_rest, new_rest, share)

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.compare import budget, numerics, plan, runner
 from dsmoe_jax.training import interrupt
 from tests.compare import orphans
@@ -194,7 +195,7 @@ def test_what_another_list_finished_is_not_run_again(suite):
 
 
 def test_a_peer_without_its_library_is_left_out_unless_it_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner.systems, "list_missing", lambda: ["lightfm"])
+    monkeypatch.setattr(catalogue, "list_missing", lambda: ["lightfm"])
     data = runner._Store(tmp_path, "d" * 64)
     monkeypatch.setattr(runner.WorkList, "_store", lambda work, cell: data)
     cells = plan.make_cells(["table2"], CONFIG, budget.BUDGETS["small"])

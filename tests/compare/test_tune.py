@@ -61,7 +61,7 @@ class Search:
         monkeypatch.setattr(kuairand.KuaiRandConfig, "prepare", lambda data, folder: None)
 
     def run(self, num_trials=4, workers=2, config=CONFIG, flags=FLAGS, stage="student"):
-        request = tune.Request(schema, num_trials, self.folder, workers, flags, stage=stage)
+        request = tune.Request(config, num_trials, self.folder, workers, flags, stage=stage)
         return json.loads(tune.run(request).read_text())
 
     def ran(self):
@@ -203,8 +203,8 @@ def test_a_teachers_own_values_are_searched_by_training_it_alone(search):
         "--config.teacher.model.dropout=0.1",
         "--config.teacher.model.shared_experts=1",
     )
-    schema = "configs/kuairand.py:sample,teacher=ple"
-    found = search.run(4, config=schema, flags=fixed, stage="teacher")
+    config = "configs/kuairand.py:sample,teacher=ple"
+    found = search.run(4, config=config, flags=fixed, stage="teacher")
     assert {flags["--mode"] for flags in search.ran()} == {"teacher"}
     assert not any("--config.teacher.from_workdir" in flags for flags in search.ran())
     assert list(found["setting"]) == ["teacher.model.expert_dims"]

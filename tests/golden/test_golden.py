@@ -104,7 +104,7 @@ def test_other_numbers_are_refused_with_what_to_do(folder, fresh, message):
         golden.check_numbers("made_up", fresh, record)
     assert str(error.value).startswith(
         "numbers of made_up moved: if that is meant, bump VERSIONS['made_up'] in "
-        "dsmoe_jax/compare/numerics.py and run python -m tests.golden.golden made_up; records of the "
+        "compare/numerics.py and run python -m tests.golden.golden made_up; records of the "
         "comparison made with the old version are then run anew"
     )
 
@@ -113,7 +113,7 @@ def test_other_numbers_are_refused_with_what_to_do(folder, fresh, message):
     ("changes", "message"),
     [
         ({"component": "other"}, "the file is of 'other'"),
-        ({"version": 1}, "the file is of version 1, dsmoe_jax/compare/numerics.py says 2"),
+        ({"version": 1}, "the file is of version 1, compare/numerics.py says 2"),
         ({"history": {"2": golden.digest(NEW)}}, r"history of versions \['2'\], not 1 to 2"),
         ({"numbers": OLD}, "the file was edited by hand"),
         (

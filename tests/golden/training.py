@@ -15,8 +15,9 @@ from dsmoe_jax.capacity import cases
 from dsmoe_jax.data import negatives
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.training import losses, optimizer, row_sparse, sharding, train_state, train_step
-from tests import test_train, tiny
+from tests import tiny
 from tests.bench import small_case
+from tests.training import test_loop
 
 STEPS = 4
 LEARNING_RATE, WEIGHT_DECAY, BETA_2 = 1e-2, 1e-3, 0.98
@@ -164,7 +165,7 @@ def stage() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         store = tiny.write_store(folder / "store")
-        session = test_train.Session(
+        session = test_loop.Session(
             store, folder / "run", devices=tiny.one_device(), average_decay=0.9
         )
         session.setting = dataclasses.replace(session.setting, steps_per_dispatch=3)

@@ -107,9 +107,9 @@ def make_tables(source: Source) -> list[formats.Table]:
 
 def _on_first_days(source: Source, table: str) -> list[finished.System]:
     """The systems of a table on the first choice of test days that DSMOE was tested on."""
-    catalogue = source.systems(table)
-    first = min(finished.own(catalogue).days)
-    return [system.on_days(first) for system in catalogue]
+    systems = source.systems(table)
+    first = min(finished.own(systems).days)
+    return [system.on_days(first) for system in systems]
 
 
 def _compare(
@@ -126,9 +126,9 @@ def _compare(
       systems: Its rows, on the same test days.
       others: Rows below them, where they were tested on these days.
     """
-    if sum(bool(system.entries) for system in catalogue) < 2:
+    if sum(bool(system.entries) for system in systems) < 2:
         return []
-    chosen = [*catalogue, *_tested(others, finished.own(catalogue).days)]
+    chosen = [*systems, *_tested(others, finished.own(systems).days)]
     return [recall_table.make(name, title, chosen, with_paper=False)]
 
 
@@ -151,13 +151,13 @@ def _by_days(
       others: Rows below them, where they were tested on the same days.
       with_paper: Whether the first one has the paper's rows.
     """
-    days = sorted(finished.own(catalogue).days)
-    compared = {day for system in catalogue if system.name != plan.METHOD for day in system.days}
+    days = sorted(finished.own(systems).days)
+    compared = {day for system in systems if system.name != plan.METHOD for day in system.days}
     days = [day for day in days if day == days[0] or day in compared]
     found = []
     for dropped in days:
         is_first = dropped == days[0]
-        chosen = [system.on_days(dropped) for system in catalogue] + _tested(others, {dropped})
+        chosen = [system.on_days(dropped) for system in systems] + _tested(others, {dropped})
         found.append(
             recall_table.make(
                 name if is_first else f"{name}_drop{dropped}",
@@ -168,14 +168,14 @@ def _by_days(
         )
     if len(days) > 1:
         pooled = f"{title}, the queries of all test days pooled"
-        chosen = [system.on_days(*days) for system in catalogue] + _tested(others, days)
+        chosen = [system.on_days(*days) for system in systems] + _tested(others, days)
         found.append(recall_table.make(f"{name}_pooled", pooled, chosen, with_paper=False))
     return found
 
 
 def _tested(systems: Sequence[finished.System], days: Iterable[int]) -> list[finished.System]:
     """Systems on some choices of test days, those that were tested on all of them."""
-    chosen = [system.on_days(*days) for system in catalogue]
+    chosen = [system.on_days(*days) for system in systems]
     return [system for system in chosen if system.entries]
 
 
@@ -289,9 +289,9 @@ def find(source: Source) -> list[str]:
 
 def _on_shared_days(source: Source, table: str) -> list[finished.System]:
     """The systems of a table on the test days that all of them share; without, on DSMOE's first."""
-    catalogue = source.systems(table)
-    days = finished.shared_days(catalogue) or [min(finished.own(catalogue).days)]
-    return [system.on_days(*days) for system in catalogue]
+    systems = source.systems(table)
+    days = finished.shared_days(systems) or [min(finished.own(systems).days)]
+    return [system.on_days(*days) for system in systems]
 
 
 def _failures(source: Source) -> list[str]:

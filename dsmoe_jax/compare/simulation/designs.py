@@ -1,7 +1,7 @@
 """Which systems are compared in the planted worlds, and which questions their differences answer.
 
-Owns names and words. How a cell is run is in `compare/simulation/simulate.py`; sizes and strengths of the worlds are in
-`compare/simulation/simulate.py`.
+Owns names and words. How a cell is run is in `compare/simulation/simulate.py`; sizes and strengths
+of the worlds are in `configs/planted.py`.
 """
 
 import dataclasses

@@ -2,8 +2,9 @@
 
 Owns the work list of one cell per world, seed and arm, and the small record that each finished cell
 leaves. A cell whose record is current is reused; a killed list continues inside the cell where it
-stopped, since training resumes. Which arms there are is in `compare/simulation/designs.py`, the text made from
-the records in `compare/simulation/page_section.py`, the worlds' sizes in `compare/simulation/simulate.py`.
+stopped, since training resumes. Which arms there are is in `compare/simulation/designs.py`, the
+text made from the records in `compare/simulation/page_section.py`, the worlds' sizes in
+`configs/planted.py`.
 
 Every seed has a world of its own. Seed 0 is left for trying things out.
 

@@ -73,7 +73,7 @@ class SyntheticAlimamaConfig(alimama.AlimamaConfig):
     generator_seed: int = 0
 
     def prepare(self, store_dir: str) -> None:
-        """Generates the files, then writes the store; see `config.DataConfig.prepare`."""
+        """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
         folder = self.generate(self.raw_dir or f"{store_dir}.synthetic")
         real = dataclasses.replace(self, raw_dir=str(folder))
         super(SyntheticAlimamaConfig, real).prepare(store_dir)

@@ -3,9 +3,9 @@
 Owns: the folder that a generator writes (beside, then renamed; reused when its settings are
 unchanged; never over files that somebody else put there), the `SYNTHETIC.md` note that says what
 the rows are, the random streams, and the helpers that give a column its official number of
-distinct values or share of nulls. Does not own: what is in the files (`data/synthetic/kuairand_rows.py`,
-`data/synthetic/alimama_rows.py`, `data/synthetic/world.py`) nor the preferences planted in them
-(`data/synthetic/tastes.py`).
+distinct values or share of nulls. Does not own: what is in the files
+(`data/synthetic/kuairand_rows.py`, `data/synthetic/alimama_rows.py`, `data/synthetic/world.py`) nor
+the preferences planted in them (`data/synthetic/tastes.py`).
 """
 
 import contextlib

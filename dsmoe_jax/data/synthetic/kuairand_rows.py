@@ -2,8 +2,9 @@
 
 Owns: the log files. Columns, tab shares and click rates, duplicates and dates are those of the
 official rows; who clicks what follows `data/synthetic/tastes.py`. The two feature files come from
-`data/synthetic/kuairand_tables.py`. Days are generated one at a time, so memory holds one day's rows,
-the users' state and the (user, video) pairs already shown. Reading the files is `kuairand.py`'s.
+`data/synthetic/kuairand_tables.py`. Days are generated one at a time, so memory holds one day's
+rows, the users' state and the (user, video) pairs already shown. Reading the files is
+`kuairand.py`'s.
 """
 
 import dataclasses
@@ -76,7 +77,7 @@ class SyntheticKuaiRandConfig(kuairand.KuaiRandConfig):
     generator_seed: int = 0
 
     def prepare(self, store_dir: str) -> None:
-        """Generates the files, then writes the store; see `config.DataConfig.prepare`."""
+        """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
         size = KuaiRandSize(
             self.num_users, self.num_items, self.num_impressions, self.generator_seed
         )

@@ -54,7 +54,7 @@ class SyntheticMovieLensConfig(movielens.MovieLensConfig):
     generator_seed: int = 0
 
     def prepare(self, store_dir: str) -> None:
-        """Generates the files, then writes the store; see `config.DataConfig.prepare`."""
+        """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
         settings = {
             name: getattr(self, name)
             for name in ("num_users", "num_items", "ratings_per_user", "generator_seed")

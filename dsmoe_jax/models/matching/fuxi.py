@@ -124,7 +124,8 @@ class FuxiMME(next_item.NextItemMatcher):
     The score is the sum of the sub-spaces' inner products, which is one inner product of what is
     joined; so is the length that outputs are brought to, but for `normalize_parts`.
 
-    **Paper:** "Fuxi-MME", its abstract. **Deviation:** see `FuxiMMEConfig` and `nn/fuxi_encoder.py`.
+    **Paper:** "Fuxi-MME", its abstract. **Deviation:** see `FuxiMMEConfig` and
+    `nn/fuxi_encoder.py`.
 
     Attributes: see `FuxiMMEConfig`.
     """

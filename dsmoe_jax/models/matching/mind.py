@@ -1,7 +1,7 @@
 """MIND: several vectors per user, one for each interest found in the history.
 
-Owns the user tower over interests and the plain item tower. The routing is in `models/matching/mind_capsules.py`, the
-search with several vectors in `retrieval/index.py`.
+Owns the user tower over interests and the plain item tower. The routing is in
+`models/matching/mind_capsules.py`, the search with several vectors in `retrieval/index.py`.
 
 Letters: B examples, S scenarios, M interests, E event width, I profile width, D output.
 """

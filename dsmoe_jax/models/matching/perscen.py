@@ -1,6 +1,7 @@
 """PERSCEN-style: graphs over the fields of a user or an item, gated by a quantised preference.
 
-Owns the two towers. The graph is in `models/matching/perscen_graph.py`, the codebook in `models/matching/perscen_quantizer.py`.
+Owns the two towers. The graph is in `models/matching/perscen_graph.py`, the codebook in
+`models/matching/perscen_quantizer.py`.
 
 Letters: B examples, S scenarios, C scenario embedding, H hidden width, M interests (1), D output,
 I a tower's input.
@@ -170,8 +171,8 @@ class PERSCEN(two_tower.Matcher):
     **Deviation:** "PERSCEN-style". Inferred: the equations of the gated units and of the fusion,
     depths and widths of perceptrons, all normalisation, the scenario encoder's being one for both
     towers, the item tower's seed and every hyper-parameter. The graph's details are EmerG's
-    (`models/matching/perscen_graph.py`). Codes that an epoch left unused are re-seeded, which the summaries do
-    not mention.
+    (`models/matching/perscen_graph.py`). Codes that an epoch left unused are re-seeded, which the
+    summaries do not mention.
 
     Attributes: see `PERSCENConfig`.
     """

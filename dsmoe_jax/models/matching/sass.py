@@ -1,7 +1,8 @@
 """SASS-style: towers that let a scenario's path take from a global path, layer by layer.
 
 Owns the two towers and the optional first stage: which views of a user or an item are contrasted.
-The layers are in `models/matching/sass_transfer.py`, the loss over pairs in `models/matching/sass_contrast.py`.
+The layers are in `models/matching/sass_transfer.py`, the loss over pairs in
+`models/matching/sass_contrast.py`.
 
 Letters: B examples, G candidates, S scenarios, I a tower's input, D output, V items,
 F feature fields, N rows of both views, X contrasted sides.

@@ -1,7 +1,7 @@
 """STAR: one network whose weights are shared ones times the scenario's own.
 
-Owns the normalised star network and the auxiliary one; the layers are `nn/star_topology.py`'s, the joint
-input is `joint_ranker.py`'s.
+Owns the normalised star network and the auxiliary one; the layers are `nn/star_topology.py`'s, the
+joint input is `joint_ranker.py`'s.
 
 Letters: B examples, G candidates, S scenarios, E one field's embedding, I a part's width,
 O outputs of the first layers.

@@ -20,7 +20,7 @@ from dsmoe_jax.compare.report import (
 from dsmoe_jax.models import registry
 from tests.compare import made_up
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+README = pathlib.Path(__file__).parents[3] / "README.md"
 CONFIG = "configs/kuairand.py:sample"
 
 

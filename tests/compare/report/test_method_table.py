@@ -8,7 +8,7 @@ from dsmoe_jax.models import registry
 from dsmoe_jax.models.matching import dsmoe
 from tests.compare import made_up
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+README = pathlib.Path(__file__).parents[3] / "README.md"
 
 
 def test_every_registered_method_has_a_row_that_says_what_it_is():

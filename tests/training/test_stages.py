@@ -9,7 +9,8 @@ import pytest
 
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.training import interrupt, train_state
-from tests import test_train, tiny
+from tests import tiny
+from tests.training import test_loop
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ class Counting(tiny.TinyMatcher):
 
 
 def make_session(store, workdir, **changes):
-    session = test_train.Session(store, workdir, devices=tiny.one_device(), **changes)
+    session = test_loop.Session(store, workdir, devices=tiny.one_device(), **changes)
     model = Counting(session.stage.model.spec)
     session.stage = dataclasses.replace(session.stage, model=model)
     return session
@@ -84,7 +85,7 @@ def test_end_of_epoch_is_the_same_after_a_resumption(store, tmp_path):
     second = make_session(store, tmp_path / "parts", max_epochs=3)
     second.losses = list(stopping.losses)
     resumed, _ = second.run()
-    test_train.assert_same_bits(whole, resumed)
+    test_loop.assert_same_bits(whole, resumed)
 
 
 def test_a_stage_may_train_on_a_loss_of_the_model(store, tmp_path):
