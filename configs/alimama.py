@@ -10,44 +10,44 @@ synthetic rows show that the whole path works, not how well the method does on A
 
 Variants, at most one token per axis, in any order:
     data       synthetic; without one, the official files
-    method     another than DSMOE: a name of `dsmoe_jax.methods.MATCHERS`; trained without a teacher
+    method     another than DSMOE: a name in `models.registry.MATCHERS`; trained without a teacher
     history    history=hstu, history=fuxi, history=fuxi_mme: what the student makes of the history
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
-    teacher    teacher=NAME, a name of `dsmoe_jax.methods.RANKERS`; mmoe_din by default
+    teacher    teacher=NAME, a name in `models.registry.RANKERS`; mmoe_din by default
 
 A user lives in one scenario, so the history of the own scenario repeats the one of all and is left
 out. The values are the paper's, and where it states none the usual ones: no method is tuned here.
 """
 
-from dsmoe_jax import config, methods, variants
-from dsmoe_jax.data.prepare import alimama, synthetic_alimama
+from dsmoe_jax.config import schema, variants
+from dsmoe_jax.data.prepare import alimama
+from dsmoe_jax.data.synthetic import alimama_rows
+from dsmoe_jax.models import registry
 
 AXES = {
     "data": ("synthetic",),
-    "method": methods.METHOD_TOKENS,
-    "ablation": methods.ABLATION_TOKENS,
-    "history": methods.HISTORY_TOKENS,
-    "teacher": methods.TEACHER_TOKENS,
+    "method": registry.METHOD_TOKENS,
+    "ablation": registry.ABLATION_TOKENS,
+    "history": registry.HISTORY_TOKENS,
+    "teacher": registry.TEACHER_TOKENS,
 }
 
 # A user lives in one scenario: only items can be seen in two.
 OF_METHOD = {"sass": {"pretrain_epochs": 3, "contrastive_sides": "item"}}
 
 
-def get_config(variant: str = "") -> config.Experiment:
+def get_config(variant: str = "") -> schema.Experiment:
     """The experiment of a variant, e.g. `synthetic,no_sap`."""
     chosen = variants.parse(variant, AXES)
     is_synthetic = chosen.get("data") == "synthetic"
-    experiment = config.Experiment(
+    experiment = schema.Experiment(
         dataset="Alimama",
         variant=variant,
-        data=synthetic_alimama.SyntheticAlimamaConfig()
-        if is_synthetic
-        else alimama.AlimamaConfig(),
-        model=methods.make_matcher(chosen),
-        teacher=config.TeacherConfig(model=methods.make_teacher(chosen)),
-        features=config.FeatureConfig(exclude=("scenario_history",)),
-        eval=config.EvalConfig(k=(500, 1000)),
+        data=alimama_rows.SyntheticAlimamaConfig() if is_synthetic else alimama.AlimamaConfig(),
+        model=registry.make_matcher(chosen),
+        teacher=schema.TeacherConfig(model=registry.make_teacher(chosen)),
+        features=schema.FeatureConfig(exclude=("scenario_history",)),
+        eval=schema.EvalConfig(k=(500, 1000)),
     )
     variants.assign(experiment.model, OF_METHOD.get(chosen.get("method", ""), {}))
     if is_synthetic:
@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> config.Experiment:
         experiment.train.max_epochs = 10
         experiment.teacher.max_epochs = 5
     variants.assign(experiment.train, experiment.model.recipe)
-    experiment.features.history_encoder = methods.history_encoder(chosen)
-    if not methods.is_distilled(chosen):
+    experiment.features.history_encoder = registry.history_encoder(chosen)
+    if not registry.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
     return experiment

@@ -16,19 +16,20 @@ A file may as well be `.csv.gz` or `.parquet`. Users and items may go without a 
 `users_file` or `items_file` empty, with no features named for them.
 
 Variants, at most one token per axis, in any order:
-    method     another than DSMOE: a name of `dsmoe_jax.methods.MATCHERS`; trained without a teacher
+    method     another than DSMOE: a name in `models.registry.MATCHERS`; trained without a teacher
     history    history=hstu, history=fuxi, history=fuxi_mme: what the student makes of the history
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
 """
 
-from dsmoe_jax import config, methods, variants
+from dsmoe_jax.config import schema, variants
 from dsmoe_jax.data.prepare import custom
+from dsmoe_jax.models import registry
 from dsmoe_jax.models.ranking import mmoe_din
 
 AXES = {
-    "method": methods.METHOD_TOKENS,
-    "ablation": methods.ABLATION_TOKENS,
-    "history": methods.HISTORY_TOKENS,
+    "method": registry.METHOD_TOKENS,
+    "ablation": registry.ABLATION_TOKENS,
+    "history": registry.HISTORY_TOKENS,
 }
 
 
@@ -64,21 +65,21 @@ def data_config() -> custom.CustomConfig:
     )
 
 
-def get_config(variant: str = "") -> config.Experiment:
+def get_config(variant: str = "") -> schema.Experiment:
     """The experiment of a variant."""
     chosen = variants.parse(variant, AXES)
     data = data_config()
-    experiment = config.Experiment(
+    experiment = schema.Experiment(
         dataset=data.name,
         variant=variant,
         data=data,
-        model=methods.make_matcher(chosen),
-        teacher=config.TeacherConfig(
+        model=registry.make_matcher(chosen),
+        teacher=schema.TeacherConfig(
             model=mmoe_din.MMoEDINConfig(use_log_prior=True, collaborative=True)
         ),
     )
     variants.assign(experiment.train, experiment.model.recipe)
-    experiment.features.history_encoder = methods.history_encoder(chosen)
-    if not methods.is_distilled(chosen):
+    experiment.features.history_encoder = registry.history_encoder(chosen)
+    if not registry.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
     return experiment

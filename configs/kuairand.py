@@ -11,40 +11,42 @@ Time and expected results of `:sample`, with hardware and spread: the README's r
 
 Variants, at most one token per axis, in any order:
     data       sample, synthetic; without one, the full archive
-    method     another than DSMOE: a name of `dsmoe_jax.methods.MATCHERS`; trained without a teacher
+    method     another than DSMOE: a name in `models.registry.MATCHERS`; trained without a teacher
     recipe     paper_exact: the paper's values on the sample's or the synthetic rows
                undistilled: what was searched for DSMOE without a teacher; beside no_distill, there
     history    history=hstu, history=fuxi, history=fuxi_mme: what the student makes of the history
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
-    teacher    teacher=NAME, a name of `dsmoe_jax.methods.RANKERS`; mmoe_din by default
+    teacher    teacher=NAME, a name in `models.registry.RANKERS`; mmoe_din by default
     fields     teacher_fields=same: the teacher sees the student's fields and nothing more
 
 The full archive and `paper_exact` keep the paper's values and, where it states none, the usual
 ones. `:sample` and `:synthetic` have few rows: there the user id and wide layers over-fit and a
 learning rate of 1e-4 hardly moves. Their values were chosen on the sample's validation days: what
-all methods share by hand, each method's own by `python -m dsmoe_jax.suite tune` with one budget for
-all, eight settings of at most 15 epochs with seed 0. What `FEW_ROWS_OF` lists is the best of eight.
-Every ranker but the ensemble was searched likewise (`--stage teacher`), mmoe_din, ple, hmoe and
-hinet of them on an NVIDIA H100; m3oe's best of eight are its file's values. mmoe_din keeps values
-chosen by hand: trained again with three seeds, neither the searched one (eight experts, learning
-rate 3e-3, input dropout 0.1) nor its student is better on validation days (macro recall@50 in %:
-26.1 for 26.4, and 27.4 for 27.7). The ensemble's members have what was found for their models and
-learn together at the default teacher's learning rate.
+all methods share by hand, each method's own by `python -m dsmoe_jax.compare tune` with one budget
+for all, eight settings of at most 15 epochs with seed 0. What `FEW_ROWS_OF` lists is the best of
+eight. Every ranker but the ensemble was searched likewise (`--stage teacher`), mmoe_din, ple, hmoe
+and hinet of them on an NVIDIA H100; m3oe's best of eight are its file's values. mmoe_din keeps
+values chosen by hand: trained again with three seeds, neither the searched one (eight experts,
+learning rate 3e-3, input dropout 0.1) nor its student is better on validation days (macro recall@50
+in %: 26.1 for 26.4, and 27.4 for 27.7). The ensemble's members have what was found for their models
+and learn together at the default teacher's learning rate.
 """
 
 from typing import Any
 
-from dsmoe_jax import config, methods, variants
-from dsmoe_jax.data.prepare import kuairand, synthetic_kuairand
+from dsmoe_jax.config import schema, variants
+from dsmoe_jax.data.prepare import kuairand
+from dsmoe_jax.data.synthetic import kuairand_rows
+from dsmoe_jax.models import registry
 from dsmoe_jax.models.ranking import joint_ranker
 
 AXES = {
     "data": ("sample", "synthetic"),
-    "method": methods.METHOD_TOKENS,
+    "method": registry.METHOD_TOKENS,
     "recipe": ("paper_exact", "undistilled"),
-    "ablation": methods.ABLATION_TOKENS,
-    "history": methods.HISTORY_TOKENS,
-    "teacher": methods.TEACHER_TOKENS,
+    "ablation": registry.ABLATION_TOKENS,
+    "history": registry.HISTORY_TOKENS,
+    "teacher": registry.TEACHER_TOKENS,
     "fields": ("teacher_fields=same",),
 }
 
@@ -137,7 +139,7 @@ FEW_ROWS_OF_TEACHER: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def get_config(variant: str = "") -> config.Experiment:
+def get_config(variant: str = "") -> schema.Experiment:
     """The experiment of a variant, e.g. `sample,no_sap`.
 
     Raises:
@@ -152,50 +154,50 @@ def get_config(variant: str = "") -> config.Experiment:
         )
     data = {
         "sample": kuairand.KuaiRandConfig,
-        "synthetic": synthetic_kuairand.SyntheticKuaiRandConfig,
+        "synthetic": kuairand_rows.SyntheticKuaiRandConfig,
     }.get(chosen.get("data", ""), kuairand.KuaiRandArchiveConfig)
-    experiment = config.Experiment(
+    experiment = schema.Experiment(
         dataset="KuaiRand-Pure",
         variant=variant,
         data=data(),
-        model=methods.make_matcher(chosen),
-        teacher=config.TeacherConfig(model=make_teacher(chosen)),
+        model=registry.make_matcher(chosen),
+        teacher=schema.TeacherConfig(model=make_teacher(chosen)),
     )
     variants.assign(experiment.model, OF_METHOD.get(chosen.get("method", ""), {}))
     variants.assign(experiment.train, experiment.model.recipe)
     if "data" in chosen and chosen.get("recipe") != "paper_exact":
         use_few_rows_recipe(experiment, chosen)
-    experiment.features.history_encoder = methods.history_encoder(chosen)
-    if not methods.is_distilled(chosen):
+    experiment.features.history_encoder = registry.history_encoder(chosen)
+    if not registry.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
     return experiment
 
 
-def make_teacher(chosen: dict[str, str]) -> config.RankerConfig:
+def make_teacher(chosen: dict[str, str]) -> schema.RankerConfig:
     """The teacher of a variant, of the paper's width."""
-    teacher = methods.make_teacher(chosen)
+    teacher = registry.make_teacher(chosen)
     # The log-prior and the collaborative vectors are more than the student sees.
     more = chosen.get("fields") != "teacher_fields=same" and chosen.get("recipe") != "paper_exact"
-    for ranker in methods.list_rankers(chosen, teacher).values():
+    for ranker in registry.list_rankers(chosen, teacher).values():
         if isinstance(ranker, joint_ranker.JointRankerConfig):
             ranker.use_log_prior = ranker.collaborative = more
     return teacher
 
 
-def use_few_rows_recipe(experiment: config.Experiment, chosen: dict[str, str]) -> None:
+def use_few_rows_recipe(experiment: schema.Experiment, chosen: dict[str, str]) -> None:
     """Sets the values that the sample's validation days chose."""
     experiment.features.exclude = ("user_id",)
     experiment.features.scenario_history_length = 20
     experiment.train.learning_rate = 1e-3
     experiment.train.average_decay = 0.995
     experiment.loss.distill_weight = 3.0
-    method = chosen.get("recipe", chosen.get("method", methods.DEFAULT_MATCHER))
+    method = chosen.get("recipe", chosen.get("method", registry.DEFAULT_MATCHER))
     variants.assign(experiment.model, FEW_ROWS)
     for section, values in FEW_ROWS_OF.get(method, {}).items():
         variants.assign(getattr(experiment, section), values)
     experiment.teacher.patience = 3
     teacher = experiment.teacher
-    for name, ranker in methods.list_rankers(chosen, teacher.model).items():
+    for name, ranker in registry.list_rankers(chosen, teacher.model).items():
         values = FEW_ROWS_OF_TEACHER.get(name, {})
         shared = {"input_dropout": FEW_ROWS["input_dropout"]}
         variants.assign(ranker, {**shared, **values.get("model", {})})

@@ -18,22 +18,24 @@ and .3254; nothing here was run on the official files.
 
 Variants, one token of the data and at most one of every other axis, in any order:
     data       ml1m, ml20m, synthetic
-    method     any of `dsmoe_jax.methods.MATCHERS` but DSMOE, without which token fuxi runs
+    method     any of `dsmoe_jax.models.registry.MATCHERS` but DSMOE, without which token fuxi runs
 """
 
 from typing import Any
 
-from dsmoe_jax import config, methods, variants
-from dsmoe_jax.data.prepare import movielens, synthetic_movielens
+from dsmoe_jax.config import schema, variants
+from dsmoe_jax.data.prepare import movielens
+from dsmoe_jax.data.synthetic import movielens_rows
+from dsmoe_jax.models import registry
 from dsmoe_jax.models.matching import fuxi, next_item
 
-AXES = {"data": ("ml1m", "ml20m", "synthetic"), "method": methods.METHOD_TOKENS}
+AXES = {"data": ("ml1m", "ml20m", "synthetic"), "method": registry.METHOD_TOKENS}
 
 # Of the papers' larger data set; the smaller one's values are the methods' defaults.
 ML20M: dict[str, Any] = {"output_dim": 256, "num_heads": 8}
 
 
-def get_config(variant: str = "") -> config.Experiment:
+def get_config(variant: str = "") -> schema.Experiment:
     """The experiment of a variant, e.g. `ml1m,hstu`.
 
     Raises:
@@ -42,8 +44,8 @@ def get_config(variant: str = "") -> config.Experiment:
     chosen = variants.parse(variant, AXES)
     if "data" not in chosen:
         raise ValueError(f"variant: expected one of {', '.join(AXES['data'])}, got {variant!r}")
-    model = methods.make_matcher({"method": "fuxi", **chosen})
-    data: movielens.MovieLensConfig = synthetic_movielens.SyntheticMovieLensConfig()
+    model = registry.make_matcher({"method": "fuxi", **chosen})
+    data: movielens.MovieLensConfig = movielens_rows.SyntheticMovieLensConfig()
     if chosen["data"] != "synthetic":
         data = movielens.MovieLensConfig(
             name={"ml1m": "MovieLens-1M", "ml20m": "MovieLens-20M"}[chosen["data"]]
@@ -52,15 +54,15 @@ def get_config(variant: str = "") -> config.Experiment:
         variants.assign(model, ML20M)
         if isinstance(model, fuxi.FuxiConfig | fuxi.FuxiMMEConfig):
             model.ffn_multiple = 4
-    experiment = config.Experiment(
+    experiment = schema.Experiment(
         dataset=data.name,
         variant=variant,
         data=data,
         model=model,
-        teacher=config.TeacherConfig(model=methods.make_teacher({})),
-        features=config.FeatureConfig(history_length=200),
-        loss=config.LossConfig(distill_weight=0.0),
-        eval=config.EvalConfig(k=(10, 50), mrr_depth=2500),
+        teacher=schema.TeacherConfig(model=registry.make_teacher({})),
+        features=schema.FeatureConfig(history_length=200),
+        loss=schema.LossConfig(distill_weight=0.0),
+        eval=schema.EvalConfig(k=(10, 50), mrr_depth=2500),
     )
     experiment.train.learning_rate = 1e-3
     experiment.train.max_epochs = 101

@@ -1,6 +1,6 @@
 """Generated worlds whose true scores are known: what SAP, a teacher and distillation earn.
 
-    python -m dsmoe_jax.suite planted
+    python -m dsmoe_jax.compare planted
         Every arm of both worlds, five seeds; the README's section is made from it.
     python -m dsmoe_jax.main --config configs/planted.py:shift
         One run: DSMOE without a teacher where scenarios shift the taste.
@@ -22,8 +22,8 @@ Sizes and learning values were set once, on trial runs in the worlds of generato
 the same for every arm.
 """
 
-from dsmoe_jax import config, variants
-from dsmoe_jax.data.prepare import synthetic_world
+from dsmoe_jax.config import schema, variants
+from dsmoe_jax.data.synthetic import world
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
 
@@ -39,7 +39,7 @@ HIDDEN_DIM, OUTPUT_DIM = 32, 16
 WIDE_HIDDEN_DIM = 37
 
 
-def get_config(variant: str = "") -> config.Experiment:
+def get_config(variant: str = "") -> schema.Experiment:
     """The experiment of a variant, e.g. `shift,no_sap_wide`.
 
     Raises:
@@ -58,19 +58,19 @@ def get_config(variant: str = "") -> config.Experiment:
     )
     # The user id would have few rows each; taste is told by features and histories.
     unseen = ("user_id", "scenario_history")
-    return config.Experiment(
+    return schema.Experiment(
         dataset="planted world",
         variant=variant,
         data=make_shift() if is_shift else make_match(),
         model=model,
         teacher=make_teacher(attended="history" if is_shift else "creator_history"),
-        features=config.FeatureConfig(
+        features=schema.FeatureConfig(
             history_length=10,
             exclude=(*unseen, "creator_history") if is_shift else unseen,
         ),
-        loss=config.LossConfig(distill_weight=0.0 if is_shift or "distill" in chosen else 1.0),
-        train=config.TrainConfig(max_epochs=20, patience=3, learning_rate=3e-3, average_decay=0.99),
-        eval=config.EvalConfig(
+        loss=schema.LossConfig(distill_weight=0.0 if is_shift or "distill" in chosen else 1.0),
+        train=schema.TrainConfig(max_epochs=20, patience=3, learning_rate=3e-3, average_decay=0.99),
+        eval=schema.EvalConfig(
             k=(50,),
             validation_queries=300 if is_shift else 1000,
             teacher_test_queries=100_000,
@@ -79,16 +79,16 @@ def get_config(variant: str = "") -> config.Experiment:
     )
 
 
-def make_shift() -> synthetic_world.SyntheticWorldConfig:
+def make_shift() -> world.SyntheticWorldConfig:
     """Many scenarios, most of them small; each mixes the users' contexts in its own way."""
-    return synthetic_world.SyntheticWorldConfig(
+    return world.SyntheticWorldConfig(
         num_users=4000, num_items=2000, num_creators=500, num_scenarios=12
     )
 
 
-def make_match() -> synthetic_world.SyntheticWorldConfig:
+def make_match() -> world.SyntheticWorldConfig:
     """As many directions as creators, far more than the towers' outputs have."""
-    return synthetic_world.SyntheticWorldConfig(
+    return world.SyntheticWorldConfig(
         num_users=4000,
         num_items=2000,
         num_creators=500,
@@ -99,9 +99,9 @@ def make_match() -> synthetic_world.SyntheticWorldConfig:
     )
 
 
-def make_teacher(attended: str) -> config.TeacherConfig:
+def make_teacher(attended: str) -> schema.TeacherConfig:
     """A teacher that sees the student's features and nothing more, candidates with histories."""
-    return config.TeacherConfig(
+    return schema.TeacherConfig(
         model=mmoe_din.MMoEDINConfig(
             expert_dims=(32, 32),
             tower_dims=(16,),

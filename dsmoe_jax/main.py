@@ -14,8 +14,8 @@ import traceback
 import typing
 from typing import Any
 
-from dsmoe_jax import config as config_lib
-from dsmoe_jax import memory, overrides
+from dsmoe_jax import malloc
+from dsmoe_jax.config import load, schema
 
 HELP = """\
 dsmoe_jax: train, distil, evaluate and serve multi-scenario matching models.
@@ -82,7 +82,7 @@ class Options:
       process_id: This process, or None.
     """
 
-    experiment: config_lib.Experiment
+    experiment: schema.Experiment
     overrides: dict[str, Any]
     workdir: pathlib.Path
     mode: str
@@ -100,10 +100,10 @@ def parse(argv: list[str]) -> Options:
     from absl import flags
     from ml_collections import config_flags
 
-    path, variant, arguments = overrides.take_config(argv)
-    experiment = overrides.load_experiment(path, variant)
-    fields = overrides.field_names(experiment)
-    overrides.check_names(arguments, fields)
+    path, variant, arguments = load.take_config(argv)
+    experiment = load.load_experiment(path, variant)
+    fields = load.field_names(experiment)
+    load.check_names(arguments, fields)
     values = flags.FlagValues()
     try:
         # The library reads sys.argv unless it is told which arguments there are.
@@ -116,27 +116,26 @@ def parse(argv: list[str]) -> Options:
         positional = values(arguments)[1:]
     except flags.UnrecognizedFlagError as error:
         known = [*FLAGS, *(f"config.{field}" for field in fields)]
-        nearest = overrides.nearest(error.flagname, known, prefix="--")
-        raise overrides.UsageError(f"unknown flag '--{error.flagname}'{nearest}") from error
+        nearest = load.nearest(error.flagname, known, prefix="--")
+        raise load.UsageError(f"unknown flag '--{error.flagname}'{nearest}") from error
     except flags.Error as error:
-        raise overrides.UsageError(overrides.explain(error, experiment)) from error
+        raise load.UsageError(load.explain(error, experiment)) from error
     if positional:
-        raise overrides.UsageError(
+        raise load.UsageError(
             f"expected only flags, got {positional[0]!r}; write a value as --name=value"
         )
     changed = config_flags.get_override_values(values["config"])
     for field, value in changed.items():
-        overrides.check_elements(experiment, field, value)
+        load.check_elements(experiment, field, value)
     mode = values["mode"].value or MODES[0]
     if mode not in MODES:
-        raise overrides.UsageError(
-            f"--mode: expected one of {', '.join(MODES)}, got {mode!r}"
-            f"{overrides.nearest(mode, MODES)}"
+        raise load.UsageError(
+            f"--mode: expected one of {', '.join(MODES)}, got {mode!r}{load.nearest(mode, MODES)}"
         )
     coordinator, num_processes, process_id = _processes(values)
     run_name = pathlib.Path(path).stem + (f"-{variant.replace(',', '-')}" if variant else "")
     return Options(
-        experiment=typing.cast(config_lib.Experiment, values["config"].value),
+        experiment=typing.cast(schema.Experiment, values["config"].value),
         overrides=changed,
         workdir=pathlib.Path(values["workdir"].value or f"runs/{run_name}").expanduser(),
         mode=mode,
@@ -165,10 +164,10 @@ def main(argv: list[str]) -> int:
     try:
         options = parse(argv)
         options.experiment.validate()
-    except (overrides.UsageError, ValueError) as error:
+    except (load.UsageError, ValueError) as error:
         if show_traceback:
             traceback.print_exc()
-        print(f"error: {overrides.one_line(error)} (--help shows examples)", file=sys.stderr)
+        print(f"error: {load.one_line(error)} (--help shows examples)", file=sys.stderr)
         return 2
     return _run(options, show_traceback)
 
@@ -185,7 +184,7 @@ def start_jax(options: Options) -> bool:
       Whether it connected.
     """
     # Before anything of JAX starts a thread.
-    memory.keep_freed()
+    malloc.keep_freed()
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -215,15 +214,15 @@ def _run(options: Options, show_traceback: bool) -> int:
         # Before the loop takes the signal over, being asked to end cleans up as Ctrl-C does. With
         # several processes the signal belongs to JAX's preemption service.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from dsmoe_jax import run, train
-    from dsmoe_jax import stop as stop_lib
+    from dsmoe_jax.run import run
+    from dsmoe_jax.training import interrupt, loop
 
     try:
         run.run(options.experiment, options.overrides, options.workdir, options.mode)
-    except stop_lib.InterruptedRunError as stop:
+    except interrupt.InterruptedRunError as stop:
         print(stop, file=sys.stderr)
         return 130
-    except train.DivergedError as error:
+    except loop.DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -254,19 +253,19 @@ def _processes(values: Any) -> tuple[str | None, int | None, int | None]:
     for flag, low in (("num_processes", 1), ("process_id", 0)):
         origin, text = given.get(flag, ("", ""))
         if text and not (re.fullmatch(r"\d+", text) and int(text) >= low):
-            raise overrides.UsageError(f"{origin}: expected an integer >= {low}, got {text!r}")
+            raise load.UsageError(f"{origin}: expected an integer >= {low}, got {text!r}")
         numbers[flag] = int(text or 0)
     for flag in ("coordinator", "num_processes", "process_id"):
         if flag not in given:
-            raise overrides.UsageError(
+            raise load.UsageError(
                 f"--coordinator, --num_processes and --process_id belong together; --{flag} "
                 f"(or DSMOE_{flag.upper()}) is missing"
             )
     origin, coordinator = given["coordinator"]
     if not re.fullmatch(r".+:\d+", coordinator):
-        raise overrides.UsageError(f"{origin}: expected host:port, got {coordinator!r}")
+        raise load.UsageError(f"{origin}: expected host:port, got {coordinator!r}")
     if numbers["process_id"] >= numbers["num_processes"]:
-        raise overrides.UsageError(
+        raise load.UsageError(
             f"{given['process_id'][0]}: expected less than the {numbers['num_processes']} "
             f"processes, got {numbers['process_id']}"
         )

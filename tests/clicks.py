@@ -5,9 +5,9 @@ import pathlib
 
 import polars as pl
 
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import assemble, tables
+from dsmoe_jax.data.prepare import assemble, entities
 
 DAY_S = 86_400
 _EPOCH = datetime.date(1970, 1, 1)
@@ -37,14 +37,14 @@ def write_store(
     dataset = assemble.Dataset(
         name="clicks (synthetic)",
         scenarios=scenarios,
-        users=tables.Table(pl.DataFrame({"user": range(1, users + 1)}), key="user"),
-        items=tables.Table(pl.DataFrame({"item": range(1, items + 1)}), key="item"),
+        users=entities.Table(pl.DataFrame({"user": range(1, users + 1)}), key="user"),
+        items=entities.Table(pl.DataFrame({"item": range(1, items + 1)}), key="item"),
         positives=frame,
         days=frame["day"].to_list(),
         pre_history=pl.DataFrame(list(earlier), schema=["user", "item"], orient="row")
         if earlier
         else None,
     )
-    section = config.DataConfig(validation_days=1, test_days=1)
+    section = schema.DataConfig(validation_days=1, test_days=1)
     assemble.write(dataset, section, str(path), {}, {})
     return store_lib.Store.open(path)

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, optim, sharding, train_state, train_step
+from dsmoe_jax import features
+from dsmoe_jax.training import optimizer, sharding, train_state, train_step
 
 NUM_GROUPS = 8
 ITEMS_PER_GROUP = 4
@@ -58,7 +59,7 @@ def make_users(group_B, history_BL=None):
 
 def fit(model, draw_batch, *, steps, learning_rate, seed=0):
     """The model after so many steps on batches `draw_batch(key)`."""
-    updater = optim.Dense(optax.adam(learning_rate))
+    updater = optimizer.Dense(optax.adam(learning_rate))
     init_key, key = jax.random.split(jax.random.key(seed))
     mesh = sharding.make_mesh(jax.devices()[:1])
     state = train_state.init_state(model, updater, key=init_key, mesh=mesh)

@@ -5,34 +5,33 @@ import pathlib
 import signal
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-import dsmoe_jax
-from dsmoe_jax import config as config_lib
-from dsmoe_jax import identity, main, overrides, train
-from dsmoe_jax import stop as stop_lib
+from dsmoe_jax import main
+from dsmoe_jax.config import fingerprint, load, schema
+from dsmoe_jax.run import run as whole_run
+from dsmoe_jax.training import interrupt, loop
 
 CONFIG = """
 import dataclasses
-from dsmoe_jax import config, variants
+from dsmoe_jax.config import schema, variants
 
 @dataclasses.dataclass
-class StubMatcher(config.MatcherConfig):
+class StubMatcher(schema.MatcherConfig):
     num_experts: int = 3
     rank: int = 4
     hidden: tuple[int, ...] = (8, 4)
 
 def get_config(variant):
     chosen = variants.parse(variant, {"data": ("sample", "synthetic"), "cut": ("no_sap",)})
-    return config.Experiment(
+    return schema.Experiment(
         dataset="stub",
-        data=config.DataConfig(),
+        data=schema.DataConfig(),
         model=StubMatcher(),
-        teacher=config.TeacherConfig(),
+        teacher=schema.TeacherConfig(),
         variant=",".join(chosen.values()),
     )
 """
@@ -53,7 +52,7 @@ def parse(*arguments: str) -> main.Options:
 
 
 def parse_error(*arguments: str) -> str:
-    with pytest.raises(overrides.UsageError) as raised:
+    with pytest.raises(load.UsageError) as raised:
         parse(*arguments)
     return str(raised.value)
 
@@ -82,14 +81,14 @@ def test_fields_named_in_the_help_exist() -> None:
     names = [part.split()[0] for part in listed.split(",")]
     assert len(names) == 12
     assert set(names) <= {
-        *overrides.field_names(parse("--config=stub.py").experiment),
+        *load.field_names(parse("--config=stub.py").experiment),
         "model.rank",
     }
 
 
 def test_defaults_come_from_the_file() -> None:
     options = parse("--config", "stub.py")
-    assert options.experiment.train == config_lib.TrainConfig()
+    assert options.experiment.train == schema.TrainConfig()
     assert options.overrides == {}
     assert options.mode == "all"
     assert options.workdir == pathlib.Path("runs/stub")
@@ -133,15 +132,15 @@ def test_overrides_are_typed_whatever_their_order() -> None:
 
 
 def test_every_field_can_be_set_to_the_value_it_has() -> None:
-    before = identity.flatten(identity.as_dict(parse("--config=stub.py").experiment))
-    fields = overrides.field_names(parse("--config=stub.py").experiment)
+    before = fingerprint.flatten(fingerprint.as_dict(parse("--config=stub.py").experiment))
+    fields = load.field_names(parse("--config=stub.py").experiment)
     assert len(fields) > 30
     flags = [
         f"--config.{name}={tuple(before[name]) if type(before[name]) is list else before[name]}"
         for name in fields
     ]
     options = parse("--config=stub.py", *flags)
-    assert identity.flatten(identity.as_dict(options.experiment)) == before
+    assert fingerprint.flatten(fingerprint.as_dict(options.experiment)) == before
     assert len(options.overrides) == len(fields)
 
 
@@ -356,7 +355,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[...
     before = signal.getsignal(signal.SIGTERM)
 
     def run(work: Callable[..., None]) -> int:
-        monkeypatch.setattr(dsmoe_jax, "run", types.SimpleNamespace(run=work), raising=False)
+        monkeypatch.setattr(whole_run, "run", work)
         return main.main(["main", "--config=stub.py", "--config.seed=3", "--mode=teacher"])
 
     yield run
@@ -374,8 +373,8 @@ def test_run_gets_what_was_parsed(run_with: Callable) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (stop_lib.InterruptedRunError("saved at step 3"), 130, "saved at step 3\n"),
-        (train.DivergedError("the loss is nan"), 1, "error: the loss is nan\n"),
+        (interrupt.InterruptedRunError("saved at step 3"), 130, "saved at step 3\n"),
+        (loop.DivergedError("the loss is nan"), 1, "error: the loss is nan\n"),
         (ValueError("a.csv: row 3: expected"), 2, "error: a.csv: row 3: expected\n"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
         (KeyboardInterrupt(), 130, "interrupted; what was saved before stays\n"),

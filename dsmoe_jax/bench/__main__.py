@@ -5,12 +5,11 @@ Owns the list of measurements. Each is a module of this package with `add_option
 """
 
 import argparse
-import importlib
 import json
 import pathlib
 import sys
 
-from dsmoe_jax.bench import records
+from dsmoe_jax.bench import measurements
 
 COMMANDS = {
     "step": "a training step against PyTorch twins of the same model",
@@ -37,10 +36,10 @@ def main(argv: list[str]) -> int:
         command.add_argument("--json", type=pathlib.Path, help="also write the result here")
         if argv and argv[0] == name:
             # Only the measurement that is asked for is imported.
-            importlib.import_module(f"dsmoe_jax.bench.{name}").add_options(command)
+            measurements.load(name).add_options(command)
     render = commands.add_parser("render", help="write the README's section of kept measurements")
     render.add_argument("--readme", type=pathlib.Path, default=pathlib.Path("README.md"))
-    render.add_argument("--records", type=pathlib.Path, default=records.PUBLISHED)
+    render.add_argument("--records", type=pathlib.Path, default=measurements.PUBLISHED)
     options = parser.parse_args(argv)
     try:
         if options.command == "render":
@@ -54,25 +53,25 @@ def main(argv: list[str]) -> int:
 
 
 def _render(options: argparse.Namespace) -> None:
-    from dsmoe_jax import sections
+    from dsmoe_jax.compare.report import generated
 
-    text = records.section(options.records)
-    sections.write_into(options.readme, records.SECTION, text)
+    text = measurements.section(options.records)
+    generated.write_into(options.readme, measurements.SECTION, text)
 
 
 def _measure(options: argparse.Namespace, argv: list[str]) -> None:
-    module = importlib.import_module(f"dsmoe_jax.bench.{options.command}")
+    module = measurements.load(options.command)
     found = module.measure(options)
     print("\n".join(module.describe(found)))
     if options.json:
-        from dsmoe_jax import report
+        from dsmoe_jax import runlog
 
         # Where things are written is no part of the measurement.
         without = argparse.ArgumentParser(add_help=False)
         for flag in ("--json", "--folder"):
             without.add_argument(flag)
-        record = records.make(options.command, without.parse_known_args(argv[1:])[1], found)
-        report.replace_text(options.json, json.dumps(record, indent=1) + "\n")
+        record = measurements.make(options.command, without.parse_known_args(argv[1:])[1], found)
+        runlog.replace_text(options.json, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

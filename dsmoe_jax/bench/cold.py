@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from dsmoe_jax.bench import experiments
+from dsmoe_jax.capacity import experiments
 
 # What a line that the product prints says has ended, by its beginning or its end; in order.
 MARKS = (

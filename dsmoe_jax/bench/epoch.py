@@ -13,7 +13,8 @@ import tempfile
 import time
 from typing import Any
 
-from dsmoe_jax.bench import cases, experiments, ours, peak
+from dsmoe_jax.bench import ours, peak
+from dsmoe_jax.capacity import cases, experiments
 
 CONFIG = "configs/kuairand.py:synthetic,paper_exact"
 USERS, ITEMS, IMPRESSIONS = 27_285, 7_583, 1_436_609
@@ -35,8 +36,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
       ValueError: On bad sizes.
     """
-    from dsmoe_jax import run as run_lib
     from dsmoe_jax.data import store as store_lib
+    from dsmoe_jax.run import run as run_lib
 
     experiment = experiments.load(CONFIG)
     share = options.impressions / IMPRESSIONS

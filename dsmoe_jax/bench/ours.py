@@ -16,11 +16,13 @@ import numpy as np
 import optax
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import identity, optim, row_sparse, sharding, train_state, train_step
-from dsmoe_jax.bench import cases, pairs, peak
+from dsmoe_jax.bench import pairs, peak
+from dsmoe_jax.capacity import cases
+from dsmoe_jax.config import fingerprint
 from dsmoe_jax.data import negatives
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
+from dsmoe_jax.training import optimizer, row_sparse, sharding, train_state, train_step
 
 BATCHES = 8
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-6
@@ -44,13 +46,13 @@ class Wanted:
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     min_rows: int = row_sparse.MIN_ROWS
 
-    def updater(self, case: cases.Case, mesh: jax.sharding.Mesh) -> optim.Updater:
+    def updater(self, case: cases.Case, mesh: jax.sharding.Mesh) -> optimizer.Updater:
         """How the step updates."""
         if self.embedding == "row_sparse":
             return row_sparse.RowSparse(
                 case.spec, LEARNING_RATE, WEIGHT_DECAY, min_rows=self.min_rows, mesh=mesh
             )
-        return optim.Dense(optim.make_optimizer(LEARNING_RATE, WEIGHT_DECAY))
+        return optimizer.Dense(optimizer.make_optimizer(LEARNING_RATE, WEIGHT_DECAY))
 
 
 class Bench:
@@ -79,11 +81,11 @@ class Bench:
             self.frozen = train_state.freeze(self._init(self.teacher, self.updater, seed=1))
         self.key, self.weight = jax.random.key(3), jnp.float32(1.0)
 
-    def init(self, updater: optim.Updater) -> train_state.TrainState:
+    def init(self, updater: optimizer.Updater) -> train_state.TrainState:
         """The student's initial state."""
         return self._init(self.model, updater, seed=0)
 
-    def step(self, updater: optim.Updater, *, distill: bool) -> train_step.Step:
+    def step(self, updater: optimizer.Updater, *, distill: bool) -> train_step.Step:
         """The step with any way of updating, not jitted."""
         return train_step.make_train_step(
             self.model,
@@ -93,7 +95,7 @@ class Bench:
             teacher=self.teacher if distill else None,
         )
 
-    def turn(self, updater: optim.Updater, *, distill: bool) -> pairs.Turn:
+    def turn(self, updater: optimizer.Updater, *, distill: bool) -> pairs.Turn:
         """Runs so many steps, jitted and donated."""
         state = self.init(updater)
         jitted = train_step.jit_step(self.step(updater, distill=distill), self.mesh, state)
@@ -117,7 +119,7 @@ class Bench:
         return run
 
     def _init(
-        self, model: nn.Module, updater: optim.Updater, *, seed: int
+        self, model: nn.Module, updater: optimizer.Updater, *, seed: int
     ) -> train_state.TrainState:
         return train_state.init_state(model, updater, key=jax.random.key(seed), mesh=self.mesh)
 
@@ -165,8 +167,8 @@ def build_parts(wanted: Wanted) -> tuple[pairs.Turn, dict[str, Any]]:
     bench = Bench(wanted)
     distill = wanted.distill
     turns = {
-        "forward": (optim.Dense(optax.set_to_zero()), False),
-        "gradient": (optim.Dense(optax.trace(decay=0.0)), False),
+        "forward": (optimizer.Dense(optax.set_to_zero()), False),
+        "gradient": (optimizer.Dense(optax.trace(decay=0.0)), False),
         "step": (bench.updater, False),
         **({"teacher": (bench.updater, True)} if distill else {}),
     }
@@ -192,7 +194,7 @@ def build_parts(wanted: Wanted) -> tuple[pairs.Turn, dict[str, Any]]:
 def _leave_for_twins(bench: Bench, state: train_state.TrainState, folder: pathlib.Path) -> None:
     """Weights, and the loss and gradient of the first batch."""
     # A step whose optimiser does nothing but keep the gradient.
-    keep = optim.Dense(optax.trace(decay=0.0))
+    keep = optimizer.Dense(optax.trace(decay=0.0))
     kept, metrics = jax.jit(bench.step(keep, distill=bench.wanted.distill))(
         state._replace(opt_state=keep.init(state.params)),
         bench.frozen,
@@ -222,6 +224,6 @@ def _leave_for_twins(bench: Bench, state: train_state.TrainState, folder: pathli
 def _save(path: pathlib.Path, params: Any, statistics: Any) -> None:
     flat: dict[str, Any] = {}
     for kind, tree in (("params", params), ("statistics", statistics)):
-        for name, leaf in identity.flatten(tree).items():
+        for name, leaf in fingerprint.flatten(tree).items():
             flat[f"{kind}.{name}"] = np.asarray(leaf)
     np.savez(f"{path}.npz", **flat)

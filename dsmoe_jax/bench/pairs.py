@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dsmoe_jax import memory
+from dsmoe_jax import malloc
 
 # `turn(n)` runs n repetitions.
 Turn = Callable[[int], None]
@@ -117,7 +117,7 @@ def _receive(name: str, pipe: multiprocessing.connection.Connection) -> Any:
 
 def _serve(pipe: multiprocessing.connection.Connection, contestant: Contestant) -> None:
     if contestant.keeps_freed:
-        memory.keep_freed()
+        malloc.keep_freed()
     try:
         turn, notes = contestant.build(*contestant.arguments)
         pipe.send(("ready", notes))

@@ -9,7 +9,7 @@ import statistics
 import time
 from typing import Any
 
-from dsmoe_jax.bench import cases, simulated
+from dsmoe_jax.capacity import cases, simulated
 
 WARM_UP = 2
 # Float sums are taken in another order on another number of devices.
@@ -113,8 +113,9 @@ def run(shape: str, embedding: str, overrides: dict[str, Any], steps: int) -> di
     """
     import jax
 
-    from dsmoe_jax import train_step
-    from dsmoe_jax.bench import collectives, ours
+    from dsmoe_jax.bench import ours
+    from dsmoe_jax.capacity import collectives
+    from dsmoe_jax.training import train_step
 
     bench = ours.Bench(ours.Wanted(shape, embedding=embedding, overrides=overrides))
     state = bench.init(bench.updater)

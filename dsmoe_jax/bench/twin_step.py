@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dsmoe_jax.bench import cases, ours, pairs
+from dsmoe_jax.bench import ours, pairs
+from dsmoe_jax.capacity import cases
 
 LOSS_TOLERANCE = 1e-5
 # Relative to a gradient's largest entry.

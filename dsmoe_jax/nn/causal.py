@@ -1,9 +1,9 @@
 """What causal encoders of a history share: their contract, input, relative biases and norms.
 
-Owns the part around the blocks of `nn/hstu.py` and `nn/fuxi.py`: how an encoder is called, which
-positions count, how long before the next request an event was, and what the encoder's first layer
-reads. Histories are chronological and right-padded, so that with a causal mask no position ever
-sees padding.
+Owns the part around the blocks of `nn/hstu_encoder.py` and `nn/fuxi_encoder.py`: how an encoder is
+called, which positions count, how long before the next request an event was, and what the encoder's
+first layer reads. Histories are chronological and right-padded, so that with a causal mask no
+position ever sees padding.
 
 Letters: B examples, L positions, E the encoder's width, H heads, T time buckets, N the longest
 history (`max_len`).

@@ -1,7 +1,7 @@
 """What a user's history becomes in a tower's input where it is not the mean of its events.
 
-Owns the choice of the encoder and its sizes, for any tower: the blocks are in `nn/hstu.py` and
-`nn/fuxi.py`, and matchers that train them on the next item set their own sizes.
+Owns the choice of the encoder and its sizes, for any tower: the blocks are in `nn/hstu_encoder.py`
+and `nn/fuxi_encoder.py`, and matchers that train them on the next item set their own sizes.
 
 Letters: B examples, L positions, E width of an event.
 """
@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Float
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax.nn import causal, fuxi, hstu
+from dsmoe_jax.nn import causal, fuxi_encoder, hstu_encoder
 
 NUM_SUBSPACES = 2
 NUM_EXPERTS = 4
@@ -42,16 +42,16 @@ class HistoryEncoder(nn.Module):
           ValueError: When the sub-spaces do not divide E.
         """
         if self.kind == "hstu":
-            self.encoder: causal.Encoder = hstu.Encoder(self.dim, max_len=self.max_len)
+            self.encoder: causal.Encoder = hstu_encoder.Encoder(self.dim, max_len=self.max_len)
         elif self.kind == "fuxi":
-            self.encoder = fuxi.Encoder(self.dim, max_len=self.max_len)
+            self.encoder = fuxi_encoder.Encoder(self.dim, max_len=self.max_len)
         elif self.dim % NUM_SUBSPACES:
             raise ValueError(
                 f"features.embedding_dim: expected a multiple of {NUM_SUBSPACES} with "
                 f"features.history_encoder='fuxi_mme', got {self.dim}"
             )
         else:
-            self.encoder = fuxi.Encoder(
+            self.encoder = fuxi_encoder.Encoder(
                 self.dim,
                 num_subspaces=NUM_SUBSPACES,
                 num_experts=NUM_EXPERTS,

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, identity, train_state
-from dsmoe_jax.bench import cases
+from dsmoe_jax import features
+from dsmoe_jax.capacity import cases
+from dsmoe_jax.config import fingerprint
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
+from dsmoe_jax.training import train_state
 
 STUDENT = dsmoe.DSMOEConfig(num_experts=2, rank=2, hidden_dim=6, output_dim=4)
 TEACHER = mmoe_din.MMoEDINConfig(
@@ -73,5 +75,5 @@ def norms(gradient: Any) -> dict[str, float]:
     """Euclidean norm of every leaf by its dotted name."""
     return {
         name: float(np.linalg.norm(np.asarray(leaf, np.float64)))
-        for name, leaf in sorted(identity.flatten(gradient).items())
+        for name, leaf in sorted(fingerprint.flatten(gradient).items())
     }

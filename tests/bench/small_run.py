@@ -8,12 +8,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def write_config(folder: pathlib.Path) -> str:
     path = folder / "small.py"
     path.write_text(
-        "from dsmoe_jax import overrides\n"
+        "from dsmoe_jax.config import load\n"
         "\n"
         "\n"
         'def get_config(variant=""):\n'
         f'    path = "{ROOT}/configs/kuairand.py"\n'
-        '    made = overrides.load_experiment(path, "synthetic,no_distill")\n'
+        '    made = load.load_experiment(path, "synthetic,no_distill")\n'
         "    made.data.num_users, made.data.num_items = 300, 250\n"
         "    made.data.num_impressions = 12_000\n"
         "    made.data.validation_days = made.data.test_days = 5\n"

@@ -1,6 +1,7 @@
 import pytest
 
-from dsmoe_jax.bench import scale, simulated
+from dsmoe_jax.bench import scale
+from dsmoe_jax.capacity import simulated
 
 
 def count_devices():

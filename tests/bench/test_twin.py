@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsmoe_jax import losses
+from dsmoe_jax.training import losses
 from tests.bench import small_case
 
 

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsmoe_jax import sharding
 from dsmoe_jax.data import negatives
+from dsmoe_jax.training import sharding
 
 
 def test_negatives_are_uniform_over_every_item_but_the_positive():

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dsmoe_jax import methods
+from dsmoe_jax.models import registry
 from tests.data.prepare import test_custom
 from tests.e2e import commands
 
@@ -120,7 +120,7 @@ def test_several_rankers_teach_together(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranker", methods.RANKERS)
+@pytest.mark.parametrize("ranker", registry.RANKERS)
 def test_every_ranker_teaches(tmp_path, ranker):
     teach(tmp_path, ranker)
 

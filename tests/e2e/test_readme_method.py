@@ -32,12 +32,12 @@ def registry_line():
 def project(tmp_path_factory, method_source, registry_line):
     """A copy of the package and its configurations, with the method added."""
     root = tmp_path_factory.mktemp("project")
-    unneeded = shutil.ignore_patterns("__pycache__", "published", "sample")
+    unneeded = shutil.ignore_patterns("__pycache__", "sample")
     for name in ("dsmoe_jax", "configs"):
         shutil.copytree(commands.ROOT / name, root / name, ignore=unneeded)
     matching = root / "dsmoe_jax" / "models" / "matching"
     (matching / "linear.py").write_text(method_source)
-    registry = root / "dsmoe_jax" / "methods.py"
+    registry = root / "dsmoe_jax" / "models" / "registry.py"
     text = registry.read_text()
     first, matchers = "from dsmoe_jax.models.matching import ", "MATCHERS: dict[str, type"
     assert text.count(first) == text.count(matchers) == 1

@@ -23,7 +23,7 @@ RUN = (
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    return commands.start_module("dsmoe_jax.suite", *arguments)
+    return commands.start_module("dsmoe_jax.compare", *arguments)
 
 
 def cells_alive(folder: pathlib.Path) -> list[int]:

@@ -1,7 +1,7 @@
 """Numbers of every component that decides published ones, from fixed seeds on small inputs.
 
 `python -m tests.golden.golden [COMPONENT ...]` writes `COMPONENT.json` anew, of all components by
-default. It refuses where numbers and the component's version in `dsmoe_jax/numerics.py` do not
+default. It refuses where numbers and the component's version in `compare/numerics.py` do not
 change together: a step that is merely faster leaves both alone, another objective or initialisation
 changes both. A file keeps a digest of the numbers of every version there was.
 
@@ -20,8 +20,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from dsmoe_jax import methods, numerics
-from dsmoe_jax.suite import systems
+from dsmoe_jax.baselines import catalogue
+from dsmoe_jax.compare import numerics
+from dsmoe_jax.models import registry
 from tests.golden import protocol, trained, training
 
 FOLDER = pathlib.Path(__file__).parent
@@ -36,10 +37,10 @@ COMPUTE: dict[str, Callable[[], dict[str, Any]]] = {
     "training": training.training,
     "evaluation": protocol.evaluation,
     "baselines": protocol.baselines,
-    **{name: trained.of_matcher(name) for name in methods.MATCHERS},
-    **{name: trained.of_ranker(name) for name in methods.RANKERS},
+    **{name: trained.of_matcher(name) for name in registry.MATCHERS},
+    **{name: trained.of_ranker(name) for name in registry.RANKERS},
 }
-PEERS = tuple(systems.PEERS)
+PEERS = tuple(catalogue.PEERS)
 
 
 class RefusedError(ValueError):
@@ -98,7 +99,7 @@ def check_numbers(component: str, fresh: Numbers, record: Record) -> None:
     if found:
         raise RefusedError(
             f"numbers of {component} moved: if that is meant, bump VERSIONS[{component!r}] in "
-            f"dsmoe_jax/numerics.py and run python -m tests.golden.golden {component}; records of "
+            f"compare/numerics.py and run python -m tests.golden.golden {component}; records of "
             "the comparison made with the old version are then run anew\n" + "\n".join(found)
         )
 
@@ -113,7 +114,7 @@ def check_record(component: str, record: Record, version: int) -> None:
         raise RefusedError(f"{component}: the file is of {record['component']!r}")
     if record["version"] != version:
         raise RefusedError(
-            f"{component}: the file is of version {record['version']}, dsmoe_jax/numerics.py says "
+            f"{component}: the file is of version {record['version']}, compare/numerics.py says "
             f"{version}; run python -m tests.golden.golden {component}"
         )
     history = record["history"]
@@ -169,7 +170,7 @@ def update(folder: pathlib.Path, component: str, version: int, fresh: Numbers) -
                 return False
             raise RefusedError(
                 f"numbers of {component} moved: bump VERSIONS[{component!r}] in "
-                "dsmoe_jax/numerics.py, then run this again\n" + "\n".join(moved)
+                "compare/numerics.py, then run this again\n" + "\n".join(moved)
             )
         if not moved:
             raise RefusedError(f"numbers of {component} are unchanged: take the bump back")

@@ -11,15 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsmoe_jax import config as config_lib
-from dsmoe_jax import evaluate, features, judge, metrics, references, sharding, train_state
+from dsmoe_jax import features
+from dsmoe_jax.baselines import builtin
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.evaluation import evaluators, metrics, protocol
 from dsmoe_jax.models.ranking import din
 from dsmoe_jax.retrieval import exact, reservoir
+from dsmoe_jax.training import sharding, train_state
 from tests import tiny, tiny_features
 
-CONFIG = config_lib.EvalConfig(k=(3, 5), query_batch=16, item_batch=12, mrr_depth=7)
+CONFIG = schema.EvalConfig(k=(3, 5), query_batch=16, item_batch=12, mrr_depth=7)
 
 
 @contextlib.contextmanager
@@ -131,14 +134,14 @@ def judged(store: store_lib.Store) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for split in store_lib.SPLITS:
         for per_scenario in (None, 4):
-            query_Q = judge.sample_queries(store, split, per_scenario, 0)
+            query_Q = protocol.sample_queries(store, split, per_scenario, 0)
             found[f"{split} {per_scenario}: queries"] = query_Q
             for remove_seen in (True, False):
-                config = config_lib.EvalConfig(
+                config = schema.EvalConfig(
                     k=CONFIG.k, query_batch=16, mrr_depth=7, remove_seen=remove_seen
                 )
                 first, second = (
-                    evaluate.evaluate_scores(
+                    evaluators.evaluate_scores(
                         store,
                         config,
                         split,
@@ -152,9 +155,11 @@ def judged(store: store_lib.Store) -> dict[str, Any]:
                 name = f"{split} {per_scenario} {'without' if remove_seen else 'with'} seen"
                 found[f"{name}: summary"] = flatten(first.summarise())
                 found[f"{name}: queries"] = per_query(first)
-                found[f"{name}: comparison"] = flatten_comparison(judge.compare(first, second, 5))
+                found[f"{name}: comparison"] = flatten_comparison(
+                    protocol.compare(first, second, 5)
+                )
     with mock.patch.object(metrics, "_BLOCK_VALUES", 64):
-        blocks = judge.compare(first, second, 5)
+        blocks = protocol.compare(first, second, 5)
     found["comparison in blocks"] = flatten_comparison(blocks)
     return found
 
@@ -169,7 +174,7 @@ def flatten_comparison(comparison: metrics.Comparison) -> list[float]:
     ]
 
 
-def per_query(found: judge.Evaluation) -> np.ndarray:
+def per_query(found: protocol.Evaluation) -> np.ndarray:
     """Every metric of every query."""
     columns = [*found.recall.values(), *found.hit_rate.values(), *found.ndcg.values()]
     columns += [column_Q for column_Q in (found.mrr_Q, found.log_loss_Q) if column_Q is not None]
@@ -183,7 +188,7 @@ def models(store: store_lib.Store) -> dict[str, Any]:
     corpus = jax.tree.map(jnp.asarray, pipeline.read_corpus(store, spec))
     matcher = tiny.make_matcher(spec)
     ranker = din.DINConfig(hidden_dims=(4,), attention_hidden=(3,)).make(spec)
-    query_Q = judge.sample_queries(store, "test", None, 0)
+    query_Q = protocol.sample_queries(store, "test", None, 0)
     found: dict[str, Any] = {}
 
     def freeze(model: Any) -> train_state.Frozen:
@@ -195,10 +200,10 @@ def models(store: store_lib.Store) -> dict[str, Any]:
     for name, patched in (("", {}), (", in chunks", {"_PAIRS_PER_DEVICE": 100})):
         with contextlib.ExitStack() as stack:
             for constant, value in patched.items():
-                stack.enter_context(mock.patch.object(evaluate, constant, value))
-            by_score = evaluate.RankerEvaluator(store, spec, corpus, ranker, CONFIG, mesh, seed=4)
+                stack.enter_context(mock.patch.object(evaluators, constant, value))
+            by_score = evaluators.RankerEvaluator(store, spec, corpus, ranker, CONFIG, mesh, seed=4)
             found[f"ranker{name}"] = per_query(by_score(freeze(ranker), "test", query_Q))
-    by_index = evaluate.MatcherEvaluator(store, spec, corpus, matcher, CONFIG, mesh)
+    by_index = evaluators.MatcherEvaluator(store, spec, corpus, matcher, CONFIG, mesh)
     found["matcher"] = per_query(by_index(freeze(matcher), "test", query_Q))
     found["vectors of the corpus"] = by_index.embed_corpus(freeze(matcher), 1)
     return found
@@ -235,14 +240,14 @@ def baselines() -> dict[str, Any]:
         ):
             with contextlib.ExitStack() as stack:
                 for constant, value in changes.items():
-                    stack.enter_context(mock.patch.object(references, constant, value))
-                rows = references.evaluate_references(store, CONFIG, seed=1)
+                    stack.enter_context(mock.patch.object(builtin, constant, value))
+                rows = builtin.evaluate_references(store, CONFIG, seed=1)
             for row in rows:
                 found |= {f"{name}{row.name}: {key}": value for key, value in of_row(row).items()}
     return found
 
 
-def of_row(row: references.Reference) -> dict[str, Any]:
+def of_row(row: builtin.Reference) -> dict[str, Any]:
     """Chosen settings, 0 standing for none, and recall."""
     settings = [float(row.settings[name] or 0) for name in sorted(row.settings)]
     found: dict[str, Any] = {"settings": settings} if settings else {}

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from dsmoe_jax import methods, numerics
+from dsmoe_jax.compare import numerics
+from dsmoe_jax.models import registry
 from tests.golden import golden
 
 
@@ -22,7 +23,7 @@ def test_every_component_but_peers_has_a_file():
 
 
 def test_every_method_and_peer_has_a_version():
-    named = [*methods.MATCHERS, *methods.RANKERS, *golden.PEERS]
+    named = [*registry.MATCHERS, *registry.RANKERS, *golden.PEERS]
     named += ["data", "training", "evaluation", "baselines"]
     assert len(set(named)) == len(named), "no name stands for two components"
     assert set(named) == set(numerics.VERSIONS)
@@ -103,7 +104,7 @@ def test_other_numbers_are_refused_with_what_to_do(folder, fresh, message):
         golden.check_numbers("made_up", fresh, record)
     assert str(error.value).startswith(
         "numbers of made_up moved: if that is meant, bump VERSIONS['made_up'] in "
-        "dsmoe_jax/numerics.py and run python -m tests.golden.golden made_up; records of the "
+        "compare/numerics.py and run python -m tests.golden.golden made_up; records of the "
         "comparison made with the old version are then run anew"
     )
 
@@ -112,7 +113,7 @@ def test_other_numbers_are_refused_with_what_to_do(folder, fresh, message):
     ("changes", "message"),
     [
         ({"component": "other"}, "the file is of 'other'"),
-        ({"version": 1}, "the file is of version 1, dsmoe_jax/numerics.py says 2"),
+        ({"version": 1}, "the file is of version 1, compare/numerics.py says 2"),
         ({"history": {"2": golden.digest(NEW)}}, r"history of versions \['2'\], not 1 to 2"),
         ({"numbers": OLD}, "the file was edited by hand"),
         (

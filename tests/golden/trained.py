@@ -18,11 +18,13 @@ import numpy as np
 import optax
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import config, features, optim, sharding, train_state, train_step
-from dsmoe_jax.bench import cases
+from dsmoe_jax import features
+from dsmoe_jax.capacity import cases
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
 from dsmoe_jax.nn import tables
+from dsmoe_jax.training import optimizer, sharding, train_state, train_step
 from tests import tiny_features
 from tests.bench import small_case
 from tests.models import small
@@ -58,7 +60,7 @@ def small_thresholds() -> Iterator[None]:
         yield
 
 
-def make_updater(weight_decay: float = WEIGHT_DECAY, epsilon: float = EPSILON) -> optim.Dense:
+def make_updater(weight_decay: float = WEIGHT_DECAY, epsilon: float = EPSILON) -> optimizer.Dense:
     """Adam with coupled L2.
 
     A bias before a normalisation has no gradient but rounding, of which Adam's usual epsilon makes
@@ -66,8 +68,8 @@ def make_updater(weight_decay: float = WEIGHT_DECAY, epsilon: float = EPSILON) -
     """
     adam = optax.adam(LEARNING_RATE, eps=epsilon)
     if not weight_decay:
-        return optim.Dense(adam)
-    return optim.Dense(optax.chain(optax.add_decayed_weights(weight_decay), adam))
+        return optimizer.Dense(adam)
+    return optimizer.Dense(optax.chain(optax.add_decayed_weights(weight_decay), adam))
 
 
 class Case:
@@ -207,7 +209,7 @@ def of_matcher(name: str) -> Callable[[], dict[str, Any]]:
 
 
 def run_matcher(
-    matcher: config.MatcherConfig, *, history_encoder: str = "mean", steps: int = STEPS
+    matcher: schema.MatcherConfig, *, history_encoder: str = "mean", steps: int = STEPS
 ) -> dict[str, Any]:
     """Losses of all stages of a matcher, then vectors and logits of one batch."""
     case = Case(scenario_histories=matcher.scenario_histories, history_encoder=history_encoder)
@@ -248,7 +250,7 @@ def of_ranker(name: str) -> Callable[[], dict[str, Any]]:
     return compute
 
 
-def run_ranker(ranker: config.RankerConfig, *, steps: int = STEPS) -> dict[str, Any]:
+def run_ranker(ranker: schema.RankerConfig, *, steps: int = STEPS) -> dict[str, Any]:
     """Losses of a ranker, then logits of items of each example and of items that all share."""
     case = Case()
     trained = Training(case, ranker.make(case.spec))

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsmoe_jax import losses, optim, row_sparse, sharding, train_state, train_step
-from dsmoe_jax.bench import cases
+from dsmoe_jax.capacity import cases
 from dsmoe_jax.data import negatives
 from dsmoe_jax.models.matching import dsmoe
-from tests import test_train, tiny
+from dsmoe_jax.training import losses, optimizer, row_sparse, sharding, train_state, train_step
+from tests import tiny
 from tests.bench import small_case
+from tests.training import test_loop
 
 STEPS = 4
 LEARNING_RATE, WEIGHT_DECAY, BETA_2 = 1e-2, 1e-3, 0.98
@@ -44,7 +45,7 @@ class Setup:
         params = weights.pop("params")
         self.frozen_teacher = train_state.Frozen(params, weights)
 
-    def init(self, updater: optim.Updater, *, averaged: bool = False) -> train_state.TrainState:
+    def init(self, updater: optimizer.Updater, *, averaged: bool = False) -> train_state.TrainState:
         """An initial state with larger weights."""
         state = train_state.init_state(
             self.model, updater, key=jax.random.key(0), mesh=self.mesh, averaged=averaged
@@ -54,14 +55,14 @@ class Setup:
         )
         return train_state.start_from(state, frozen._replace(model_state={}))
 
-    def make_step(self, updater: optim.Updater, **changes: Any) -> train_step.Step:
+    def make_step(self, updater: optimizer.Updater, **changes: Any) -> train_step.Step:
         """The step of a run."""
         return train_step.make_train_step(
             self.model, updater, num_items=self.spec.num_items, num_negatives=3, **changes
         )
 
     def run(
-        self, updater: optim.Updater, *, decay: float = 0.0, distilled: bool = False
+        self, updater: optimizer.Updater, *, decay: float = 0.0, distilled: bool = False
     ) -> dict[str, Any]:
         """Losses of some steps and what the parameters, and their averages, are then."""
         state = self.init(updater, averaged=decay > 0)
@@ -99,7 +100,7 @@ def summarise(tree: Any) -> list[float]:
 def training() -> dict[str, Any]:
     """The numbers."""
     setup = Setup()
-    dense = optim.Dense(optim.make_optimizer(LEARNING_RATE, WEIGHT_DECAY, BETA_2))
+    dense = optimizer.Dense(optimizer.make_optimizer(LEARNING_RATE, WEIGHT_DECAY, BETA_2))
     runs = {
         "dense": setup.run(dense),
         "dense, averaged": setup.run(dense, decay=0.5),
@@ -122,7 +123,7 @@ def training() -> dict[str, Any]:
     return found | several_steps(setup, dense) | draws() | loss_terms() | stage()
 
 
-def several_steps(setup: Setup, updater: optim.Updater) -> dict[str, Any]:
+def several_steps(setup: Setup, updater: optimizer.Updater) -> dict[str, Any]:
     """Groups of two steps and of one in a program for three."""
     steps = jax.jit(train_step.make_steps(setup.make_step(updater), 3))
     state, curve = setup.init(updater), []
@@ -164,7 +165,7 @@ def stage() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         store = tiny.write_store(folder / "store")
-        session = test_train.Session(
+        session = test_loop.Session(
             store, folder / "run", devices=tiny.one_device(), average_decay=0.9
         )
         session.setting = dataclasses.replace(session.setting, steps_per_dispatch=3)

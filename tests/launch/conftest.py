@@ -58,13 +58,13 @@ pathlib.Path(options.workdir, f"{jax.process_index()}.txt").write_text(
 """
 
 CONFIG = """
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 def get_config(variant):
-    return config.Experiment(
+    return schema.Experiment(
         dataset="stub",
-        data=config.DataConfig(),
-        model=config.MatcherConfig(),
-        teacher=config.TeacherConfig(),
+        data=schema.DataConfig(),
+        model=schema.MatcherConfig(),
+        teacher=schema.TeacherConfig(),
     )
 """
 

@@ -110,13 +110,13 @@ SKY_RESOURCE_FIELDS = {
 SKY_RECOVERY_FIELDS = {"strategy", "max_restarts_on_errors", "recover_on_exit_codes"}
 
 CONFIG = """
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 def get_config(variant):
-    return config.Experiment(
+    return schema.Experiment(
         dataset="stub",
-        data=config.DataConfig(),
-        model=config.MatcherConfig(),
-        teacher=config.TeacherConfig(),
+        data=schema.DataConfig(),
+        model=schema.MatcherConfig(),
+        teacher=schema.TeacherConfig(),
     )
 """
 

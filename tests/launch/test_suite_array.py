@@ -1,4 +1,4 @@
-"""launch/suite.sbatch under an imitation of srun and scontrol."""
+"""launch/compare.sbatch under an imitation of srun and scontrol."""
 
 import os
 import pathlib
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-SBATCH = pathlib.Path(__file__).parents[2] / "launch" / "suite.sbatch"
+SBATCH = pathlib.Path(__file__).parents[2] / "launch" / "compare.sbatch"
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_task_runs_its_cell_with_the_arguments_of_all(
 ) -> None:
     assert run_batch("all", "--dir", "a b").returncode == 0
     [record] = records()
-    expected = ["-m", "dsmoe_jax.suite", "run", "all", "--dir", "a b"]
+    expected = ["-m", "dsmoe_jax.compare", "run", "all", "--dir", "a b"]
     assert record["argv"] == [*expected, "--workers", "1", "--cell", "7"]
     assert not slurm.exists()
 

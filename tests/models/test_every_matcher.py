@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsmoe_jax import features, methods
+from dsmoe_jax import features
 from dsmoe_jax.data import statistics
+from dsmoe_jax.models import registry
 from tests import tiny, tiny_features
 from tests.models import small
 
 B, G = 12, 3
-NAMES = sorted(methods.MATCHERS)
+NAMES = sorted(registry.MATCHERS)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -71,7 +72,7 @@ def make_spec(scenario_histories):
 def test_every_method_has_a_small_configuration():
     assert sorted(small.SMALL_MATCHERS) == NAMES
     for name, config in small.SMALL_MATCHERS.items():
-        assert type(config) is methods.MATCHERS[name]
+        assert type(config) is registry.MATCHERS[name]
 
 
 def test_vectors_have_the_output_width(case):

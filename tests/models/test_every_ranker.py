@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import methods
+from dsmoe_jax.models import registry
 from tests import tiny_features
 from tests.models import small
 
 B, G = 12, 3
-NAMES = sorted(methods.RANKERS)
+NAMES = sorted(registry.RANKERS)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -47,7 +47,7 @@ def _score(model, variables, users, items, scenario_B):
 def test_every_ranker_has_a_small_configuration():
     assert sorted(small.SMALL_RANKERS) == NAMES
     for name, config in small.SMALL_RANKERS.items():
-        assert type(config) is methods.RANKERS[name]
+        assert type(config) is registry.RANKERS[name]
 
 
 def test_one_logit_per_candidate(case):

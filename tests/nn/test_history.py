@@ -8,15 +8,17 @@ import pytest
 import tiny_features
 
 from dsmoe_jax.models.matching import dsmoe
-from dsmoe_jax.nn import causal, embed, fuxi, history, hstu
+from dsmoe_jax.nn import causal, embed, fuxi_encoder, history, hstu_encoder
 
 B = 6
 SPEC = tiny_features.make_spec()
 E = SPEC.embedding_dim
 ENCODERS = {
-    "hstu": hstu.Encoder(E, max_len=6),
-    "fuxi": fuxi.Encoder(E, max_len=6),
-    "fuxi_mme": fuxi.Encoder(E, num_subspaces=2, num_experts=4, experts_per_token=2, max_len=6),
+    "hstu": hstu_encoder.Encoder(E, max_len=6),
+    "fuxi": fuxi_encoder.Encoder(E, max_len=6),
+    "fuxi_mme": fuxi_encoder.Encoder(
+        E, num_subspaces=2, num_experts=4, experts_per_token=2, max_len=6
+    ),
 }
 
 

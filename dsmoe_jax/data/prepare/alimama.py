@@ -18,8 +18,9 @@ from typing import ClassVar
 
 import polars as pl
 
-from dsmoe_jax import config
-from dsmoe_jax.data.prepare import assemble, columns, events, read, synthetic, tables
+from dsmoe_jax.config import schema
+from dsmoe_jax.data.prepare import assemble, columns, entities, events, read
+from dsmoe_jax.data.synthetic import folders
 
 SAMPLES_FILE = "raw_sample.csv"
 ADS_FILE = "ad_feature.csv"
@@ -71,7 +72,7 @@ _BEHAVIOR_COLUMNS = (
 
 
 @dataclasses.dataclass
-class AlimamaConfig(config.DataConfig):
+class AlimamaConfig(schema.DataConfig):
     """Alimama's four official files, each as `.csv` or `.csv.gz`, in `raw_dir`.
 
     Left out: impressions without a click; clicks of users without a profile or a city level;
@@ -90,7 +91,7 @@ class AlimamaConfig(config.DataConfig):
     NAME: ClassVar[str] = "Alimama"
 
     def prepare(self, store_dir: str) -> None:
-        """Writes the store; see `config.DataConfig.prepare`."""
+        """Writes the store; see `schema.DataConfig.prepare`."""
         if not self.levels or len(set(self.levels)) != len(self.levels):
             raise ValueError(f"data.levels: expected distinct levels, got {self.levels!r}")
         if not all(1 <= level <= 4 for level in self.levels):
@@ -106,10 +107,10 @@ class AlimamaConfig(config.DataConfig):
         pool = ads.join(positives, left_on="adgroup_id", right_on="item", how="semi")
         features = [c.name for c in _PROFILE_COLUMNS if c.name not in ("userid", _LEVEL)]
         return assemble.Dataset(
-            name=synthetic.label(self.NAME, files[SAMPLES_FILE].parent),
+            name=folders.label(self.NAME, files[SAMPLES_FILE].parent),
             scenarios=tuple(f"A{i + 1}" for i in range(len(self.levels))),
-            users=tables.Table(users, key="userid", sparse=tuple(features)),
-            items=tables.Table(
+            users=entities.Table(users, key="userid", sparse=tuple(features)),
+            items=entities.Table(
                 pool,
                 key="adgroup_id",
                 sparse=("category", "campaign", "customer", "brand"),

@@ -38,10 +38,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dsmoe_jax import config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import events, examples, splits, tables, windows
+from dsmoe_jax.data.prepare import entities, events, examples, splits, windows
 
 # Raised when the same inputs and settings give another content than before.
 VERSION = 1
@@ -74,8 +75,8 @@ class Dataset:
 
     name: str
     scenarios: tuple[str, ...]
-    users: tables.Table
-    items: tables.Table
+    users: entities.Table
+    items: entities.Table
     positives: pl.DataFrame
     days: Sequence[datetime.date] = ()
     split: str = "days"
@@ -86,7 +87,7 @@ class Dataset:
 
 
 def prepare(
-    section: config.DataConfig,
+    section: schema.DataConfig,
     store_dir: str,
     inputs: Sequence[pathlib.Path],
     load: Callable[[], Dataset],
@@ -130,7 +131,7 @@ def prepare(
     )
 
 
-def make_split(dataset: Dataset, section: config.DataConfig) -> splits.Split:
+def make_split(dataset: Dataset, section: schema.DataConfig) -> splits.Split:
     """The data set's rule of what is held out.
 
     Raises:
@@ -154,7 +155,7 @@ def make_split(dataset: Dataset, section: config.DataConfig) -> splits.Split:
 
 
 def _split_days(
-    days: Sequence[datetime.date], section: config.DataConfig, utc_offset_s: int
+    days: Sequence[datetime.date], section: schema.DataConfig, utc_offset_s: int
 ) -> splits.ByDay:
     ordered = sorted({(day - _EPOCH).days for day in days})
     ordered = ordered[: len(ordered) - section.drop_last_days]
@@ -176,7 +177,7 @@ def _split_days(
 
 def write(
     dataset: Dataset,
-    section: config.DataConfig,
+    section: schema.DataConfig,
     store_dir: str,
     settings: dict[str, Any],
     inputs: dict[str, dict[str, Any]],
@@ -188,8 +189,8 @@ def write(
     """
     rule = make_split(dataset, section)
     kept = frozenset(dataset.behavior.fields) if dataset.behavior else frozenset()
-    users = tables.encode_table(dataset.users, "user_id", {})
-    items = tables.encode_table(dataset.items, "item_id", dataset.extra_values, kept)
+    users = entities.encode_table(dataset.users, "user_id", {})
+    items = entities.encode_table(dataset.items, "item_id", dataset.extra_values, kept)
     _check_names(users, items)
     positives = examples.number_positives(
         dataset.positives, users, items, len(dataset.scenarios), rule.last_day
@@ -231,7 +232,7 @@ def write(
     return counts
 
 
-def _check_names(users: tables.EncodedTable, items: tables.EncodedTable) -> None:
+def _check_names(users: entities.EncodedTable, items: entities.EncodedTable) -> None:
     names = [name for table in (users, items) for name in table.names]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -242,7 +243,7 @@ def _check_names(users: tables.EncodedTable, items: tables.EncodedTable) -> None
 
 
 def _make_spec(
-    dataset: Dataset, users: tables.EncodedTable, items: tables.EncodedTable
+    dataset: Dataset, users: entities.EncodedTable, items: entities.EncodedTable
 ) -> features.FeatureSpec:
     sequences = [
         features.SequenceFeature("history", ("item_id",), 0),
@@ -263,21 +264,21 @@ def _make_spec(
     )
 
 
-def _write_table(writer: store_lib.StoreWriter, table: tables.EncodedTable, side: str) -> None:
+def _write_table(writer: store_lib.StoreWriter, table: entities.EncodedTable, side: str) -> None:
     writer.array(f"{side}_raw_id", table.raw_id)
     writer.array(f"{side}_sparse", table.sparse_XF)
     writer.array(f"{side}_dense", table.dense_XF)
     for name, ids_XP in table.bags.items():
         writer.array(f"{side}_bag_{name}", ids_XP)
     for name, vocabulary in table.vocabularies.items():
-        writer.array(f"vocabulary_{name}", tables.as_array(vocabulary))
+        writer.array(f"vocabulary_{name}", entities.as_array(vocabulary))
 
 
 def _write_rows(
     writer: store_lib.StoreWriter,
     dataset: Dataset,
-    users: tables.EncodedTable,
-    items: tables.EncodedTable,
+    users: entities.EncodedTable,
+    items: entities.EncodedTable,
     positives: examples.Positives,
     rule: splits.Split,
     queries: dict[str, windows.QuerySet],

@@ -11,8 +11,8 @@ import pathlib
 
 import polars as pl
 
-from dsmoe_jax import config
-from dsmoe_jax.data.prepare import assemble, columns, expressions, read, tables
+from dsmoe_jax.config import schema
+from dsmoe_jax.data.prepare import assemble, columns, entities, expressions, read
 
 _MAX_TIME_S = 2**31 - 2
 # Columns that are added; a log may have columns of the plain names.
@@ -26,7 +26,7 @@ _EXPECTED_TIME = {
 
 
 @dataclasses.dataclass
-class CustomConfig(config.DataConfig):
+class CustomConfig(schema.DataConfig):
     """A data set of your own; files are `.csv`, `.csv.gz` or `.parquet` in `raw_dir`.
 
     Attributes:
@@ -79,7 +79,7 @@ class CustomConfig(config.DataConfig):
     bag_separator: str = ","
 
     def prepare(self, store_dir: str) -> None:
-        """Writes the store; see `config.DataConfig.prepare`."""
+        """Writes the store; see `schema.DataConfig.prepare`."""
         self._validate()
         files = _find_files(self)
         assemble.prepare(self, store_dir, files.all(), lambda: self._load(files))
@@ -256,11 +256,11 @@ class _Side:
         columns.check_unique(path, table, self.key)
         return table.with_columns(pl.col(name).str.split(bag_separator) for name in self.bags)
 
-    def table(self, table: pl.DataFrame | None, occurring: pl.Series) -> tables.Table:
+    def table(self, table: pl.DataFrame | None, occurring: pl.Series) -> entities.Table:
         """The features for the store; without a file, the ids that occur."""
         if table is None:
-            return tables.Table(pl.DataFrame({self.key: occurring.unique()}), key=self.key)
-        return tables.Table(
+            return entities.Table(pl.DataFrame({self.key: occurring.unique()}), key=self.key)
+        return entities.Table(
             table,
             key=self.key,
             sparse=self.sparse,

@@ -13,7 +13,7 @@ import polars as pl
 import tqdm
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import ahead, tables, windows
+from dsmoe_jax.data.prepare import ahead, entities, windows
 
 _PARTITIONS = 64
 _DAY_S = 86_400
@@ -41,8 +41,8 @@ class BehaviorLog:
 def write_behavior(
     writer: store_lib.StoreWriter,
     log: BehaviorLog,
-    users: tables.EncodedTable,
-    items: tables.EncodedTable,
+    users: entities.EncodedTable,
+    items: entities.EncodedTable,
     rows: list[windows.Rows],
     utc_offset_s: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -120,8 +120,8 @@ def _user_range(part: int, num_users: int) -> tuple[int, int]:
 
 def _partition(
     log: BehaviorLog,
-    users: tables.EncodedTable,
-    items: tables.EncodedTable,
+    users: entities.EncodedTable,
+    items: entities.EncodedTable,
     scratch: pathlib.Path,
     num_users: int,
 ) -> None:

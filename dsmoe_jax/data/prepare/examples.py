@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from dsmoe_jax.data.prepare import tables, windows
+from dsmoe_jax.data.prepare import entities, windows
 
 
 class Positives(NamedTuple):
@@ -66,8 +66,8 @@ class ClickSequence(NamedTuple):
 
 def number_positives(
     frame: pl.DataFrame,
-    users: tables.EncodedTable,
-    items: tables.EncodedTable,
+    users: entities.EncodedTable,
+    items: entities.EncodedTable,
     num_scenarios: int,
     last_day: int,
 ) -> Positives:
@@ -117,8 +117,8 @@ def number_positives(
 def make_history(
     positives: Positives,
     pre_history: pl.DataFrame | None,
-    users: tables.EncodedTable,
-    items: tables.EncodedTable,
+    users: entities.EncodedTable,
+    items: entities.EncodedTable,
 ) -> ClickSequence:
     """All clicks of each user: those from before the log first, then every positive.
 

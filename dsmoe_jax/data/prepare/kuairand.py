@@ -15,8 +15,9 @@ from typing import ClassVar
 
 import polars as pl
 
-from dsmoe_jax import config
-from dsmoe_jax.data.prepare import assemble, columns, read, synthetic, tables
+from dsmoe_jax.config import schema
+from dsmoe_jax.data.prepare import assemble, columns, entities, read
+from dsmoe_jax.data.synthetic import folders
 
 SAMPLE_DIR = pathlib.Path(__file__).resolve().parent.parent / "sample"
 USERS_FILE = "user_features_pure.csv"
@@ -71,7 +72,7 @@ _HISTORY_COLUMNS = (
 
 
 @dataclasses.dataclass
-class KuaiRandConfig(config.DataConfig):
+class KuaiRandConfig(schema.DataConfig):
     """KuaiRand-Pure, any subset of its standard logs.
 
     `raw_dir` holds `user_features_pure`, `video_features_basic_pure`, one or more
@@ -89,7 +90,7 @@ class KuaiRandConfig(config.DataConfig):
     NAME: ClassVar[str] = "KuaiRand-Pure"
 
     def prepare(self, store_dir: str) -> None:
-        """Writes the store; see `config.DataConfig.prepare`."""
+        """Writes the store; see `schema.DataConfig.prepare`."""
         if not self.tabs or len(set(self.tabs)) != len(self.tabs):
             raise ValueError(f"data.tabs: expected distinct tabs, got {self.tabs!r}")
         if not all(0 <= tab < _NUM_TABS for tab in self.tabs):
@@ -106,9 +107,9 @@ class KuaiRandConfig(config.DataConfig):
         elif files.history:
             print(f"{files.history} is left out: the logs begin on {min(days)}", flush=True)
         return assemble.Dataset(
-            name=synthetic.label(self.NAME, files.users.parent),
+            name=folders.label(self.NAME, files.users.parent),
             scenarios=tuple(f"K{i + 1}" for i in range(len(self.tabs))),
-            users=tables.Table(
+            users=entities.Table(
                 users,
                 key="user_id",
                 sparse=(
@@ -120,7 +121,7 @@ class KuaiRandConfig(config.DataConfig):
                 ),
                 log_dense=_COUNTS,
             ),
-            items=tables.Table(
+            items=entities.Table(
                 items,
                 key="video_id",
                 sparse=(
@@ -175,7 +176,7 @@ class KuaiRandArchiveConfig(KuaiRandConfig):
     """The official archive: `raw_dir` must be given, the packaged rows do not stand in for it."""
 
     def prepare(self, store_dir: str) -> None:
-        """Writes the store; see `config.DataConfig.prepare`."""
+        """Writes the store; see `schema.DataConfig.prepare`."""
         if not self.raw_dir:
             raise ValueError(
                 "data.raw_dir: expected the folder of KuaiRand-Pure's files, got none; they are "
@@ -241,7 +242,7 @@ def read_items(path: pathlib.Path) -> pl.DataFrame:
     """`video_features_basic_pure`, one row a video, with a bucketed duration and tags as lists."""
     items = read.read(path, _ITEM_COLUMNS)
     columns.check_unique(path, items, "video_id")
-    duration = tables.quantile_buckets(items["video_duration"], _DURATION_BUCKETS)
+    duration = entities.quantile_buckets(items["video_duration"], _DURATION_BUCKETS)
     return items.with_columns(
         duration.alias("video_duration_bucket"), _split_ids(path, items, "tag", ",")
     )

@@ -18,8 +18,9 @@ from typing import ClassVar
 
 import polars as pl
 
-from dsmoe_jax import config
-from dsmoe_jax.data.prepare import assemble, columns, read, synthetic, tables
+from dsmoe_jax.config import schema
+from dsmoe_jax.data.prepare import assemble, columns, entities, read
+from dsmoe_jax.data.synthetic import folders
 
 SCENARIO = "all"
 _SEPARATOR = "::"
@@ -48,8 +49,8 @@ _CSV_NAMES = {"user": "userId", "item": "movieId", "time_s": "timestamp"}
 
 
 @dataclasses.dataclass
-class MovieLensConfig(config.DataConfig):
-    """A MovieLens archive's folder; the days of `config.DataConfig` have no say.
+class MovieLensConfig(schema.DataConfig):
+    """A MovieLens archive's folder; the days of `schema.DataConfig` have no say.
 
     Attributes:
       name: What results are labelled with.
@@ -60,7 +61,7 @@ class MovieLensConfig(config.DataConfig):
     SITE: ClassVar[str] = "https://grouplens.org/datasets/movielens"
 
     def prepare(self, store_dir: str) -> None:
-        """Writes the store; see `config.DataConfig.prepare`."""
+        """Writes the store; see `schema.DataConfig.prepare`."""
         if not self.raw_dir:
             raise ValueError(
                 f"data.raw_dir: expected the folder of {self.name}'s files, got none; they are "
@@ -76,10 +77,10 @@ class MovieLensConfig(config.DataConfig):
         users = read_users(files, ratings)
         time_s = pl.col("time_s")
         return assemble.Dataset(
-            name=synthetic.label(self.name, files.ratings.parent),
+            name=folders.label(self.name, files.ratings.parent),
             scenarios=(SCENARIO,),
-            users=tables.Table(users, key="user", sparse=tuple(users.columns[1:])),
-            items=tables.Table(movies, key="item", bags=("genres",)),
+            users=entities.Table(users, key="user", sparse=tuple(users.columns[1:])),
+            items=entities.Table(movies, key="item", bags=("genres",)),
             positives=ratings.select(
                 "user",
                 "item",

@@ -1,7 +1,7 @@
 """ADIN-style: shared and per-scenario networks behind per-scenario gates on the fields (CIKM 2022).
 
 Owns self-training on what a user clicked in other scenarios; how these items reach the model is the
-training step's. The towers are in `nn/interest.py`.
+training step's. The towers are in `models/matching/adin_tower.py`.
 
 Letters: B examples, S scenarios, E one field's embedding, G candidates, X unlabelled items, L
 events, M interests (1), D output.
@@ -16,13 +16,14 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
-from dsmoe_jax.models.matching import symmetric, two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, interest
+from dsmoe_jax import features
+from dsmoe_jax.config import fields, schema
+from dsmoe_jax.models.matching import adin_tower, symmetric, two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed
 
 
 @dataclasses.dataclass
-class ADINConfig(config.MatcherConfig):
+class ADINConfig(schema.MatcherConfig):
     """Hyper-parameters of ADIN. The paper's own values were not at hand; these are ours.
 
     Attributes:
@@ -70,14 +71,14 @@ class ADINConfig(config.MatcherConfig):
         Raises:
           ValueError: When a field is out of range, or self-training lacks the histories it needs.
         """
-        checks.check_fields(
+        fields.check_fields(
             self,
             "model",
             counts=("num_shared", "output_dim", "reduction", "self_training_items"),
             widths=("hidden_dims",),
             rates=("input_dropout",),
             shares=("bn_momentum", "self_training_threshold"),
-            choices={"norm": dsbn.KINDS, "fusion": interest.FUSIONS},
+            choices={"norm": dsbn.KINDS, "fusion": adin_tower.FUSIONS},
         )
         if not self.hidden_dims:
             raise ValueError("model.hidden_dims: expected at least one width, got none")
@@ -183,9 +184,9 @@ class ADIN(symmetric.SymmetricMatcher):
         loss = jnp.where(positive_BX, nn.softplus(-logit_BX), 0).sum() / logit_BG.size
         return logit_BG, {"self_training": self.self_training_weight * loss}
 
-    def _make_tower(self, in_dim: int) -> interest.Tower:
+    def _make_tower(self, in_dim: int) -> adin_tower.Tower:
         E = self.spec.embedding_dim
-        return interest.Tower(
+        return adin_tower.Tower(
             in_dim=in_dim,
             num_fields=in_dim // E,
             scenario_dim=E,

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import dropout, dsbn, embed, mixture, product, scenario, tables
 
@@ -32,7 +34,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass
-class DSMOEConfig(config.MatcherConfig):
+class DSMOEConfig(schema.MatcherConfig):
     """Hyper-parameters of DSMOE; the defaults are the paper's where it states one.
 
     Attributes:

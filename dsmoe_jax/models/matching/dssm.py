@@ -14,16 +14,18 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
-from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, per_scenario, perceptron, scenario, tables
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
+from dsmoe_jax.models.matching import dssm_tables, two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed, perceptron, scenario, tables
 
 SHARINGS = ("mixed", "per_scenario")
 SCENARIO_INPUTS = ("both", "user", "none")
 
 
 @dataclasses.dataclass
-class DSSMConfig(config.MatcherConfig):
+class DSSMConfig(schema.MatcherConfig):
     """Hyper-parameters of DSSM.
 
     Attributes:
@@ -111,7 +113,7 @@ class DSSM(two_tower.Matcher):
         """Creates the parameters."""
         self.drop = dropout.Dropout(self.input_dropout)
         if self._is_per_scenario:
-            own = self.scenario_embedder = per_scenario.ScenarioEmbedder(self.spec)
+            own = self.scenario_embedder = dssm_tables.ScenarioEmbedder(self.spec)
             user_dim, item_dim = own.user_dim, own.item_dim
         else:
             std = None if self.scenario_input == "none" else tables.TABLE_STD

@@ -1,6 +1,6 @@
 """FuXi-alpha (arXiv 2502.03036) and Fuxi-MME-style (arXiv 2510.25285) matchers.
 
-Owns the choice of the encoder, which is `nn/fuxi.py`; all else is in `next_item.py`.
+Owns the choice of the encoder, which is `nn/fuxi_encoder.py`; all else is in `next_item.py`.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from dsmoe_jax import features
 from dsmoe_jax.models.matching import next_item, two_tower
-from dsmoe_jax.nn import causal, fuxi
+from dsmoe_jax.nn import causal, fuxi_encoder
 
 
 @dataclasses.dataclass
@@ -107,7 +107,7 @@ class Fuxi(next_item.NextItemMatcher):
 
     def make_encoder(self, max_len: int) -> causal.Encoder:
         """See `next_item.NextItemMatcher`."""
-        return fuxi.Encoder(
+        return fuxi_encoder.Encoder(
             self.output_dim,
             num_blocks=self.num_blocks,
             num_heads=self.num_heads,
@@ -124,7 +124,8 @@ class FuxiMME(next_item.NextItemMatcher):
     The score is the sum of the sub-spaces' inner products, which is one inner product of what is
     joined; so is the length that outputs are brought to, but for `normalize_parts`.
 
-    **Paper:** "Fuxi-MME", its abstract. **Deviation:** see `FuxiMMEConfig` and `nn/fuxi.py`.
+    **Paper:** "Fuxi-MME", its abstract. **Deviation:** see `FuxiMMEConfig` and
+    `nn/fuxi_encoder.py`.
 
     Attributes: see `FuxiMMEConfig`.
     """
@@ -140,7 +141,7 @@ class FuxiMME(next_item.NextItemMatcher):
 
     def make_encoder(self, max_len: int) -> causal.Encoder:
         """See `next_item.NextItemMatcher`."""
-        return fuxi.Encoder(
+        return fuxi_encoder.Encoder(
             self.output_dim,
             num_blocks=self.num_blocks,
             num_heads=self.num_heads,

@@ -1,13 +1,13 @@
 """HSTU as a matcher: pointwise attention over the history, next-item training (ICML 2024).
 
-Owns the choice of the encoder, which is `nn/hstu.py`; all else is in `next_item.py`.
+Owns the choice of the encoder, which is `nn/hstu_encoder.py`; all else is in `next_item.py`.
 """
 
 import dataclasses
 
 from dsmoe_jax import features
 from dsmoe_jax.models.matching import next_item
-from dsmoe_jax.nn import causal, hstu
+from dsmoe_jax.nn import causal, hstu_encoder
 
 
 @dataclasses.dataclass
@@ -36,7 +36,7 @@ class HSTU(next_item.NextItemMatcher):
 
     def make_encoder(self, max_len: int) -> causal.Encoder:
         """See `next_item.NextItemMatcher`."""
-        return hstu.Encoder(
+        return hstu_encoder.Encoder(
             self.output_dim,
             num_blocks=self.num_blocks,
             num_heads=self.num_heads,

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import dropout, embed, scenario, tables
 
@@ -28,7 +29,7 @@ EPSILON = 1e-3
 
 
 @dataclasses.dataclass
-class ICANConfig(config.MatcherConfig):
+class ICANConfig(schema.MatcherConfig):
     """Hyper-parameters of ICAN; the defaults are the authors' code's.
 
     Attributes:
@@ -61,7 +62,7 @@ class ICANConfig(config.MatcherConfig):
         Raises:
           ValueError: When a field is out of range or at odds with the width of embeddings.
         """
-        checks.check_fields(
+        fields.check_fields(
             self,
             "model",
             counts=("num_heads", "output_dim"),

@@ -1,7 +1,7 @@
 """M5-style: interests per scenario in two modalities, fused by a split mixture of experts.
 
 Owns both towers: what the two channels embed, the split mixture and the weights of the channels.
-The reading of histories and the masked-item loss are in `nn/behavior.py`.
+The reading of histories and the masked-item loss are in `models/matching/m5_behavior.py`.
 
 Letters: B examples, S scenarios, N = B * S histories, L events of one, E one field's embedding,
 W an interest's width, K experts, I width of the joint input, O an expert's output, D output of both
@@ -19,17 +19,19 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
-from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import behavior, dsbn, embed, mlp, scenario
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
+from dsmoe_jax.models.matching import m5_behavior, two_tower
 from dsmoe_jax.nn import dropout as dropout_lib
+from dsmoe_jax.nn import dsbn, embed, mlp, scenario
 
 # Embeddings of the items' ids, and of their other fields.
 CHANNELS = ("id", "content")
 
 
 @dataclasses.dataclass
-class M5Config(config.MatcherConfig):
+class M5Config(schema.MatcherConfig):
     """Hyper-parameters of M5.
 
     Attributes:
@@ -155,7 +157,8 @@ class M5(two_tower.Matcher):
         self.embedder = embed.Embedder(spec)
         self.content = nn.Dense(E)
         self.interests = {
-            channel: behavior.Interests(E, W, self.num_heads, self._length) for channel in CHANNELS
+            channel: m5_behavior.Interests(E, W, self.num_heads, self._length)
+            for channel in CHANNELS
         }
         self.cross_user = nn.Dense(W, use_bias=False)
         self.cross_scenario = nn.Dense(W, use_bias=False)
@@ -265,7 +268,7 @@ class M5(two_tower.Matcher):
         negative_X = jax.random.randint(key, (self.mask_negatives,), 1, V, jnp.int32)
         negatives = self._embed_channels(self._take_items(negative_X))
         losses = [
-            behavior.masked_item_loss(
+            m5_behavior.masked_item_loss(
                 read[c][1], events[c], item_NL, negatives[c], negative_X, masked_NL
             )
             for c in CHANNELS

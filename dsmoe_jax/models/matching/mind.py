@@ -1,7 +1,7 @@
 """MIND: several vectors per user, one for each interest found in the history.
 
-Owns the user tower over interests and the plain item tower. The routing is in `nn/capsules.py`, the
-search with several vectors in `retrieval/index.py`.
+Owns the user tower over interests and the plain item tower. The routing is in
+`models/matching/mind_capsules.py`, the search with several vectors in `retrieval/index.py`.
 
 Letters: B examples, S scenarios, M interests, E event width, I profile width, D output.
 """
@@ -14,13 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
-from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import capsules, dropout, dsbn, embed, mlp, perceptron, scenario, tables
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
+from dsmoe_jax.models.matching import mind_capsules, two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed, mlp, perceptron, scenario, tables
 
 
 @dataclasses.dataclass
-class MINDConfig(config.MatcherConfig):
+class MINDConfig(schema.MatcherConfig):
     """Hyper-parameters of MIND.
 
     Attributes:
@@ -107,7 +109,7 @@ class MIND(two_tower.Matcher):
         self.drop = dropout.Dropout(self.input_dropout)
         fields = {sequence.name: sequence.fields for sequence in spec.sequences}
         event_dim = C * len(fields[self.sequence])
-        self.routing = capsules.DynamicRouting(
+        self.routing = mind_capsules.DynamicRouting(
             event_dim, self.num_interests, self.routing_iterations
         )
         profile_dim = self.embedder.user_dim - event_dim + C

@@ -16,13 +16,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from dsmoe_jax import checks, config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import symmetric
 from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario, tables
 
 
 @dataclasses.dataclass
-class MMoEConfig(config.MatcherConfig):
+class MMoEConfig(schema.MatcherConfig):
     """Hyper-parameters of the two-tower MMOE.
 
     Attributes:

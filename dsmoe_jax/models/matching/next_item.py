@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import causal, sampled_softmax, scenario, tables
 
@@ -24,7 +26,7 @@ HISTORY = "history"
 
 
 @dataclasses.dataclass
-class NextItemConfig(config.MatcherConfig):
+class NextItemConfig(schema.MatcherConfig):
     """Hyper-parameters of every sequential matcher.
 
     The defaults are those of the public code of HSTU and FuXi-alpha for MovieLens-1M.
@@ -62,9 +64,9 @@ class NextItemConfig(config.MatcherConfig):
         "beta_2": 0.98,
     }
 
-    def objective(self) -> config.Objective:
+    def objective(self) -> schema.Objective:
         """Every position of a user's whole history, once an epoch."""
-        return config.Objective("next_item_loss", last_only=True)
+        return schema.Objective("next_item_loss", last_only=True)
 
     def check(self, spec: features.FeatureSpec, **more: Any) -> dict[str, Any]:
         """The model's fields by name, its features among them: the history and the item id.

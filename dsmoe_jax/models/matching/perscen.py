@@ -1,6 +1,7 @@
 """PERSCEN-style: graphs over the fields of a user or an item, gated by a quantised preference.
 
-Owns the two towers. The graph is in `nn/feature_graph.py`, the codebook in `nn/quantizer.py`.
+Owns the two towers. The graph is in `models/matching/perscen_graph.py`, the codebook in
+`models/matching/perscen_quantizer.py`.
 
 Letters: B examples, S scenarios, C scenario embedding, H hidden width, M interests (1), D output,
 I a tower's input.
@@ -15,16 +16,18 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
-from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, feature_graph, mlp, quantizer, scenario
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
+from dsmoe_jax.models.matching import perscen_graph, perscen_quantizer, two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario
 
 # The first of these that the features hold is the history that tells a user's preference.
 PREFERENCE_HISTORIES = ("scenario_history", "history")
 
 
 @dataclasses.dataclass
-class PERSCENConfig(config.MatcherConfig):
+class PERSCENConfig(schema.MatcherConfig):
     """Hyper-parameters of PERSCEN; no value of the paper's could be read.
 
     Attributes:
@@ -113,7 +116,7 @@ class GraphTower(nn.Module):
     def setup(self) -> None:
         """Creates the parameters."""
         layers, H = range(self.num_layers + 1), self.hidden_dim
-        self.graph = feature_graph.FeatureGraph(
+        self.graph = perscen_graph.FeatureGraph(
             self.num_fields, self.embedding_dim, self.num_layers
         )
         self.read = [nn.Dense(H, use_bias=False) for _ in layers]
@@ -168,8 +171,8 @@ class PERSCEN(two_tower.Matcher):
     **Deviation:** "PERSCEN-style". Inferred: the equations of the gated units and of the fusion,
     depths and widths of perceptrons, all normalisation, the scenario encoder's being one for both
     towers, the item tower's seed and every hyper-parameter. The graph's details are EmerG's
-    (`nn/feature_graph.py`). Codes that an epoch left unused are re-seeded, which the summaries do
-    not mention.
+    (`models/matching/perscen_graph.py`). Codes that an epoch left unused are re-seeded, which the
+    summaries do not mention.
 
     Attributes: see `PERSCENConfig`.
     """
@@ -194,7 +197,7 @@ class PERSCEN(two_tower.Matcher):
         self.scenario_hidden, self.scenario_out = nn.Dense(H), nn.Dense(H)
         self.preference_hidden, self.preference_out = nn.Dense(H), nn.Dense(H)
         self.preference_block = self._make_block()
-        self.codes = quantizer.VectorQuantizer(self.num_codes, H, self.commitment)
+        self.codes = perscen_quantizer.VectorQuantizer(self.num_codes, H, self.commitment)
         self.seed_hidden, self.seed_out = mlp.Split((H, H), H), nn.Dense(H)
         self.seed_block = self._make_block()
 

@@ -1,7 +1,8 @@
 """SASS-style: towers that let a scenario's path take from a global path, layer by layer.
 
 Owns the two towers and the optional first stage: which views of a user or an item are contrasted.
-The layers are in `nn/transfer.py`, the loss over pairs in `nn/contrast.py`.
+The layers are in `models/matching/sass_transfer.py`, the loss over pairs in
+`models/matching/sass_contrast.py`.
 
 Letters: B examples, G candidates, S scenarios, I a tower's input, D output, V items,
 F feature fields, N rows of both views, X contrasted sides.
@@ -15,9 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
-from dsmoe_jax.models.matching import symmetric, two_tower
-from dsmoe_jax.nn import contrast, dropout, dsbn, embed, scenario, transfer
+from dsmoe_jax import features
+from dsmoe_jax.config import fields as checks
+from dsmoe_jax.config import schema
+from dsmoe_jax.models.matching import sass_contrast, sass_transfer, symmetric, two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed, scenario
 
 CONTRASTIVE_SIDES = ("both", "item")
 # The history that a user has in the example's own scenario.
@@ -25,7 +28,7 @@ OWN_HISTORY = "scenario_history"
 
 
 @dataclasses.dataclass
-class SASSConfig(config.MatcherConfig):
+class SASSConfig(schema.MatcherConfig):
     """Hyper-parameters of SASS; without pre-training it is "SASS-base".
 
     Attributes:
@@ -60,11 +63,11 @@ class SASSConfig(config.MatcherConfig):
         """True where users are contrasted: it tells in which scenarios they are active."""
         return self.pretrain_epochs > 0 and self.contrastive_sides == "both"
 
-    def pretraining(self) -> tuple[config.Pretraining, ...]:
+    def pretraining(self) -> tuple[schema.Pretraining, ...]:
         """The contrastive stage, where there is one."""
         if not self.pretrain_epochs:
             return ()
-        return (config.Pretraining("contrast", "contrastive_loss", self.pretrain_epochs),)
+        return (schema.Pretraining("contrast", "contrastive_loss", self.pretrain_epochs),)
 
     def make(self, spec: features.FeatureSpec) -> "SASS":
         """Builds the model.
@@ -199,7 +202,7 @@ class SASS(symmetric.SymmetricMatcher):
 
     def _contrast(
         self,
-        tower: transfer.AdaptiveTower,
+        tower: sass_transfer.AdaptiveTower,
         views: tuple[Float[jax.Array, "B I"], Float[jax.Array, "B I"]],
         scenarios: tuple[Int[jax.Array, "B"], Int[jax.Array, "B"]],
         paired_B: Bool[jax.Array, "B"],
@@ -209,7 +212,7 @@ class SASS(symmetric.SymmetricMatcher):
         """Both views in one pass, so that they share the statistics of their normalisation."""
         vector_ND = self.run(tower, jnp.concatenate(views), jnp.concatenate(scenarios), train)
         first_BD, second_BD = jnp.split(vector_ND, 2)
-        loss_B = contrast.info_nce(
+        loss_B = sass_contrast.info_nce(
             first_BD, second_BD, paired_B, same_BB, self.contrastive_temperature
         )
         return loss_B * (len(loss_B) / jnp.maximum(paired_B.sum(), 1))
@@ -232,8 +235,8 @@ class SASS(symmetric.SymmetricMatcher):
     def _make_key(self, train: bool) -> jax.Array | None:
         return self.make_rng("dropout") if train else None
 
-    def _make_tower(self, in_dim: int) -> transfer.AdaptiveTower:
-        return transfer.AdaptiveTower(
+    def _make_tower(self, in_dim: int) -> sass_transfer.AdaptiveTower:
+        return sass_transfer.AdaptiveTower(
             in_dim=in_dim,
             hidden_dims=self.hidden_dims,
             output_dim=self.output_dim,

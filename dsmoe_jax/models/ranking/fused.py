@@ -16,19 +16,20 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.ranking import ranker
 
 
 @dataclasses.dataclass
-class FusedConfig(config.RankerConfig):
+class FusedConfig(schema.RankerConfig):
     """The members of an ensemble.
 
     Attributes:
       members: Rankers by name.
     """
 
-    members: dict[str, config.RankerConfig] = dataclasses.field(default_factory=dict)
+    members: dict[str, schema.RankerConfig] = dataclasses.field(default_factory=dict)
 
     def make(self, spec: features.FeatureSpec) -> "Fused":
         """Builds the model.

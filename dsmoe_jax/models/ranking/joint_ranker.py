@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.ranking import ranker
 from dsmoe_jax.nn import attention, dsbn, embed, mlp, scenario
 from dsmoe_jax.nn import dropout as dropout_lib
@@ -31,7 +32,7 @@ HISTORY = "history"
 
 
 @dataclasses.dataclass
-class JointRankerConfig(config.RankerConfig):
+class JointRankerConfig(schema.RankerConfig):
     """The joint input's hyper-parameters; each ranker adds its trunk's.
 
     Attributes:
@@ -89,7 +90,7 @@ class JointRankerConfig(config.RankerConfig):
           ValueError: When a field is out of range, or names a history that the features lack.
         """
         some = (*widths, "attention_hidden")
-        checks.check_fields(
+        fields.check_fields(
             self,
             "teacher.model",
             counts=(*counts, "attention_length", "collaborative_dim"),

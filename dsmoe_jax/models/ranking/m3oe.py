@@ -15,8 +15,7 @@ from jaxtyping import Float
 
 from dsmoe_jax import features
 from dsmoe_jax.models.ranking import joint_ranker
-from dsmoe_jax.nn import mlp
-from dsmoe_jax.nn import star as star_lib
+from dsmoe_jax.nn import mlp, star_topology
 
 
 @dataclasses.dataclass
@@ -84,7 +83,7 @@ class M3oE(joint_ranker.JointRanker):
         """Creates the parameters."""
         super().setup()
         S, K, width = self.spec.num_scenarios, self.num_experts, self.representation_dim
-        self.first = star_lib.StarLinear(S, self.part_widths, self.star_dim)
+        self.first = star_topology.StarLinear(S, self.part_widths, self.star_dim)
         self.skip_first = mlp.Split(self.part_widths, width)
         self.star_layer = nn.Dense(width)
         self.star_block, self.skip_block = self._make_block(width), self._make_block(width)

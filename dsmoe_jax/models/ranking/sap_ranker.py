@@ -13,13 +13,14 @@ import jax
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checks, config, features
+from dsmoe_jax import features
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.ranking import ranker
 from dsmoe_jax.nn import dropout, dsbn, embed, mixture, scenario
 
 
 @dataclasses.dataclass
-class SAPRankerConfig(config.RankerConfig):
+class SAPRankerConfig(schema.RankerConfig):
     """Hyper-parameters of the small teacher; they mean what they mean for the student.
 
     Attributes:
@@ -51,7 +52,7 @@ class SAPRankerConfig(config.RankerConfig):
         Raises:
           ValueError: When a field is out of range.
         """
-        checks.check_fields(
+        fields.check_fields(
             self,
             "teacher.model",
             counts=("num_experts", "rank", "hidden_dim", "output_dim"),

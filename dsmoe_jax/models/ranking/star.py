@@ -1,7 +1,7 @@
 """STAR: one network whose weights are shared ones times the scenario's own.
 
-Owns the normalised star network and the auxiliary one; the layers are `nn/star.py`'s, the joint
-input is `joint_ranker.py`'s.
+Owns the normalised star network and the auxiliary one; the layers are `nn/star_topology.py`'s, the
+joint input is `joint_ranker.py`'s.
 
 Letters: B examples, G candidates, S scenarios, E one field's embedding, I a part's width,
 O outputs of the first layers.
@@ -17,8 +17,7 @@ from jaxtyping import Float
 
 from dsmoe_jax import features
 from dsmoe_jax.models.ranking import joint_ranker
-from dsmoe_jax.nn import mlp
-from dsmoe_jax.nn import star as star_lib
+from dsmoe_jax.nn import mlp, star_topology
 
 
 @dataclasses.dataclass
@@ -80,12 +79,12 @@ class STAR(joint_ranker.JointRanker):
         widths = (user - E, item, pair)
         if self.partitioned_norm:
             self.input_norms = [
-                star_lib.PartitionedNorm(S, width, self.bn_momentum) for width in widths
+                star_topology.PartitionedNorm(S, width, self.bn_momentum) for width in widths
             ]
-        self.first = star_lib.StarLinear(S, widths, self.hidden_dims[0])
+        self.first = star_topology.StarLinear(S, widths, self.hidden_dims[0])
         self.aux_first = mlp.Split(self.part_widths, self.aux_dims[0])
         dims = (*self.hidden_dims, 1)
-        self.layers = [star_lib.StarLinear(S, (i,), o) for i, o in itertools.pairwise(dims)]
+        self.layers = [star_topology.StarLinear(S, (i,), o) for i, o in itertools.pairwise(dims)]
         self.blocks = [self._make_block(width) for width in self.hidden_dims]
         self.aux = mlp.ReluStack(1, (*self.aux_dims, 1))
 

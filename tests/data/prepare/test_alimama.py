@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import alimama, synthetic
+from dsmoe_jax.data.prepare import alimama
+from dsmoe_jax.data.synthetic import folders
 
 MAY_6_S = 1_494_000_000
 DAY_S = 86_400
@@ -106,7 +107,7 @@ def test_scenarios_are_city_levels_in_the_documented_order(tmp_path):
 
 def test_generated_files_are_called_synthetic_by_every_loader(tmp_path):
     assert prepare(tmp_path).manifest["dataset"] == "Alimama"
-    synthetic.generate(tmp_path / "made", "Alimama", "", {}, lambda path: write(path, make_rows()))
+    folders.generate(tmp_path / "made", "Alimama", "", {}, lambda path: write(path, make_rows()))
     alimama.AlimamaConfig(raw_dir=str(tmp_path / "made")).prepare(str(tmp_path / "other"))
     assert store_lib.Store.open(tmp_path / "other").manifest["dataset"] == "Alimama (synthetic)"
 

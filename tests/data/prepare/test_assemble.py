@@ -5,14 +5,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import assemble, events, tables
+from dsmoe_jax.data.prepare import assemble, entities, events
 
 DAY_0 = datetime.date(2022, 4, 25)
 OFFSET_S = 8 * 3600
 NAMES = ("A", "B", "C")
-SECTION = config.DataConfig(validation_days=1, test_days=2)
+SECTION = schema.DataConfig(validation_days=1, test_days=2)
 
 
 def seconds(day, second=0):
@@ -67,8 +67,8 @@ def make_dataset(positives, behavior=None, earlier=None, block_rows=40):
     return assemble.Dataset(
         name="random rows",
         scenarios=NAMES,
-        users=tables.Table(pl.DataFrame({"id": [u * 7 for u in range(9)]}), "id"),
-        items=tables.Table(
+        users=entities.Table(pl.DataFrame({"id": [u * 7 for u in range(9)]}), "id"),
+        items=entities.Table(
             pl.DataFrame(
                 {
                     "id": [i * 3 for i in range(40)],
@@ -413,7 +413,7 @@ def test_too_few_days_are_refused(tmp_path, changes):
 
 def test_users_and_items_must_not_share_a_feature_name(tmp_path):
     positives, _, _ = make_random_rows(0)
-    users = tables.Table(
+    users = entities.Table(
         pl.DataFrame({"id": [u * 7 for u in range(9)], "category": range(9)}),
         "id",
         sparse=("category",),

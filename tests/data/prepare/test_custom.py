@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from dsmoe_jax import config
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import custom
 
@@ -143,7 +143,7 @@ def test_the_example_makes_typed_features(example, tmp_path):
 def test_the_example_is_a_whole_experiment(example):
     experiment = example.get_config("no_distill")
     experiment.validate()
-    assert isinstance(experiment, config.Experiment)
+    assert isinstance(experiment, schema.Experiment)
     assert experiment.loss.distill_weight == 0
     assert isinstance(experiment.data, custom.CustomConfig)
 

@@ -3,22 +3,22 @@ import polars as pl
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import events, tables, windows
+from dsmoe_jax.data.prepare import entities, events, windows
 
 NUM_USERS = 1_000  # raw ids 0, 10, 20, ...; more than one user in each of the partitions
 
 
 @pytest.fixture(scope="module")
 def encoded():
-    users = tables.Table(pl.DataFrame({"id": np.arange(NUM_USERS) * 10}), "id")
-    items = tables.Table(
+    users = entities.Table(pl.DataFrame({"id": np.arange(NUM_USERS) * 10}), "id")
+    items = entities.Table(
         pl.DataFrame({"id": [1, 2], "category": [5, 6], "brand": ["x", "y"]}),
         "id",
         sparse=("category", "brand"),
     )
     return (
-        tables.encode_table(users, "user_id", {}),
-        tables.encode_table(items, "item_id", {}, frozenset({"category", "brand"})),
+        entities.encode_table(users, "user_id", {}),
+        entities.encode_table(items, "item_id", {}, frozenset({"category", "brand"})),
     )
 
 

@@ -1,10 +1,10 @@
 import numpy as np
 import polars as pl
 
-from dsmoe_jax.data.prepare import examples, tables
+from dsmoe_jax.data.prepare import entities, examples
 
-USERS = tables.encode_table(tables.Table(pl.DataFrame({"id": [10, 20]}), "id"), "user_id", {})
-ITEMS = tables.encode_table(tables.Table(pl.DataFrame({"id": [1, 2, 3]}), "id"), "item_id", {})
+USERS = entities.encode_table(entities.Table(pl.DataFrame({"id": [10, 20]}), "id"), "user_id", {})
+ITEMS = entities.encode_table(entities.Table(pl.DataFrame({"id": [1, 2, 3]}), "id"), "item_id", {})
 
 
 def number(rows, last_day=4):

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import movielens, synthetic_movielens
+from dsmoe_jax.data.prepare import movielens
+from dsmoe_jax.data.synthetic import movielens_rows
 
 RATINGS = """1::10::5::9000300
 1::20::3::9000100
@@ -181,7 +182,7 @@ SMALL = {"num_users": 40, "num_items": 120, "ratings_per_user": 25}
 def test_generated_rows_say_so_and_repeat_byte_for_byte(tmp_path):
     stores = []
     for name in ("one", "two"):
-        config = synthetic_movielens.SyntheticMovieLensConfig(**SMALL)
+        config = movielens_rows.SyntheticMovieLensConfig(**SMALL)
         config.prepare(str(tmp_path / name))
         stores.append(store_lib.Store.open(tmp_path / name))
     assert stores[0].manifest["dataset"] == "MovieLens-1M (synthetic)"
@@ -189,13 +190,13 @@ def test_generated_rows_say_so_and_repeat_byte_for_byte(tmp_path):
     counts = stores[0].manifest["counts"]
     assert (counts["users"], counts["items"]) == (40, 120)
     assert counts["test_queries"] == counts["validation_queries"] == {"all": 40}
-    other = synthetic_movielens.SyntheticMovieLensConfig(**SMALL, generator_seed=1)
+    other = movielens_rows.SyntheticMovieLensConfig(**SMALL, generator_seed=1)
     other.prepare(str(tmp_path / "other"))
     assert store_lib.Store.open(tmp_path / "other").data_hash != stores[0].data_hash
 
 
 def test_planted_parts_follow_each_other_within_the_hour(tmp_path):
-    config = synthetic_movielens.SyntheticMovieLensConfig(**{**SMALL, "num_users": 200})
+    config = movielens_rows.SyntheticMovieLensConfig(**{**SMALL, "num_users": 200})
     config.prepare(str(tmp_path / "store"))
     folder = tmp_path / "store.synthetic"
     lines = (folder / "ratings.dat").read_text().splitlines()
@@ -218,6 +219,6 @@ def test_planted_parts_follow_each_other_within_the_hour(tmp_path):
     ],
 )
 def test_sizes_that_cannot_be_generated_are_refused(tmp_path, changes, message):
-    config = synthetic_movielens.SyntheticMovieLensConfig(**{**SMALL, **changes})
+    config = movielens_rows.SyntheticMovieLensConfig(**{**SMALL, **changes})
     with pytest.raises(ValueError, match=message):
         config.prepare(str(tmp_path / "store"))

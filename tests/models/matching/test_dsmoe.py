@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny_features
 
-from dsmoe_jax import losses
 from dsmoe_jax.models.matching import dsmoe
+from dsmoe_jax.training import losses
 
 B, G, D = 12, 3, 5
 SPEC = tiny_features.make_spec()

@@ -7,8 +7,8 @@ import planted_clicks
 import pytest
 import tiny_features
 
-from dsmoe_jax import optim, row_sparse, sharding, train_state
 from dsmoe_jax.models.matching import dssm
+from dsmoe_jax.training import optimizer, row_sparse, sharding, train_state
 
 B, G, S, E, D = 12, 3, 4, 4, 5
 HIDDEN = (8, 6)
@@ -268,4 +268,6 @@ def test_updates_of_single_rows_are_refused_where_tables_are_per_scenario():
     updater = row_sparse.RowSparse(SPEC, 1e-3, 0.0, min_rows=1000)
     with pytest.raises(ValueError, match=r"optim.embedding: expected 'dense' for a model whose"):
         train_state.abstract_state(model, updater, mesh=sharding.abstract_mesh(1))
-    train_state.abstract_state(model, optim.Dense(updater.dense), mesh=sharding.abstract_mesh(1))
+    train_state.abstract_state(
+        model, optimizer.Dense(updater.dense), mesh=sharding.abstract_mesh(1)
+    )

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tiny_features
 
-from dsmoe_jax import train_state
 from dsmoe_jax.models.matching import fuxi, hstu
+from dsmoe_jax.training import train_state
 from tests.nn import histories
 
 SPEC = tiny_features.make_spec()

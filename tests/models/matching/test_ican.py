@@ -8,8 +8,9 @@ import pytest
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, losses
+from dsmoe_jax import features
 from dsmoe_jax.models.matching import ican
+from dsmoe_jax.training import losses
 
 B, G, D, E, S, L = 12, 3, 5, 4, 4, 3
 HISTORIES = features.SequenceFeature(

@@ -9,9 +9,10 @@ import pytest
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, losses
-from dsmoe_jax.models.matching import m5
-from dsmoe_jax.nn import behavior, embed
+from dsmoe_jax import features
+from dsmoe_jax.models.matching import m5, m5_behavior
+from dsmoe_jax.nn import embed
+from dsmoe_jax.training import losses
 
 B, G, S, L, E, W, K = 12, 3, 4, 3, 4, 6, 3
 JOINED = features.SequenceFeature(
@@ -70,7 +71,7 @@ def softmax(x):
 class Naive:
     """The model at evaluation, one user and one item at a time, in NumPy.
 
-    Histories are read by `behavior.Interests`, which has such a test of its own.
+    Histories are read by `m5_behavior.Interests`, which has such a test of its own.
     """
 
     def __init__(self, variables):
@@ -100,7 +101,7 @@ class Naive:
 
     def interests(self, b, channel):
         """Of every scenario in turn, from the events in reverse."""
-        layer = behavior.Interests(E, W, 2, L)
+        layer = m5_behavior.Interests(E, W, 2, L)
         ids = np.asarray(USERS.sequences[features.SCENARIO_HISTORIES].ids_BLF)[b, :, 0]
         for s in range(S):
             events = [i for i in ids[s * L : (s + 1) * L] if i][::-1]

@@ -10,10 +10,11 @@ import tiny
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import checkpoint, config, evaluate, optim, sharding, train_state
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
-from dsmoe_jax.models.matching import mind
-from dsmoe_jax.nn import capsules
+from dsmoe_jax.evaluation import evaluators
+from dsmoe_jax.models.matching import mind, mind_capsules
+from dsmoe_jax.training import checkpoint, optimizer, sharding, train_state
 
 B, G, S, E, M, D = 12, 3, 4, 4, 3, 5
 HIDDEN = (8, 6)
@@ -69,7 +70,7 @@ def vectors_by_hand(variables, sequence):
     events = jax.tree.map(np.asarray, embedded.events[sequence])
     place, fields = PLACE[sequence]
     start = FIRST_POOLED + place * E
-    noise_LM = np.asarray(capsules.routing_noise(events.event_BLE.shape[1], M))
+    noise_LM = np.asarray(mind_capsules.routing_noise(events.event_BLE.shape[1], M))
     found = np.zeros((B, M, D))
     for b in range(B):
         profile = np.delete(np.asarray(embedded.input_BI[b]), np.s_[start : start + fields * E])
@@ -176,7 +177,7 @@ def trained(tmp_path_factory):
     store = tiny.write_store(tmp_path_factory.mktemp("store") / "store")
     spec = tiny.make_spec(max_len=8)
     model = mind.MINDConfig(num_interests=M, hidden_dims=(6,), output_dim=4).make(spec)
-    updater = optim.Dense(optim.make_optimizer(1e-3, 0.0))
+    updater = optimizer.Dense(optimizer.make_optimizer(1e-3, 0.0))
     mesh = sharding.make_mesh(jax.devices()[:1])
     state = train_state.init_state(model, updater, key=jax.random.key(0), mesh=mesh)
     state = state._replace(params=tiny_features.randomise(state.params))
@@ -188,9 +189,9 @@ def test_retrieved_lists_are_those_of_the_largest_score_over_interests(trained, 
     store, spec, model, mesh, state = trained
     frozen = train_state.freeze(state)
     corpus = sharding.put_replicated(mesh, pipeline.read_corpus(store, spec))
-    chosen = config.EvalConfig(k=(2, 5), query_batch=16, item_batch=12, backend=backend)
+    chosen = schema.EvalConfig(k=(2, 5), query_batch=16, item_batch=12, backend=backend)
     query_Q = np.arange(len(store.queries("test").rows_QC))
-    found = evaluate.MatcherEvaluator(store, spec, corpus, model, chosen, mesh)(
+    found = evaluators.MatcherEvaluator(store, spec, corpus, model, chosen, mesh)(
         frozen, "test", query_Q
     )
 
@@ -203,7 +204,7 @@ def test_retrieved_lists_are_those_of_the_largest_score_over_interests(trained, 
         users = jax.tree.map(jnp.asarray, queries.users)
         return run(model, variables, users, everything, jnp.asarray(queries.scenario_Q))
 
-    expected = evaluate.evaluate_scores(
+    expected = evaluators.evaluate_scores(
         store, dataclasses.replace(chosen, backend="exact"), "test", query_Q, scores
     )
     for k in (2, 5):

@@ -10,12 +10,10 @@ import pytest
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import config as config_lib
 from dsmoe_jax import features
+from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import fuxi, hstu
-from dsmoe_jax.nn import causal
-from dsmoe_jax.nn import fuxi as nn_fuxi
-from dsmoe_jax.nn import hstu as nn_hstu
+from dsmoe_jax.nn import causal, fuxi_encoder, hstu_encoder
 
 B, G, D = 6, 4, 8
 SPEC = tiny_features.make_spec()
@@ -28,9 +26,11 @@ CONFIGS = {
     "fuxi_mme": fuxi.FuxiMMEConfig(num_experts=3, **SMALL),
 }
 ENCODERS = {
-    "HSTU": nn_hstu.Encoder(D, max_len=6),
-    "Fuxi": nn_fuxi.Encoder(D, max_len=6),
-    "FuxiMME": nn_fuxi.Encoder(D, num_subspaces=2, num_experts=3, experts_per_token=2, max_len=6),
+    "HSTU": hstu_encoder.Encoder(D, max_len=6),
+    "Fuxi": fuxi_encoder.Encoder(D, max_len=6),
+    "FuxiMME": fuxi_encoder.Encoder(
+        D, num_subspaces=2, num_experts=3, experts_per_token=2, max_len=6
+    ),
 }
 
 
@@ -315,9 +315,7 @@ def test_the_main_stage_minimises_the_method_of_the_model():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_teacher_is_refused(name):
-    experiment = config_lib.Experiment(
-        "", config_lib.DataConfig(), CONFIGS[name], config_lib.TeacherConfig()
-    )
+    experiment = schema.Experiment("", schema.DataConfig(), CONFIGS[name], schema.TeacherConfig())
     with pytest.raises(ValueError, match=r"loss.distill_weight: expected 0 with .*Config, whose"):
         experiment.validate()
     experiment.loss.distill_weight = 0.0

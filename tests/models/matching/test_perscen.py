@@ -10,9 +10,10 @@ import pytest
 import tiny_features
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, losses
-from dsmoe_jax.models.matching import perscen
-from dsmoe_jax.nn import embed, feature_graph
+from dsmoe_jax import features
+from dsmoe_jax.models.matching import perscen, perscen_graph
+from dsmoe_jax.nn import embed
+from dsmoe_jax.training import losses
 
 B, G, H, D = 12, 3, 6, 5
 SPEC = tiny_features.make_spec()
@@ -98,7 +99,7 @@ class Naive:
 
     def interactions(self, side, x_BI, layers):
         """Has tests of its own against a loop."""
-        graph = feature_graph.FeatureGraph(
+        graph = perscen_graph.FeatureGraph(
             x_BI.shape[1] // SPEC.embedding_dim, SPEC.embedding_dim, layers
         )
         params = self.params[f"{side}_tower"]["graph"]

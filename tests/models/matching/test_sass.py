@@ -8,9 +8,11 @@ import optax
 import pytest
 import tiny_features
 
-from dsmoe_jax import config, features, losses
-from dsmoe_jax.models.matching import sass
-from dsmoe_jax.nn import embed, transfer
+from dsmoe_jax import features
+from dsmoe_jax.config import schema
+from dsmoe_jax.models.matching import sass, sass_transfer
+from dsmoe_jax.nn import embed
+from dsmoe_jax.training import losses
 
 B, G, S, L, D = 12, 3, 4, 3, 5
 JOINED = features.SequenceFeature(
@@ -65,7 +67,7 @@ def test_a_vector_is_the_tower_on_the_embedded_fields(side):
     inputs = {"user": USERS, "item": ITEMS}[side]
     bound = embedder.bind({"params": params["embedder"]})
     input_BI = getattr(bound, f"{side}s")(inputs).input_BI
-    tower = transfer.AdaptiveTower(
+    tower = sass_transfer.AdaptiveTower(
         in_dim=input_BI.shape[-1], hidden_dims=(8, 6), output_dim=D, bias_dim=4, scenario_dim=4,
         num_scenarios=S, norm="bn", momentum=0.1,
     )  # fmt: skip
@@ -118,7 +120,7 @@ def test_only_pretraining_needs_more_than_the_towers():
     assert model.constant_shapes == {"clicked_SV": (S, SPEC.num_items)}
     assert jax.tree.structure(variables["params"]) == jax.tree.structure(pretrained["params"])
     (stage,) = sass.SASSConfig(pretrain_epochs=3).pretraining()
-    assert isinstance(stage, config.Pretraining)
+    assert isinstance(stage, schema.Pretraining)
     assert (stage.epochs, stage.loss_method) == (3, "contrastive_loss")
     assert callable(getattr(model, stage.loss_method))
     sass.SASSConfig().make(PLAIN)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import tiny_features
 
-from dsmoe_jax import losses
+from dsmoe_jax.training import losses
 
 B, G, S = 12, 3, 4
 SPEC = tiny_features.make_spec()

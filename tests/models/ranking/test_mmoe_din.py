@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny_features
 
-from dsmoe_jax import losses
 from dsmoe_jax.models.ranking import mmoe_din
+from dsmoe_jax.training import losses
 from tests.models.ranking import joint_reference as reference
 
 B, G = 12, 3

@@ -1,0 +1,1 @@
+"""Baselines: popularity and linear models built in, and recommenders of other libraries."""

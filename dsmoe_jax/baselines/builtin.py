@@ -1,0 +1,274 @@
+"""Reference rows that any model must face: popularity and linear collaborative filtering.
+
+Owns the scorers and the choice of their settings on validation queries. They are judged by the
+evaluator that judges models. Everything is fitted on the training period; a query's own history
+window, which reaches up to the split's first day, is folded in when it is asked.
+
+    random                       a fixed random order per query
+    popularity                   training clicks of the item
+    popularity in scenario       training clicks of the item in the query's scenario
+    SVD                          truncated SVD of who clicked what; popularity without a history
+    SVD + scenario prior         w * (score, standardised per query) + log P(item | scenario)
+    EASE + scenario prior        the same on top of EASE (Steck, "Embarrassingly Shallow
+                                 Autoencoders for Sparse Data", WWW 2019)
+    item-kNN + scenario prior    in its place where the corpus is too large for EASE's inverse
+
+Letters: B queries of a batch, Q queries, P (query, relevant item) pairs, S scenarios, V rows of the
+corpus (row 0 is padding), X combinations of prior settings, Y of them that differ in the prior.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from dsmoe_jax.baselines import linear
+from dsmoe_jax.config import schema
+from dsmoe_jax.data import statistics
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.evaluation import evaluators, metrics, protocol
+
+# Largest pool for which EASE's V x V inverse is made: 3.6 GB in float32.
+MAX_EASE_ITEMS = 30_000
+SVD_WIDTH = 48
+# Scores of a row on a split, at most: a minute of two cores. A larger product of queries and items
+# is sampled by queries.
+MAX_SCORES = 1 << 30
+NUM_NEIGHBOURS = 200
+
+# What validation chooses from.
+EASE_L2 = (300.0, 1000.0)
+WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+HALF_LIVES_DAYS = (None, 4.0, 2.0)
+PRIOR_CLICKS = (3.0, 10.0, 30.0)
+
+Settings = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """One row.
+
+    Attributes:
+      name: As in the table above.
+      settings: What validation chose; empty where there is nothing to choose. Without a half-life
+        all training days weigh alike.
+      validation: On all validation queries.
+      test: On the test queries, all or a sample; see `evaluate_references`.
+    """
+
+    name: str
+    settings: Settings
+    validation: protocol.Evaluation
+    test: protocol.Evaluation
+
+
+def evaluate_references(
+    store: store_lib.Store, config: schema.EvalConfig, *, seed: int
+) -> list[Reference]:
+    """Fits, chooses and judges every reference row.
+
+    Every item is scored for every query, so that with many of both only as many queries of each
+    scenario are asked as make `MAX_SCORES` scores in all.
+
+    Args:
+      store: The prepared data.
+      config: Cut-offs and removal rule. Macro recall at the smallest cut-off chooses settings, on
+        at most `validation_queries` queries per scenario.
+      seed: Of the random row and of those queries.
+    """
+    clicks = linear.read_clicks(store)
+    chooser = make_chooser(store, config, seed=seed)
+    svd = linear.make_svd(clicks, SVD_WIDTH)
+    candidates: Iterable[tuple[Settings, linear.Scorer]]
+    if store.spec.num_items - 1 <= MAX_EASE_ITEMS:
+        name = "EASE"
+        # Made one at a time: each holds a V x V matrix.
+        candidates = (({"l2": l2}, linear.make_ease(clicks, l2)) for l2 in EASE_L2)
+    else:
+        name = "item-kNN"
+        candidates = [({}, linear.make_item_knn(clicks, NUM_NEIGHBOURS))]
+    rows: list[tuple[str, Settings, linear.Scorer]] = [
+        ("random", {}, linear.make_random(store.spec.num_items, seed)),
+        ("popularity", {}, linear.make_popularity(store)),
+        ("popularity in scenario", {}, linear.make_scenario_popularity(store)),
+        ("SVD", {}, linear.fall_back(svd, store, clicks)),
+        ("SVD + scenario prior", *chooser.choose([({}, svd)])),
+        (f"{name} + scenario prior", *chooser.choose(candidates)),
+    ]
+    return judge_rows(store, config, rows, seed=seed)
+
+
+def make_chooser(store: store_lib.Store, config: schema.EvalConfig, *, seed: int) -> "PriorChooser":
+    """The chooser of `evaluate_references`, by the same arguments."""
+    per_scenario = min(_max_queries(store), config.validation_queries)
+    query_Q = protocol.sample_queries(store, "validation", per_scenario, seed)
+    return PriorChooser(store, query_Q, config.k[0], remove_seen=config.remove_seen)
+
+
+def judge_rows(
+    store: store_lib.Store,
+    config: schema.EvalConfig,
+    rows: Iterable[tuple[str, Settings, linear.Scorer]],
+    *,
+    seed: int,
+) -> list[Reference]:
+    """Judges rows whose settings are chosen, on the queries of `evaluate_references`."""
+    query_Q = {
+        split: protocol.sample_queries(store, split, _max_queries(store), seed)
+        for split in store_lib.SPLITS
+    }
+
+    def judge(scorer: linear.Scorer, split: str) -> protocol.Evaluation:
+        return evaluators.evaluate_scores(
+            store, config, split, query_Q[split], functools.partial(scorer, split)
+        )
+
+    return [
+        Reference(name, settings, judge(scorer, "validation"), judge(scorer, "test"))
+        for name, settings, scorer in rows
+    ]
+
+
+def _max_queries(store: store_lib.Store) -> int:
+    """Queries of each scenario that are asked at most."""
+    return max(1, MAX_SCORES // (store.spec.num_items * store.spec.num_scenarios))
+
+
+class PriorChooser:
+    """Chooses a scorer and its prior by macro recall on validation queries.
+
+    Recall is counted without lists: an item is in the top k when fewer than k candidates score
+    higher. So one pass over the scores serves the whole grid.
+
+    Attributes:
+      query_Q: Ids of the queries that choose.
+    """
+
+    def __init__(
+        self,
+        store: store_lib.Store,
+        query_Q: Int[np.ndarray, "Q"],
+        k: int,
+        *,
+        remove_seen: bool,
+    ):
+        """Fixes the queries and the grid.
+
+        Args:
+          store: The prepared data.
+          query_Q: Ids of the validation queries that choose.
+          k: Cut-off of the recall.
+          remove_seen: Whether seen items are no candidates.
+        """
+        self.query_Q = query_Q
+        self._store, self._k, self._remove_seen = store, k, remove_seen
+        self._block = evaluators.fit_rows(store.spec.num_items, at_most=512)
+        self._table = store.queries("validation")
+        scenario_Q = linear.make_scenario_of(store)("validation", query_Q)
+        self._queries_by_scenario = [
+            query_Q[scenario_Q == scenario] for scenario in range(store.spec.num_scenarios)
+        ]
+        self._grid: list[Settings] = [
+            {"weight": weight, "half_life_days": half_life, "prior_clicks": clicks}
+            for half_life, clicks, weight in itertools.product(
+                HALF_LIVES_DAYS, PRIOR_CLICKS, WEIGHTS
+            )
+        ]
+
+    def choose(
+        self, candidates: Iterable[tuple[Settings, linear.Scorer]]
+    ) -> tuple[Settings, linear.Scorer]:
+        """The best of all candidates with all priors: its settings and the combined scorer."""
+        best_recall = -1.0
+        best_settings: Settings = {}
+        best_prior: Settings = {}
+        best_scorer: linear.Scorer | None = None
+        for settings, scorer in candidates:
+            recall, prior = self.best_prior(scorer)
+            if recall > best_recall:
+                best_recall, best_scorer = recall, scorer
+                best_settings, best_prior = settings, prior
+        if best_scorer is None:
+            raise ValueError("candidates: expected at least one scorer to choose from, got none")
+        combined = linear.add_prior(best_scorer, self._store, **best_prior)
+        return {**best_settings, **best_prior}, combined
+
+    def best_prior(self, scorer: linear.Scorer) -> tuple[float, Settings]:
+        """The highest macro recall@k of a scorer with a prior, and the settings of that prior."""
+        recall_X = self.macro_recalls(scorer)
+        x = int(recall_X.argmax())
+        return float(recall_X[x]), self._grid[x]
+
+    def macro_recalls(self, scorer: linear.Scorer) -> Float[np.ndarray, "X"]:
+        """Macro recall@k of every combination of prior settings, in the grid's order."""
+        per_prior = len(WEIGHTS)
+        prior_XSV = np.stack(
+            [
+                statistics.log_prior(
+                    self._store,
+                    half_life_days=prior["half_life_days"],
+                    prior_clicks=prior["prior_clicks"],
+                )
+                for prior in self._grid[::per_prior]
+            ]
+        )
+        scenarios = [
+            self._recall_of_scenario(scorer, queries, prior_XSV[:, scenario])
+            for scenario, queries in enumerate(self._queries_by_scenario)
+            if len(queries)
+        ]
+        return np.mean(scenarios, axis=0)
+
+    def _recall_of_scenario(
+        self, scorer: linear.Scorer, query_Q: np.ndarray, prior_YV: np.ndarray
+    ) -> Float[np.ndarray, "X"]:
+        relevant = metrics.take_rows(self._table.relevant, query_Q)
+        row_P = metrics.row_of(relevant)
+        share_P = 1.0 / np.diff(relevant.indptr)[row_P]
+        weights = jnp.asarray(WEIGHTS, jnp.float32)
+        total_X = np.zeros(len(self._grid))
+        for start in range(0, len(row_P), self._block):
+            part = slice(start, start + self._block)
+            ids = query_Q[row_P[part]]
+            standard_PV = linear.standardise(scorer("validation", ids))
+            standard_PV[:, 0] = -np.inf
+            if self._remove_seen:
+                seen = metrics.take_rows(self._table.seen, ids)
+                standard_PV[metrics.row_of(seen), seen.items] = -np.inf
+            padding = self._block - len(ids)  # one shape, one compilation
+            hit_XP = np.asarray(
+                _count_higher(
+                    jnp.asarray(np.pad(standard_PV, ((0, padding), (0, 0)))),
+                    jnp.asarray(np.pad(relevant.items[part], (0, padding))),
+                    jnp.asarray(prior_YV),
+                    weights,
+                )
+                < self._k
+            ).reshape(len(self._grid), -1)
+            total_X += hit_XP[:, : len(ids)] @ share_P[part]
+        return total_X / len(query_Q)
+
+
+@jax.jit
+def _count_higher(
+    standard_PV: jax.Array, item_P: jax.Array, prior_YV: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """[prior, weight, P]: candidates that score higher than the pair's item."""
+    own_P1 = jnp.take_along_axis(standard_PV, item_P[:, None], axis=1)
+
+    def count(prior_V: jax.Array, weight: jax.Array) -> jax.Array:
+        score_PV = weight * standard_PV + prior_V[None]
+        own_score_P1 = weight * own_P1 + prior_V[item_P][:, None]
+        return jnp.sum(score_PV > own_score_P1, axis=1)
+
+    def over_weights(prior_V: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda weight: count(prior_V, weight), weights)
+
+    return jax.lax.map(over_weights, prior_YV)

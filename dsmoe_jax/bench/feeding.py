@@ -1,0 +1,153 @@
+"""The training pipeline alone, and the share of a training run that waits for it.
+
+Owns both measurements. The first pulls the first epoch's batches, in their random order and with
+both histories of 50 items, out of the prefetching iterator and does nothing with them; the second
+trains a student for one epoch and reads `perf/data_wait_share`.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+from dsmoe_jax import features
+from dsmoe_jax.capacity import cases, experiments
+from dsmoe_jax.config import schema
+from dsmoe_jax.data import pipeline
+from dsmoe_jax.data import store as store_lib
+
+BATCH_SIZES = (cases.POSITIVES, 8192)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds this measurement's flags."""
+    experiments.add_option(parser)
+    parser.add_argument("--rounds", type=int, default=5, help="first epochs of each batch size")
+    parser.add_argument(
+        "--without_training", action="store_true", help="the pipeline alone, no training epoch"
+    )
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs with the parsed flags; see `run`."""
+    return run(
+        config_name=options.config, rounds=options.rounds, training=not options.without_training
+    )
+
+
+def run(*, config_name: str, rounds: int, training: bool) -> dict[str, Any]:
+    """Measures the pipeline of a configuration.
+
+    Args:
+      config_name: `FILE[:variant]`.
+      rounds: First epochs of each batch size, which take turns.
+      training: Whether a student is trained for an epoch too.
+
+    Raises:
+      ValueError: On a bad configuration or bad data.
+    """
+    experiment = experiments.load(config_name)
+    with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
+        folder = pathlib.Path(name)
+        # Console lines of the product are progress, not the result.
+        with contextlib.redirect_stdout(sys.stderr):
+            store = store_lib.Store.open(experiments.prepare(experiment, folder))
+            rates = pull_epochs(store, experiment, rounds)
+            waits = train_epoch(experiment, folder / "run") if training else None
+    return {
+        "config": config_name,
+        "examples": len(store.train_NC),
+        "examples_per_s": {
+            size: dict(
+                zip(
+                    ("median", "least", "greatest"),
+                    (statistics.median(rate), min(rate), max(rate)),
+                    strict=True,
+                )
+            )
+            for size, rate in rates.items()
+        },
+        "training": waits,
+    }
+
+
+def describe(found: dict[str, Any]) -> list[str]:
+    """The result as console lines."""
+    lines = [f"pipeline, {found['config']}: {found['examples']:,} training examples"]
+    for size, rate in found["examples_per_s"].items():
+        lines.append(
+            f"  batches of {size:>5}: {rate['median'] / 1e6:.2f} M examples/s "
+            f"[{rate['least'] / 1e6:.2f}, {rate['greatest'] / 1e6:.2f}]"
+        )
+    if found["training"]:
+        training = found["training"]
+        lines.append(
+            f"  a training epoch: {training['examples_per_s']:,.0f} examples/s, at most "
+            f"{100 * training['data_wait_share']:.2f} % of it waiting for data"
+        )
+    return lines
+
+
+def pull_epochs(
+    store: store_lib.Store, experiment: schema.Experiment, rounds: int
+) -> dict[int, list[float]]:
+    """Examples per second of first epochs, by batch size; one value a round."""
+    spec = features.select(
+        store.spec,
+        exclude=tuple(experiment.features.exclude),
+        history_length=cases.HISTORY,
+        scenario_history_length=cases.HISTORY,
+    )
+    sizes = sorted({experiment.train.batch_size, *BATCH_SIZES})
+    sizes = [size for size in sizes if size <= len(store.train_NC)]
+    rates: dict[int, list[float]] = {size: [] for size in sizes}
+    for size in sizes * rounds:
+        start_s = time.perf_counter()
+        # A new source has to draw its order, as every epoch has.
+        source = pipeline.BatchSource(
+            store, spec, seed=experiment.seed, batch_size=size, max_epochs=1
+        )
+        count = sum(len(batch.item_B) for batch in pipeline.make_train_iterator(source, start=0))
+        rates[size].append(count / (time.perf_counter() - start_s))
+    return rates
+
+
+def train_epoch(experiment: schema.Experiment, workdir: pathlib.Path) -> dict[str, float]:
+    """Trains the configuration's student, undistilled, for one epoch, and reads its metrics."""
+    from dsmoe_jax.run import run as run_lib
+
+    # A shorter step leaves less time to prepare the next batch: undistilled is the harder case.
+    experiment.loss.distill_weight = 0.0
+    experiment.train.max_epochs = 1
+    # Validation is not measured.
+    experiment.eval.validation_queries = 50
+    run_lib.run(experiment, {}, workdir, "student")
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    points = [point for point in map(json.loads, lines) if "perf/data_wait_share" in point]
+    return summarise(points, experiment.train.batch_size)
+
+
+def summarise(points: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
+    """Examples per second and share of waiting of logged points; the first one compiles.
+
+    Args:
+      points: `step`, `perf/examples_per_s` and `perf/data_wait_share` in the order of steps.
+      batch_size: Examples in a step.
+    """
+    examples = waited_s = elapsed_s = 0.0
+    for before, point in itertools.pairwise(points):
+        count = (point["step"] - before["step"]) * batch_size
+        seconds = count / point["perf/examples_per_s"]
+        examples, elapsed_s = examples + count, elapsed_s + seconds
+        waited_s += point["perf/data_wait_share"] * seconds
+    if not elapsed_s:
+        raise ValueError(
+            f"expected at least two logged points, got {len(points)}; lower train.steps_per_report"
+        )
+    return {"examples_per_s": examples / elapsed_s, "data_wait_share": waited_s / elapsed_s}

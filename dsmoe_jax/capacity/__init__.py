@@ -1,0 +1,1 @@
+"""Capacity: what a run of any size holds and moves, from compiled programs that never run."""

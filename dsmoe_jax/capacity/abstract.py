@@ -1,0 +1,105 @@
+"""A training step's arguments as shapes in their layout: what can be compiled, not run.
+
+Owns no numbers: nothing is allocated, so that shapes may be larger than any machine.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import features
+from dsmoe_jax.training import optimizer, sharding, train_state, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a step is built of.
+
+    Attributes:
+      model: The model that is trained.
+      updater: How its parameters are updated.
+      mesh: The devices.
+      batch_size: Positives over all devices.
+      num_negatives: N.
+      teacher: The ranker that teaches, if any.
+      averaged: Whether a moving average is kept.
+    """
+
+    model: nn.Module
+    updater: optimizer.Updater
+    mesh: sharding.AnyMesh
+    batch_size: int
+    num_negatives: int
+    teacher: nn.Module | None = None
+    averaged: bool = False
+
+    @property
+    def spec(self) -> features.FeatureSpec:
+        """The features."""
+        spec: features.FeatureSpec = self.model.spec
+        return spec
+
+    def state(self) -> train_state.TrainState:
+        """The training state."""
+        return train_state.abstract_state(
+            self.model, self.updater, mesh=self.mesh, averaged=self.averaged
+        )
+
+    def frozen_teacher(self) -> train_state.Frozen | None:
+        """What is kept of the teacher."""
+        if self.teacher is None:
+            return None
+        none = optimizer.Dense(optimizer.make_optimizer(1.0, 0.0))
+        return train_state.freeze(train_state.abstract_state(self.teacher, none, mesh=self.mesh))
+
+    def corpus(self) -> batch_lib.Items:
+        """All items."""
+        layout, rows = sharding.rows_layout(self.mesh, self.spec.num_items)
+        _, items, _ = train_state.example_inputs(self.spec)
+
+        def widen(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+            # Of examples and candidates, [2, 1, ...].
+            shape = (rows, *leaf.shape[2:])
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=layout)
+
+        corpus: batch_lib.Items = jax.tree.map(widen, items)
+        return corpus
+
+    def batch(self) -> batch_lib.Batch:
+        """One batch."""
+        users, _, scenario_B = train_state.example_inputs(self.spec)
+        layout = sharding.by_rows(self.mesh)
+
+        def widen(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+            shape = (self.batch_size, *leaf.shape[1:])
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=layout)
+
+        batch: batch_lib.Batch = jax.tree.map(widen, batch_lib.Batch(users, scenario_B, scenario_B))
+        return batch
+
+    def lower_step(self) -> Any:
+        """The jitted, donated step of the training loop, lowered; `compile()` it.
+
+        The mesh must be of real devices.
+        """
+        state = self.state()
+        step = train_step.make_train_step(
+            self.model,
+            self.updater,
+            num_items=self.spec.num_items,
+            num_negatives=self.num_negatives,
+            teacher=self.teacher,
+            average_decay=0.5 if self.averaged else 0.0,
+        )
+        return train_step.jit_step(step, self.mesh, state).lower(
+            state,
+            self.frozen_teacher(),
+            self.corpus(),
+            self.batch(),
+            jax.ShapeDtypeStruct((), jnp.float32),
+            jax.eval_shape(lambda: jax.random.key(0)),
+        )

@@ -1,0 +1,237 @@
+"""What a run of any size would hold and move, without running it.
+
+Owns the count. The training step itself is compiled for as many simulated devices as are asked for,
+from shapes alone: no table is allocated, here or there. Bytes of the state are exact; bytes moved
+and temporaries are those of XLA's program for CPU, and another compiler's differ.
+"""
+
+import argparse
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from dsmoe_jax import features
+from dsmoe_jax.capacity import abstract, cases, collectives, simulated
+from dsmoe_jax.capacity import request as request_lib
+from dsmoe_jax.training import row_sparse, sharding, train_state
+
+# A search for the largest batch compiles at most so many programs.
+ATTEMPTS = 3
+TEMPORARY = "activations, gradients, gathered rows"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds this measurement's flags."""
+    parser.add_argument("--users", type=parse_count, default=0, help="e.g. 1e9; the shape's own")
+    parser.add_argument("--items", type=parse_count, default=0, help="e.g. 1e8; the shape's own")
+    parser.add_argument("--devices", type=parse_count, default=8)
+    parser.add_argument("--processes", type=parse_count, default=1)
+    parser.add_argument("--batch_size", type=parse_count, default=0, help="over all devices")
+    parser.add_argument("--memory_gb", type=float, default=80.0, help="of a device, 1e9 bytes")
+    parser.add_argument("--embedding", choices=("dense", "row_sparse"), default=None)
+    parser.add_argument("--average", action="store_true", help="keep a moving average")
+    parser.add_argument("--distill", action="store_true", help="with a teacher in the step")
+    parser.add_argument("--shape", choices=sorted(cases.SPECS), default="kuairand")
+    parser.add_argument("--config", default="", help="FILE[:variant] for models and optimiser")
+
+
+def parse_count(text: str) -> int:
+    """A flag's type: a whole number above 0, also as 1e9."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and value.is_integer()):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(value)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Plans with the parsed flags; see `plan`."""
+    request = request_lib.Request(
+        shape=options.shape,
+        users=options.users,
+        items=options.items,
+        batch_size=options.batch_size,
+        memory_bytes=options.memory_gb * 1e9,
+        embedding=options.embedding,
+        average=options.average,
+        distill=options.distill,
+        config=options.config,
+    )
+    if options.devices % options.processes:
+        raise ValueError(
+            f"devices: expected a multiple of the {options.processes} processes, "
+            f"got {options.devices}"
+        )
+    found: dict[str, Any] = simulated.run(plan, (request,), devices=options.devices)[0]
+    share = found["devices"] // options.processes
+    held = found["bytes"]["corpus features"]
+    return {**found, "processes": options.processes, "host_corpus_bytes": share * held}
+
+
+def describe(found: dict[str, Any]) -> list[str]:
+    """The result as console lines."""
+    lines = [
+        f"plan: {found['users']:,} users, {found['items']:,} items, {found['embedding']} updates, "
+        f"{found['devices']} devices, {found['batch_size']:,} positives "
+        f"({found['batch_size'] // found['devices']:,} on each)",
+        "  bytes on each device in training",
+    ]
+    lines += [f"    {name:<42} {size:>18,}" for name, size in found["bytes"].items()]
+    lines.append(f"    {'all of these':<42} {found['total_bytes']:>18,}")
+    lines.append(
+        f"  at evaluation, item vectors of one scenario {found['index_bytes']:>18,} in place of "
+        "temporaries"
+    )
+    lines.append("  bytes that each device sends in a step")
+    lines += [f"    {op:<42} {size:>18,}" for op, size in found["moved_bytes"].items()]
+    lines.append(
+        f"  each of {found['processes']} processes reads {found['host_corpus_bytes']:,} bytes of "
+        "item features"
+    )
+    lines += [f"  {note}" for note in found["notes"]]
+    largest, limit = found["largest_batch"], found["memory_bytes"] / 1e9
+    lines.append(
+        f"  the largest batch in {limit:g} GB: {largest:,} positives, "
+        f"{largest // found['devices']:,} on each device"
+        if largest
+        else f"  no batch fits {limit:g} GB: the state alone is too large, or nearly"
+    )
+    return lines
+
+
+def plan(request: request_lib.Request) -> dict[str, Any]:
+    """Plans for all devices of this process.
+
+    Raises:
+      ValueError: When the request does not fit itself.
+    """
+    return plan_setup(request_lib.make_setup(request), request.memory_bytes)
+
+
+def plan_setup(setup: abstract.Setup, memory_bytes: float) -> dict[str, Any]:
+    """Plans a step for devices of so much memory."""
+    devices = setup.mesh.size
+    compiled = setup.lower_step().compile()
+    parts = count_parts(setup)
+    fixed = sum(parts.values())
+    parts["one batch"] = sharding.bytes_per_device(setup.batch())
+    parts[TEMPORARY] = _temporary(compiled)
+    largest = _largest_batch(setup, fixed, parts, memory_bytes)
+    users = next((f.num_ids for f in setup.spec.user_sparse if f.name == "user_id"), 1)
+    return {
+        "users": users - 1,
+        "items": setup.spec.num_items - 1,
+        "devices": devices,
+        "embedding": "row_sparse" if isinstance(setup.updater, row_sparse.RowSparse) else "dense",
+        "batch_size": setup.batch_size,
+        "memory_bytes": memory_bytes,
+        "bytes": parts,
+        "total_bytes": sum(parts.values()),
+        "index_bytes": count_index_bytes(setup),
+        "moved_bytes": collectives.total_by_op(collectives.read(compiled.as_text(), devices)),
+        "largest_batch": largest,
+        "notes": _find_whole_tables(setup),
+    }
+
+
+def count_parts(setup: abstract.Setup) -> dict[str, int]:
+    """Bytes on each device of what stays from step to step, by name."""
+    state = setup.state()
+
+    def count(tree: Any, tables: bool) -> int:
+        return sum(
+            sharding.bytes_per_device(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            if ("table" in jax.tree_util.keystr(path)) == tables
+        )
+
+    parts = {
+        "tables": count(state.params, True),
+        "moments of tables": count(state.opt_state, True),
+        "average of tables": count(state.average, True),
+        "all other parameters and their state": count(state, False),
+        "teacher": sharding.bytes_per_device(setup.frozen_teacher()),
+        "corpus features": sharding.bytes_per_device(setup.corpus()),
+    }
+    return {name: size for name, size in parts.items() if size}
+
+
+def count_index_bytes(setup: abstract.Setup) -> int:
+    """Bytes on each device of the item vectors of one scenario."""
+    _, items, scenario_B = train_state.example_inputs(setup.spec)
+    flat = jax.tree.map(lambda leaf: leaf[:, 0], items)
+    variables = setup.state()
+    vector_BD, _ = jax.eval_shape(
+        lambda state: setup.model.apply(
+            {"params": state.params, **state.model_state},
+            flat,
+            scenario_B,
+            train=False,
+            method="embed_item",
+        ),
+        variables,
+    )
+    rows = sharding.shard_rows(setup.spec.num_items, setup.mesh.size)
+    return rows * vector_BD.shape[1] * vector_BD.dtype.itemsize
+
+
+def _largest_batch(
+    setup: abstract.Setup, fixed: int, parts: dict[str, int], memory_bytes: float
+) -> int:
+    """The largest batch whose step fits; 0 where none does.
+
+    Bytes grow nearly in proportion to the batch: programs of better and better guesses are
+    compiled.
+    """
+    devices = setup.mesh.size
+    most = features.MAX_IDS // _ids_per_example(setup) // devices * devices
+    used = fixed + parts["one batch"] + parts[TEMPORARY]
+    points = [(0, fixed), (setup.batch_size, used)]
+    for _ in range(ATTEMPTS):
+        (less, below), (more, above) = points[-2:]
+        slope = (above - below) / (more - less)
+        guess = more + (0.99 * memory_bytes - above) / slope
+        batch_size = min(int(guess) // devices * devices, most)
+        if batch_size <= 0:
+            return 0
+        if batch_size == more:
+            break
+        other = dataclasses.replace(setup, batch_size=batch_size)
+        used = fixed + sharding.bytes_per_device(other.batch())
+        used += _temporary(other.lower_step().compile())
+        points.append((batch_size, used))
+        if used <= memory_bytes and (used >= 0.97 * memory_bytes or batch_size == most):
+            break
+    return max(size for size, used in points if not size or used <= memory_bytes)
+
+
+def _ids_per_example(setup: abstract.Setup) -> int:
+    """Numbers of an example with its candidates; those of a batch are counted in int32."""
+    users, items, _ = train_state.example_inputs(setup.spec)
+    sides = (users, 1), (items, 1 + setup.num_negatives)
+    return sum(
+        times * leaf.size // leaf.shape[0]
+        for side, times in sides
+        for leaf in jax.tree.leaves(side)
+    )
+
+
+def _temporary(compiled: Any) -> int:
+    size: int = compiled.memory_analysis().temp_size_in_bytes
+    return size
+
+
+def _find_whole_tables(setup: abstract.Setup) -> list[str]:
+    """A line for each large table that every device would hold whole."""
+    return [
+        f"{jax.tree_util.keystr(path)}: every device holds all {leaf.shape[0]:,} rows, which "
+        f"{setup.mesh.size} devices do not divide; take a power of two"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(setup.state().params)
+        if "table" in jax.tree_util.keystr(path)
+        and leaf.shape[0] >= sharding.MIN_SHARDED_ROWS
+        and not sharding.splits_table(setup.mesh, leaf.shape[0])
+    ]

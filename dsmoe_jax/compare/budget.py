@@ -1,0 +1,89 @@
+"""How much a comparison may cost: seeds, epochs, minutes and days that test."""
+
+import dataclasses
+import re
+
+from dsmoe_jax.config import schema
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What is spent on a comparison.
+
+    Attributes:
+      name: On the command line and in the report.
+      seeds: Of the rows of Table 2: 0 to seeds - 1.
+      other_seeds: The same for what Table 4 and the figures need beyond them.
+      max_epochs: Upper bound on a cell's epochs; None leaves the configuration's own.
+      max_minutes: Minutes after which no further epoch begins; 0 for no limit.
+      shares_teacher: Whether all seeds are taught by the teacher of seed 0.
+      decisions: Whether `all` takes in what the paper leaves open, with teachers of its own.
+      dropped_days: Each tests on other days: how many days at the end of the log are left out.
+    """
+
+    name: str
+    seeds: int
+    other_seeds: int
+    max_epochs: int | None
+    max_minutes: float
+    shares_teacher: bool
+    decisions: bool
+    dropped_days: tuple[int, ...]
+
+    def limit(self, experiment: schema.Experiment) -> tuple[str, ...]:
+        """The flags that keep an experiment within the budget, both of its stages alike."""
+        flags = []
+        for section in ("train", "teacher"):
+            own = getattr(experiment, section).max_epochs
+            if self.max_epochs is not None and own > self.max_epochs:
+                flags.append(f"--config.{section}.max_epochs={self.max_epochs}")
+            if self.max_minutes:
+                flags.append(f"--config.{section}.max_minutes={self.max_minutes}")
+        return tuple(flags)
+
+
+BUDGETS = {
+    "small": Budget(
+        name="small",
+        seeds=2,
+        other_seeds=1,
+        max_epochs=15,
+        max_minutes=3.0,
+        shares_teacher=True,
+        decisions=False,
+        dropped_days=(0,),
+    ),
+    "full": Budget(
+        name="full",
+        seeds=3,
+        other_seeds=3,
+        max_epochs=None,
+        max_minutes=0.0,
+        shares_teacher=False,
+        decisions=True,
+        dropped_days=(0, 2),
+    ),
+}
+
+
+def adjust(budget: Budget, seeds: int | None, days: str | None) -> Budget:
+    """A budget with other seeds or days.
+
+    Args:
+      budget: The named one.
+      seeds: Number of seeds of every row; None keeps the budget's.
+      days: Comma-separated numbers of days to leave out; None keeps the budget's.
+
+    Raises:
+      ValueError: When either is out of range.
+    """
+    if seeds is not None:
+        if seeds < 1:
+            raise ValueError(f"--seeds: expected a number >= 1, got {seeds}")
+        budget = dataclasses.replace(budget, seeds=seeds, other_seeds=seeds)
+    if days is not None:
+        if not re.fullmatch(r"\d+(,\d+)*", days):
+            raise ValueError(f"--days: expected numbers such as 0,2, got {days!r}")
+        dropped = tuple(dict.fromkeys(int(day) for day in days.split(",")))
+        budget = dataclasses.replace(budget, dropped_days=dropped)
+    return budget

@@ -1,0 +1,139 @@
+"""The record of a finished cell: the little that tables, figures and comparisons are made from.
+
+Owns its schema and its currency. A record holds one or several `systems` (a run has one, the
+reference rows several), each with recall per scenario on test and validation days and its hits per
+test query. A cell is done while its record has today's hashes of configuration and data and today's
+versions of the components that decide its numbers (`numerics.VERSIONS`). The hash of the code that
+made it is provenance and is never compared; so are the versions of Python and of libraries.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from dsmoe_jax import runlog
+from dsmoe_jax.compare import hits, numerics, plan
+from dsmoe_jax.run import results as results_lib
+
+Record = dict[str, Any]
+# What a record takes over from results.json.
+_KEPT = (
+    "dataset",
+    "versions",
+    "device",
+    "date",
+    "split",
+    "candidates",
+    "seen_items_removed",
+    "k",
+    "params",
+    "time_s",
+    "examples_per_s",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What decides a cell's numbers.
+
+    Attributes:
+      config_hash: Of the configuration.
+      data_hash: Of the prepared data.
+      numerics: Versions of the components that decide its numbers.
+    """
+
+    config_hash: str
+    data_hash: str
+    numerics: dict[str, int]
+
+    @property
+    def stamp(self) -> str:
+        """Name of the folder of a cell's runs with this identity."""
+        text = json.dumps(self.numerics, sort_keys=True)
+        components = hashlib.sha256(text.encode()).hexdigest()
+        return "-".join(value[:12] for value in (self.config_hash, self.data_hash, components))
+
+
+def is_current(record: Record, identity: Identity) -> bool:
+    """Whether a record was made by this configuration, data and versions of components."""
+    return all(record.get(name) == value for name, value in dataclasses.asdict(identity).items())
+
+
+def load(path: pathlib.Path) -> Record | None:
+    """A record, or None where there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def make(cell: plan.Cell, identity: Identity, workdir: pathlib.Path, **more: Any) -> Record:
+    """Reads what a finished cell left in its workdir.
+
+    Args:
+      cell: The cell.
+      identity: Under which it was run.
+      workdir: Its folder.
+      more: Further entries, of what the workdir does not say.
+    """
+    record: Record = {
+        "row": cell.row.name,
+        "kind": cell.row.kind,
+        "seed": cell.seed,
+        "dropped_days": cell.dropped_days,
+        "teacher_cell": cell.teacher,
+        **dataclasses.asdict(identity),
+        "code_hash": numerics.code_hash(),
+        **more,
+    }
+    if cell.row.kind != "scored":
+        record |= _read_course(cell, workdir)
+    if cell.row.kind == "teacher":
+        return {**record, "systems": {}}
+    found = json.loads((workdir / results_lib.FILE).read_text())
+    record |= {name: found[name] for name in _KEPT if name in found}
+    if cell.row.kind == "scored":
+        record["systems"] = found["systems"]
+        return record
+    with np.load(workdir / results_lib.ARRAYS_FILE) as arrays:
+        queries = hits.encode(hits.from_arrays(arrays))
+        record["views"] = {
+            name: np.round(arrays[name], 5).tolist() for name in arrays if "/" in name
+        }
+    record["systems"] = {cell.row.name: {**summarise(found), "queries": queries}}
+    teacher = found["teacher"]
+    record["teacher"] = teacher and {
+        **summarise(teacher),
+        "minus_student": teacher[f"minus_student_recall@{found['k'][0]}"],
+    }
+    return record
+
+
+def _read_course(cell: plan.Cell, workdir: pathlib.Path) -> Record:
+    """How many epochs the cell's own stage did, and what it was allowed."""
+    experiment, stage = cell.experiment, "teacher" if cell.row.kind == "teacher" else "student"
+    allowed = experiment.teacher if stage == "teacher" else experiment.train
+    score = f"eval/macro/recall@{experiment.eval.k[0]}"
+    return {
+        "epochs": len(runlog.read_scores(workdir, stage, score)),
+        "max_epochs": allowed.max_epochs,
+        "max_minutes": allowed.max_minutes,
+    }
+
+
+def summarise(summary: dict[str, Any]) -> dict[str, Any]:
+    """Recall of a system per scenario and macro, on test and on validation days."""
+
+    def keep(part: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "scenarios": {name: _recalls(row) for name, row in part["scenarios"].items()},
+            "macro": _recalls(part["macro"]),
+        }
+
+    return {**keep(summary), "validation": keep(summary["validation"])}
+
+
+def _recalls(row: dict[str, Any]) -> dict[str, Any]:
+    kept = ("share", "queries")
+    return {k: v for k, v in row.items() if k in kept or k.startswith("recall@")}

@@ -1,0 +1,1 @@
+"""Report of a comparison: tables, findings, figures and pages made from records."""

@@ -1,0 +1,332 @@
+"""The report of a comparison: everything that is finished, as Markdown, CSV, figures and one page.
+
+Owns what a report holds and in which order. It is made from records alone, so that the records of
+another machine give the same report.
+
+    report.html  report.md  table1.csv ... table4.csv  fig2.png fig2.svg ...
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Sequence
+
+from dsmoe_jax import optional, runlog
+from dsmoe_jax.baselines import catalogue
+from dsmoe_jax.compare import plan, records, rows
+from dsmoe_jax.compare.report import (
+    cost_table,
+    findings,
+    finished,
+    formats,
+    method_table,
+    page,
+    recall_table,
+    sweeps,
+    teacher_table,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the records of a comparison are, and what it consists of.
+
+    Attributes:
+      records: Folder of the records.
+      config: `FILE:variant` of DSMOE's own row.
+      extra_rows: Further rows of Table 2.
+      failed: Folder of the failed cells' reasons, if any.
+    """
+
+    records: pathlib.Path
+    config: str
+    extra_rows: tuple[rows.Row, ...] = ()
+    failed: pathlib.Path | None = None
+
+    def systems(self, table: str) -> list[finished.System]:
+        """The systems of a table or figure."""
+        chosen = [*plan.rows_of(table, self.config)]
+        if table == "table2":
+            chosen += self.extra_rows
+        return finished.load(self.records, chosen)
+
+
+def write(source: Source, folder: pathlib.Path) -> pathlib.Path:
+    """Writes the report of what is finished; returns the page.
+
+    Raises:
+      ValueError: When DSMOE itself has no finished cell.
+    """
+    made = make_tables(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in made:
+        runlog.replace_text(folder / f"{table.name}.csv", formats.to_csv(table))
+    pictures = _draw(source, folder)
+    notes = [*describe(source), *_failures(source), *_peers_not_run(source)]
+    found = find(source)
+    runlog.replace_text(folder / "report.md", page.to_markdown(notes, found, made, pictures))
+    path = folder / "report.html"
+    runlog.replace_text(path, page.to_html(notes, found, made, pictures))
+    return path
+
+
+def to_section(source: Source) -> str:
+    """The tables of recall and cost for the README, which has Table 1 elsewhere.
+
+    Raises:
+      ValueError: When DSMOE itself has no finished cell.
+    """
+    made = [table for table in make_tables(source) if table.name != method_table.NAME]
+    return page.to_section(describe(source), find(source), made)
+
+
+def make_tables(source: Source) -> list[formats.Table]:
+    """Every table of which something is finished, in the paper's order.
+
+    Raises:
+      ValueError: When DSMOE itself has no finished cell.
+    """
+    main = source.systems("table2")
+    compared = _by_days("table2", "Table 2: recall", main, with_paper=True)
+    found = [method_table.make(), *compared, cost_table.make(source.systems("table3"))]
+    # What to beat stands below every other table of recall too.
+    others = [s for s in main if s.kind == "scored" and findings.knows_scenario(s)]
+    ablated = source.systems("table4")
+    if any(system.entries for system in ablated if system.name != plan.METHOD):
+        found += _by_days("table4", "Table 4: ablations", ablated, others)
+    for name, (axis_label, title) in sweeps.SWEPT.items():
+        swept = [
+            dataclasses.replace(system, label=f"{axis_label} = {system.label}")
+            for system in _on_first_days(source, name)
+        ]
+        found += _compare(f"{name}_recall", title, swept, others)
+    decided = _on_first_days(source, plan.DECIDED)
+    found += _compare(plan.DECIDED, "What the paper leaves open", decided, others)
+    teachers = teacher_table.make(decided)
+    return [*found, teachers] if teachers else found
+
+
+def _on_first_days(source: Source, table: str) -> list[finished.System]:
+    """The systems of a table on the first choice of test days that DSMOE was tested on."""
+    systems = source.systems(table)
+    first = min(finished.own(systems).days)
+    return [system.on_days(first) for system in systems]
+
+
+def _compare(
+    name: str,
+    title: str,
+    systems: Sequence[finished.System],
+    others: Sequence[finished.System],
+) -> list[formats.Table]:
+    """A table of recall of DSMOE and other systems; none where nothing stands beside DSMOE.
+
+    Args:
+      name: Of its files.
+      title: Above it.
+      systems: Its rows, on the same test days.
+      others: Rows below them, where they were tested on these days.
+    """
+    if sum(bool(system.entries) for system in systems) < 2:
+        return []
+    chosen = [*systems, *_tested(others, finished.own(systems).days)]
+    return [recall_table.make(name, title, chosen, with_paper=False)]
+
+
+def _by_days(
+    name: str,
+    title: str,
+    systems: Sequence[finished.System],
+    others: Sequence[finished.System] = (),
+    *,
+    with_paper: bool = False,
+) -> list[formats.Table]:
+    """A table for every choice of test days that others than DSMOE were tested on, and for all.
+
+    The first one may have DSMOE alone, and has the paper's rows.
+
+    Args:
+      name: Of its files, without the days.
+      title: Above it, without the days.
+      systems: Its rows.
+      others: Rows below them, where they were tested on the same days.
+      with_paper: Whether the first one has the paper's rows.
+    """
+    days = sorted(finished.own(systems).days)
+    compared = {day for system in systems if system.name != plan.METHOD for day in system.days}
+    days = [day for day in days if day == days[0] or day in compared]
+    found = []
+    for dropped in days:
+        is_first = dropped == days[0]
+        chosen = [system.on_days(dropped) for system in systems] + _tested(others, {dropped})
+        found.append(
+            recall_table.make(
+                name if is_first else f"{name}_drop{dropped}",
+                title if is_first else f"{title}, the last {dropped} days left out",
+                chosen,
+                with_paper=with_paper and is_first,
+            )
+        )
+    if len(days) > 1:
+        pooled = f"{title}, the queries of all test days pooled"
+        chosen = [system.on_days(*days) for system in systems] + _tested(others, days)
+        found.append(recall_table.make(f"{name}_pooled", pooled, chosen, with_paper=False))
+    return found
+
+
+def _tested(systems: Sequence[finished.System], days: Iterable[int]) -> list[finished.System]:
+    """Systems on some choices of test days, those that were tested on all of them."""
+    chosen = [system.on_days(*days) for system in systems]
+    return [system for system in chosen if system.entries]
+
+
+def describe(source: Source) -> list[str]:
+    """What was run, and on what."""
+    own = finished.own(source.systems("table2"))
+    cells = [records.load(path) for path in sorted(source.records.glob("*.json"))]
+    done = [cell for cell in cells if cell is not None and cell["systems"]]
+    first = own.entries[0].record
+    dates = sorted({cell["date"] for cell in done})
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    devices = ", ".join(sorted({cell["device"] for cell in done}))
+    versions: dict[str, set[str]] = {}
+    for cell in done:
+        for name, value in cell["versions"].items():
+            versions.setdefault(name, set()).add(value)
+    used = ", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in versions.items())
+    days = "; ".join(
+        f"{part} {entry['days'][0]} to {entry['days'][-1]} ({entry['examples']:,} positives)"
+        for part, entry in first["split"].items()
+    )
+    hours = sum(_seconds(cell) for cell in cells if cell is not None) / 3600
+    return [
+        f"{len(done)} finished cells of {source.config}, {hours:.1f} hours of runs on {devices}, "
+        f"{when}.",
+        f"Data: {first['dataset']}, {first['data_hash'][:12]}; {days}; {first['candidates']:,} "
+        "candidates in every scenario.",
+        f"Versions: {used}.",
+        "Every system is judged by one evaluator on the same queries; epochs and settings were "
+        f"chosen on validation days, test days are only reported.{_chosen_on(done)}",
+        *_cut_short([cell for cell in cells if cell is not None]),
+    ]
+
+
+def _chosen_on(cells: Sequence[records.Record]) -> str:
+    """A sentence on test days of some cells that are validation days of others; empty without."""
+    validation, test = (
+        {day for cell in cells for day in cell["split"][part]["days"]}
+        for part in ("validation", "test")
+    )
+    both = ", ".join(sorted(validation & test))
+    if not both:
+        return ""
+    return (
+        f" Of the test days, {both} are validation days of other cells: settings were chosen on "
+        "them."
+    )
+
+
+def _cut_short(cells: Sequence[records.Record]) -> list[str]:
+    """Which runs the minutes of their budget ended; empty where none."""
+    named = {
+        plan.cell_name(cell["row"], cell["seed"], cell["dropped_days"]): cell for cell in cells
+    }
+    seconds = {name: _training_s(cell) for name, cell in named.items()}
+    # A teacher's own record has no times, its students' have.
+    seconds |= {
+        cell["teacher_cell"]: cell["time_s"]["teacher"]
+        for cell in cells
+        if cell["teacher_cell"] and "time_s" in cell
+    }
+    limited = {name: cell for name, cell in named.items() if cell.get("max_minutes")}
+    ended: dict[str, list[int]] = {}
+    for name, cell in limited.items():
+        is_late = seconds[name] >= 60 * cell["max_minutes"]
+        if is_late and cell["epochs"] < cell["max_epochs"]:
+            ended.setdefault(cell["row"], []).append(cell["epochs"])
+    if not ended:
+        return []
+    minutes = " or ".join(
+        f"{m:g}" for m in sorted({cell["max_minutes"] for cell in limited.values()})
+    )
+    epochs = "; ".join(f"{row} {', '.join(map(str, n))}" for row, n in ended.items())
+    return [
+        f"{sum(map(len, ended.values()))} of {len(limited)} runs used up their {minutes} minutes "
+        "of training before their epochs, so that these compare at equal time on cores of this "
+        f"speed and load, not at convergence. Epochs they did: {epochs}."
+    ]
+
+
+def _training_s(cell: records.Record) -> float:
+    """Of a cell's own stages."""
+    times = cell.get("time_s", {})
+    return float(times.get("pretraining", 0.0) + times.get("student", 0.0))
+
+
+def _seconds(cell: records.Record) -> float:
+    """What a cell took; `wall_s` knows of the last sitting alone."""
+    own = ("pretraining", "student", "evaluate")
+    stages = sum(cell.get("time_s", {}).get(stage, 0.0) for stage in own)
+    return max(cell["wall_s"], stages)
+
+
+def find(source: Source) -> list[str]:
+    """What the numbers say that a reader may miss."""
+    shared = _on_shared_days(source, "table2")
+    judged = recall_table.judge(shared)
+    beside = findings.beside_own(judged)
+    days = finished.own(shared).days
+    if len(days) > 1:
+        # Settings may have been chosen on the other days.
+        last = recall_table.judge([system.on_days(min(days)) for system in shared])
+        beside = findings.beside_own(last) + beside
+    return [
+        *beside,
+        *findings.below_popularity(judged),
+        *findings.prior_gain(judged),
+        *findings.ablations(recall_table.judge(_on_shared_days(source, "table4"))),
+    ]
+
+
+def _on_shared_days(source: Source, table: str) -> list[finished.System]:
+    """The systems of a table on the test days that all of them share; without, on DSMOE's first."""
+    systems = source.systems(table)
+    days = finished.shared_days(systems) or [min(finished.own(systems).days)]
+    return [system.on_days(*days) for system in systems]
+
+
+def _failures(source: Source) -> list[str]:
+    paths = sorted(source.failed.glob("*.json")) if source.failed else []
+    found = [(path.stem, records.load(path)) for path in paths]
+    return [f"Failed: {name}: {entry['error']}" for name, entry in found if entry]
+
+
+def _peers_not_run(source: Source) -> list[str]:
+    """What of the peers is neither finished nor failed; most likely a library was missing."""
+    found = [
+        system.label
+        for system in source.systems("table2")
+        if system.name in catalogue.PEERS and not system.entries
+        if source.failed is None or not list(source.failed.glob(f"{system.name}-seed*.json"))
+    ]
+    if not found:
+        return []
+    command = optional.install(catalogue.EXTRA)
+    return [f"Not run: {'; '.join(found)}. Install the extra peers: {command}."]
+
+
+def _draw(source: Source, folder: pathlib.Path) -> list[page.Picture]:
+    pictures = []
+    for name, (_, title) in sweeps.SWEPT.items():
+        if sweeps.draw_sweep(folder / name, name, _on_first_days(source, name)):
+            pictures.append(page.Picture(folder / name, f"{title}; all else is DSMOE's own row."))
+    own = finished.own(source.systems("fig4"))
+    captions = {
+        "fig4a": "Fig. 4a: cosine between the scenarios' SAP coefficients b_s, DSMOE's first seed. "
+        "The paper shows one matrix and does not say of which layer.",
+        "fig4b": "Fig. 4b: gate weights of the experts by scenario, DSMOE's first seed.",
+    }
+    drawn = {path.stem for path in sweeps.draw_scenarios(folder, own)}
+    pictures += [
+        page.Picture(folder / name, text) for name, text in captions.items() if name in drawn
+    ]
+    return pictures

@@ -1,0 +1,107 @@
+"""The paper's Table 3: what a method takes to train, to keep and to serve.
+
+Owns its layout. Parameters are those that are trained and served: no moments, no running
+statistics, no teacher. A forward pass is of 4,096 pairs, each with its own scenario; how its
+multiplications are counted is in `macs.py`.
+"""
+
+import statistics
+from collections.abc import Sequence
+
+from dsmoe_jax.compare import costs, records
+from dsmoe_jax.compare.report import finished, formats, paper
+
+HEADS = (
+    "",
+    "dense parameters, M",
+    "embedding parameters, M",
+    "all, M",
+    "MiB in float32",
+    "GMACs of a forward pass",
+    "GFLOPs",
+    "user tower, MMACs a query",
+    "item vectors of all indexes, GMACs",
+    "indexes",
+    "training, s",
+    "of it before the main stage, s",
+    "an epoch's steps, s",
+    "teacher, s",
+)
+
+
+def make(systems: Sequence[finished.System]) -> formats.Table:
+    """The table; ours, then the paper's printed numbers.
+
+    Raises:
+      ValueError: When DSMOE has no finished cell.
+    """
+    own = finished.own(systems)
+    rows = [_row(system) for system in systems if system.kind == "run"]
+    dataset = own.entries[0].record["dataset"]
+    for system in systems:
+        values = [
+            known.get(dataset, {}).get(system.name)
+            for known in (paper.PARAMETERS_M, paper.GIGA_MACS, paper.TRAIN_S)
+        ]
+        if any(value is not None for value in values):
+            params, macs, train_s = ("" if v is None else f"{v:,}" for v in values)
+            cells = [""] * len(HEADS)
+            cells[0], cells[3], cells[5], cells[10] = (
+                paper.label(system.label),
+                params,
+                macs,
+                train_s,
+            )
+            rows.append(tuple(map(formats.Value, cells)))
+    shown = [record for system in systems for record in _records(system)]
+    devices = ", ".join(sorted({record["device"] for record in shown}))
+    cores = ", ".join(sorted({str(record["cores"]) for record in shown}))
+    note = (
+        f"A forward pass of {costs.PAIRS:,} pairs of a user and an item, each in its own scenario, "
+        "with the branch of that scenario alone; a MAC is two FLOPs. The paper's parameters are "
+        "read as millions and its GFLOPs as GMACs; its widths are unknown, so that ratios between "
+        f"methods compare, not digits. Seconds: means over seeds, on {devices}, {cores} core(s) a "
+        "run; training includes validation and compilation; what a teacher takes is counted once "
+        "however many it teaches."
+    )
+    return formats.Table("table3", "Table 3: cost", HEADS, tuple(rows), (note,))
+
+
+def _records(system: finished.System) -> list[records.Record]:
+    """The records whose numbers are shown: those of the last test days, where there are any."""
+    of_last_days = [entry.record for entry in system.entries if entry.dropped_days == 0]
+    return of_last_days or [entry.record for entry in system.entries]
+
+
+def _row(system: finished.System) -> tuple[formats.Value, ...]:
+    if not system.entries:
+        return (formats.Value(system.label), *[formats.Value("not run")] * (len(HEADS) - 1))
+    shown = _records(system)
+    params, counted = shown[0]["params"], shown[0]["costs"]
+    total = params["dense"] + params["embedding"]
+    forward = counted["user"] + counted["item"] + counted["score"]
+
+    def seconds(name: str) -> float:
+        return statistics.fmean(record["time_s"].get(name, 0.0) for record in shown)
+
+    epoch_s = statistics.fmean(
+        record["split"]["train"]["examples"] / record["examples_per_s"] for record in shown
+    )
+    before_s = seconds("pretraining")
+    cells = (
+        system.label,
+        f"{params['dense'] / 1e6:.3f}",
+        f"{params['embedding'] / 1e6:.3f}",
+        f"{total / 1e6:.3f}",
+        f"{4 * total / 2**20:.2f}",
+        f"{forward / 1e9:.3f}",
+        f"{2 * forward / 1e9:.3f}",
+        f"{counted['query'] / 1e6:.3f}",
+        f"{counted['corpus'] / 1e9:.3f}",
+        f"{counted['indexes']}",
+        f"{seconds('student') + before_s:,.0f}",
+        f"{before_s:,.0f}" if before_s else "",
+        f"{epoch_s:.1f}",
+        f"{seconds('teacher'):,.0f}" if seconds("teacher") else "",
+    )
+    return tuple(map(formats.Value, cells))

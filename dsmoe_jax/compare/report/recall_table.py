@@ -1,0 +1,222 @@
+"""Tables of recall: the paper's Table 2 and Table 4, ours beside the paper's.
+
+Owns their layout and which cells are marked. The best and the second best mean of a column are
+marked among all rows but the random one; every row is compared with DSMOE on the same queries.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dsmoe_jax.compare import estimates
+from dsmoe_jax.compare.report import finished, formats, paper
+
+LEGEND = (
+    "Bold: best of the column; underlined: second best. Against DSMOE on the same queries, a "
+    "paired bootstrap of queries within their scenario (95 %, of recall averaged over seeds, each "
+    "comparison by itself): ▲ above, ▼ below, ≈ within noise."
+)
+# Not told apart from nothing.
+_UNRANKED = "random"
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A system and what can be said of it, by cut-off and scenario.
+
+    Attributes:
+      system: The row.
+      estimates: Recall.
+      intervals: This minus DSMOE; empty for DSMOE itself.
+    """
+
+    system: finished.System
+    estimates: Mapping[int, Mapping[str, estimates.Estimate]]
+    intervals: Mapping[int, Mapping[str, estimates.Interval]]
+
+
+def judge(systems: Sequence[finished.System]) -> list[Judged]:
+    """Judges every system that has finished cells against DSMOE, which must have some."""
+    own = finished.own(systems)
+    cutoffs, scenarios = cutoffs_of(own), scenarios_of(own)
+    base = {k: estimates.pool(own, k) for k in cutoffs}
+    found = []
+    for system in systems:
+        if not system.entries:
+            continue
+        pooled = {k: estimates.pool(system, k) for k in cutoffs}
+        intervals = {}
+        if system.name != own.name:
+            intervals = {k: estimates.compare(pooled[k], base[k], scenarios) for k in cutoffs}
+        values = {k: estimates.estimate(pooled[k], scenarios) for k in cutoffs}
+        found.append(Judged(system, values, intervals))
+    return found
+
+
+def cutoffs_of(own: finished.System) -> list[int]:
+    """The cut-offs of a comparison."""
+    return [int(k) for k in own.entries[0].record["k"]]
+
+
+def scenarios_of(own: finished.System) -> list[str]:
+    """The scenarios of a comparison."""
+    return list(own.entries[0].summary["scenarios"])
+
+
+def make(
+    name: str, title: str, systems: Sequence[finished.System], *, with_paper: bool = True
+) -> formats.Table:
+    """A table of recall, one row per system; what is not finished says so.
+
+    Args:
+      name: Of its files.
+      title: Above it.
+      systems: The rows; DSMOE must be among them.
+      with_paper: Whether the paper's rows are below.
+
+    Raises:
+      ValueError: When DSMOE has no finished cell.
+    """
+    judged = judge(systems)
+    by_name = {entry.system.name: entry for entry in judged}
+    own = finished.own(systems)
+    columns = [
+        (k, scenario) for k in cutoffs_of(own) for scenario in (*scenarios_of(own), estimates.MACRO)
+    ]
+    ranks = {column: _rank(judged, column) for column in columns}
+    rows = []
+    for system in systems:
+        label = formats.Value(system.label)
+        entry = by_name.get(system.name)
+        if entry is None:
+            rows.append((label, *[formats.Value("not run")] * (len(columns) + 1)))
+            continue
+        cells = [_cell(entry, column, ranks[column]) for column in columns]
+        rows.append((label, formats.Value(_validation(system)), *cells))
+    if with_paper:
+        rows += _paper_rows(own, systems, columns)
+    first = f"recall@{columns[0][0]}"
+    heads = ["", f"validation {first}", *(f"{scenario} @{k}" for k, scenario in columns)]
+    notes = (_caption(own, judged), LEGEND)
+    records = [record for entry in judged for record in _records(entry, columns)]
+    return formats.Table(name, title, tuple(heads), tuple(rows), notes, tuple(records))
+
+
+def percent(value: float) -> str:
+    """A fraction in percent, with one digit."""
+    return "n/a" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _rank(judged: Sequence[Judged], column: tuple[int, str]) -> dict[str, str]:
+    """The best and the second best system of a column."""
+    k, scenario = column
+    means = {
+        entry.system.name: entry.estimates[k][scenario].mean
+        for entry in judged
+        if entry.system.name != _UNRANKED and not math.isnan(entry.estimates[k][scenario].mean)
+    }
+    order = sorted(means, key=lambda name: -means[name])
+    return dict(zip(order, ("best", "second"), strict=False))
+
+
+def _cell(entry: Judged, column: tuple[int, str], ranks: Mapping[str, str]) -> formats.Value:
+    k, scenario = column
+    value = entry.estimates[k][scenario]
+    spread = "" if math.isnan(value.spread) else f" ± {percent(value.spread)}"
+    interval = entry.intervals[k][scenario] if entry.intervals else None
+    return formats.Value(
+        f"{percent(value.mean)}{spread}",
+        ranks.get(entry.system.name, ""),
+        interval.verdict if interval else "",
+    )
+
+
+def _validation(system: finished.System) -> str:
+    """Macro recall at the first cut-off on validation days: over seeds, then over test days."""
+    metric = f"recall@{system.entries[0].record['k'][0]}"
+    by_day: dict[int, list[float]] = {}
+    for entry in system.entries:
+        value = entry.summary["validation"]["macro"][metric]
+        by_day.setdefault(entry.dropped_days, []).append(value)
+    return percent(statistics.fmean(map(statistics.fmean, by_day.values())))
+
+
+def _paper_rows(
+    own: finished.System, systems: Sequence[finished.System], columns: Sequence[tuple[int, str]]
+) -> list[tuple[formats.Value, ...]]:
+    """What the paper prints of the rows' methods, as far as it is known here."""
+    printed = paper.RECALL.get(own.entries[0].record["dataset"], {})
+    rows = []
+    for system in systems:
+        values = printed.get(system.name)
+        if values is None:
+            continue
+        cells = []
+        for k, scenario in columns:
+            if scenario == estimates.MACRO:
+                known = [entry[k] for entry in values.values() if k in entry]
+                mean = sum(known) / len(known) if len(known) == len(values) else None
+            else:
+                mean = values.get(scenario, {}).get(k)
+            cells.append(formats.Value("" if mean is None else f"{mean:.1f}"))
+        if any(cell.text for cell in cells):
+            rows.append((formats.Value(paper.label(system.label)), formats.Value(""), *cells))
+    return rows
+
+
+def _records(entry: Judged, columns: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+    """One CSV line per number."""
+    found = []
+    for k, scenario in columns:
+        value = entry.estimates[k][scenario]
+        interval = entry.intervals[k][scenario] if entry.intervals else None
+        found.append(
+            {
+                "row": entry.system.name,
+                "scenario": scenario,
+                "k": k,
+                "seeds": value.seeds,
+                "recall": value.mean,
+                "sd_over_seeds": value.spread,
+                "se_over_queries": value.error,
+                "minus_dsmoe": interval.difference if interval else "",
+                "low": interval.low if interval else "",
+                "high": interval.high if interval else "",
+            }
+        )
+    return found
+
+
+def _caption(own: finished.System, judged: Sequence[Judged]) -> str:
+    records = [entry.record for entry in own.entries]
+    first = records[0]
+    days = "; ".join(
+        ", ".join(f"{part} {r['days'][0]}..{r['days'][-1]}" for part, r in split.items())
+        for split in {str(record["split"]): record["split"] for record in records}.values()
+    )
+    k = cutoffs_of(own)[0]
+    [mine] = [entry.estimates[k] for entry in judged if entry.system.name == own.name]
+    errors = ", ".join(f"{name} {percent(value.error)}" for name, value in mine.items())
+    seen = "removed" if first["seen_items_removed"] else "kept"
+    by_day: dict[int, set[int]] = {}
+    for entry in own.entries:
+        by_day.setdefault(entry.dropped_days, set()).add(entry.seed)
+    seeds = ", ".join(map(str, sorted(set.union(*by_day.values()))))
+    everywhere = ", ".join(map(str, sorted(set.intersection(*by_day.values()))))
+    if everywhere != seeds:
+        seeds += f"; on all days: {everywhere or 'none'}"
+    on_days = " on all days" if len(by_day) > 1 else ""
+    fewer = [
+        f"{entry.system.label} {entry.estimates[k][estimates.MACRO].seeds}"
+        for entry in judged
+        if 1 < entry.estimates[k][estimates.MACRO].seeds < mine[estimates.MACRO].seeds
+    ]
+    shorter = f"; fewer: {', '.join(fewer)}" if fewer else ""
+    return (
+        f"Recall in % on test days, mean ± standard deviation over seeds (DSMOE: {seeds}"
+        f"{shorter}; no ±: one seed{on_days}, or nothing random). {first['dataset']}; {days}; "
+        f"{first['candidates']:,} candidates in every scenario; items seen before are {seen}. "
+        f"Standard error of DSMOE's recall@{k} over queries: {errors}."
+    )

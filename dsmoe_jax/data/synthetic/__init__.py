@@ -1,0 +1,1 @@
+"""Synthetic data sets: generated files in the official formats, and worlds of known truth."""

@@ -1,0 +1,299 @@
+"""A synthetic twin of Alimama's display-advertising logs: the official files, at any size.
+
+Owns: the four CSV files, with the official columns, shares, nulls and quirks; who clicks what
+follows `data/synthetic/tastes.py`. Users are generated in blocks, each with all of its behaviours
+and impressions, so memory does not grow with the 723 million behaviours of the official log.
+Reading the files is `alimama.py`'s.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import tqdm
+
+from dsmoe_jax.data.prepare import alimama
+from dsmoe_jax.data.synthetic import alimama_tables, folders, official_columns, tastes
+from dsmoe_jax.data.synthetic import exposures as exposures_lib
+
+OFFICIAL_IMPRESSIONS = 26_557_961
+OFFICIAL_BEHAVIORS = 723_268_134
+
+_CLICK_RATE = 1_366_056 / OFFICIAL_IMPRESSIONS
+_DUPLICATE_SHARE = 0.0706
+_IMPOSSIBLE_TIMES = 26_278
+_TAGS = ["pv", "cart", "fav", "buy"]
+_TAG_SHARE = np.array([638.6, 15.9, 9.3, 8.4])
+_PIDS = ["430548_1007", "430539_1007"]
+
+# 2017-05-06 00:00 in Beijing; impressions last eight days from here.
+_FIRST_DAY_S = 1_494_000_000
+_IMPRESSION_DAYS = 8
+# Behaviours begin fourteen days earlier and end with the impressions.
+_BEHAVIOR_DAYS = 22
+_BEHAVIOR_START_S = _FIRST_DAY_S - 14 * folders.DAY_S
+
+_RECENT = 10
+_INTERESTS = 8
+_BLOCK_BEHAVIORS = 1_500_000
+
+NOTE = (
+    "Planted: users' and ads' taste; a taste shift per city level of rank 4; ad popularity per "
+    "city level; and an ad is clicked more if its brand is among the brands of the user's last 10 "
+    "behaviours. Numbers of distinct values, shares, nulls and quirks imitate the official files: "
+    "the trailing space of `new_user_class_level `, brands that are NULL or empty, users of "
+    "raw_sample without a profile, impossible timestamps, repeated behaviour rows, and behaviours "
+    "in categories and brands that no ad has."
+)
+
+
+@dataclasses.dataclass
+class SyntheticAlimamaConfig(alimama.AlimamaConfig):
+    """A generated twin of Alimama's logs, read by the same loader.
+
+    `raw_dir` is where the files are generated; empty means beside the store. Files in place are
+    reused when these settings are unchanged. The official size is num_users=1141729,
+    num_items=846811, num_impressions=26557961, num_behaviors=723268134 (24 GB of files).
+
+    Attributes:
+      num_users: Users of raw_sample.csv. Seven per cent have no profile.
+      num_items: Rows of ad_feature.csv.
+      num_impressions: Rows of raw_sample.csv, at least one per user.
+      num_behaviors: Rows of behavior_log.csv.
+      generator_seed: Decides every byte of the files.
+    """
+
+    num_users: int = 25_000
+    num_items: int = 18_000
+    num_impressions: int = 600_000
+    num_behaviors: int = 1_500_000
+    generator_seed: int = 0
+
+    def prepare(self, store_dir: str) -> None:
+        """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
+        folder = self.generate(self.raw_dir or f"{store_dir}.synthetic")
+        real = dataclasses.replace(self, raw_dir=str(folder))
+        super(SyntheticAlimamaConfig, real).prepare(store_dir)
+
+    def generate(self, folder: str) -> pathlib.Path:
+        """Writes the four files into `folder`, unless they are there; returns it."""
+        size = AlimamaSize(
+            self.num_users,
+            self.num_items,
+            self.num_impressions,
+            self.num_behaviors,
+            self.generator_seed,
+        )
+        return folders.generate(
+            folder,
+            title="Alimama's display-advertising logs",
+            note=NOTE,
+            settings=size._asdict(),
+            write=lambda partial: write_alimama(partial, size),
+        )
+
+
+class AlimamaSize(NamedTuple):
+    """How much is generated; see `SyntheticAlimamaConfig`."""
+
+    num_users: int
+    num_items: int
+    num_impressions: int
+    num_behaviors: int
+    seed: int
+
+
+def write_alimama(folder: pathlib.Path, size: AlimamaSize) -> None:
+    """Writes the four CSV files into `folder`.
+
+    Raises:
+      ValueError: If a size is too small for the tables' distinct values.
+    """
+    for name, value, low in (
+        ("num_users", size.num_users, 400),
+        ("num_items", size.num_items, 400),
+        ("num_impressions", size.num_impressions, size.num_users),
+        ("num_behaviors", size.num_behaviors, size.num_users),
+    ):
+        if value < low:
+            raise ValueError(f"data.{name}: expected at least {low}, got {value}")
+    preferences = tastes.make_preferences(
+        size.seed,
+        share_S=alimama_tables.LEVEL_SHARE,
+        num_users=size.num_users,
+        creator_V=alimama_tables.draw_brands(size.seed, size.num_items),
+    )
+    rng = folders.random_stream(size.seed, "levels")
+    level_U = official_columns.deal(rng, alimama_tables.LEVEL_SHARE, size.num_users)
+    user_id_U = 1 + rng.permutation(size.num_users)
+    frame, ads = alimama_tables.make_ads(size.seed, preferences)
+    with folders.CsvFile(folder / alimama.ADS_FILE) as file:
+        file.append(frame)
+    with folders.CsvFile(folder / alimama.PROFILES_FILE) as file:
+        file.append(alimama_tables.make_profiles(size.seed, preferences, level_U, user_id_U))
+    _write_logs(folder, size, preferences, ads, level_U, user_id_U)
+
+
+def _write_logs(
+    folder: pathlib.Path,
+    size: AlimamaSize,
+    preferences: tastes.Preferences,
+    ads: alimama_tables.Ads,
+    level_U: np.ndarray,
+    user_id_U: np.ndarray,
+) -> None:
+    rng = folders.random_stream(size.seed, "activity")
+    activity_U = np.exp(rng.standard_normal(size.num_users))
+    impressions_U = 1 + folders.spread_counts(activity_U, size.num_impressions - size.num_users)
+    repeats = round(_DUPLICATE_SHARE * size.num_behaviors)
+    # Who sees many ads does much else too, but not in proportion.
+    activity_U = activity_U**0.5 * np.exp(0.8 * rng.standard_normal(size.num_users))
+    behaviors_U = folders.spread_counts(activity_U, size.num_behaviors - repeats)
+    exposures = exposures_lib.Exposures(preferences, follow_share=0.2)
+    edges = _block_edges(behaviors_U + impressions_U)
+    kept_N = np.diff(np.concatenate([[0], np.cumsum(behaviors_U)])[edges])
+    repeats_N = folders.spread_counts(kept_N, repeats)
+    impossible = folders.scaled(_IMPOSSIBLE_TIMES, OFFICIAL_BEHAVIORS, size.num_behaviors, 3)
+    impossible_N = folders.spread_counts(kept_N, impossible)
+    with (
+        folders.CsvFile(folder / alimama.SAMPLES_FILE) as samples,
+        folders.CsvFile(folder / alimama.BEHAVIORS_FILE) as behaviors,
+        tqdm.tqdm(total=size.num_behaviors, desc="generate", disable=None, delay=2) as bar,
+    ):
+        for block, (low, high) in enumerate(itertools.pairwise(edges)):
+            rng = folders.random_stream(size.seed, "block", block)
+            user_B = np.arange(low, high)
+            log = _draw_behaviors(rng, exposures, level_U, user_B, behaviors_U[low:high])
+            frame = _behavior_frame(
+                rng, ads, user_id_U, log, int(repeats_N[block]), int(impossible_N[block])
+            )
+            behaviors.append(frame)
+            user_B = np.repeat(user_B, impressions_U[low:high])
+            samples.append(_sample_frame(rng, exposures, ads, level_U, user_id_U, log, user_B))
+            bar.update(frame.height)
+
+
+def _block_edges(rows_U: np.ndarray) -> np.ndarray:
+    """Users at which blocks of at most about `_BLOCK_BEHAVIORS` rows begin, and the end."""
+    stop_U = np.cumsum(rows_U)
+    cuts = np.searchsorted(stop_U, np.arange(_BLOCK_BEHAVIORS, stop_U[-1], _BLOCK_BEHAVIORS))
+    return np.unique(np.concatenate([[0], cuts, [len(rows_U)]]))
+
+
+class _Behaviors(NamedTuple):
+    """Behaviours of a block of users, user-major and chronological."""
+
+    user_E: np.ndarray
+    time_E: np.ndarray
+    item_E: np.ndarray
+    # Not a brand that an ad has: -1.
+    brand_code_E: np.ndarray
+    is_elsewhere_E: np.ndarray
+
+
+def _draw_behaviors(
+    rng: np.random.Generator,
+    exposures: exposures_lib.Exposures,
+    level_U: np.ndarray,
+    user_B: np.ndarray,
+    count_B: np.ndarray,
+) -> _Behaviors:
+    """Behaviours on what a user likes: a few interests, and at times something popular."""
+    recent_BL = np.zeros((len(user_B) * _INTERESTS, 0), np.int64)
+    owner = np.repeat(user_B, _INTERESTS)
+    interest, _ = exposures.draw(rng, owner, level_U[owner], recent_BL)
+    rows = int(count_B.sum())
+    place_E = np.repeat(np.arange(len(user_B)), count_B)
+    pick_E = folders.draw_shares(rng, folders.zipf_shares(_INTERESTS), rows)
+    item_E = interest[place_E * _INTERESTS + pick_E]
+    # Every tenth behaviour is on what somebody else likes.
+    stray_E = rng.random(rows) < 0.1
+    item_E[stray_E] = interest[rng.integers(0, len(interest), int(stray_E.sum()))]
+    is_elsewhere_E = rng.random(rows) < 0.05
+    brand_code_E = exposures.preferences.creator_V[item_E]
+    brand_code_E[is_elsewhere_E] = -1
+    time_E = _draw_times(rng, rows, _BEHAVIOR_START_S, _BEHAVIOR_DAYS)
+    # All else is independent of time, so sorting times within users sorts the rows.
+    time_E = np.sort((place_E << 32) + time_E) & (2**32 - 1)
+    return _Behaviors(user_B[place_E], time_E, item_E, brand_code_E, is_elsewhere_E)
+
+
+def _draw_times(rng: np.random.Generator, rows: int, start_s: int, days: int) -> np.ndarray:
+    day_B = rng.integers(0, days, rows)
+    return start_s + day_B * folders.DAY_S + folders.draw_time_of_day_ms(rng, rows) // 1000
+
+
+def _behavior_frame(
+    rng: np.random.Generator,
+    ads: alimama_tables.Ads,
+    user_id_U: np.ndarray,
+    log: _Behaviors,
+    repeats: int,
+    impossible: int,
+) -> pl.DataFrame:
+    """The rows of behavior_log.csv, shuffled, some of them twice, few with absurd times."""
+    rows = len(log.user_E)
+    tag_E = folders.draw_shares(rng, _TAG_SHARE, rows)
+    category_E = ads.category_id_V[log.item_E]
+    elsewhere = np.flatnonzero(log.is_elsewhere_E)
+    other = rng.integers(0, len(ads.other_category_ids), len(elsewhere))
+    category_E[elsewhere] = ads.other_category_ids[other]
+    time_E = log.time_E.copy()
+    absurd = rng.choice(rows, min(impossible, rows), replace=False)
+    # Before the epoch, at it, years before the log and years after it.
+    values = np.array([-2_114_566_861, 0, 978_307_200, 2_088_422_400])
+    time_E[absurd] = values[rng.integers(0, len(values), len(absurd))]
+    source = np.concatenate([np.arange(rows), rng.choice(rows, min(repeats, rows), replace=False)])
+    source = rng.permutation(source)
+    return pl.DataFrame(
+        {
+            "user": user_id_U[log.user_E[source]],
+            "time_stamp": time_E[source],
+            "btag": official_columns.take(_TAGS, tag_E[source]),
+            "cate": category_E[source],
+            "brand": ads.brand_id_V[log.item_E[source]],
+        }
+    )
+
+
+def _sample_frame(
+    rng: np.random.Generator,
+    exposures: exposures_lib.Exposures,
+    ads: alimama_tables.Ads,
+    level_U: np.ndarray,
+    user_id_U: np.ndarray,
+    log: _Behaviors,
+    user_B: np.ndarray,
+) -> pl.DataFrame:
+    """The rows of raw_sample.csv, shuffled, one for each of `user_B` (which ascends)."""
+    time_B = _draw_times(rng, len(user_B), _FIRST_DAY_S, _IMPRESSION_DAYS)
+    recent_BL = _recent_brands(log, user_B, time_B)
+    item_B, utility_B = exposures.draw(rng, user_B, level_U[user_B], recent_BL)
+    rate_S = np.full(len(alimama_tables.LEVEL_SHARE), _CLICK_RATE)
+    click_B = exposures_lib.draw_clicks(rng, utility_B, level_U[user_B], rate_S)
+    order = rng.permutation(len(user_B))
+    click_B = click_B[order].astype(np.int64)
+    return pl.DataFrame(
+        {
+            "user": user_id_U[user_B[order]],
+            "time_stamp": time_B[order],
+            "adgroup_id": ads.adgroup_id_V[item_B[order]],
+            "pid": official_columns.take(_PIDS, (rng.random(len(order)) < 0.4).astype(np.int64)),
+            "nonclk": 1 - click_B,
+            "clk": click_B,
+        }
+    )
+
+
+def _recent_brands(log: _Behaviors, user_B: np.ndarray, time_B: np.ndarray) -> np.ndarray:
+    """Brand codes [B, L] of each user's last behaviours before the time; -1 where none."""
+    key_E = (log.user_E << 32) + log.time_E
+    start_B = np.searchsorted(key_E, user_B << 32)
+    stop_B = np.searchsorted(key_E, (user_B << 32) + time_B)
+    index_BL = stop_B[:, None] - 1 - np.arange(_RECENT)[None]
+    inside_BL = index_BL >= start_B[:, None]
+    # The index is only looked at where it is inside.
+    return np.where(inside_BL, log.brand_code_E[np.maximum(index_BL, 0)], -1)

@@ -1,0 +1,238 @@
+"""Synthetic data sets: folders of generated files, named, written and reused safely.
+
+Owns: the folder that a generator writes (beside, then renamed; reused when its settings are
+unchanged; never over files that somebody else put there), the `SYNTHETIC.md` note that says what
+the rows are, the random streams, and the helpers that give a column its official number of
+distinct values or share of nulls. Does not own: what is in the files
+(`data/synthetic/kuairand_rows.py`, `data/synthetic/alimama_rows.py`, `data/synthetic/world.py`) nor
+the preferences planted in them (`data/synthetic/tastes.py`).
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pathlib
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+# Raised when a generator's output changes for the same settings, so that old folders are rewritten.
+GENERATOR_VERSION = 1
+NOTE_NAME = "SYNTHETIC.md"
+SETTINGS_NAME = "synthetic.json"
+
+
+def random_stream(seed: int, *names: str | int) -> np.random.Generator:
+    """An independent random stream per (seed, names): columns and blocks never share draws.
+
+    A stream depends on nothing else, so that a block's rows do not change with the number of
+    blocks before it.
+    """
+    words = [n if isinstance(n, int) else zlib.crc32(n.encode()) for n in names]
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, *words])))
+
+
+def generate(
+    folder: str | pathlib.Path,
+    title: str,
+    note: str,
+    settings: dict[str, Any],
+    write: Callable[[pathlib.Path], None],
+) -> pathlib.Path:
+    """Fills `folder` with generated files, unless it already holds just these.
+
+    Args:
+      folder: Where the files end up. Written as `<folder>.partial`, then renamed.
+      title: What the rows imitate, e.g. "KuaiRand-Pure".
+      note: A paragraph for `SYNTHETIC.md` on what is planted in them.
+      settings: JSON-ready values that decide the content, the seed among them.
+      write: Writes all files into the folder it is given.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: If the folder holds files that no generator wrote, or another process is
+        filling it.
+    """
+    folder = pathlib.Path(folder)
+    identity = {"generator_version": GENERATOR_VERSION, "title": title, "settings": settings}
+    if folder.exists() and any(folder.iterdir()):
+        written = _read_settings(folder)
+        if written is None:
+            raise ValueError(
+                f"{folder}: expected an absent, empty or generated folder (one with "
+                f"{SETTINGS_NAME}), got a folder with other files; choose another data.raw_dir "
+                "for the synthetic files, nothing was overwritten"
+            )
+        sizes = {n: (folder / n).stat().st_size for n in written["files"] if (folder / n).exists()}
+        if {**written, "files": None} == {**identity, "files": None} and sizes == written["files"]:
+            return folder
+    start_s = time.monotonic()
+    with _open_partial(folder) as partial:
+        write(partial)
+        (partial / NOTE_NAME).write_text(_note(title, note, settings))
+        files = {p.name: p.stat().st_size for p in sorted(partial.iterdir())}
+        text = json.dumps({**identity, "files": files}, indent=1, sort_keys=True)
+        (partial / SETTINGS_NAME).write_text(text + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    size_mb = sum(files.values()) / 1e6
+    print(
+        f"synthetic files {folder}: {size_mb:,.1f} MB in the layout of {title} generated in "
+        f"{time.monotonic() - start_s:.1f} s",
+        flush=True,
+    )
+    return folder
+
+
+def label(name: str, folder: str | pathlib.Path) -> str:
+    """What results on the files of a folder are labelled with: generated ones say so."""
+    is_generated = _read_settings(pathlib.Path(folder)) is not None
+    return f"{name} (synthetic)" if is_generated else name
+
+
+@contextlib.contextmanager
+def _open_partial(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """`<folder>.partial`, empty and of this process alone; removed unless renamed."""
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        # The lock goes with its process, so what a killed run left behind is known to be free.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ValueError(
+            f"{partial}: another process is generating these files; wait for it to end"
+        ) from None
+    try:
+        for leftover in partial.iterdir():
+            leftover.unlink()
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
+
+
+def _read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
+    try:
+        written = json.loads((folder / SETTINGS_NAME).read_text())
+    except (OSError, ValueError):
+        return None
+    return written if isinstance(written, dict) and isinstance(written.get("files"), dict) else None
+
+
+def _note(title: str, note: str, settings: dict[str, Any]) -> str:
+    lines = [f"- {name}: {value}" for name, value in sorted(settings.items())]
+    return "\n".join(
+        [
+            f"# Synthetic rows in the layout of {title}",
+            "",
+            "These files were generated. No row comes from the real data set or from any person,",
+            "and numbers measured on them say nothing about it.",
+            "",
+            note,
+            "",
+            "Settings (equal settings give equal bytes with the same NumPy on the same machine):",
+            "",
+            *lines,
+            "",
+        ]
+    )
+
+
+class CsvFile:
+    """Appends frames to one CSV file; the header is written once, with the first frame."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._file: io.BufferedWriter = path.open("wb")
+        self._has_header = False
+
+    def __enter__(self) -> "CsvFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def append(self, frame: pl.DataFrame) -> None:
+        """Writes the frame's rows; a null is an empty field."""
+        frame.write_csv(self._file, include_header=not self._has_header)
+        self._has_header = True
+
+
+def covering_codes(
+    rng: np.random.Generator, rows: int, distinct: int, exponent: float = 1.0
+) -> np.ndarray:
+    """Codes (int64) [rows] in [0, distinct), every code at least once, the rest Zipf.
+
+    Raises:
+      ValueError: If there are fewer rows than codes.
+    """
+    if not 1 <= distinct <= rows:
+        raise ValueError(f"distinct: expected 1 to {rows} (the rows), got {distinct}")
+    code_R = np.concatenate(
+        [np.arange(distinct), draw_shares(rng, zipf_shares(distinct, exponent), rows - distinct)]
+    )
+    return rng.permutation(code_R)
+
+
+def zipf_shares(count: int, exponent: float = 1.0) -> np.ndarray:
+    """Shares proportional to rank^-exponent, largest first, that sum to 1."""
+    weight = (1.0 + np.arange(count)) ** -exponent
+    return weight / weight.sum()
+
+
+def draw_shares(rng: np.random.Generator, share: np.ndarray, rows: int) -> np.ndarray:
+    """Codes (int64) [rows], code i with probability share[i]; shares need not sum to 1."""
+    edge = np.cumsum(share, dtype=np.float64)
+    code = np.searchsorted(edge, rng.random(rows) * edge[-1], side="right")
+    # The product can round up to the last edge.
+    return np.minimum(code, len(edge) - 1)
+
+
+def exact_mask(rng: np.random.Generator, rows: int, count: int) -> np.ndarray:
+    """A bool mask [rows] with exactly `count` Trues in random places."""
+    mask_R = np.zeros(rows, bool)
+    mask_R[rng.permutation(rows)[:count]] = True
+    return mask_R
+
+
+def scaled(official: int, official_rows: int, rows: int, least: int = 1) -> int:
+    """A published count, scaled to another number of rows; equal to it at the official size."""
+    return max(min(least, rows), round(official * rows / official_rows))
+
+
+def spread_counts(weight_R: np.ndarray, total: int) -> np.ndarray:
+    """Counts (int64) in proportion to the weights that sum to `total` exactly."""
+    edge = np.concatenate([[0.0], np.cumsum(weight_R, dtype=np.float64)])
+    return np.diff(np.rint(edge * (total / edge[-1])).astype(np.int64))
+
+
+# Share of the day's events in each hour 0..23 (Beijing time), as on the KuaiRand-Pure standard log.
+_HOUR_SHARE = np.array([
+    4.0, 2.4, 1.6, 1.0, 0.8, 0.9, 1.6, 2.5, 3.2, 3.9, 4.4, 5.0,
+    5.7, 5.6, 5.1, 5.1, 5.5, 5.9, 5.8, 5.4, 5.7, 6.0, 6.5, 6.2,
+])  # fmt: skip
+DAY_S = 86_400
+# Beijing is eight hours ahead of UTC the whole year.
+BEIJING_S = 8 * 3600
+
+
+def draw_time_of_day_ms(rng: np.random.Generator, rows: int) -> np.ndarray:
+    """Milliseconds (int64) since midnight [rows], following the hours of a real day."""
+    hour = draw_shares(rng, _HOUR_SHARE, rows)
+    return hour * 3_600_000 + rng.integers(0, 3_600_000, rows)

@@ -1,0 +1,174 @@
+"""A synthetic twin of MovieLens-1M: its three files, at any size, with planted sequences.
+
+Owns what is in the files; reading them is `movielens.py`'s. Every number of ratings per user and
+every time is drawn, none is taken from the real files.
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import polars as pl
+
+from dsmoe_jax.data.prepare import movielens
+from dsmoe_jax.data.synthetic import folders
+
+GENRES = (
+    "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
+    "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War",
+    "Western",
+)  # fmt: skip
+NOTE = (
+    "Planted: movies form series of up to eight parts. Within the hour after a part, a user mostly "
+    "rates the next part of its series; after longer, mostly another movie of the user's favourite "
+    "genres. Movies' popularity is Zipf. Nobody rates a movie twice, and everybody rates at least "
+    "twenty, as in the real files."
+)
+
+_SERIES = 8
+_LEAST_RATINGS = 20
+_FIRST_S, _SPAN_S = 956_700_000, 90_000_000
+_WITHIN_HOUR = 0.6
+_FOLLOWS = 0.7
+_FAVOURITE = 0.7
+
+
+@dataclasses.dataclass
+class SyntheticMovieLensConfig(movielens.MovieLensConfig):
+    """A generated twin of MovieLens-1M, read by the same loader.
+
+    `raw_dir` is where the files are generated; empty means beside the store. The official size is
+    num_users=6040, num_items=3883, ratings_per_user=166.
+
+    Attributes:
+      num_users: Rows of users.dat.
+      num_items: Rows of movies.dat.
+      ratings_per_user: On average, at least 21.
+      generator_seed: Decides every byte of the files.
+    """
+
+    name: str = "MovieLens-1M"
+    num_users: int = 600
+    num_items: int = 400
+    ratings_per_user: int = 50
+    generator_seed: int = 0
+
+    def prepare(self, store_dir: str) -> None:
+        """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
+        settings = {
+            name: getattr(self, name)
+            for name in ("num_users", "num_items", "ratings_per_user", "generator_seed")
+        }
+        folder = folders.generate(
+            self.raw_dir or f"{store_dir}.synthetic",
+            title="MovieLens-1M",
+            note=NOTE,
+            settings=settings,
+            write=lambda partial: write_movielens(partial, **settings),
+        )
+        real = dataclasses.replace(self, raw_dir=str(folder))
+        super(SyntheticMovieLensConfig, real).prepare(store_dir)
+
+
+def write_movielens(
+    folder: pathlib.Path,
+    *,
+    num_users: int,
+    num_items: int,
+    ratings_per_user: int,
+    generator_seed: int,
+) -> None:
+    """Writes ratings.dat, movies.dat and users.dat into `folder`.
+
+    Raises:
+      ValueError: If a size is too small, or users could not rate that many different movies.
+    """
+    for name, value, low in (
+        ("num_users", num_users, 1),
+        ("num_items", num_items, 100),
+        ("ratings_per_user", ratings_per_user, _LEAST_RATINGS + 1),
+    ):
+        if value < low:
+            raise ValueError(f"data.{name}: expected at least {low}, got {value}")
+    if ratings_per_user > num_items // 2:
+        raise ValueError(
+            f"data.ratings_per_user: expected at most half of data.num_items={num_items}, got "
+            f"{ratings_per_user}"
+        )
+    rng = folders.random_stream(generator_seed, "movies")
+    genre_V = rng.integers(0, len(GENRES), -(-num_items // _SERIES)).repeat(_SERIES)[:num_items]
+    second_V = rng.integers(0, len(GENRES), num_items)
+    popularity_V = rng.permutation(folders.zipf_shares(num_items, 0.8))
+    titles = [f"Series {i // _SERIES}, Part {i % _SERIES + 1} ({1970 + i % 30})"
+              for i in range(num_items)]  # fmt: skip
+    genres = [
+        "|".join(sorted({GENRES[first], GENRES[second]}))
+        for first, second in zip(genre_V, second_V, strict=True)
+    ]
+    _write_dat(folder / "movies.dat", [np.arange(1, num_items + 1), titles, genres])
+    _write_users(folder / "users.dat", num_users, generator_seed)
+    taste = Taste(genre_V, popularity_V)
+    parts = [
+        taste.rate(folders.random_stream(generator_seed, "user", user), user, ratings_per_user)
+        for user in range(1, num_users + 1)
+    ]
+    _write_dat(folder / "ratings.dat", [np.concatenate(part) for part in zip(*parts, strict=True)])
+
+
+class Taste:
+    """Who rates what next."""
+
+    def __init__(self, genre_V: np.ndarray, popularity_V: np.ndarray):
+        """Keeps the movies' genres and shares."""
+        self._genre_V, self._popularity_V = genre_V, popularity_V
+
+    def rate(
+        self, rng: np.random.Generator, user: int, ratings_per_user: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One user's ratings: user, movie, stars, unix seconds."""
+        num_items = len(self._genre_V)
+        more = rng.geometric(1 / (ratings_per_user - _LEAST_RATINGS))
+        count = min(_LEAST_RATINGS + int(more), num_items // 2)
+        favourite = rng.choice(len(GENRES), 3, replace=False)
+        liked_V = np.where(np.isin(self._genre_V, favourite), 1.0, 0.0)
+        share_V = self._popularity_V * (1 - _FAVOURITE + _FAVOURITE * len(GENRES) / 3 * liked_V)
+        is_soon = rng.random(count) < _WITHIN_HOUR
+        gap_s = np.where(
+            is_soon, rng.integers(1, 3600, count), rng.integers(86_400, 864_000, count)
+        )
+        follows = is_soon & (rng.random(count) < _FOLLOWS)
+        open_V = np.ones(num_items, bool)
+        movie, rated = -1, []
+        for position in range(count):
+            after = movie + 1
+            if position and follows[position] and after % _SERIES and after < num_items:
+                movie = after if open_V[after] else -1
+            else:
+                movie = -1
+            if movie < 0:
+                movie = int(folders.draw_shares(rng, share_V * open_V, 1)[0])
+            open_V[movie] = False
+            rated.append(movie)
+        time_E = _FIRST_S + int(rng.integers(0, _SPAN_S)) + np.cumsum(gap_s)
+        stars_E = rng.integers(1, 6, count)
+        return np.full(count, user), np.asarray(rated) + 1, stars_E, time_E
+
+
+def _write_users(path: pathlib.Path, num_users: int, seed: int) -> None:
+    rng = folders.random_stream(seed, "users")
+    _write_dat(
+        path,
+        [
+            np.arange(1, num_users + 1),
+            rng.choice(np.array(["F", "M"]), num_users),
+            rng.choice(np.array([1, 18, 25, 35, 45, 50, 56]), num_users),
+            rng.integers(0, 21, num_users),
+            [f"{code:05d}" for code in rng.integers(0, 100_000, num_users)],
+        ],
+    )
+
+
+def _write_dat(path: pathlib.Path, cells: list) -> None:
+    frame = pl.DataFrame({str(i): column for i, column in enumerate(cells)})
+    joined = frame.select(pl.concat_str(pl.all().cast(pl.String), separator="::"))
+    path.write_text("\n".join(joined.to_series().to_list()) + "\n", encoding="latin-1")

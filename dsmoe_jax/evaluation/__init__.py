@@ -1,0 +1,1 @@
+"""Evaluation: the protocol, the evaluators that follow it, and the metrics."""

@@ -1,0 +1,337 @@
+"""Full-corpus evaluation of a matcher, a ranker or anything else that scores the corpus.
+
+Owns how a system's lists are made: a matcher embeds the corpus per scenario and is searched through
+an index; a ranker scores the catalogue by brute force. What is asked and how lists are judged is in
+`evaluation/protocol.py`. No parameter is trained here, and models run as in serving
+(`train=False`).
+
+Letters: Q queries of a split, B queries of a batch, V rows of the corpus (row 0 is padding),
+T retrieved list length, D tower output, G candidates of a chunk, Z devices, W rows of a device's
+shard.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jaxtyping import Float, Int
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import features
+from dsmoe_jax.config import schema
+from dsmoe_jax.data import pipeline
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.evaluation import protocol
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.models.ranking import ranker as ranker_lib
+from dsmoe_jax.retrieval import exact
+from dsmoe_jax.retrieval import index as index_lib
+from dsmoe_jax.training import sharding, train_state
+
+# (user, item) pairs that a ranker scores at once on a device: at most about 1 GB of activations
+# for a ranker that attends over 50 events.
+_PAIRS_PER_DEVICE = 1 << 15
+# Bytes of scores [B, V] held at once.
+_SCORE_BYTES = 1 << 28
+
+# Scores of every item for the queries with these ids (rows of the split's query table).
+Scores = Callable[[np.ndarray], np.ndarray | jax.Array]
+
+
+class MatcherEvaluator:
+    """Evaluates a matcher through an index of its item vectors.
+
+    Holds the compiled functions: make one per model and call it after every epoch.
+    """
+
+    def __init__(
+        self,
+        store: store_lib.Store,
+        spec: features.FeatureSpec,
+        corpus: batch_lib.Items,
+        matcher: two_tower.Matcher,
+        config: schema.EvalConfig,
+        mesh: jax.sharding.Mesh,
+    ):
+        """Builds the functions; they compile at the first call.
+
+        Args:
+          store: The prepared data.
+          spec: The features the model sees.
+          corpus: All items, on the devices.
+          matcher: The model.
+          config: Cut-offs, batch sizes, backend and removal rule.
+          mesh: The devices: queries and corpus are split over them.
+        """
+        self._store, self._spec, self._corpus, self._config = store, spec, corpus, config
+        self._mesh, self._matcher = mesh, matcher
+        self._batch_size = _round_up(config.query_batch, mesh.size)
+        self._embed_users = jax.jit(
+            lambda frozen, users, scenario_B: _apply(
+                matcher, frozen, users, scenario_B, method="embed_user"
+            )[0],
+            out_shardings=sharding.replicated(mesh),
+        )
+        # FAISS wants the whole corpus on the host of every process.
+        whole = config.backend == "faiss"
+        self._embed_corpus = jax.jit(
+            self._trace_corpus,
+            out_shardings=sharding.replicated(mesh) if whole else sharding.by_rows(mesh),
+        )
+
+    def __call__(
+        self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
+    ) -> protocol.Evaluation:
+        """Evaluates the parameters on the given queries of a split."""
+        judge = protocol.Judge(self._store, self._config, split)
+        groups = list(judge.group_by_scenario(query_Q, self._batch_size))
+        index: index_lib.Index | None = None
+        indexed = -1
+        with _progress(f"evaluate {split}", len(groups)) as bar:
+            pending: list[tuple[np.ndarray, Any, Any]] = []
+            for scenario, ids in groups:
+                if index is None or (self._matcher.item_uses_scenario and scenario != indexed):
+                    index, indexed = None, scenario  # frees the former index first
+                    index = self._make_index(frozen, scenario)
+                pending.append((ids, *self._search(frozen, index, judge, ids)))
+                # The host judges one batch while the devices search the next.
+                if len(pending) > 1:
+                    judge.add_lists(*pending.pop(0))
+                bar.update()
+            for lists in pending:
+                judge.add_lists(*lists)
+        return judge.finish()
+
+    def embed_corpus(self, frozen: train_state.Frozen, scenario: int) -> Float[jax.Array, "rows D"]:
+        """Item vectors in a scenario, row = item id; rows from V on are padding."""
+        return self._embed_corpus(frozen, self._corpus, jnp.int32(scenario))
+
+    def lower_embed_corpus(self, frozen: train_state.Frozen) -> jax.stages.Lowered:
+        """`embed_corpus`, lowered for arrays, or their shapes, in their layout: to look at."""
+        return self._embed_corpus.lower(frozen, self._corpus, jnp.int32(0))
+
+    def _make_index(self, frozen: train_state.Frozen, scenario: int) -> index_lib.Index:
+        item_VD = self.embed_corpus(frozen, scenario)
+        if self._config.backend == "faiss":
+            from dsmoe_jax.retrieval import faiss_index  # an optional extra
+
+            return faiss_index.FaissIndex(np.asarray(item_VD)[: self._spec.num_items])
+        return exact.ExactIndex(item_VD, num_rows=self._spec.num_items, mesh=self._mesh)
+
+    def _search(
+        self,
+        frozen: train_state.Frozen,
+        index: index_lib.Index,
+        judge: protocol.Judge,
+        ids: np.ndarray,
+    ) -> tuple[Any, Any]:
+        users, scenario_B = _read_queries(
+            self._mesh, self._store, self._spec, judge.split, ids, self._batch_size
+        )
+        query_BMD = self._embed_users(frozen, users, scenario_B)
+        return index.search(query_BMD, judge.list_length(ids))
+
+    def _trace_corpus(
+        self, frozen: train_state.Frozen, corpus: batch_lib.Items, scenario: jax.Array
+    ) -> jax.Array:
+        # Device z owns rows [z * W, (z + 1) * W), as `sharding.put_rows` lays a large corpus out,
+        # and embeds them in chunks of its own: features are read and vectors are made where they
+        # stay, and only one chunk's activations are held.
+        Z = self._mesh.size
+        W = sharding.shard_rows(self._spec.num_items, Z)
+        chunk = min(sharding.shard_rows(self._config.item_batch, Z), W)
+        by_rows = sharding.by_rows(self._mesh)
+
+        def split(leaf: jax.Array) -> jax.Array:
+            missing = Z * W - leaf.shape[0]
+            leaf = jnp.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
+            return jax.lax.with_sharding_constraint(leaf.reshape(Z, W, *leaf.shape[1:]), by_rows)
+
+        items_ZW = jax.tree.map(split, corpus)
+
+        def embed(start: jax.Array) -> jax.Array:
+            def take(leaf: jax.Array) -> jax.Array:
+                part = jax.lax.dynamic_slice_in_dim(leaf, start, chunk, axis=1)
+                return part.reshape(Z * chunk, *leaf.shape[2:])
+
+            items = jax.tree.map(take, items_ZW)
+            scenario_B = jnp.full(Z * chunk, scenario, jnp.int32)
+            item_BD, _ = _apply(self._matcher, frozen, items, scenario_B, method="embed_item")
+            return item_BD.reshape(Z, chunk, -1)
+
+        def fill(step: jax.Array, item_ZWD: jax.Array) -> jax.Array:
+            # The last chunk reaches back to stay inside the shard.
+            start = jnp.minimum(step * chunk, W - chunk)
+            item_ZWD = jax.lax.dynamic_update_slice_in_dim(item_ZWD, embed(start), start, axis=1)
+            return jax.lax.with_sharding_constraint(item_ZWD, by_rows)
+
+        like = jax.eval_shape(embed, jnp.int32(0))
+        empty_ZWD = jax.lax.with_sharding_constraint(
+            jnp.zeros((Z, W, like.shape[2]), like.dtype), by_rows
+        )
+        item_ZWD = jax.lax.fori_loop(0, -(-W // chunk), fill, empty_ZWD)
+        return item_ZWD.reshape(Z * W, -1)
+
+
+class RankerEvaluator:
+    """Evaluates a ranker by brute force over the catalogue; holds its compiled functions."""
+
+    def __init__(
+        self,
+        store: store_lib.Store,
+        spec: features.FeatureSpec,
+        corpus: batch_lib.Items,
+        ranker: ranker_lib.Ranker,
+        config: schema.EvalConfig,
+        mesh: jax.sharding.Mesh,
+        *,
+        num_negatives: int = 4,
+        seed: int = 0,
+    ):
+        """Builds the function; it compiles at the first call.
+
+        Args:
+          store: The prepared data.
+          spec: The features the model sees.
+          corpus: All items, on the devices.
+          ranker: The model.
+          config: Cut-offs, batch sizes and removal rule.
+          mesh: The devices: queries are split over them.
+          num_negatives: Uniform negatives per relevant item in the log-loss.
+          seed: Of those negatives.
+        """
+        self._store, self._spec, self._corpus, self._config = store, spec, corpus, config
+        self._mesh, self._num_negatives, self._seed = mesh, num_negatives, seed
+        per_device = min(64, -(-config.query_batch // mesh.size))
+        self._batch_size = per_device * mesh.size
+        V, G = spec.num_items, min(spec.num_items, _PAIRS_PER_DEVICE // per_device)
+
+        def score(
+            frozen: train_state.Frozen,
+            corpus: batch_lib.Items,
+            users: batch_lib.Users,
+            scenario_B: jax.Array,
+        ) -> jax.Array:
+            encoded = _apply(ranker, frozen, users, scenario_B, method="encode_user")
+
+            def score_chunk(start: jax.Array) -> jax.Array:
+                id_1G = jnp.minimum(start + jnp.arange(G), V - 1)[None]
+                items = batch_lib.take_items(corpus, id_1G)
+                return _apply(ranker, frozen, encoded, items, scenario_B, method="score")
+
+            logit_XBG = jax.lax.map(score_chunk, jnp.arange(0, V, G))
+            return logit_XBG.swapaxes(0, 1).reshape(len(scenario_B), -1)[:, :V]
+
+        self._score = jax.jit(score, out_shardings=sharding.replicated(mesh))
+
+    def __call__(
+        self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
+    ) -> protocol.Evaluation:
+        """Evaluates the parameters on the given queries of a split, log-loss included."""
+
+        def scores(ids: np.ndarray) -> jax.Array:
+            users, scenario_B = _read_queries(
+                self._mesh, self._store, self._spec, split, ids, self._batch_size
+            )
+            return self._score(frozen, self._corpus, users, scenario_B)
+
+        return evaluate_scores(
+            self._store,
+            self._config,
+            split,
+            query_Q,
+            scores,
+            batch_size=self._batch_size,
+            num_negatives=self._num_negatives,
+            seed=self._seed,
+        )
+
+
+def evaluate_scores(
+    store: store_lib.Store,
+    config: schema.EvalConfig,
+    split: str,
+    query_Q: Int[np.ndarray, "Q"],
+    scores: Scores,
+    *,
+    batch_size: int | None = None,
+    num_negatives: int = 0,
+    seed: int = 0,
+) -> protocol.Evaluation:
+    """Evaluates anything that scores the whole corpus.
+
+    Args:
+      store: The prepared data.
+      config: Cut-offs, batch size and removal rule.
+      split: "validation" or "test".
+      query_Q: Ids of the queries.
+      scores: Maps at most `batch_size` query ids to scores [B, V], column = item id (column 0 is
+        ignored); rows past the given ids are padding.
+      batch_size: Queries scored at once; `config.query_batch`, or what memory allows.
+      num_negatives: Uniform negatives per relevant item; above 0, scores are read as logits and
+        their log-loss is evaluated.
+      seed: Of the negatives, which are the same for every system.
+    """
+    judge = protocol.Judge(store, config, split)
+    if batch_size is None:
+        batch_size = fit_rows(store.spec.num_items, at_most=config.query_batch)
+    query_Q = np.sort(query_Q)
+    starts = range(0, len(query_Q), batch_size)
+    with _progress(f"evaluate {split}", len(starts)) as bar:
+        for start in starts:
+            ids = query_Q[start : start + batch_size]
+            score_BV = np.array(scores(ids))[: len(ids)]  # a copy: seen items are struck out
+            if num_negatives:
+                judge.add_log_loss(ids, score_BV, num_negatives, seed)
+            judge.add_scores(ids, score_BV)
+            bar.update()
+    return judge.finish()
+
+
+def fit_rows(num_items: int, *, at_most: int) -> int:
+    """Rows of float32 scores over the corpus that are held at once, 1 to `at_most`."""
+    return max(1, min(at_most, _SCORE_BYTES // (4 * num_items)))
+
+
+def _apply(model: nn.Module, frozen: train_state.Frozen, *args: Any, method: str) -> Any:
+    variables = {"params": frozen.params, **frozen.model_state}
+    return model.apply(variables, *args, train=False, method=method)
+
+
+def _read_queries(
+    mesh: jax.sharding.Mesh,
+    store: store_lib.Store,
+    spec: features.FeatureSpec,
+    split: str,
+    ids: np.ndarray,
+    batch_size: int,
+) -> tuple[batch_lib.Users, jax.Array]:
+    """Users and scenarios of one batch of queries, of which each process reads its slice."""
+    batches = pipeline.query_batches(
+        store,
+        spec,
+        split,
+        ids,
+        batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    batch = next(batches)
+    placed: tuple[batch_lib.Users, jax.Array] = sharding.put_batch(
+        mesh, (batch.users, batch.scenario_Q)
+    )
+    return placed
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+# Shown on a terminal only, and by one process.
+def _progress(title: str, total: int) -> tqdm.tqdm:
+    hidden = True if jax.process_index() else None
+    return tqdm.tqdm(total=total, desc=title, unit="batch", leave=False, disable=hidden)

@@ -1,0 +1,158 @@
+"""The methods that can be compared: their names and their configurations.
+
+Owns the names that variants of the configuration files use (`configs/kuairand.py:sample,mind`,
+`teacher=sap`). What a method is stands in its own file; to add one is to write that file and name
+its configuration here.
+"""
+
+from typing import Any
+
+from dsmoe_jax import features
+from dsmoe_jax.config import schema
+from dsmoe_jax.models.matching import (
+    adin,
+    dsmoe,
+    dssm,
+    fuxi,
+    hstu,
+    ican,
+    m5,
+    mind,
+    mmoe,
+    perscen,
+    sass,
+)
+from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
+
+# Two-tower methods, which an index serves; tables list them in this order.
+MATCHERS: dict[str, type[schema.MatcherConfig]] = {
+    "dsmoe": dsmoe.DSMOEConfig,
+    # Of the paper's Table 2.
+    "ican": ican.ICANConfig,
+    "adin": adin.ADINConfig,
+    "sass": sass.SASSConfig,
+    "m5": m5.M5Config,
+    "perscen": perscen.PERSCENConfig,
+    # Classic ones.
+    "dssm": dssm.DSSMConfig,
+    "dssm_per_scenario": dssm.DSSMPerScenarioConfig,
+    "mind": mind.MINDConfig,
+    "mmoe": mmoe.MMoEConfig,
+    # Sequential ones.
+    "hstu": hstu.HSTUConfig,
+    "fuxi": fuxi.FuxiConfig,
+    "fuxi_mme": fuxi.FuxiMMEConfig,
+}
+# Joint-input rankers, which teach.
+RANKERS: dict[str, type[schema.RankerConfig]] = {
+    "mmoe_din": mmoe_din.MMoEDINConfig,
+    "sap": sap_ranker.SAPRankerConfig,
+    "ple": ple.PLEConfig,
+    "hmoe": hmoe.HMoEConfig,
+    "hinet": hinet.HiNetConfig,
+    "m3oe": m3oe.M3oEConfig,
+    "star": star.STARConfig,
+    "din": din.DINConfig,
+    "fused": fused.FusedConfig,
+}
+# Two-tower methods as tables print them; one that is not here goes by its own name.
+LABELS = {
+    "dsmoe": "DSMOE",
+    "ican": "ICAN",
+    "adin": "ADIN-style",
+    "sass": "SASS-style",
+    "m5": "M5-style",
+    "perscen": "PERSCEN-style",
+    "dssm": "DSSM",
+    "dssm_per_scenario": "DSSM per scenario",
+    "mind": "MIND",
+    "mmoe": "MMOE, two-tower",
+    "hstu": "HSTU",
+    "fuxi": "FuXi-alpha",
+    "fuxi_mme": "Fuxi-MME-style",
+}
+# The rankers that `teacher=fused` averages.
+FUSED_MEMBERS = ("mmoe_din", "ple", "star")
+
+DEFAULT_MATCHER = "dsmoe"
+DEFAULT_RANKER = "mmoe_din"
+
+# Tokens of a configuration file's variants.
+METHOD_TOKENS = tuple(name for name in MATCHERS if name != DEFAULT_MATCHER)
+TEACHER_TOKENS = tuple(f"teacher={name}" for name in RANKERS)
+HISTORY_TOKENS = tuple(f"history={n}" for n in features.HISTORY_ENCODERS if n != "mean")
+ABLATION_TOKENS = (*dsmoe.ABLATIONS, "no_distill")
+
+
+def make_matcher(chosen: dict[str, str]) -> schema.MatcherConfig:
+    """The method of a variant: its axes "method" and "ablation".
+
+    Args:
+      chosen: The variant's tokens by axis, from `variants.parse`.
+
+    Raises:
+      ValueError: When another method than DSMOE is to be ablated.
+    """
+    name, ablation = chosen.get("method", DEFAULT_MATCHER), chosen.get("ablation", "")
+    if name == DEFAULT_MATCHER:
+        return dsmoe.DSMOEConfig(**dsmoe.ABLATIONS.get(ablation, {}))
+    if ablation:
+        raise ValueError(
+            f"variant: {ablation!r} is an ablation of {DEFAULT_MATCHER}, got it with {name!r}"
+        )
+    return MATCHERS[name]()
+
+
+def make_teacher(chosen: dict[str, str]) -> schema.RankerConfig:
+    """The teacher of a variant: its axis "teacher", whose tokens are `teacher=NAME`."""
+    teacher = RANKERS[_teacher_name(chosen)]()
+    if isinstance(teacher, fused.FusedConfig):
+        teacher.members = {name: RANKERS[name]() for name in FUSED_MEMBERS}
+    return teacher
+
+
+def list_rankers(
+    chosen: dict[str, str], teacher: schema.RankerConfig
+) -> dict[str, schema.RankerConfig]:
+    """The members of a variant's teacher by name, or the teacher itself where it has none."""
+    if isinstance(teacher, fused.FusedConfig):
+        return teacher.members
+    return {_teacher_name(chosen): teacher}
+
+
+def history_encoder(chosen: dict[str, str]) -> str:
+    """The history encoder of a variant: its axis "history", whose tokens are `history=NAME`."""
+    return chosen.get("history", "history=mean").partition("=")[2]
+
+
+def components(experiment: schema.Experiment, *, student: bool, teacher: bool) -> list[str]:
+    """Components of `numerics.VERSIONS` that decide the numbers of a run.
+
+    A method class that a configuration file defines has no version: the hash of the configuration
+    names it.
+
+    Args:
+      experiment: The run.
+      student: Whether it trains the two-tower method.
+      teacher: Whether it trains a teacher or learns from one.
+    """
+    names = {cls: name for known in (MATCHERS, RANKERS) for name, cls in known.items()}
+    used: list[Any] = [experiment.model] if student else []
+    if teacher:
+        ranker = experiment.teacher.model
+        members = ranker.members.values() if isinstance(ranker, fused.FusedConfig) else ()
+        used += [ranker, *members]
+    found = [names[type(method)] for method in used if type(method) in names]
+    encoder = experiment.features.history_encoder
+    if student and encoder in MATCHERS:
+        found.append(encoder)
+    return ["data", "training", "evaluation", *found]
+
+
+def is_distilled(chosen: dict[str, str]) -> bool:
+    """Whether a variant's method learns from a teacher: DSMOE does, unless that is taken away."""
+    return "method" not in chosen and chosen.get("ablation") != "no_distill"
+
+
+def _teacher_name(chosen: dict[str, str]) -> str:
+    return chosen.get("teacher", f"teacher={DEFAULT_RANKER}").partition("=")[2]

@@ -1,1 +1,0 @@
-"""Peers: recommenders of other libraries that a user would pick today, judged as rows."""

@@ -1,0 +1,1 @@
+"""Runs: prepare, train the teacher, distil the student, evaluate, report."""

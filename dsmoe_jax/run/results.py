@@ -1,0 +1,162 @@
+"""`results.json`: the record of a run that tables and figures are made from.
+
+Owns its schema, and that of the arrays beside it. Recalls are fractions; a metric of a scenario
+without queries is null.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+import dsmoe_jax
+from dsmoe_jax import runlog
+from dsmoe_jax.config import fingerprint, schema
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.evaluation import protocol
+
+FILE = "results.json"
+ARRAYS_FILE = "arrays.npz"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def make(
+    *,
+    experiment: schema.Experiment,
+    store: store_lib.Store,
+    test: protocol.Evaluation,
+    validation: protocol.Evaluation,
+    teacher: dict[str, Any] | None,
+    references: dict[str, Any],
+    params: dict[str, int],
+    time_s: dict[str, float],
+    examples_per_s: float,
+) -> dict[str, Any]:
+    """Joins what a run measured, in the order people read it.
+
+    Args:
+      experiment: The resolved configuration.
+      store: The prepared data.
+      test: The student on all test queries.
+      validation: The student on all validation queries.
+      teacher: The teacher's summary, or None without one.
+      references: Summaries of the reference rows by name.
+      params: Numbers of dense and embedding parameters of the student.
+      time_s: Seconds of `prepare`, `teacher`, `student`, `evaluate`.
+      examples_per_s: Positives per second in the student's training.
+    """
+    return {
+        "dataset": store.manifest["dataset"],
+        "variant": experiment.variant,
+        "seed": experiment.seed,
+        "config_hash": fingerprint.config_hash(experiment),
+        "data_hash": store.data_hash,
+        "versions": versions(),
+        "device": describe_devices(),
+        "date": today(),
+        "split": store.manifest["split"],
+        "candidates": test.num_candidates,
+        "seen_items_removed": test.seen_removed,
+        "k": list(experiment.eval.k),
+        **test.summarise(),
+        "validation": validation.summarise(),
+        "teacher": teacher,
+        "references": references,
+        "params": params,
+        "time_s": time_s,
+        "examples_per_s": examples_per_s,
+    }
+
+
+def save(path: pathlib.Path, results: dict[str, Any]) -> None:
+    """Writes the file beside its place, then renames it there."""
+    runlog.replace_text(path, json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
+
+
+def query_arrays(test: protocol.Evaluation) -> dict[str, np.ndarray]:
+    """A system on test queries as small integers.
+
+    `query`, `scenario`, `relevant` and, for each cut-off k, `hits@k`: the relevant items among the
+    top k. Recall per query is hits / relevant.
+    """
+    return {
+        "query": test.query_Q.astype(np.int32),
+        "scenario": test.scenario_Q.astype(np.int16),
+        "relevant": test.relevant_Q.astype(np.int32),
+        **{
+            f"hits@{k}": np.rint(recall_Q * test.relevant_Q).astype(np.int16)
+            for k, recall_Q in test.recall.items()
+        },
+    }
+
+
+def save_arrays(
+    path: pathlib.Path, test: protocol.Evaluation, views: dict[str, dict[str, np.ndarray]]
+) -> None:
+    """Writes what only comparisons of several runs need, beside its place, then renames it there.
+
+    Args:
+      path: A NumPy archive.
+      test: The system on test queries; see `query_arrays`.
+      views: Further tables by kind and name, saved as `<kind>/<name>`.
+    """
+    tables = {f"{kind}/{name}": v for kind, entry in views.items() for name, v in entry.items()}
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        arrays: dict[str, Any] = {**query_arrays(test), **tables}
+        np.savez_compressed(file, **arrays)
+    os.replace(partial, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "dsmoe_jax": dsmoe_jax.__version__, **found}
+
+
+def today() -> str:
+    """The date, e.g. `2026-01-31`."""
+    return datetime.date.today().isoformat()
+
+
+def describe_devices() -> str:
+    """The accelerators, e.g. `2 x NVIDIA H100` or `1 x cpu (2 cores)`."""
+    kind = jax.devices()[0].device_kind
+    cores = f" ({os.cpu_count()} cores)" if jax.default_backend() == "cpu" else ""
+    return f"{jax.device_count()} x {kind}{cores}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+def table(results: dict[str, Any]) -> list[str]:
+    """The result as console lines: test recall per scenario of every row, in %."""
+    metric = f"recall@{results['k'][0]}"
+    names = list(results["scenarios"])
+    lines = [
+        f"test {metric} in %, {results['candidates']:,} candidates, seen items "
+        f"{'removed' if results['seen_items_removed'] else 'kept'}",
+        "  " + " ".join([f"{'':<34}", *[f"{name:>6}" for name in names], f"{'macro':>6}"]),
+    ]
+    rows = {**results["references"], "teacher (sampled queries)": results["teacher"]}
+    for label, summary in {**rows, "student": results}.items():
+        if summary is None:
+            continue
+        values = [summary["scenarios"][name][metric] for name in names]
+        values.append(summary["macro"][metric])
+        lines.append("  " + " ".join([f"{label:<34}", *[f"{100 * v:>6.1f}" for v in values]]))
+    return lines

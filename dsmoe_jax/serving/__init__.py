@@ -1,0 +1,1 @@
+"""Serving: what a trained model becomes outside of training."""

@@ -1,0 +1,187 @@
+"""Checkpoints of a stage: the latest state to resume from, the best state to keep.
+
+Owns the layout on disk and the refusal of a checkpoint that another configuration or other data
+wrote. Two managers, because one manager that keeps the best step would delete later progress:
+
+    <workdir>/checkpoints/<stage>/latest/<step>/   state and progress; a resumed run starts here
+    <workdir>/checkpoints/<stage>/best/<step>/     the state with the best validation recall
+
+Writes are asynchronous and atomic (Orbax commits a step by renaming it).
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from dsmoe_jax.training import sharding, train_state
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a stage stands, saved beside its state.
+
+    Attributes:
+      stage: Name of the stage.
+      step: Steps taken; the next batch is number `step` of the stage.
+      epochs_evaluated: Epochs that are complete and evaluated.
+      best_score: Best macro validation recall so far; -1 before the first evaluation.
+      best_step: Step of the best state.
+      bad_epochs: Evaluations since the best one; patience compares with it.
+      train_s: Seconds of training so far, evaluation included, over all sittings.
+      example_s: Seconds of those spent in training steps.
+    """
+
+    stage: str
+    step: int = 0
+    epochs_evaluated: int = 0
+    best_score: float = -1.0
+    best_step: int = 0
+    bad_epochs: int = 0
+    train_s: float = 0.0
+    example_s: float = 0.0
+
+
+class StageCheckpoints:
+    """The checkpoints of one stage in a workdir."""
+
+    def __init__(self, workdir: pathlib.Path, stage: str, identity: dict[str, Any]):
+        """Opens the folders.
+
+        Args:
+          workdir: The run's folder.
+          stage: Name of the stage.
+          identity: Flat fields (configuration and data hash) that a resumed run must share.
+        """
+        self._stage = stage
+        self._identity = identity
+        root = workdir.absolute() / "checkpoints" / stage
+        self._latest = _manager(root / "latest")
+        self._best = _manager(root / "best")
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the checkpoint a resumed run would start from."""
+        return self._latest.latest_step()
+
+    def latest_path(self) -> pathlib.Path:
+        """Folder of the latest checkpoints."""
+        return pathlib.Path(self._latest.directory)
+
+    def save_latest(self, state: train_state.TrainState, progress: Progress) -> None:
+        """Saves the state to resume from; returns before the write is complete."""
+        self._save(self._latest, state, progress)
+
+    def save_best(self, state: train_state.TrainState, progress: Progress) -> None:
+        """Replaces the best state; returns before the write is complete."""
+        self._save(self._best, state, progress)
+
+    def restore_latest(
+        self, like: train_state.TrainState, mesh: jax.sharding.Mesh
+    ) -> tuple[train_state.TrainState, Progress] | None:
+        """The latest state in this mesh's layout, or None where there is none.
+
+        Raises:
+          ValueError: When another configuration or other data wrote it, with the difference.
+        """
+        return self._restore(self._latest, like, mesh)
+
+    def restore_best(
+        self, like: train_state.TrainState, mesh: jax.sharding.Mesh
+    ) -> tuple[train_state.TrainState, Progress] | None:
+        """The best state in this mesh's layout, or None where there is none.
+
+        Raises:
+          ValueError: When another configuration or other data wrote it, with the difference.
+        """
+        return self._restore(self._best, like, mesh)
+
+    def latest_progress(self) -> Progress | None:
+        """Where the latest state stands, without reading it; None where there is none.
+
+        Raises:
+          ValueError: When another configuration or other data wrote it, with the difference.
+        """
+        step = self._latest.latest_step()
+        return None if step is None else self._read_progress(self._latest, step)
+
+    def wait(self) -> None:
+        """Returns once every save is on disk."""
+        self._latest.wait_until_finished()
+        self._best.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the managers' threads."""
+        self._latest.close()
+        self._best.close()
+
+    def _save(
+        self, manager: ocp.CheckpointManager, state: train_state.TrainState, progress: Progress
+    ) -> None:
+        if progress.step in manager.all_steps():
+            # A run killed between its two saves evaluates the same epoch again; same content.
+            manager.delete(progress.step)
+        meta = {"progress": dataclasses.asdict(progress), "identity": self._identity}
+        manager.save(
+            progress.step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_present(state)), meta=ocp.args.JsonSave(meta)
+            ),
+        )
+
+    def _restore(
+        self,
+        manager: ocp.CheckpointManager,
+        like: train_state.TrainState,
+        mesh: jax.sharding.Mesh,
+    ) -> tuple[train_state.TrainState, Progress] | None:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        progress = self._read_progress(manager, step)
+        wanted = _present(like)
+        layout = sharding.state_sharding(mesh, wanted)
+        target = sharding.abstract(wanted, layout)
+        restored = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        )
+        return train_state.TrainState(**restored["state"]), progress
+
+    def _read_progress(self, manager: ocp.CheckpointManager, step: int) -> Progress:
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        difference = describe_difference(meta["identity"], self._identity)
+        if difference:
+            raise ValueError(
+                f"{manager.directory}: another run wrote this checkpoint ({difference}); "
+                "change the fields back or choose a new --workdir"
+            )
+        return Progress(**meta["progress"])
+
+
+def describe_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """`field: checkpoint X, run Y` for every flat field that differs; empty when none does."""
+    missing = "absent"
+    names = sorted(set(saved) | set(wanted))
+    return ", ".join(
+        f"{name}: checkpoint {saved.get(name, missing)!r}, run {wanted.get(name, missing)!r}"
+        for name in names
+        if saved.get(name, missing) != wanted.get(name, missing)
+    )
+
+
+def _present(state: train_state.TrainState) -> dict[str, Any]:
+    """The parts that a state has, by name."""
+    return {name: part for name, part in state._asdict().items() if part is not None}
+
+
+def _manager(directory: pathlib.Path) -> ocp.CheckpointManager:
+    # Two managers save at the same time; without a prefix of its own, a barrier of one could meet
+    # another process's barrier of the other.
+    name = f"{directory.parent.name}_{directory.name}"
+    processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, create=True, multiprocessing_options=processes
+    )
+    return ocp.CheckpointManager(directory, options=options, item_names=("state", "meta"))

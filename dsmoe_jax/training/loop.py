@@ -1,0 +1,387 @@
+"""The loop of one stage: data -> step -> report -> validation -> checkpoint.
+
+Owns every side effect of training. A stage is a model, its optimiser and its validation; teacher
+and student are stages of this one loop. What a step computes is in `train_step`.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import runlog
+from dsmoe_jax.data import pipeline
+from dsmoe_jax.training import checkpoint, interrupt, optimizer, sharding, train_state, train_step
+
+# A mean task loss above this is divergence: an untrained model's BCE is at 0.69. Auxiliary losses
+# have scales of their own, so that the total says nothing.
+DIVERGED_LOSS = 100.0
+
+Summary = dict[str, Any]
+
+
+class DivergedError(Exception):
+    """The loss is not finite or absurdly large."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is trained, and how it is judged.
+
+    Attributes:
+      name: `teacher`, `student`, ...
+      model: A matcher or a ranker.
+      updater: How its parameters are updated.
+      max_epochs: Upper bound on passes over the examples.
+      patience: Evaluations without a better score before the stage ends.
+      validate: Summary of a frozen state on validation queries, with `scenarios` and `macro` as in
+        results.json; None where nothing selects and the last epoch is kept.
+      score_name: The macro metric that selects the epoch, e.g. `recall@50`.
+      loss_method: The model's method that gives the loss; empty for logits and their BCE.
+      start_from: What an earlier stage trained; None starts from initial parameters.
+      max_train_s: Seconds of training after which no further epoch begins; what is judged and kept
+        is the best state until then.
+      constants: Values of the model's `constants` collection.
+      average_decay: Decay per step of the moving average that is judged and kept; 0 for none.
+      teacher: The module that teaches, if any.
+      frozen_teacher: Its parameters.
+      distill_weight: lambda.
+      distill_temperature: tau.
+      distill_warmup_epochs: First epochs with lambda = 0.
+    """
+
+    name: str
+    model: nn.Module
+    updater: optimizer.Updater
+    max_epochs: int
+    patience: int
+    validate: Callable[[train_state.Frozen], Summary] | None
+    score_name: str
+    loss_method: str = ""
+    start_from: train_state.Frozen | None = None
+    max_train_s: float = math.inf
+    constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    average_decay: float = 0.0
+    teacher: nn.Module | None = None
+    frozen_teacher: train_state.Frozen | None = None
+    distill_weight: float = 0.0
+    distill_temperature: float = 1.0
+    distill_warmup_epochs: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all stages of a run share.
+
+    Attributes:
+      mesh: The devices.
+      corpus: All items, on the devices; rows past the last item are padding.
+      source: The training batches.
+      key: Random key of the run; a stage folds its name in.
+      num_negatives: N.
+      steps_per_report: Steps between two logged points.
+      steps_per_dispatch: Steps that the devices take without the host.
+      every_steps: Steps between two saves inside an epoch; 0 for none.
+      reporter: Where progress is told.
+      stop: Whether the run was asked to end.
+    """
+
+    mesh: jax.sharding.Mesh
+    corpus: batch_lib.Items
+    source: pipeline.BatchSource
+    key: jax.Array
+    num_negatives: int
+    steps_per_report: int
+    steps_per_dispatch: int
+    every_steps: int
+    reporter: runlog.Reporter
+    stop: interrupt.StopRequest
+
+
+def train_stage(
+    stage: Stage, setting: Setting, checkpoints: checkpoint.StageCheckpoints
+) -> tuple[train_state.TrainState, checkpoint.Progress]:
+    """Trains a stage, from its latest checkpoint where there is one, and returns its best state.
+
+    Raises:
+      InterruptedRunError: After a stop request, with the state saved.
+      DivergedError: When the loss is not finite, or the task's absurdly large, naming the step and
+        the last good checkpoint.
+    """
+    loop = _Loop(stage, setting, checkpoints)
+    while not loop.is_done():
+        loop.run_epoch()
+    return loop.best()
+
+
+class _Loop:
+    """The mutable part of `train_stage`."""
+
+    def __init__(
+        self, stage: Stage, setting: Setting, checkpoints: checkpoint.StageCheckpoints
+    ) -> None:
+        self._stage, self._setting, self._checkpoints = stage, setting, checkpoints
+        # The stage's name decides its random stream, so that it is the same whatever ran before.
+        stage_key = jax.random.fold_in(
+            setting.key, int.from_bytes(stage.name.encode()[:4], "little") & 0x7FFFFFFF
+        )
+        init_key, self._step_key = jax.random.split(stage_key)
+        averaged = stage.average_decay > 0
+        self._like = train_state.abstract_state(
+            stage.model, stage.updater, mesh=setting.mesh, averaged=averaged
+        )
+        for line in runlog.describe_parameters(stage.name, self._like.params):
+            setting.reporter.line(line)
+        # Either or: two states may not fit the devices.
+        restored = checkpoints.restore_latest(self._like, setting.mesh)
+        if restored is not None:
+            self._state, self._progress = restored
+            setting.reporter.forget_after(stage.name, self._progress.step)
+            setting.reporter.line(f"{stage.name}: resumes at step {self._progress.step}")
+        else:
+            self._progress = checkpoint.Progress(stage=stage.name)
+            self._state = train_state.init_state(
+                stage.model,
+                stage.updater,
+                key=init_key,
+                mesh=setting.mesh,
+                constants=stage.constants,
+                averaged=averaged,
+            )
+            if stage.start_from is not None:
+                self._state = train_state.start_from(self._state, stage.start_from)
+        self._steps = self._compile_steps()
+        self._epoch_key = init_key
+        self._end_epoch = train_step.make_end_epoch(stage.model, setting.mesh, self._like)
+        # Steps before a group, their number, and their metrics, stacked.
+        self._pending: list[tuple[int, int, train_step.Metrics]] = []
+        self._reported_s = time.perf_counter()
+        self._waited_s = 0.0
+
+    def is_done(self) -> bool:
+        progress, stage = self._progress, self._stage
+        is_late = progress.epochs_evaluated > 0 and progress.train_s >= stage.max_train_s
+        is_over = progress.epochs_evaluated >= stage.max_epochs
+        return is_late or is_over or progress.bad_epochs >= stage.patience
+
+    def best(self) -> tuple[train_state.TrainState, checkpoint.Progress]:
+        self._checkpoints.wait()
+        del self._state  # two states may not fit the devices
+        best = self._checkpoints.restore_best(self._like, self._setting.mesh)
+        if best is None:
+            raise ValueError(
+                f"{self._checkpoints.latest_path()}: the stage is complete and its best state is "
+                "gone; delete the stage's folder and run again"
+            )
+        return best[0], self._progress
+
+    def run_epoch(self) -> None:
+        setting, progress, stage = self._setting, self._progress, self._stage
+        per_epoch = setting.source.steps_per_epoch
+        epoch = progress.epochs_evaluated
+        end = (epoch + 1) * per_epoch
+        weight = 0.0 if epoch < stage.distill_warmup_epochs else stage.distill_weight
+        distill_weight = jnp.asarray(weight, jnp.float32)
+        start_s = self._reported_s = time.perf_counter()
+        setting.reporter.start_epoch(
+            stage.name, epoch, per_epoch, progress.step - epoch * per_epoch
+        )
+        batches = pipeline.make_train_iterator(setting.source, start=progress.step)
+        while progress.step < end:
+            count = self._count_steps(end)
+            group = self._fetch(batches, count)
+            self._state, metrics = self._steps(
+                self._state,
+                stage.frozen_teacher,
+                setting.corpus,
+                group,
+                distill_weight,
+                self._step_key,
+                np.int32(count),
+            )
+            self._pending.append((progress.step, count, metrics))
+            progress.step += count
+            if progress.step % setting.steps_per_report == 0 or progress.step == end:
+                self._report_pending()
+            self._maybe_save(start_s, end)
+        setting.reporter.end_epoch()
+        if self._end_epoch is not None:
+            key = jax.random.fold_in(self._epoch_key, epoch)
+            self._state, told = self._end_epoch(self._state, key)
+            values = {name: float(value) for name, value in told.items()}
+            if values:
+                setting.reporter.metrics(stage.name, progress.step, values)
+        progress.example_s += time.perf_counter() - start_s
+        self._finish_epoch()
+        progress.train_s += time.perf_counter() - start_s
+        self._checkpoints.save_latest(self._state, progress)
+        if setting.stop.reached(progress.step) and not self.is_done():
+            self._stop()
+
+    def _count_steps(self, end: int) -> int:
+        """Steps to take at once: none passes a report, a save or the epoch's end."""
+        setting, step = self._setting, self._progress.step
+        stops = [end, step + setting.steps_per_dispatch]
+        stops += [
+            (step // every + 1) * every
+            for every in (setting.steps_per_report, setting.every_steps)
+            if every
+        ]
+        return min(stops) - step
+
+    def _fetch(self, batches: Iterator[batch_lib.Batch], count: int) -> batch_lib.Batch:
+        """The next batches, stacked, on the devices; counts the time that these were idle for them.
+
+        Devices run behind the host, so a slow fetch costs nothing while they still work. Only at
+        its end is it known whether they do; where they do not, all of the fetch counts: an upper
+        bound.
+        """
+        start_s = time.perf_counter()
+        group = [next(batches) for _ in range(count)]
+        # Of one size, so that there is one program.
+        group += group[-1:] * (self._setting.steps_per_dispatch - count)
+        placed: batch_lib.Batch = sharding.put_batches(self._setting.mesh, group)
+        # `jax.Array` does not declare `is_ready`, which every array has.
+        last: Any = self._pending[-1][-1]["loss"] if self._pending else None
+        if last is None or last.is_ready():
+            self._waited_s += time.perf_counter() - start_s
+        return placed
+
+    def _compile_steps(self) -> train_step.Steps:
+        stage, setting = self._stage, self._setting
+        step = train_step.make_train_step(
+            stage.model,
+            stage.updater,
+            num_items=stage.model.spec.num_items,
+            num_negatives=setting.num_negatives,
+            teacher=stage.teacher,
+            distill_temperature=stage.distill_temperature,
+            average_decay=stage.average_decay,
+            loss_method=stage.loss_method,
+        )
+        steps: train_step.Steps = train_step.jit_step(
+            train_step.make_steps(step, setting.steps_per_dispatch), setting.mesh, self._like
+        )
+        return steps
+
+    def _report_pending(self) -> None:
+        """Fetches the metrics of the steps since the last report: the loop's only wait."""
+        if not self._pending:
+            return
+        steps = [before + n + 1 for before, count, _ in self._pending for n in range(count)]
+        groups = jax.device_get([metrics for _, _, metrics in self._pending])
+        fetched = [
+            {name: stacked[n] for name, stacked in metrics.items()}
+            for (_, count, _), metrics in zip(self._pending, groups, strict=True)
+            for n in range(count)
+        ]
+        self._pending.clear()
+        for step, metrics in zip(steps, fetched, strict=True):
+            loss = float(metrics["loss"])
+            task = float(metrics["loss_task"].sum() / metrics["rows"].sum())
+            if not np.isfinite(loss) or task > DIVERGED_LOSS:
+                self._raise_diverged(step, loss)
+        names = self._stage.model.spec.scenarios
+        rows_S = sum(metrics["rows"] for metrics in fetched)
+        values = {"train/loss": float(np.mean([metrics["loss"] for metrics in fetched]))}
+        for part in sorted(set(fetched[0]) - {"rows", "loss"}):
+            sum_S = sum(metrics[part] for metrics in fetched)
+            values[f"train/{part}"] = float(sum_S.sum() / rows_S.sum())
+            for name, total, rows in zip(names, sum_S, rows_S, strict=True):
+                if rows:
+                    values[f"train/{name}/{part}"] = float(total / rows)
+        progress, setting = self._progress, self._setting
+        now_s = time.perf_counter()
+        elapsed_s = now_s - self._reported_s
+        rate = len(steps) * setting.source.batch_size / elapsed_s
+        values["perf/examples_per_s"] = rate
+        values["perf/data_wait_share"] = self._waited_s / elapsed_s
+        self._reported_s, self._waited_s = now_s, 0.0
+        setting.reporter.metrics(self._stage.name, progress.step, values)
+        parts = " ".join(
+            f"{name.removeprefix('train/')} {value:.4f}"
+            for name, value in values.items()
+            if name.count("/") == 1 and name.startswith("train/")
+        )
+        setting.reporter.advance(len(steps), f"{parts} {rate:,.0f} examples/s")
+
+    def _raise_diverged(self, step: int, loss: float) -> None:
+        setting, stage = self._setting, self._stage
+        setting.reporter.end_epoch()
+        self._checkpoints.wait()
+        epoch, index = divmod(step - 1, setting.source.steps_per_epoch)
+        good = self._checkpoints.latest_step
+        saved = (
+            f"the last good checkpoint is step {good} in {self._checkpoints.latest_path()}"
+            if good is not None
+            else "no checkpoint was saved yet"
+        )
+        section = "teacher" if stage.name == "teacher" else "train"
+        raise DivergedError(
+            f"{stage.name}: the loss is {loss:g} at step {step} "
+            f"(epoch {epoch + 1}, batch {index}); "
+            f"{saved}; lower {section}.learning_rate"
+        )
+
+    def _maybe_save(self, start_s: float, end: int) -> None:
+        setting, progress = self._setting, self._progress
+        if progress.step == end:
+            return
+        stop = setting.stop.reached(progress.step)
+        due = setting.every_steps and progress.step % setting.every_steps == 0
+        if not (stop or due):
+            return
+        self._report_pending()
+        elapsed_s = time.perf_counter() - start_s
+        saved = dataclasses.replace(
+            progress,
+            train_s=progress.train_s + elapsed_s,
+            example_s=progress.example_s + elapsed_s,
+        )
+        self._checkpoints.save_latest(self._state, saved)
+        if stop:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._setting.reporter.end_epoch()
+        self._checkpoints.wait()
+        raise interrupt.InterruptedRunError(
+            f"{self._stage.name}: stopped at step {self._progress.step}, state saved; the same "
+            "command resumes"
+        )
+
+    def _finish_epoch(self) -> None:
+        stage, progress, reporter = self._stage, self._progress, self._setting.reporter
+        progress.epochs_evaluated += 1
+        if stage.validate is None:
+            progress.best_step = progress.step
+            self._checkpoints.save_best(self._state, progress)
+            reporter.line(f"{stage.name} epoch {progress.epochs_evaluated:>3}")
+            return
+        summary = stage.validate(train_state.freeze(self._state))
+        score = summary["macro"][stage.score_name]
+        is_best = score > progress.best_score
+        if is_best:
+            progress.best_score, progress.best_step, progress.bad_epochs = score, progress.step, 0
+            self._checkpoints.save_best(self._state, progress)
+        else:
+            progress.bad_epochs += 1
+        values = {f"eval/macro/{name}": value for name, value in summary["macro"].items()}
+        for scenario, row in summary["scenarios"].items():
+            values |= {f"eval/{scenario}/{name}": value for name, value in row.items()}
+        reporter.metrics(stage.name, progress.step, values)
+        recalls = "  ".join(
+            f"{scenario} {100 * row[stage.score_name]:.1f}"
+            for scenario, row in summary["scenarios"].items()
+        )
+        reporter.line(
+            f"{stage.name} epoch {progress.epochs_evaluated:>3}  validation {stage.score_name} % "
+            f"macro {100 * score:.2f}  {recalls}{'  best' if is_best else ''}"
+        )

@@ -1,0 +1,255 @@
+"""One step of training: candidates, logits, loss, gradient, update. Pure.
+
+Owns the objective that stages share: BCE over a positive and its sampled negatives, plus the
+model's auxiliary losses, plus the distillation term when a teacher is given. The teacher is an
+argument: it is no part of the state, and no gradient reaches it. A stage may train on a loss of the
+model's own instead.
+
+Letters: B examples, N negatives, G = 1 + N candidates, X losses of a row, or items of a row, S
+scenarios.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax.data import negatives
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.training import losses, optimizer, sharding, train_state
+
+# Sums over the rows of each scenario, [S] per name; divided by "rows" once, when reported.
+Metrics = dict[str, jax.Array]
+Step = Callable[..., tuple[train_state.TrainState, Metrics]]
+# Several steps; their metrics are stacked along a new first axis.
+Steps = Callable[..., tuple[train_state.TrainState, Metrics]]
+
+
+def make_train_step(
+    model: nn.Module,
+    updater: optimizer.Updater,
+    *,
+    num_items: int,
+    num_negatives: int,
+    teacher: nn.Module | None = None,
+    distill_temperature: float = 1.0,
+    average_decay: float = 0.0,
+    loss_method: str = "",
+) -> Step:
+    """Builds `step(state, frozen_teacher, corpus, batch, distill_weight, key)`.
+
+    The step returns the next state and sums per scenario of every loss. `frozen_teacher` is None
+    where `teacher` is. `distill_weight` is a traced scalar, so that a warm-up compiles nothing
+    anew. Everything random derives from `fold_in(key, state.step)`.
+
+    With `loss_method` the loss is that method's of the model: `(users, items, scenario_B, *, train)
+    -> (loss_BX, aux)`, one loss per row or more, in place of the logits and their BCE.
+
+    A matcher that draws unlabelled items (`Matcher.draw_unlabelled`) is called with them as
+    `unlabelled`, but not for such a loss.
+
+    **Paper:** L = L_task + lambda * mean KL(p_teacher || p_student), section "Distillation".
+    **Deviation:** means over rows where the paper sums: Adam is indifferent to the scale.
+    """
+
+    def objective(
+        params: Any,
+        model_state: dict[str, Any],
+        constants: dict[str, jax.Array],
+        users: batch_lib.Users,
+        scenario_B: jax.Array,
+        items: batch_lib.Items,
+        teacher_logit_BG: jax.Array | None,
+        distill_weight: jax.Array,
+        dropout_key: jax.Array,
+    ) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
+        mutable = [name for name in model_state if name != "constants"]
+        items, unlabelled = batch_lib.split_items(items, 1 + num_negatives)
+        extra: dict[str, Any] = {"unlabelled": unlabelled} if unlabelled.sparse_VF.shape[1] else {}
+        (output_BX, aux), updated = model.apply(
+            {"params": params, **model_state, "constants": constants},
+            users,
+            items,
+            scenario_B,
+            train=True,
+            mutable=mutable,
+            rngs={"dropout": dropout_key},
+            method=loss_method or "__call__",
+            **extra,
+        )
+        if loss_method:
+            parts_BX = {"loss_task": output_BX}
+        else:
+            label_BX = jnp.zeros_like(output_BX).at[:, 0].set(1.0)
+            parts_BX = {"loss_task": losses.bce_with_logits(output_BX, label_BX)}
+        total = parts_BX["loss_task"].mean()
+        if teacher_logit_BG is not None:
+            kl_BX = losses.bernoulli_kl(
+                teacher_logit_BG, output_BX, temperature=distill_temperature
+            )
+            parts_BX["loss_distill"] = kl_BX
+            total = total + distill_weight * kl_BX.mean()
+        for value in aux.values():
+            total = total + value
+        one_hot_BS = jax.nn.one_hot(scenario_B, model.spec.num_scenarios)
+        rows_S = one_hot_BS.sum(axis=0) * output_BX.shape[1]
+        sums = {name: part.sum(axis=1) @ one_hot_BS for name, part in parts_BX.items()}
+        # An auxiliary loss is one number for the batch: every row carries it.
+        sums |= {f"loss_{name}": value * rows_S for name, value in aux.items()}
+        sums["rows"] = rows_S
+        sums["loss"] = total
+        return total, ({**model_state, **updated}, sums)
+
+    def step(
+        state: train_state.TrainState,
+        frozen_teacher: train_state.Frozen | None,
+        corpus: batch_lib.Items,
+        batch: batch_lib.Batch,
+        distill_weight: jax.Array,
+        key: jax.Array,
+    ) -> tuple[train_state.TrainState, Metrics]:
+        step_key = jax.random.fold_in(key, state.step)
+        negative_key, dropout_key, unlabelled_key = jax.random.split(step_key, 3)
+        candidate_BG = negatives.draw_candidates(
+            negative_key, batch.item_B, num_items=num_items, num_negatives=num_negatives
+        )
+        items = batch_lib.take_items(corpus, candidate_BG)
+        teacher_logit_BG = None
+        if teacher is not None and frozen_teacher is not None:
+            teacher_logit_BG, _ = teacher.apply(
+                {"params": frozen_teacher.params, **frozen_teacher.model_state},
+                batch.users,
+                items,
+                batch.scenario_B,
+                train=False,
+            )
+            teacher_logit_BG = jax.lax.stop_gradient(teacher_logit_BG)
+        unlabelled_BX = None
+        if isinstance(model, two_tower.Matcher) and not loss_method:
+            unlabelled_BX = model.draw_unlabelled(batch.users, batch.scenario_B, unlabelled_key)
+        if unlabelled_BX is not None:
+            # Beside the candidates: an updater is shown all items of a step at once.
+            shown_BX = jnp.concatenate([candidate_BG, unlabelled_BX], axis=1)
+            items = batch_lib.take_items(corpus, shown_BX)
+        constants = state.model_state.get("constants", {})
+        shown = updater.show(state.params, state.opt_state, batch.users, items, constants)
+        gradient, (model_state, metrics) = jax.grad(objective, has_aux=True)(
+            shown.params,
+            state.model_state,
+            shown.constants,
+            shown.users,
+            batch.scenario_B,
+            shown.items,
+            teacher_logit_BG,
+            distill_weight,
+            dropout_key,
+        )
+        params, opt_state = updater.update(gradient, state.params, shown, state.step)
+        state = state._replace(
+            step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state
+        )
+
+        def move(average: Any, params: Any, share: jax.Array) -> Any:
+            return updater.average(average, params, shown, share)
+
+        return train_state.move_average(state, average_decay, move), metrics
+
+    return step
+
+
+def make_end_epoch(
+    model: nn.Module, mesh: sharding.AnyMesh, state: train_state.TrainState
+) -> Callable[[train_state.TrainState, jax.Array], tuple[train_state.TrainState, Metrics]] | None:
+    """The jitted `end(state, key)` of a model that does something after an epoch, else None.
+
+    It returns the state and what the model tells of the epoch.
+
+    Args:
+      model: A matcher may define it; see `two_tower.Matcher.end_epoch`.
+      mesh: The devices.
+      state: A `TrainState`, or its shapes.
+    """
+    if getattr(type(model), "end_epoch", two_tower.Matcher.end_epoch) is (
+        two_tower.Matcher.end_epoch
+    ):
+        return None
+
+    def end(
+        state: train_state.TrainState, key: jax.Array
+    ) -> tuple[train_state.TrainState, Metrics]:
+        mutable = [name for name in ("params", *state.model_state) if name != "constants"]
+        told, updated = model.apply(
+            {"params": state.params, **state.model_state},
+            mutable=mutable,
+            rngs={"dropout": key},
+            method="end_epoch",
+        )
+        tracked = {name: updated[name] for name in mutable if name != "params"}
+        ended = state._replace(
+            params=updated["params"], model_state={**state.model_state, **tracked}
+        )
+        return ended, {f"train/{name}": value for name, value in told.items()}
+
+    layout = sharding.state_sharding(mesh, state)
+    jitted: Callable[..., tuple[train_state.TrainState, Metrics]] = jax.jit(
+        end, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh))
+    )
+    return jitted
+
+
+def jit_step(step: Callable[..., Any], mesh: sharding.AnyMesh, state: Any) -> Any:
+    """The step, or steps, jitted as training does it: the state is donated and keeps its layout.
+
+    Args:
+      step: From `make_train_step` or `make_steps`.
+      mesh: The devices.
+      state: A `TrainState`, or its shapes.
+    """
+    layout = sharding.state_sharding(mesh, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
+
+
+def make_steps(step: Step, most: int) -> Steps:
+    """Builds `steps(state, frozen_teacher, corpus, batches, distill_weight, key, count)`.
+
+    It takes `count` steps, 1 to `most`, which is traced: groups of every size are one program.
+    `batches` are `most` batches stacked along a first axis, of which the first `count` are used;
+    metrics are stacked likewise, and those past `count` are zeros.
+    """
+
+    def take(batches: batch_lib.Batch, index: jax.Array | int) -> batch_lib.Batch:
+        return jax.tree.map(lambda leaf: leaf[index], batches)
+
+    def steps(
+        state: train_state.TrainState,
+        frozen_teacher: train_state.Frozen | None,
+        corpus: batch_lib.Items,
+        batches: batch_lib.Batch,
+        distill_weight: jax.Array,
+        key: jax.Array,
+        count: jax.Array,
+    ) -> tuple[train_state.TrainState, Metrics]:
+        def run(
+            state: train_state.TrainState, index: jax.Array | int
+        ) -> tuple[train_state.TrainState, Metrics]:
+            return step(state, frozen_teacher, corpus, take(batches, index), distill_weight, key)
+
+        if most == 1:
+            state, metrics = run(state, 0)
+            return state, jax.tree.map(lambda leaf: leaf[None], metrics)
+
+        def add(
+            index: jax.Array, carry: tuple[train_state.TrainState, Metrics]
+        ) -> tuple[train_state.TrainState, Metrics]:
+            state, found = carry
+            state, metrics = run(state, index)
+            return state, {name: found[name].at[index].set(metrics[name]) for name in found}
+
+        shapes = jax.eval_shape(lambda: run(state, 0)[1])
+        empty = {name: jnp.zeros((most, *s.shape), s.dtype) for name, s in shapes.items()}
+        return jax.lax.fori_loop(0, count, add, (state, empty))
+
+    return steps

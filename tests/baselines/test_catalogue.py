@@ -1,0 +1,74 @@
+"""Systems without towers: which there are, and what a missing library means."""
+
+import importlib
+import importlib.util
+import inspect
+import types
+
+import pytest
+
+from dsmoe_jax.baselines import catalogue
+from dsmoe_jax.compare import __main__ as command_line
+from dsmoe_jax.compare import progress, runner
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Takes libraries away; all others of the peers are there."""
+    find = importlib.util.find_spec
+    libraries = {library for peer in catalogue.PEERS.values() for library in peer.libraries}
+
+    def take(*names):
+        def find_spec(wanted):
+            if wanted in libraries:
+                return None if wanted in names else object()
+            return find(wanted)
+
+        monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+
+    return take
+
+
+@pytest.mark.parametrize("name", catalogue.SYSTEMS)
+def test_every_system_has_a_module_that_needs_no_library_to_be_imported(name):
+    module = importlib.import_module(catalogue.SYSTEMS[name].module)
+    assert list(inspect.signature(module.evaluate_references).parameters) == [
+        "store",
+        "config",
+        "seed",
+    ]
+
+
+def test_a_missing_library_is_told_in_one_line(without):
+    without("torch_rechub")
+    with pytest.raises(ValueError) as refused:
+        catalogue.require("torch_rechub")
+    assert str(refused.value) == (
+        "torch-rechub YoutubeDNN: expected the library torch_rechub, found none; "
+        "pip install '.[peers]'"
+    )
+    catalogue.require("implicit")
+    catalogue.require("references")
+
+
+def test_peers_without_their_libraries_are_listed(without):
+    without("lightfm", "torch")
+    assert catalogue.list_missing() == ["lightfm", "torch_rechub"]
+    without()
+    assert catalogue.list_missing() == []
+
+
+@pytest.mark.parametrize(("state", "told"), [("left out", True), ("done", False)])
+def test_a_list_says_which_peers_it_leaves_out(state, told, monkeypatch, capsys):
+    cell = types.SimpleNamespace(row=types.SimpleNamespace(name="lightfm"))
+    work = types.SimpleNamespace(
+        cells=[cell], states=[progress.CellState("lightfm-seed0", "scored", state)]
+    )
+    monkeypatch.setattr(runner, "WorkList", lambda *arguments: work)
+    assert command_line.main(["run", "table2", "--list"]) == 0
+    line = "left out: LightFM WARP; pip install '.[peers]'\n"
+    assert (line in capsys.readouterr().out) == told
+
+
+def test_versions_are_those_of_what_was_installed():
+    assert catalogue.versions("references") == {}

@@ -1,0 +1,142 @@
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from dsmoe_jax.data.synthetic import folders
+
+
+def fill(folder, text="a,b\n1,2\n", settings=None, calls=None):
+    def write(path):
+        (path / "rows.csv").write_text(text)
+        if calls is not None:
+            calls.append(path.name)
+
+    return folders.generate(folder, "Some Data", "Planted: nothing.", settings or {"n": 1}, write)
+
+
+def test_generated_folder_is_called_synthetic(tmp_path):
+    fill(tmp_path / "raw", settings={"num_users": 7, "seed": 3})
+    note = (tmp_path / "raw" / "SYNTHETIC.md").read_text()
+    assert note.startswith("# Synthetic rows in the layout of Some Data")
+    assert "No row comes from the real data set" in note
+    assert "- num_users: 7" in note and "- seed: 3" in note
+    assert json.loads((tmp_path / "raw" / "synthetic.json").read_text())["files"]["rows.csv"] == 8
+
+
+def test_unchanged_folder_is_reused_and_changed_settings_are_generated_again(tmp_path):
+    calls = []
+    fill(tmp_path / "raw", calls=calls)
+    fill(tmp_path / "raw", calls=calls)
+    assert calls == ["raw.partial"]
+    fill(tmp_path / "raw", text="a\n1\n", settings={"n": 2}, calls=calls)
+    assert len(calls) == 2
+    assert (tmp_path / "raw" / "rows.csv").read_text() == "a\n1\n"
+
+
+def test_folder_with_a_truncated_file_is_generated_again(tmp_path):
+    fill(tmp_path / "raw")
+    (tmp_path / "raw" / "rows.csv").write_text("a,b\n")
+    fill(tmp_path / "raw")
+    assert (tmp_path / "raw" / "rows.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_other_peoples_files_are_not_overwritten(tmp_path):
+    (tmp_path / "mine.csv").write_text("precious")
+    with pytest.raises(ValueError, match="got a folder with other files; choose another"):
+        fill(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.csv"]
+
+
+def test_failure_leaves_the_old_folder_and_nothing_half_written(tmp_path):
+    fill(tmp_path / "raw")
+
+    def fail(path):
+        (path / "rows.csv").write_text("half")
+        raise ValueError("disk full")
+
+    with pytest.raises(ValueError, match="disk full"):
+        folders.generate(tmp_path / "raw", "Some Data", "", {"n": 2}, fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["raw"]
+    assert (tmp_path / "raw" / "rows.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_two_processes_do_not_generate_into_one_folder(tmp_path):
+    def generate_again(path):
+        with pytest.raises(ValueError, match="another process is generating these files"):
+            fill(tmp_path / "raw")
+        (path / "rows.csv").write_text("a\n")
+
+    folders.generate(tmp_path / "raw", "Some Data", "", {"n": 1}, generate_again)
+    assert (tmp_path / "raw" / "rows.csv").read_text() == "a\n"
+
+
+def test_what_a_killed_run_left_behind_is_cleared(tmp_path):
+    (tmp_path / "raw.partial").mkdir()
+    (tmp_path / "raw.partial" / "half.csv").write_text("a")
+    fill(tmp_path / "raw")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
+    assert not (tmp_path / "raw" / "half.csv").exists()
+
+
+def test_streams_differ_by_name_and_block_and_repeat_by_seed():
+    def draw(*key):
+        return folders.random_stream(*key).integers(0, 2**62, 4).tolist()
+
+    assert draw(5, "users", 1) == draw(5, "users", 1)
+    keys = [(5, "users", 1), (5, "users", 2), (5, "items", 1), (6, "users", 1), (5, "users")]
+    assert len({tuple(draw(*key)) for key in keys}) == len(keys)
+
+
+def test_covering_codes_hold_every_code():
+    rng = np.random.default_rng(0)
+    code = folders.covering_codes(rng, 1000, 800)
+    assert len(code) == 1000 and set(code.tolist()) == set(range(800))
+    with pytest.raises(ValueError, match="expected 1 to 3"):
+        folders.covering_codes(rng, 3, 4)
+
+
+def test_zipf_shares_fall_with_rank():
+    np.testing.assert_allclose(folders.zipf_shares(3), np.array([6, 3, 2]) / 11)
+    np.testing.assert_allclose(folders.zipf_shares(2, exponent=0.0), [0.5, 0.5])
+
+
+def test_draw_shares_follows_the_shares():
+    code = folders.draw_shares(np.random.default_rng(1), np.array([6.0, 0.0, 3.0, 1.0]), 20_000)
+    share = np.bincount(code, minlength=4) / len(code)
+    assert share[1] == 0
+    # Three standard errors of the largest share.
+    np.testing.assert_allclose(share, [0.6, 0.0, 0.3, 0.1], atol=3 * (0.24 / 20_000) ** 0.5)
+
+
+def test_spread_counts_keep_the_total():
+    assert folders.spread_counts(np.array([1.0, 1.0, 2.0]), 8).tolist() == [2, 2, 4]
+    counts = folders.spread_counts(np.random.default_rng(0).random(1001), 12_345)
+    assert counts.sum() == 12_345 and counts.min() >= 0
+
+
+def test_exact_mask_has_exactly_that_many():
+    assert folders.exact_mask(np.random.default_rng(0), 50, 7).sum() == 7
+
+
+def test_scaled_counts_equal_the_published_one_at_full_size():
+    assert folders.scaled(6_510, 7_583, 7_583) == 6_510
+    assert folders.scaled(6_510, 7_583, 758) == 651
+    assert folders.scaled(3, 7_583, 500) == 1
+
+
+def test_times_follow_the_hours_of_a_day():
+    time_ms = folders.draw_time_of_day_ms(np.random.default_rng(0), 50_000)
+    assert time_ms.min() >= 0 and time_ms.max() < 86_400_000
+    hour = np.bincount(time_ms // 3_600_000, minlength=24) / len(time_ms)
+    # Measured on the twelve packaged days: quietest at 4, busiest at 22.
+    assert hour.argmin() in (3, 4, 5) and hour.argmax() == 22
+    assert abs(hour[22] - 0.065) < 0.005
+
+
+def test_csv_file_writes_the_header_once_and_nulls_as_nothing(tmp_path):
+    with folders.CsvFile(tmp_path / "a.csv") as file:
+        file.append(pl.DataFrame({"x": [1, 2], "y": ["p", None]}))
+        file.append(pl.DataFrame({"x": [3], "y": ["q,r"]}))
+    assert (tmp_path / "a.csv").read_text() == 'x,y\n1,p\n2,\n3,"q,r"\n'
