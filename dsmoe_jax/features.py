@@ -150,8 +150,7 @@ class FeatureSpec:
             item_dense=tuple(DenseFeature(**f) for f in tree["item_dense"]),
             item_bags=tuple(BagFeature(**f) for f in tree["item_bags"]),
             sequences=tuple(
-                SequenceFeature(f["name"], tuple(f["fields"]), f["max_len"])
-                for f in tree["sequences"]
+                SequenceFeature(**{**f, "fields": tuple(f["fields"])}) for f in tree["sequences"]
             ),
             embedding_dim=tree.get("embedding_dim", cls.embedding_dim),
             history_encoder=tree.get("history_encoder", cls.history_encoder),

@@ -7,6 +7,7 @@ and student are stages of this one loop. What a step computes is in `train_step`
 import dataclasses
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +24,10 @@ from dsmoe_jax.training import checkpoint, interrupt, optimizer, sharding, train
 # A mean task loss above this is divergence: an untrained model's BCE is at 0.69. Auxiliary losses
 # have scales of their own, so that the total says nothing.
 DIVERGED_LOSS = 100.0
+
+# Stages of published records: their streams are the first four letters of their names, read as a
+# little-endian number. Names that begin alike would share one, so other stages use a checksum.
+_PUBLISHED_STREAMS = {"teacher": 0x63616574, "student": 0x64757473, "contrast": 0x746E6F63}
 
 Summary = dict[str, Any]
 
@@ -121,6 +126,11 @@ def train_stage(
     return loop.best()
 
 
+def random_stream(stage: str) -> int:
+    """The number of a stage's random stream, which depends on nothing but its name."""
+    return _PUBLISHED_STREAMS.get(stage, zlib.crc32(stage.encode()) & 0x7FFFFFFF)
+
+
 class _Loop:
     """The mutable part of `train_stage`."""
 
@@ -128,10 +138,7 @@ class _Loop:
         self, stage: Stage, setting: Setting, checkpoints: checkpoint.StageCheckpoints
     ) -> None:
         self._stage, self._setting, self._checkpoints = stage, setting, checkpoints
-        # The stage's name decides its random stream, so that it is the same whatever ran before.
-        stage_key = jax.random.fold_in(
-            setting.key, int.from_bytes(stage.name.encode()[:4], "little") & 0x7FFFFFFF
-        )
+        stage_key = jax.random.fold_in(setting.key, random_stream(stage.name))
         init_key, self._step_key = jax.random.split(stage_key)
         averaged = stage.average_decay > 0
         self._like = train_state.abstract_state(

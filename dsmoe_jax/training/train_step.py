@@ -168,13 +168,11 @@ def make_end_epoch(
     It returns the state and what the model tells of the epoch.
 
     Args:
-      model: A matcher may define it; see `two_tower.Matcher.end_epoch`.
+      model: A matcher may declare it; see `two_tower.Matcher.has_end_epoch`.
       mesh: The devices.
       state: A `TrainState`, or its shapes.
     """
-    if getattr(type(model), "end_epoch", two_tower.Matcher.end_epoch) is (
-        two_tower.Matcher.end_epoch
-    ):
+    if not (isinstance(model, two_tower.Matcher) and model.has_end_epoch):
         return None
 
     def end(

@@ -44,8 +44,9 @@ from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import entities, events, examples, splits, windows
 
-# Raised when the same inputs and settings give another content than before.
-VERSION = 1
+# Of what preparation makes of the same inputs and settings: raised when that changes, so that stores
+# in place are prepared again. The package's own version has no say.
+STORE_VERSION = 1
 _EPOCH = datetime.date(1970, 1, 1)
 
 
@@ -110,7 +111,7 @@ def prepare(
         for name, value in dataclasses.asdict(section).items()
         if name not in ("raw_dir", "store_dir")
     }
-    settings |= {"class": type(section).__name__, "preparation": VERSION}
+    settings |= {"class": type(section).__name__, "preparation": STORE_VERSION}
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Without a store to compare with, files are hashed while they are read.
         hashes = pool.submit(manifest_lib.fingerprint, inputs)
