@@ -44,8 +44,8 @@ from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import entities, events, examples, splits, windows
 
-# Of what preparation makes of the same inputs and settings: raised when that changes, so that stores
-# in place are prepared again. The package's own version has no say.
+# Raised when the same inputs and settings give another content than before, so that stores in place
+# are prepared again; the package's own version has no say.
 STORE_VERSION = 1
 _EPOCH = datetime.date(1970, 1, 1)
 
