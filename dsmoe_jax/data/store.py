@@ -17,8 +17,8 @@ Owns the layout on disk, reading and atomic writing. Does not own how raw rows b
 Row 0 of the user tables is the unknown user, row 0 of the item tables is padding; both are zeros.
 Column 0 of `users_sparse` and `items_sparse` is the row number itself. For every sequence an
 example carries a pair of columns `<name>_start, <name>_stop` (for `scenario_history` one pair per
-scenario, with `_<scenario id>` appended): rows [start, stop) of the sequence are all events of
-that user which came strictly before the example; readers take the last ones.
+scenario, with `_<scenario id>` appended; see `Windows`): rows [start, stop) of the sequence are all
+events of that user which came strictly before the example; readers take the last ones.
 """
 
 import fcntl
@@ -34,6 +34,30 @@ from dsmoe_jax import features
 from dsmoe_jax.data import manifest as manifest_lib
 
 SPLITS = ("validation", "test")
+DAY_S = 86_400
+
+
+class Windows(NamedTuple):
+    """A sequence's windows in the rows of training examples and queries.
+
+    Attributes:
+      sequence: Its name.
+      num_scenarios: S where a row has a window per scenario; 0 where it has one.
+    """
+
+    sequence: str
+    num_scenarios: int = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, in their order: start and stop of every window."""
+        suffixes = [f"_{s}" for s in range(self.num_scenarios)] or [""]
+        return [f"{self.sequence}_{end}{s}" for s in suffixes for end in ("start", "stop")]
+
+    def read(self, rows_XC: np.ndarray, columns: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and stops [X, windows], from rows whose columns have these places."""
+        first, size = columns[self.columns[0]], len(self.columns)
+        return rows_XC[:, first : first + size : 2], rows_XC[:, first + 1 : first + size : 2]
 
 
 class Ragged(NamedTuple):

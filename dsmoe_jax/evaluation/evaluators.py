@@ -298,8 +298,7 @@ def fit_rows(num_items: int, *, at_most: int) -> int:
 
 
 def _apply(model: nn.Module, frozen: train_state.Frozen, *args: Any, method: str) -> Any:
-    variables = {"params": frozen.params, **frozen.model_state}
-    return model.apply(variables, *args, train=False, method=method)
+    return model.apply(frozen.variables, *args, train=False, method=method)
 
 
 def _read_queries(

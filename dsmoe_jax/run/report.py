@@ -139,7 +139,7 @@ def _scenario_views(
     matcher: nn.Module, frozen: train_state.Frozen
 ) -> dict[str, dict[str, np.ndarray]]:
     """The tables of the paper's Fig. 4, of a model that has them."""
-    variables = {"params": frozen.params, **frozen.model_state}
+    variables = frozen.variables
     return {
         name: jax.device_get(matcher.apply(variables, method=name))
         for name in ("scenario_coefficients", "gate_weights")

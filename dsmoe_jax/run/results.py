@@ -90,10 +90,7 @@ def query_arrays(test: protocol.Evaluation) -> dict[str, np.ndarray]:
         "query": test.query_Q.astype(np.int32),
         "scenario": test.scenario_Q.astype(np.int16),
         "relevant": test.relevant_Q.astype(np.int32),
-        **{
-            f"hits@{k}": np.rint(recall_Q * test.relevant_Q).astype(np.int16)
-            for k, recall_Q in test.recall.items()
-        },
+        **{f"hits@{k}": hits_Q.astype(np.int16) for k, hits_Q in test.hits.items()},
     }
 
 

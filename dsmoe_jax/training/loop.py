@@ -37,8 +37,27 @@ class DivergedError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation:
+    """What a stage learns from beside the labels.
+
+    Attributes:
+      teacher: The module that teaches.
+      frozen: Its parameters.
+      weight: lambda.
+      temperature: tau.
+      warmup_epochs: First epochs with lambda = 0.
+    """
+
+    teacher: nn.Module
+    frozen: train_state.Frozen
+    weight: float
+    temperature: float = 1.0
+    warmup_epochs: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
-    """What is trained, and how it is judged.
+    """What is trained, and how it is evaluated.
 
     Attributes:
       name: `teacher`, `student`, ...
@@ -51,15 +70,12 @@ class Stage:
       score_name: The macro metric that selects the epoch, e.g. `recall@50`.
       loss_method: The model's method that gives the loss; empty for logits and their BCE.
       start_from: What an earlier stage trained; None starts from initial parameters.
-      max_train_s: Seconds of training after which no further epoch begins; what is judged and kept
-        is the best state until then.
-      constants: Values of the model's `constants` collection.
-      average_decay: Decay per step of the moving average that is judged and kept; 0 for none.
-      teacher: The module that teaches, if any.
-      frozen_teacher: Its parameters.
-      distill_weight: lambda.
-      distill_temperature: tau.
-      distill_warmup_epochs: First epochs with lambda = 0.
+      last_only: Whether only the last example of every user is read.
+      max_train_s: Seconds of training after which no further epoch begins; what is evaluated and
+        kept is the best state until then.
+      make_constants: Computes the values of the model's `constants` collection.
+      average_decay: Decay per step of the moving average that is evaluated and kept; 0 for none.
+      distillation: The teacher, if any.
     """
 
     name: str
@@ -71,14 +87,11 @@ class Stage:
     score_name: str
     loss_method: str = ""
     start_from: train_state.Frozen | None = None
+    last_only: bool = False
     max_train_s: float = math.inf
-    constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    make_constants: Callable[[], dict[str, np.ndarray]] = dict
     average_decay: float = 0.0
-    teacher: nn.Module | None = None
-    frozen_teacher: train_state.Frozen | None = None
-    distill_weight: float = 0.0
-    distill_temperature: float = 1.0
-    distill_warmup_epochs: int = 0
+    distillation: Distillation | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +172,7 @@ class _Loop:
                 stage.updater,
                 key=init_key,
                 mesh=setting.mesh,
-                constants=stage.constants,
+                constants=stage.make_constants(),
                 averaged=averaged,
             )
             if stage.start_from is not None:
@@ -194,7 +207,8 @@ class _Loop:
         per_epoch = setting.source.steps_per_epoch
         epoch = progress.epochs_evaluated
         end = (epoch + 1) * per_epoch
-        weight = 0.0 if epoch < stage.distill_warmup_epochs else stage.distill_weight
+        taught = stage.distillation
+        weight = taught.weight if taught and epoch >= taught.warmup_epochs else 0.0
         distill_weight = jnp.asarray(weight, jnp.float32)
         start_s = self._reported_s = time.perf_counter()
         setting.reporter.start_epoch(
@@ -206,7 +220,7 @@ class _Loop:
             group = self._fetch(batches, count)
             self._state, metrics = self._steps(
                 self._state,
-                stage.frozen_teacher,
+                taught.frozen if taught else None,
                 setting.corpus,
                 group,
                 distill_weight,
@@ -263,13 +277,14 @@ class _Loop:
 
     def _compile_steps(self) -> train_step.Steps:
         stage, setting = self._stage, self._setting
+        taught = stage.distillation
         step = train_step.make_train_step(
             stage.model,
             stage.updater,
             num_items=stage.model.spec.num_items,
             num_negatives=setting.num_negatives,
-            teacher=stage.teacher,
-            distill_temperature=stage.distill_temperature,
+            teacher=taught.teacher if taught else None,
+            distill_temperature=taught.temperature if taught else 1.0,
             average_decay=stage.average_decay,
             loss_method=stage.loss_method,
         )

@@ -37,6 +37,11 @@ class Frozen(NamedTuple):
     params: Any
     model_state: dict[str, Any]
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What Flax applies a model with."""
+        return {"params": self.params, **self.model_state}
+
 
 def freeze(state: TrainState) -> Frozen:
     """The part of a state that inference needs: the average where one is kept."""

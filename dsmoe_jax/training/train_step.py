@@ -120,7 +120,7 @@ def make_train_step(
         teacher_logit_BG = None
         if teacher is not None and frozen_teacher is not None:
             teacher_logit_BG, _ = teacher.apply(
-                {"params": frozen_teacher.params, **frozen_teacher.model_state},
+                frozen_teacher.variables,
                 batch.users,
                 items,
                 batch.scenario_B,
@@ -131,29 +131,29 @@ def make_train_step(
         if isinstance(model, two_tower.Matcher) and not loss_method:
             unlabelled_BX = model.draw_unlabelled(batch.users, batch.scenario_B, unlabelled_key)
         if unlabelled_BX is not None:
-            # Beside the candidates: an updater is shown all items of a step at once.
+            # Beside the candidates: an updater gathers all items of a step at once.
             shown_BX = jnp.concatenate([candidate_BG, unlabelled_BX], axis=1)
             items = batch_lib.take_items(corpus, shown_BX)
         constants = state.model_state.get("constants", {})
-        shown = updater.show(state.params, state.opt_state, batch.users, items, constants)
+        gathered = updater.gather(state.params, state.opt_state, batch.users, items, constants)
         gradient, (model_state, metrics) = jax.grad(objective, has_aux=True)(
-            shown.params,
+            gathered.params,
             state.model_state,
-            shown.constants,
-            shown.users,
+            gathered.constants,
+            gathered.users,
             batch.scenario_B,
-            shown.items,
+            gathered.items,
             teacher_logit_BG,
             distill_weight,
             dropout_key,
         )
-        params, opt_state = updater.update(gradient, state.params, shown, state.step)
+        params, opt_state = updater.update(gradient, state.params, gathered, state.step)
         state = state._replace(
             step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state
         )
 
         def move(average: Any, params: Any, share: jax.Array) -> Any:
-            return updater.average(average, params, shown, share)
+            return updater.average(average, params, gathered, share)
 
         return train_state.move_average(state, average_decay, move), metrics
 

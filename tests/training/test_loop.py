@@ -128,13 +128,23 @@ def test_loss_falls_and_one_trace_serves_the_run(store, tmp_path, monkeypatch):
         return counted
 
     monkeypatch.setattr(train.train_step, "make_train_step", counting)
-    session = Session(
-        store, tmp_path / "run", max_epochs=15, devices=tiny.one_device(), distill_warmup_epochs=2
+    session = Session(store, tmp_path / "run", max_epochs=15, devices=tiny.one_device())
+    stage = session.stage
+    state = train_state.init_state(
+        stage.model, stage.updater, key=jax.random.key(1), mesh=session.mesh
     )
+    taught = train.Distillation(
+        stage.model, train_state.freeze(state), weight=1e-3, warmup_epochs=2
+    )
+    session.stage = dataclasses.replace(stage, distillation=taught)
     session.run()
     curve = session.curve()
     assert np.mean(curve[-3:]) < 0.9 * np.mean(curve[:3])
     assert len(traces) == 1
+    # Of the untrained teacher: told in every epoch, learned from after the warm-up.
+    last = session.points()[-2]
+    assert last["train/loss_distill"] > 0
+    assert last["train/loss"] > last["train/loss_task"]
 
 
 def test_waiting_for_data_is_told(store, tmp_path):

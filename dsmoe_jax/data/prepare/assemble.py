@@ -293,24 +293,24 @@ def _write_rows(
     for split, query in queries.items():
         rows[f"{split}_queries"] = rule.query_rows(positives, query, split)
     history = examples.make_history(positives, dataset.pre_history, users, items)
-    pairs = [(["history_start", "history_stop"], history.find(list(rows.values()), scenario=None))]
+    found = [(store_lib.Windows("history"), [history.find(list(rows.values()), scenario=None)])]
     _write_sequence(writer, "history", history)
     scenario_history = examples.make_scenario_history(positives, len(dataset.scenarios))
     _write_sequence(writer, "scenario_history", scenario_history)
-    for s in range(len(dataset.scenarios)):
-        names = [f"scenario_history_start_{s}", f"scenario_history_stop_{s}"]
-        pairs.append((names, scenario_history.find(list(rows.values()), scenario=s)))
+    S = len(dataset.scenarios)
+    by_scenario = [scenario_history.find(list(rows.values()), scenario=s) for s in range(S)]
+    found.append((store_lib.Windows("scenario_history", S), by_scenario))
     if dataset.behavior:
         log = dataset.behavior
-        found = events.write_behavior(
+        of_log = events.write_behavior(
             writer, log, users, items, list(rows.values()), dataset.utc_offset_s
         )
-        pairs.append(([f"{log.name}_start", f"{log.name}_stop"], found))
-    columns = ["user", "scenario", "item", "time_s", *(n for names, _ in pairs for n in names)]
+        found.append((store_lib.Windows(log.name), [of_log]))
+    columns = ["user", "scenario", "item", "time_s", *(n for w, _ in found for n in w.columns)]
     for i, (name, row) in enumerate(rows.items()):
         matrix_XC = writer.open_array(name, np.int64, (len(row.user_X), len(columns)))
         first = (row.user_X, row.scenario_X, row.item_X, row.time_X)
-        bounds = [bound for _, found in pairs for bound in found[i]]
+        bounds = [bound for _, parts in found for part in parts for bound in part[i]]
         for column, values_X in enumerate((*first, *bounds)):
             matrix_XC[:, column] = values_X
     return columns

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dsmoe_jax.data import store as store_lib
+
 # A cut that no time of day reaches: all events up to and including the cut's day.
 END_OF_DAY = 2**31 - 1
 _BASE = np.int64(2**32)
@@ -70,20 +72,13 @@ def find_windows(
     return start_X.astype(np.int64), np.minimum(by_time_X, by_day_X).astype(np.int64)
 
 
-class Ragged(NamedTuple):
-    """Row q is `items[indptr[q]:indptr[q + 1]]`."""
-
-    indptr: np.ndarray
-    items: np.ndarray
-
-
 class QuerySet(NamedTuple):
     """The queries of one split, sorted by user and scenario; see `data.store.QueryTable`."""
 
     user_Q: np.ndarray
     scenario_Q: np.ndarray
-    relevant: Ragged
-    seen: Ragged
+    relevant: store_lib.Ragged
+    seen: store_lib.Ragged
     cold_Q: np.ndarray
 
 
@@ -126,9 +121,9 @@ def make_queries(
     return QuerySet(
         user_Q=user_Q,
         scenario_Q=query_Q % num_scenarios,
-        relevant=Ragged(
+        relevant=store_lib.Ragged(
             np.append(first_Q, len(hit)).astype(np.int64), (hit % num_items).astype(np.int32)
         ),
-        seen=Ragged(indptr, (seen_pair[position] % num_items).astype(np.int32)),
+        seen=store_lib.Ragged(indptr, (seen_pair[position] % num_items).astype(np.int32)),
         cold_Q=~np.isin(user_Q, user_E[in_train_E]),
     )

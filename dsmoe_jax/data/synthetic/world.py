@@ -178,7 +178,7 @@ class SyntheticWorldConfig(schema.DataConfig):
         scenario_BT = folders.draw_shares(rng, share_S, len(user_B) * steps)
         scenario_BT = scenario_BT.reshape(len(user_B), steps)
         # One event a second at most, so that "before" is never a tie.
-        span_s = self.num_days * folders.DAY_S // steps
+        span_s = self.num_days * store_lib.DAY_S // steps
         time_BT = np.sort(rng.integers(0, steps * (span_s - 1), scenario_BT.shape), axis=1)
         time_BT += _START_S + np.arange(steps)[None]
         # The last `count` steps of each user count, so that the last days are as full as others.

@@ -200,7 +200,7 @@ def test_retrieved_lists_are_those_of_the_largest_score_over_interests(trained, 
         everything = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf[None], (len(ids), *leaf.shape)), corpus
         )
-        variables = {"params": frozen.params, **frozen.model_state}
+        variables = frozen.variables
         users = jax.tree.map(jnp.asarray, queries.users)
         return run(model, variables, users, everything, jnp.asarray(queries.scenario_Q))
 
