@@ -1,4 +1,4 @@
-"""Typed feature specifications: what a model is told about the columns it receives.
+"""Feature specifications: typed descriptions of the columns that a model receives.
 
 Owns the description only. The values are in `batch.Users` and `batch.Items`, in the order of the
 tuples here. Ids are dense, 0 is unknown or padding, and `num_ids` counts the 0.

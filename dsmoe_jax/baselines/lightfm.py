@@ -22,15 +22,15 @@ from dsmoe_jax.config import schema
 from dsmoe_jax.data import statistics
 from dsmoe_jax.data import store as store_lib
 
-# What validation chooses from; the rest is the library's default. A fit is judged after each of
+# What validation chooses from; the rest is the library's default. A fit is evaluated after each of
 # these numbers of epochs, and each is a trial.
 COMPONENTS = (32, 64, 128)
 EPOCHS = (10, 20, 30, 40)
 
 
-def evaluate_references(
+def evaluate_baselines(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
-) -> list[builtin.Reference]:
+) -> list[builtin.Baseline]:
     """WARP as it comes and with the scenario prior.
 
     Args:

@@ -28,8 +28,8 @@ from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
 
-# What validation chooses from. A fit is judged after each of these numbers of epochs, and each is a
-# trial.
+# What validation chooses from. A fit is evaluated after each of these numbers of epochs, and each is
+# a trial.
 TEMPERATURES = (0.1, 0.2, 0.4)
 EPOCHS = (5, 10, 15, 20)
 
@@ -44,9 +44,9 @@ WEIGHT_DECAY = 1e-6
 _QUERY_BATCH = 4096
 
 
-def evaluate_references(
+def evaluate_baselines(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
-) -> list[builtin.Reference]:
+) -> list[builtin.Baseline]:
     """YoutubeDNN as it comes and with the scenario prior.
 
     Args:

@@ -1,4 +1,4 @@
-"""The store's manifest: reading it, hashes of files, damage, and what an unchanged store is.
+"""Store manifest: reading it, hashes of files, damage, and when a store is reused.
 
 Owns `manifest.json` as a file. Does not own what preparation puts into it (`data/prepare/`) nor
 the arrays beside it (`data/store.py`).

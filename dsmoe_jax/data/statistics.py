@@ -1,7 +1,7 @@
 """Corpus statistics of the training period: who clicked what, popularity, collaborative vectors.
 
 Owns what is computed once from a store before training, for models that use it (their collection
-`constants`) and for the reference rows. Nothing here reads an event of the validation or
+`constants`) and for the baselines. Nothing here reads an event of the validation or
 test days, except `read_windows`, which reads the histories that queries may see.
 
 Letters: U rows of the user table, V rows of the corpus (row 0 is padding), S scenarios, C width of

@@ -1,4 +1,4 @@
-"""From retrieved lists to an `Evaluation`: which queries, what is removed, metrics per query.
+"""Evaluation protocol: which queries, what is removed, metrics per query.
 
 Owns the rules that hold for every system alike. Does not own the arithmetic of a metric
 (`metrics.py`), search (`retrieval/`) or how a system makes its lists (`evaluation/evaluators.py`).
@@ -146,7 +146,7 @@ def sample_queries(
     """Ids of at most `per_scenario` queries of each scenario (all of them for None), ascending.
 
     A function of the store, the split and the seed; a larger sample of a scenario contains every
-    smaller one, so that systems judged on samples of different sizes share queries.
+    smaller one, so that systems evaluated on samples of different sizes share queries.
     """
     scenario_Q = _scenario_of(store, store.queries(split))
     order_Q = np.random.default_rng(seed).permutation(len(scenario_Q))
@@ -173,7 +173,7 @@ def compare(first: Evaluation, second: Evaluation, k: int, *, seed: int = 0) -> 
     )
 
 
-class Judge:
+class Protocol:
     """Collects the lists of one system, batch by batch, and makes an `Evaluation`."""
 
     def __init__(self, store: store_lib.Store, config: schema.EvalConfig, split: str):
@@ -224,7 +224,7 @@ class Judge:
         score_BT: Float[np.ndarray | jax.Array, "rows T"],
         item_BT: Int[np.ndarray | jax.Array, "rows T"],
     ) -> None:
-        """Judges retrieved lists of at least `list_length` entries; rows past B are padding."""
+        """Evaluates retrieved lists of at least `list_length` entries; rows past B are padding."""
         B = len(query_B)
         score_BT, item_BT = np.asarray(score_BT)[:B], np.asarray(item_BT)[:B]
         if self._config.remove_seen:
@@ -243,7 +243,7 @@ class Judge:
         self._parts.append(part)
 
     def add_scores(self, query_B: Int[np.ndarray, "B"], score_BV: Float[np.ndarray, "B V"]) -> None:
-        """Judges scores of the whole corpus; writes -inf over seen items in `score_BV`."""
+        """Evaluates scores of the whole corpus; writes -inf over seen items in `score_BV`."""
         if self._config.remove_seen:
             seen = metrics.take_rows(self._table.seen, query_B)
             score_BV[metrics.row_of(seen), seen.items] = -np.inf

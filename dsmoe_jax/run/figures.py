@@ -1,4 +1,4 @@
-"""Figures of a run: recall beside the references, the paper's Fig. 4, learning curves.
+"""Figures of a run: recall beside the baselines, the paper's Fig. 4, learning curves.
 
 Owns how numbers look; takes them from `results.json`, `metrics.jsonl` and the model's own tables
 and computes none but the cosine of Fig. 4a. Every figure is written as PNG and SVG, beside its
@@ -20,7 +20,7 @@ from jaxtyping import Float
 Arrays = Mapping[str, Any]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_STUDENT, _TEACHER, _REFERENCE = COLOURS[0], COLOURS[4], "#B8BEC6"
+_STUDENT, _TEACHER, _BASELINE = COLOURS[0], COLOURS[4], "#B8BEC6"
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#808080",
@@ -76,7 +76,7 @@ def draw_all(
 
 def draw_recall(path: pathlib.Path, results: Mapping[str, Any], k: int) -> list[pathlib.Path]:
     """Test recall@k of every row, one panel per scenario and one for the macro average."""
-    rows = {name: (summary, _REFERENCE) for name, summary in results["references"].items()}
+    rows = {name: (summary, _BASELINE) for name, summary in results["references"].items()}
     if results["teacher"]:
         rows["teacher (sampled queries)"] = (results["teacher"], _TEACHER)
     rows["student"] = (results, _STUDENT)

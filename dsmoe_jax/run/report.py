@@ -1,4 +1,4 @@
-"""The end of a run: its best states on all queries, beside the reference rows, as files.
+"""Run report: the best states on all queries, beside the baselines, as files.
 
 Owns what is evaluated last and written: results.json, arrays.npz and the figures.
 """
@@ -12,6 +12,7 @@ import numpy as np
 
 from dsmoe_jax import runlog
 from dsmoe_jax.baselines import builtin
+from dsmoe_jax.config import fingerprint
 from dsmoe_jax.evaluation import metrics, protocol
 from dsmoe_jax.run import figures, results, stages
 from dsmoe_jax.training import train_state
@@ -31,34 +32,39 @@ def write(session: stages.Session) -> None:
             student.frozen, split, session.sample_queries(split, None)
         )
         session.reporter.line(splits[split].describe())
+    test, experiment, progress = splits["test"], session.experiment, student.progress
     teacher = session.load_teacher() if session.needs_teacher else None
-    judged = None
-    if teacher is not None and session.experiment.eval.teacher_test_queries:
-        judged = _evaluate_teacher(session, teacher.frozen, splits)
-    reference_rows = _evaluate_references(session, len(splits["test"].query_Q))
-    progress = student.progress
-    summary = results.make(
-        experiment=session.experiment,
-        store=session.store,
-        test=splits["test"],
-        validation=splits["validation"],
-        teacher=judged,
-        references=reference_rows,
-        params=runlog.count_parameters(student.frozen.params),
-        time_s={
+    of_teacher = None
+    if teacher is not None and experiment.eval.teacher_test_queries:
+        of_teacher = _evaluate_teacher(session, teacher.frozen, splits)
+    baselines = _evaluate_baselines(session, len(test.query_Q))
+    summary = {
+        **results.describe(
+            session.store,
+            test,
+            variant=experiment.variant,
+            seed=experiment.seed,
+            config_hash=fingerprint.config_hash(experiment),
+        ),
+        **test.summarise(),
+        "validation": splits["validation"].summarise(),
+        "teacher": of_teacher,
+        "references": baselines,
+        "params": runlog.count_parameters(student.frozen.params),
+        "time_s": {
             "prepare": session.prepare_s,
             "teacher": teacher.progress.train_s if teacher else 0.0,
             "pretraining": sum(stage.progress.train_s for stage in session.load_pretrained()),
             "student": progress.train_s,
             "evaluate": time.perf_counter() - start_s,
         },
-        examples_per_s=progress.step
-        * session.experiment.train.batch_size
+        "examples_per_s": progress.step
+        * experiment.train.batch_size
         / max(progress.example_s, 1e-9),
-    )
+    }
     if jax.process_index() == 0:
         views = _scenario_views(session.matcher, student.frozen)
-        results.save_arrays(session.workdir / results.ARRAYS_FILE, splits["test"], views)
+        results.save_arrays(session.workdir / results.ARRAYS_FILE, test, views)
         results.save(session.workdir / results.FILE, summary)
         figures.draw_all(
             session.workdir / "figures",
@@ -71,8 +77,8 @@ def write(session: stages.Session) -> None:
     session.reporter.line(f"results: {session.workdir / results.FILE}")
 
 
-def _evaluate_references(session: stages.Session, queries: int) -> dict[str, Any]:
-    """Summaries of the reference rows by name; none where the configuration wants none.
+def _evaluate_baselines(session: stages.Session, queries: int) -> dict[str, Any]:
+    """Summaries of the baselines by name; none where the configuration wants none.
 
     Args:
       session: The run.
@@ -80,22 +86,15 @@ def _evaluate_references(session: stages.Session, queries: int) -> dict[str, Any
     """
     if not session.experiment.eval.references:
         return {}
-    found = builtin.evaluate_references(
+    found = builtin.evaluate_baselines(
         session.store, session.experiment.eval, seed=stages.QUERY_SEED
     )
     asked = len(found[0].test.query_Q)
     if asked < queries:
         session.reporter.line(
-            f"reference rows score every item: asked {asked:,} of {queries:,} test queries"
+            f"baselines score every item: asked {asked:,} of {queries:,} test queries"
         )
-    return {
-        row.name: {
-            **row.test.summarise(),
-            "validation": row.validation.summarise(),
-            "settings": row.settings,
-        }
-        for row in found
-    }
+    return {baseline.name: baseline.summarise() for baseline in found}
 
 
 def _evaluate_teacher(
@@ -139,9 +138,8 @@ def _scenario_views(
     matcher: nn.Module, frozen: train_state.Frozen
 ) -> dict[str, dict[str, np.ndarray]]:
     """The tables of the paper's Fig. 4, of a model that has them."""
-    variables = frozen.variables
     return {
-        name: jax.device_get(matcher.apply(variables, method=name))
+        name: jax.device_get(matcher.apply(frozen.variables, method=name))
         for name in ("scenario_coefficients", "gate_weights")
         if hasattr(matcher, name)
     }

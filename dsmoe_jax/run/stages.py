@@ -1,4 +1,4 @@
-"""The stages of a run: what they share, how each is trained, and what was trained.
+"""Training stages of a run: teacher, pretraining, student, and what they share.
 
 Owns the way from a configuration to models, optimisers and validation, and the checkpoints of every
 stage. The order of things is `run.py`'s.
@@ -273,8 +273,8 @@ class Session:
             stage.model, stage.updater, mesh=self.mesh, averaged=stage.average_decay > 0
         )
         with self._open_checkpoints(stage, workdir) as checkpoints:
-            best = checkpoints.restore_best(like, self.mesh)
-            progress = checkpoints.latest_progress()
+            best = checkpoints.best.restore(like, self.mesh)
+            progress = checkpoints.latest.progress()
         if best is None or progress is None:
             raise ValueError(
                 f"{workdir}: expected a trained {stage.name}, found none; run --mode {stage.name} "

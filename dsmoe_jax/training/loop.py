@@ -1,4 +1,4 @@
-"""The loop of one stage: data -> step -> report -> validation -> checkpoint.
+"""Training loop of one stage: data, steps, logs, validation, early stopping, checkpoints.
 
 Owns every side effect of training. A stage is a model, its optimiser and its validation; teacher
 and student are stages of this one loop. What a step computes is in `train_step`.
@@ -160,7 +160,7 @@ class _Loop:
         for line in runlog.describe_parameters(stage.name, self._like.params):
             setting.reporter.line(line)
         # Either or: two states may not fit the devices.
-        restored = checkpoints.restore_latest(self._like, setting.mesh)
+        restored = checkpoints.latest.restore(self._like, setting.mesh)
         if restored is not None:
             self._state, self._progress = restored
             setting.reporter.forget_after(stage.name, self._progress.step)
@@ -194,10 +194,10 @@ class _Loop:
     def best(self) -> tuple[train_state.TrainState, checkpoint.Progress]:
         self._checkpoints.wait()
         del self._state  # two states may not fit the devices
-        best = self._checkpoints.restore_best(self._like, self._setting.mesh)
+        best = self._checkpoints.best.restore(self._like, self._setting.mesh)
         if best is None:
             raise ValueError(
-                f"{self._checkpoints.latest_path()}: the stage is complete and its best state is "
+                f"{self._checkpoints.latest.path}: the stage is complete and its best state is "
                 "gone; delete the stage's folder and run again"
             )
         return best[0], self._progress
@@ -242,7 +242,7 @@ class _Loop:
         progress.example_s += time.perf_counter() - start_s
         self._finish_epoch()
         progress.train_s += time.perf_counter() - start_s
-        self._checkpoints.save_latest(self._state, progress)
+        self._checkpoints.latest.save(self._state, progress)
         if setting.stop.reached(progress.step) and not self.is_done():
             self._stop()
 
@@ -339,9 +339,9 @@ class _Loop:
         setting.reporter.end_epoch()
         self._checkpoints.wait()
         epoch, index = divmod(step - 1, setting.source.steps_per_epoch)
-        good = self._checkpoints.latest_step
+        good = self._checkpoints.latest.step
         saved = (
-            f"the last good checkpoint is step {good} in {self._checkpoints.latest_path()}"
+            f"the last good checkpoint is step {good} in {self._checkpoints.latest.path}"
             if good is not None
             else "no checkpoint was saved yet"
         )
@@ -367,7 +367,7 @@ class _Loop:
             train_s=progress.train_s + elapsed_s,
             example_s=progress.example_s + elapsed_s,
         )
-        self._checkpoints.save_latest(self._state, saved)
+        self._checkpoints.latest.save(self._state, saved)
         if stop:
             self._stop()
 
@@ -384,7 +384,7 @@ class _Loop:
         progress.epochs_evaluated += 1
         if stage.validate is None:
             progress.best_step = progress.step
-            self._checkpoints.save_best(self._state, progress)
+            self._checkpoints.best.save(self._state, progress)
             reporter.line(f"{stage.name} epoch {progress.epochs_evaluated:>3}")
             return
         summary = stage.validate(train_state.freeze(self._state))
@@ -392,7 +392,7 @@ class _Loop:
         is_best = score > progress.best_score
         if is_best:
             progress.best_score, progress.best_step, progress.bad_epochs = score, progress.step, 0
-            self._checkpoints.save_best(self._state, progress)
+            self._checkpoints.best.save(self._state, progress)
         else:
             progress.bad_epochs += 1
         values = {f"eval/macro/{name}": value for name, value in summary["macro"].items()}

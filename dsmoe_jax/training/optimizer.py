@@ -1,4 +1,4 @@
-"""The optimiser of the paper's recipe, and what a step needs of any way to update parameters."""
+"""Optimizers: the paper's recipe, and the protocol of everything that updates parameters."""
 
 import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable

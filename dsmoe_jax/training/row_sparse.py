@@ -1,4 +1,4 @@
-"""Updates of large embedding tables that touch the rows of a batch and no other.
+"""Row-sparse optimizer: updates of large embedding tables by the rows of a batch.
 
 Owns which rows a batch touches, how they are gathered for the model in place of the tables, and
 their update. The model does not know: it gets tables of the touched rows and ids that point into

@@ -1,4 +1,4 @@
-"""What a stage of training carries from step to step."""
+"""Training state: parameters, statistics, optimizer state and their moving average."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""One step of training: candidates, logits, loss, gradient, update. Pure.
+"""Training step, a pure function: candidates, logits, loss, gradient, update.
 
 Owns the objective that stages share: BCE over a positive and its sampled negatives, plus the
 model's auxiliary losses, plus the distillation term when a teacher is given. The teacher is an
@@ -180,7 +180,7 @@ def make_end_epoch(
     ) -> tuple[train_state.TrainState, Metrics]:
         mutable = [name for name in ("params", *state.model_state) if name != "constants"]
         told, updated = model.apply(
-            {"params": state.params, **state.model_state},
+            train_state.Frozen(state.params, state.model_state).variables,
             mutable=mutable,
             rngs={"dropout": key},
             method="end_epoch",
@@ -191,10 +191,7 @@ def make_end_epoch(
         )
         return ended, {f"train/{name}": value for name, value in told.items()}
 
-    layout = sharding.state_sharding(mesh, state)
-    jitted: Callable[..., tuple[train_state.TrainState, Metrics]] = jax.jit(
-        end, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh))
-    )
+    jitted: Steps = jit_step(end, mesh, state)
     return jitted
 
 

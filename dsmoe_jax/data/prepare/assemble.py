@@ -1,4 +1,4 @@
-"""From a data set in raw ids to the store: the steps every data set shares.
+"""Assembly of the store from a data set in raw ids: the steps every data set shares.
 
 Owns histories that hold only what came before, writing and reuse. Does not own reading raw files
 (`read.py`, one file per data set) nor what is held out (`splits.py`).

@@ -1,4 +1,4 @@
-"""Your own logs: which column of which file is the user, the item, the time, the scenario.
+"""Own logs: the mapping of their columns to user, item, time, scenario and features.
 
 Owns the mapping from a CSV or Parquet log, with optional tables of users and items, to the features
 of a store. Every id, scenario and categorical value is text here, so `42` in a CSV file and the

@@ -1,4 +1,4 @@
-"""What came before: windows into chronological sequences, and the evaluation queries.
+"""History windows into chronological sequences, and the evaluation queries.
 
 Owns the rule that keeps the future out of a history. Works on row numbers and NumPy arrays only.
 

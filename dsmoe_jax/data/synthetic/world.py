@@ -1,4 +1,4 @@
-"""A plain world whose true scores are known: for experiments on what a method can learn.
+"""Simulated world of known true scores: for experiments on what a method can learn.
 
 Every user's events are drawn one after the other from the softmax of the true utilities of
 `data/synthetic/tastes.py` (without repetition), so the ranking by these utilities is the best there

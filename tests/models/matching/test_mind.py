@@ -216,9 +216,9 @@ def test_checkpoint_restores_the_same_vectors(trained, tmp_path):
     _, spec, model, mesh, state = trained
     users, _, scenario_B = train_state.example_inputs(spec)
     saved = checkpoint.StageCheckpoints(tmp_path, "student", {})
-    saved.save_best(state, checkpoint.Progress(stage="student", step=1))
+    saved.best.save(state, checkpoint.Progress(stage="student", step=1))
     saved.wait()
-    restored, _ = saved.restore_best(state, mesh)
+    restored, _ = saved.best.restore(state, mesh)
     saved.close()
     assert set(restored.model_state) == {"batch_stats"}
     before, after = (
