@@ -2,7 +2,8 @@
 
 Owns their names, where they are and which libraries they need. A system is a module with
 `evaluate_baselines(store, config, *, seed)`, which fits on the training period, chooses on
-validation queries and returns `builtin.Baseline` rows.
+validation queries and returns `builtin.Baseline` rows; the seed is that of all its draws and of the
+queries that choose. Without its libraries it raises `ModuleNotFoundError`.
 """
 
 import dataclasses

@@ -31,16 +31,7 @@ EPOCHS = (10, 20, 30, 40)
 def evaluate_baselines(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
 ) -> list[builtin.Baseline]:
-    """WARP as it comes and with the scenario prior.
-
-    Args:
-      store: The prepared data.
-      config: Cut-offs and removal rule.
-      seed: Of the initial vectors, of the draws and of the queries that choose.
-
-    Raises:
-      ModuleNotFoundError: Without `lightfm`.
-    """
+    """WARP as it comes and with the scenario prior; see `catalogue`."""
     return selection.evaluate_trials("LightFM WARP", fit(store, seed), store, config, seed=seed)
 
 

@@ -21,11 +21,13 @@ scenario, with `_<scenario id>` appended; see `Windows`): rows [start, stop) of 
 events of that user which came strictly before the example; readers take the last ones.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -215,6 +217,33 @@ class GrowingArray:
         )
 
 
+@contextlib.contextmanager
+def open_partial(root: pathlib.Path, what: str) -> Iterator[pathlib.Path]:
+    """`<root>.partial`, empty and of this process alone; removed at the end unless renamed.
+
+    Raises:
+      ValueError: When another process has it, which is doing `what`.
+    """
+    partial = root.with_name(root.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        # The lock goes with its process, so what a killed run left behind can be told from work
+        # in progress.
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{partial}: another process is {what}; wait for it to end") from None
+        try:
+            for leftover in partial.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
 class StoreWriter:
     """Writes a store beside its place and renames it into place when everything is there.
 
@@ -234,12 +263,11 @@ class StoreWriter:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.root = pathlib.Path(path)
-        self.partial = self.root.with_name(self.root.name + ".partial")
+        self._stack = contextlib.ExitStack()
         self._names: list[str] = []
         self._open: list[np.memmap] = []
         self._growing: list[GrowingArray] = []
         self._manifest: dict[str, Any] | None = None
-        self._lock = -1
 
     def __enter__(self) -> "StoreWriter":
         if self.root.exists() and not manifest_lib.exists(self.root):
@@ -250,19 +278,7 @@ class StoreWriter:
                     f"{self.root}: expected a store or an empty folder, got other files; "
                     "choose another folder"
                 )
-        self.partial.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.partial, os.O_RDONLY)
-        # The lock goes with its process, so what a killed run left behind can be told from work
-        # in progress.
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise ValueError(
-                f"{self.partial}: another process is preparing this store; wait for it to end"
-            ) from None
-        for leftover in self.partial.iterdir():
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        self.partial = self._stack.enter_context(open_partial(self.root, "preparing this store"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -273,8 +289,7 @@ class StoreWriter:
             self._open.clear()
             for growing in self._growing:
                 growing.close()
-            shutil.rmtree(self.partial, ignore_errors=True)
-            os.close(self._lock)
+            self._stack.close()
 
     def array(self, name: str, array: np.ndarray) -> None:
         """Writes `<name>.npy`."""

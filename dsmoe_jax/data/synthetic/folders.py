@@ -8,22 +8,20 @@ distinct values or share of nulls. Does not own: what is in the files
 the preferences planted in them (`data/synthetic/tastes.py`).
 """
 
-import contextlib
-import fcntl
 import io
 import json
-import os
 import pathlib
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import read
 
 # Raised when a generator's output changes for the same settings, so that old folders are rewritten.
@@ -78,7 +76,7 @@ def generate(
         if {**written, "files": None} == {**identity, "files": None} and sizes == written["files"]:
             return folder
     start_s = time.monotonic()
-    with _open_partial(folder) as partial:
+    with store_lib.open_partial(folder, "generating these files") as partial:
         write(partial)
         (partial / NOTE_NAME).write_text(_note(title, note, settings))
         files = {p.name: p.stat().st_size for p in sorted(partial.iterdir())}
@@ -93,29 +91,6 @@ def generate(
         flush=True,
     )
     return folder
-
-
-@contextlib.contextmanager
-def _open_partial(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """`<folder>.partial`, empty and of this process alone; removed unless renamed."""
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        # The lock goes with its process, so what a killed run left behind is known to be free.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise ValueError(
-            f"{partial}: another process is generating these files; wait for it to end"
-        ) from None
-    try:
-        for leftover in partial.iterdir():
-            leftover.unlink()
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(lock)
 
 
 def _note(title: str, note: str, settings: dict[str, Any]) -> str:
