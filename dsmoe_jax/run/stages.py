@@ -47,21 +47,21 @@ class Trained:
     progress: checkpoint.Progress
 
 
-class Session:
-    """The objects that the parts of a run share."""
+class Stages:
+    """The stages of one run, and what they share: data, devices, models, evaluators."""
 
     def __init__(
         self,
         experiment: schema.Experiment,
         workdir: pathlib.Path,
         store_dir: pathlib.Path,
-        reporter: runlog.Reporter,
+        log: runlog.RunLog,
         stop: interrupt.StopRequest,
         prepare_s: float,
     ):
         """Opens the store and puts the corpus on the devices."""
         self.experiment, self.workdir = experiment, workdir
-        self.reporter, self._stop, self.prepare_s = reporter, stop, prepare_s
+        self.log, self._stop, self.prepare_s = log, stop, prepare_s
         self.store = store_lib.Store.open(store_dir)
         self.spec = select_features(self.store, experiment)
         self.mesh = sharding.make_mesh()
@@ -96,7 +96,7 @@ class Session:
 
     def describe(self) -> None:
         """Prints the data's counts, the split and the devices."""
-        manifest, line = self.store.manifest, self.reporter.line
+        manifest, line = self.store.manifest, self.log.line
         counts = manifest["counts"]
         line(
             f"{manifest['dataset']}: {counts['users']:,} users, {counts['items']:,} items, "
@@ -261,7 +261,7 @@ class Session:
             steps_per_report=experiment.train.steps_per_report,
             steps_per_dispatch=experiment.train.steps_per_dispatch,
             every_steps=experiment.checkpoint.every_steps,
-            reporter=self.reporter,
+            log=self.log,
             stop=self._stop,
         )
         with self._open_checkpoints(stage, self.workdir) as checkpoints:

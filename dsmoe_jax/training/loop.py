@@ -107,7 +107,7 @@ class Setting:
       steps_per_report: Steps between two logged points.
       steps_per_dispatch: Steps that the devices take without the host.
       every_steps: Steps between two saves inside an epoch; 0 for none.
-      reporter: Where progress is told.
+      log: Where progress is logged.
       stop: Whether the run was asked to end.
     """
 
@@ -119,7 +119,7 @@ class Setting:
     steps_per_report: int
     steps_per_dispatch: int
     every_steps: int
-    reporter: runlog.Reporter
+    log: runlog.RunLog
     stop: interrupt.StopRequest
 
 
@@ -158,13 +158,13 @@ class _Loop:
             stage.model, stage.updater, mesh=setting.mesh, averaged=averaged
         )
         for line in runlog.describe_parameters(stage.name, self._like.params):
-            setting.reporter.line(line)
+            setting.log.line(line)
         # Either or: two states may not fit the devices.
         restored = checkpoints.latest.restore(self._like, setting.mesh)
         if restored is not None:
             self._state, self._progress = restored
-            setting.reporter.forget_after(stage.name, self._progress.step)
-            setting.reporter.line(f"{stage.name}: resumes at step {self._progress.step}")
+            setting.log.forget_after(stage.name, self._progress.step)
+            setting.log.line(f"{stage.name}: resumes at step {self._progress.step}")
         else:
             self._progress = checkpoint.Progress(stage=stage.name)
             self._state = train_state.init_state(
@@ -211,9 +211,7 @@ class _Loop:
         weight = taught.weight if taught and epoch >= taught.warmup_epochs else 0.0
         distill_weight = jnp.asarray(weight, jnp.float32)
         start_s = self._reported_s = time.perf_counter()
-        setting.reporter.start_epoch(
-            stage.name, epoch, per_epoch, progress.step - epoch * per_epoch
-        )
+        setting.log.start_epoch(stage.name, epoch, per_epoch, progress.step - epoch * per_epoch)
         batches = pipeline.make_train_iterator(setting.source, start=progress.step)
         while progress.step < end:
             count = self._count_steps(end)
@@ -232,13 +230,13 @@ class _Loop:
             if progress.step % setting.steps_per_report == 0 or progress.step == end:
                 self._report_pending()
             self._maybe_save(start_s, end)
-        setting.reporter.end_epoch()
+        setting.log.end_epoch()
         if self._end_epoch is not None:
             key = jax.random.fold_in(self._epoch_key, epoch)
             self._state, told = self._end_epoch(self._state, key)
             values = {name: float(value) for name, value in told.items()}
             if values:
-                setting.reporter.metrics(stage.name, progress.step, values)
+                setting.log.metrics(stage.name, progress.step, values)
         progress.example_s += time.perf_counter() - start_s
         self._finish_epoch()
         progress.train_s += time.perf_counter() - start_s
@@ -326,17 +324,17 @@ class _Loop:
         values["perf/examples_per_s"] = rate
         values["perf/data_wait_share"] = self._waited_s / elapsed_s
         self._reported_s, self._waited_s = now_s, 0.0
-        setting.reporter.metrics(self._stage.name, progress.step, values)
+        setting.log.metrics(self._stage.name, progress.step, values)
         parts = " ".join(
             f"{name.removeprefix('train/')} {value:.4f}"
             for name, value in values.items()
             if name.count("/") == 1 and name.startswith("train/")
         )
-        setting.reporter.advance(len(steps), f"{parts} {rate:,.0f} examples/s")
+        setting.log.advance(len(steps), f"{parts} {rate:,.0f} examples/s")
 
     def _raise_diverged(self, step: int, loss: float) -> None:
         setting, stage = self._setting, self._stage
-        setting.reporter.end_epoch()
+        setting.log.end_epoch()
         self._checkpoints.wait()
         epoch, index = divmod(step - 1, setting.source.steps_per_epoch)
         good = self._checkpoints.latest.step
@@ -372,7 +370,7 @@ class _Loop:
             self._stop()
 
     def _stop(self) -> None:
-        self._setting.reporter.end_epoch()
+        self._setting.log.end_epoch()
         self._checkpoints.wait()
         raise interrupt.InterruptedRunError(
             f"{self._stage.name}: stopped at step {self._progress.step}, state saved; the same "
@@ -380,12 +378,12 @@ class _Loop:
         )
 
     def _finish_epoch(self) -> None:
-        stage, progress, reporter = self._stage, self._progress, self._setting.reporter
+        stage, progress, log = self._stage, self._progress, self._setting.log
         progress.epochs_evaluated += 1
         if stage.validate is None:
             progress.best_step = progress.step
             self._checkpoints.best.save(self._state, progress)
-            reporter.line(f"{stage.name} epoch {progress.epochs_evaluated:>3}")
+            log.line(f"{stage.name} epoch {progress.epochs_evaluated:>3}")
             return
         summary = stage.validate(train_state.freeze(self._state))
         score = summary["macro"][stage.score_name]
@@ -398,12 +396,12 @@ class _Loop:
         values = {f"eval/macro/{name}": value for name, value in summary["macro"].items()}
         for scenario, row in summary["scenarios"].items():
             values |= {f"eval/{scenario}/{name}": value for name, value in row.items()}
-        reporter.metrics(stage.name, progress.step, values)
+        log.metrics(stage.name, progress.step, values)
         recalls = "  ".join(
             f"{scenario} {100 * row[stage.score_name]:.1f}"
             for scenario, row in summary["scenarios"].items()
         )
-        reporter.line(
+        log.line(
             f"{stage.name} epoch {progress.epochs_evaluated:>3}  validation {stage.score_name} % "
             f"macro {100 * score:.2f}  {recalls}{'  best' if is_best else ''}"
         )

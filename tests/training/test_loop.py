@@ -45,7 +45,7 @@ class Session:
         )
         self.mesh = sharding.make_mesh(devices)
         model = tiny.make_matcher(spec)
-        self.reporter = runlog.Reporter(workdir, is_main=True)
+        self.log = runlog.RunLog(workdir, is_main=True)
         self.stop = StopAt(stop_step) if stop_step else interrupt.StopRequest()
         self.setting = train.Setting(
             mesh=self.mesh,
@@ -58,7 +58,7 @@ class Session:
             steps_per_report=1,
             steps_per_dispatch=1,
             every_steps=changes.pop("every_steps", 0),
-            reporter=self.reporter,
+            log=self.log,
             stop=self.stop,
         )
         self.stage = train.Stage(
@@ -88,7 +88,7 @@ class Session:
                 return train.train_stage(self.stage, self.setting, checkpoints)
         finally:
             checkpoints.close()
-            self.reporter.close()
+            self.log.close()
 
     def points(self):
         lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
