@@ -192,17 +192,9 @@ class RankerEvaluator:
         num_negatives: int = 4,
         seed: int = 0,
     ):
-        """Builds the function; it compiles at the first call.
+        """Builds the function, which compiles at the first call, as `MatcherEvaluator` does.
 
-        Args:
-          store: The prepared data.
-          spec: The features the model sees.
-          corpus: All items, on the devices.
-          ranker: The model.
-          config: Cut-offs, batch sizes and removal rule.
-          mesh: The devices: queries are split over them.
-          num_negatives: Uniform negatives per relevant item in the log-loss.
-          seed: Of those negatives.
+        The log-loss has `num_negatives` uniform negatives per relevant item, drawn with `seed`.
         """
         self._store, self._spec, self._corpus, self._config = store, spec, corpus, config
         self._mesh, self._num_negatives, self._seed = mesh, num_negatives, seed

@@ -81,8 +81,7 @@ def draw_recall(path: pathlib.Path, results: Mapping[str, Any], k: int) -> list[
         rows["teacher (sampled queries)"] = (results["teacher"], _TEACHER)
     rows["student"] = (results, _STUDENT)
     panels = [*results["scenarios"], "macro"]
-    columns = min(len(panels), 5)
-    lines = -(-len(panels) // columns)
+    columns, lines = _grid(panels)
     height = lines * (0.9 + 0.28 * len(rows)) + 0.5
     with new_figure(2.2 + 1.9 * columns, height) as figure:
         axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
@@ -110,8 +109,7 @@ def draw_similarity(
     """
     similar = {name: cosine(np.asarray(coef)) for name, coef in coefficients.items()}
     panels = {"mean over layers": np.mean(list(similar.values()), axis=0), **similar}
-    columns = min(len(panels), 5)
-    lines = -(-len(panels) // columns)
+    columns, lines = _grid(panels)
     side = max(1.7, 0.42 * len(scenarios))
     with new_figure(0.9 + (side + 0.35) * columns, 0.8 + (side + 0.5) * lines) as figure:
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
@@ -225,10 +223,7 @@ def _draw_losses(axis: Any, stage: str, points: Sequence[Mapping[str, Any]]) -> 
         step, value = _curve(points, key)
         label = key.removeprefix("train/").replace("_", " ")
         axis.plot(step, value, label=label, linewidth=1.2, **look(number))
-    axis.set_title(f"{stage}: training loss", loc="left")
-    axis.set_xlim(0, None)
-    axis.set_ylim(0, None)
-    axis.grid()
+    _frame_curves(axis, f"{stage}: training loss")
     if names:
         axis.legend(loc="upper right")
 
@@ -249,13 +244,22 @@ def _draw_validation(
             best = int(np.nanargmax(value))
             axis.axvline(step[best], color="#606060", linewidth=0.8, linestyle=":")
             note = f", best macro {100 * value[best]:.1f}"
-    title = f"{stage}: validation {metric.replace('recall', 'Recall')} (%){note}"
+    _frame_curves(axis, f"{stage}: validation {metric.replace('recall', 'Recall')} (%){note}")
+    if names:
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _grid(panels: Sequence[Any] | Mapping[str, Any]) -> tuple[int, int]:
+    """Columns and lines of panels side by side, five in a line."""
+    columns = min(len(panels), 5)
+    return columns, -(-len(panels) // columns)
+
+
+def _frame_curves(axis: Any, title: str) -> None:
     axis.set_title(title, loc="left")
     axis.set_xlim(0, None)
     axis.set_ylim(0, None)
     axis.grid()
-    if names:
-        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def look(number: int, *, bar: bool = False) -> dict[str, Any]:

@@ -202,14 +202,7 @@ class RowSparse:
     def update(
         self, gradient: Any, params: Any, gathered: optimizer.Gathered, step: Int[jax.Array, ""]
     ) -> tuple[Any, OptState]:
-        """The next parameters and state.
-
-        Args:
-          gradient: With respect to what the model was gathered.
-          params: Before the step, whole.
-          gathered: From `gather`.
-          step: Steps taken before this one.
-        """
+        """See `optimizer.Updater`."""
         opt_state = gathered.opt_state
         gradients, rest_gradient = large_tables.split(gradient, self.names)
         tables, rest = large_tables.split(params, self.names)
