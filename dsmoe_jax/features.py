@@ -176,7 +176,7 @@ def select(
       scenario_history_length: Events it sees of `scenario_history`.
       embedding_dim: Width E of every field's embedding.
       scenario_histories: Whether to add `SCENARIO_HISTORIES`, `scenario_history_length` events of
-        every scenario; `exclude` has no say in it.
+        every scenario; `exclude` does not apply to it.
       history_encoder: What becomes of the history; see `FeatureSpec`.
 
     Raises:

@@ -1,9 +1,9 @@
 """Full-corpus evaluation of a matcher, a ranker or anything else that scores the corpus.
 
 Owns how a system's lists are made: a matcher embeds the corpus per scenario and is searched through
-an index; a ranker scores the catalogue by brute force. What is asked and what becomes of the lists
-is in `evaluation/protocol.py`. No parameter is trained here, and models run as in serving
-(`train=False`).
+an index; a ranker scores the catalogue by brute force. Which queries there are and how lists
+are evaluated is in `evaluation/protocol.py`. No parameter is trained here, and models run as in
+serving (`train=False`).
 
 Letters: Q queries of a split, B queries of a batch, V rows of the corpus (row 0 is padding),
 T retrieved list length, D tower output, G candidates of a chunk, Z devices, W rows of a device's

@@ -30,7 +30,7 @@ class Progress:
       best_score: Best macro validation recall so far; -1 before the first evaluation.
       best_step: Step of the best state.
       bad_epochs: Evaluations since the best one; patience compares with it.
-      train_s: Seconds of training so far, evaluation included, over all sittings.
+      train_s: Seconds of training so far, evaluation included, before and after interruptions.
       example_s: Seconds of those spent in training steps.
     """
 

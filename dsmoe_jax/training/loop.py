@@ -233,8 +233,8 @@ class _Loop:
         setting.log.end_epoch()
         if self._end_epoch is not None:
             key = jax.random.fold_in(self._epoch_key, epoch)
-            self._state, told = self._end_epoch(self._state, key)
-            values = {name: float(value) for name, value in told.items()}
+            self._state, found = self._end_epoch(self._state, key)
+            values = {name: float(value) for name, value in found.items()}
             if values:
                 setting.log.metrics(stage.name, progress.step, values)
         progress.example_s += time.perf_counter() - start_s

@@ -165,7 +165,7 @@ def make_end_epoch(
 ) -> Callable[[train_state.TrainState, jax.Array], tuple[train_state.TrainState, Metrics]] | None:
     """The jitted `end(state, key)` of a model that does something after an epoch, else None.
 
-    It returns the state and what the model tells of the epoch.
+    It returns the state and the model's metrics of the epoch.
 
     Args:
       model: A matcher may declare it; see `two_tower.Matcher.has_end_epoch`.
@@ -179,7 +179,7 @@ def make_end_epoch(
         state: train_state.TrainState, key: jax.Array
     ) -> tuple[train_state.TrainState, Metrics]:
         mutable = [name for name in ("params", *state.model_state) if name != "constants"]
-        told, updated = model.apply(
+        found, updated = model.apply(
             train_state.Frozen(state.params, state.model_state).variables,
             mutable=mutable,
             rngs={"dropout": key},
@@ -189,7 +189,7 @@ def make_end_epoch(
         ended = state._replace(
             params=updated["params"], model_state={**state.model_state, **tracked}
         )
-        return ended, {f"train/{name}": value for name, value in told.items()}
+        return ended, {f"train/{name}": value for name, value in found.items()}
 
     jitted: Steps = jit_step(end, mesh, state)
     return jitted

@@ -45,7 +45,7 @@ from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import entities, events, examples, splits, windows
 
 # Raised when the same inputs and settings give another content than before, so that stores in place
-# are prepared again; the package's own version has no say.
+# are prepared again; the package's own version is ignored.
 STORE_VERSION = 1
 _EPOCH = datetime.date(1970, 1, 1)
 
@@ -150,7 +150,7 @@ def make_split(dataset: Dataset, section: schema.DataConfig) -> splits.Split:
     if dataset.behavior:
         raise ValueError(
             f"behavior: expected none with the split leave_one_out, got {dataset.behavior.name!r}; "
-            "its events are told by days"
+            "its history windows are cut by days"
         )
     return splits.LeaveOneOut()
 

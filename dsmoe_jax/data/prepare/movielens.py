@@ -49,7 +49,7 @@ _CSV_NAMES = {"user": "userId", "item": "movieId", "time_s": "timestamp"}
 
 @dataclasses.dataclass
 class MovieLensConfig(schema.DataConfig):
-    """A MovieLens archive's folder; the days of `schema.DataConfig` have no say.
+    """A MovieLens archive's folder; the days of `schema.DataConfig` are ignored.
 
     Attributes:
       name: What results are labelled with.

@@ -76,7 +76,7 @@ class ByDay:
 class LeaveOneOut:
     """Of every user the last positive tests, the one before it validates, all earlier ones train.
 
-    What came before is told by the order of a user's positives: by day, time and row of the item
+    What came before follows the order of a user's positives: by day, time and row of the item
     table, where several share a second. A query knows the second of its request, which is that of
     the positive held out. Users with fewer than three positives only train.
     """

@@ -26,7 +26,7 @@ class Rows(NamedTuple):
       time_X: Unix seconds of the example, or of the split's start.
       before_X: Unix seconds; what happened then or later is not past.
       day_X: The last day of the past, in days since 1970-01-01 in the log's time zone, or what
-        stands for days in the events. A log's day and its clock disagree around midnight, and both
+        replaces days in the events. A log's day and its clock disagree around midnight, and both
         have to be before.
     """
 

@@ -207,7 +207,7 @@ class SyntheticWorldConfig(schema.DataConfig):
 
 
 class _PlantedLogConfig(custom.CustomConfig):
-    """The generated files; what a user liked is told by its creators too, as `creator_history`."""
+    """The generated files, with what a user liked by its creators as well: `creator_history`."""
 
     def _load(self, files: Any) -> assemble.Dataset:
         dataset = super()._load(files)
