@@ -1,6 +1,6 @@
-"""Run log: console lines, a progress bar, metrics.jsonl and TensorBoard.
+"""What a run tells people: console lines, a progress bar, metrics.jsonl and TensorBoard.
 
-Only process 0 writes. Nothing here decides anything.
+Only process 0 speaks. Nothing here decides anything.
 """
 
 import json
@@ -17,7 +17,7 @@ import tqdm
 METRICS_FILE = "metrics.jsonl"
 
 
-class RunLog:
+class Reporter:
     """Writes the metrics of a run and shows its progress."""
 
     def __init__(self, workdir: pathlib.Path, *, is_main: bool):
@@ -25,7 +25,7 @@ class RunLog:
 
         Args:
           workdir: The run's folder.
-          is_main: Whether this process is the one that writes.
+          is_main: Whether this process is the one that speaks.
         """
         self._is_main = is_main
         self._bar: tqdm.tqdm | None = None

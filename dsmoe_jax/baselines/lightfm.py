@@ -28,9 +28,9 @@ COMPONENTS = (32, 64, 128)
 EPOCHS = (10, 20, 30, 40)
 
 
-def evaluate_baselines(
+def evaluate_references(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
-) -> list[builtin.Baseline]:
+) -> list[builtin.Reference]:
     """WARP as it comes and with the scenario prior; see `catalogue`."""
     return selection.evaluate_trials("LightFM WARP", fit(store, seed), store, config, seed=seed)
 

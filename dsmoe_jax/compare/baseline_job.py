@@ -51,7 +51,7 @@ def run(name: str, options: command_line.Options) -> None:
     experiment.data.prepare(str(store_dir))
     store = store_lib.Store.open(store_dir)
     start_s = time.perf_counter()
-    found: list[builtin.Baseline] = system.evaluate_baselines(
+    found: list[builtin.Reference] = system.evaluate_references(
         store, experiment.eval, seed=experiment.seed
     )
     seconds = time.perf_counter() - start_s
@@ -75,7 +75,7 @@ def run(name: str, options: command_line.Options) -> None:
         print(f"{row.name}: test macro {metric} {100 * value:.1f} %, {row.settings}")
 
 
-def _as_system(row: builtin.Baseline) -> dict:
+def _as_system(row: builtin.Reference) -> dict:
     summary = {**row.test.summarise(), "validation": row.validation.summarise()}
     queries = hits.from_arrays(results.query_arrays(row.test))
     return {

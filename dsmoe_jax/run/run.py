@@ -44,25 +44,25 @@ def run(
     start_s = time.perf_counter()
     _prepare(experiment.data, store_dir)
     prepare_s = time.perf_counter() - start_s
-    log = runlog.RunLog(workdir, is_main=jax.process_index() == 0)
+    reporter = runlog.Reporter(workdir, is_main=jax.process_index() == 0)
     try:
         with interrupt.StopRequest() as stop:
-            run_stages = stages.Stages(experiment, workdir, store_dir, log, stop, prepare_s)
+            session = stages.Session(experiment, workdir, store_dir, reporter, stop, prepare_s)
             if jax.process_index() == 0:
                 record = {"overrides": overrides, "config": fingerprint.as_dict(experiment)}
                 runlog.replace_text(workdir / "config.json", json.dumps(record, indent=1) + "\n")
-            run_stages.describe()
-            if mode in ("all", "teacher") and (run_stages.needs_teacher or mode == "teacher"):
-                run_stages.train_teacher()
+            session.describe()
+            if mode in ("all", "teacher") and (session.needs_teacher or mode == "teacher"):
+                session.train_teacher()
             if mode in ("all", "student"):
-                run_stages.train_student()
+                session.train_student()
         if stop.requested:
             raise interrupt.InterruptedRunError("stopped; the same command resumes")
         # Nothing of a report can be saved half: a signal ends it at once.
         if mode in ("all", "evaluate"):
-            report.write(run_stages)
+            report.write(session)
     finally:
-        log.close()
+        reporter.close()
 
 
 def _prepare(data: schema.DataConfig, store_dir: pathlib.Path) -> None:

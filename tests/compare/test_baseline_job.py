@@ -19,7 +19,7 @@ from tests import tiny
 CONFIG = "configs/kuairand.py:sample"
 
 
-def evaluate_baselines(store, config, *, seed):
+def evaluate_references(store, config, *, seed):
     """A peer of one trial."""
     made = [({"a": 1}, linear.make_popularity(store))]
     return selection.evaluate_trials("popular", made, store, config, seed=seed)
@@ -28,7 +28,7 @@ def evaluate_baselines(store, config, *, seed):
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
     """Of a finished cell of the system `mine`."""
-    module = types.SimpleNamespace(evaluate_baselines=evaluate_baselines)
+    module = types.SimpleNamespace(evaluate_references=evaluate_references)
     monkeypatch.setitem(sys.modules, "made_up_system", module)
     # An installed library, so that the record says which version.
     mine = catalogue.System("made_up_system", "mine", ("numpy",))

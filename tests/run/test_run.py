@@ -38,8 +38,8 @@ def start(monkeypatch, tmp_path):
 
     def start(session):
         monkeypatch.setattr(run, "_prepare", lambda *arguments: None)
-        monkeypatch.setattr(run.stages, "Stages", lambda *arguments: session)
-        monkeypatch.setattr(run.report, "write", lambda of: of.report())
+        monkeypatch.setattr(run.session_lib, "Session", lambda *arguments: session)
+        monkeypatch.setattr(run.final_report, "write", lambda of: of.report())
         run.run(experiment, {}, tmp_path, "all")
 
     return start

@@ -191,14 +191,14 @@ def _train_teacher(experiment: schema.Experiment, store: store_lib.Store, place:
 
 
 @contextlib.contextmanager
-def _open_session(experiment: schema.Experiment, place: Place) -> Iterator[stages.Stages]:
-    log = runlog.RunLog(place.workdir, is_main=True)
+def _open_session(experiment: schema.Experiment, place: Place) -> Iterator[stages.Session]:
+    reporter = runlog.Reporter(place.workdir, is_main=True)
     try:
-        yield stages.Stages(
-            experiment, place.workdir, place.store_dir, log, place.stop, prepare_s=0.0
+        yield stages.Session(
+            experiment, place.workdir, place.store_dir, reporter, place.stop, prepare_s=0.0
         )
     finally:
-        log.close()
+        reporter.close()
 
 
 def _judge_trained(
