@@ -113,14 +113,10 @@ def write_alimama(folder: pathlib.Path, size: AlimamaSize) -> None:
     Raises:
       ValueError: If a size is too small for the tables' distinct values.
     """
-    for name, value, low in (
-        ("num_users", size.num_users, 400),
-        ("num_items", size.num_items, 400),
-        ("num_impressions", size.num_impressions, size.num_users),
-        ("num_behaviors", size.num_behaviors, size.num_users),
-    ):
-        if value < low:
-            raise ValueError(f"data.{name}: expected at least {low}, got {value}")
+    rows = size.num_users
+    folders.check_least(
+        size, num_users=400, num_items=400, num_impressions=rows, num_behaviors=rows
+    )
     preferences = tastes.make_preferences(
         size.seed,
         share_S=alimama_tables.LEVEL_SHARE,

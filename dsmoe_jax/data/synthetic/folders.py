@@ -93,6 +93,17 @@ def generate(
     return folder
 
 
+def check_least(size: Any, **least: int) -> None:
+    """Refuses a size that is too small for the generated tables' distinct values.
+
+    Raises:
+      ValueError: Naming the first field below its least value.
+    """
+    for name, low in least.items():
+        if getattr(size, name) < low:
+            raise ValueError(f"data.{name}: expected at least {low}, got {getattr(size, name)}")
+
+
 def _note(title: str, note: str, settings: dict[str, Any]) -> str:
     lines = [f"- {name}: {value}" for name, value in sorted(settings.items())]
     return "\n".join(

@@ -76,8 +76,17 @@ class SyntheticWorldConfig(schema.DataConfig):
 
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
-        self._validate()
-        settings = self.settings()
+        folders.check_least(
+            self,
+            num_users=100,
+            num_scenarios=1,
+            num_creators=2,
+            num_items=max(2 * self.events_per_user, self.num_creators),
+            events_per_user=2,
+            recent=1,
+            taste_dim=1,
+            num_days=self.validation_days + self.test_days + 1,
+        )
         folder = folders.generate(
             self.folder(store_dir),
             title="a plain log with user and item tables",
@@ -86,7 +95,7 @@ class SyntheticWorldConfig(schema.DataConfig):
                 "rank 4, popularity per scenario, recent creators. truth.npz holds what they are "
                 "made of."
             ),
-            settings=settings,
+            settings=self.settings(),
             write=self._write,
         )
         dims = self.taste_dim + tastes.SHIFT_RANK
@@ -113,20 +122,6 @@ class SyntheticWorldConfig(schema.DataConfig):
         """What decides the generated files."""
         split = {field.name for field in dataclasses.fields(schema.DataConfig)}
         return {n: v for n, v in dataclasses.asdict(self).items() if n not in split}
-
-    def _validate(self) -> None:
-        for name, low in (
-            ("num_users", 100),
-            ("num_scenarios", 1),
-            ("num_creators", 2),
-            ("num_items", max(2 * self.events_per_user, self.num_creators)),
-            ("events_per_user", 2),
-            ("recent", 1),
-            ("taste_dim", 1),
-            ("num_days", self.validation_days + self.test_days + 1),
-        ):
-            if getattr(self, name) < low:
-                raise ValueError(f"data.{name}: expected at least {low}, got {getattr(self, name)}")
 
     def _write(self, folder: pathlib.Path) -> None:
         seed = self.generator_seed
