@@ -151,31 +151,28 @@ class Session:
 
     def teacher_stage(self) -> loop.Stage:
         """The teacher's stage."""
-        chosen = self.experiment.teacher
+        per_scenario = self.experiment.eval.teacher_validation_queries
         return self._stage(
             "teacher",
             self.ranker,
-            self._make_updater(self.ranker, chosen.learning_rate, chosen.weight_decay),
-            max_epochs=chosen.max_epochs,
-            patience=chosen.patience,
-            max_train_s=_seconds(chosen.max_minutes),
-            validate=lambda frozen: self._validate(
-                self.evaluate_ranker, frozen, self.experiment.eval.teacher_validation_queries
-            ),
+            self.experiment.teacher,
+            validate=lambda frozen: self._validate(self.evaluate_ranker, frozen, per_scenario),
         )
 
     def pretraining_stages(self) -> list[loop.Stage]:
         """The stages that the student's method begins with."""
-        # Without L2: Adam makes full steps of it, where nothing else gives a gradient.
-        chosen = self.experiment.train
-        updater = self._make_updater(self.matcher, chosen.learning_rate, 0.0, chosen.beta_2)
         return [
             self._stage(
                 stage.name,
                 self.matcher,
-                updater,
-                max_epochs=stage.epochs,
-                patience=stage.epochs,
+                # Without L2: Adam makes full steps of it, where nothing else gives a gradient.
+                dataclasses.replace(
+                    self.experiment.train,
+                    weight_decay=0.0,
+                    max_epochs=stage.epochs,
+                    patience=stage.epochs,
+                    max_minutes=0.0,
+                ),
                 validate=None,
                 loss_method=stage.loss_method,
                 last_only=stage.last_only,
@@ -185,32 +182,25 @@ class Session:
 
     def student_stage(self, teacher: train_state.Frozen | None = None) -> loop.Stage:
         """The student's stage, distilled where there is a teacher."""
-        chosen, loss = self.experiment.train, self.experiment.loss
-        objective = self.experiment.model.objective()
+        experiment, distillation = self.experiment, None
+        if teacher is not None:
+            distillation = loop.Distillation(
+                self.ranker,
+                teacher,
+                weight=experiment.loss.distill_weight,
+                temperature=experiment.loss.distill_temperature,
+                warmup_epochs=experiment.loss.distill_warmup_epochs,
+            )
+        objective, per_scenario = experiment.model.objective(), experiment.eval.validation_queries
         return self._stage(
             "student",
             self.matcher,
-            self._make_updater(
-                self.matcher, chosen.learning_rate, chosen.weight_decay, chosen.beta_2
-            ),
-            max_epochs=chosen.max_epochs,
-            patience=chosen.patience,
-            max_train_s=_seconds(chosen.max_minutes),
-            validate=lambda frozen: self._validate(
-                self.evaluate_matcher, frozen, self.experiment.eval.validation_queries
-            ),
+            experiment.train,
+            validate=lambda frozen: self._validate(self.evaluate_matcher, frozen, per_scenario),
             loss_method=objective.loss_method,
             last_only=objective.last_only,
-            average_decay=chosen.average_decay,
-            distillation=None
-            if teacher is None
-            else loop.Distillation(
-                self.ranker,
-                teacher,
-                weight=loss.distill_weight,
-                temperature=loss.distill_temperature,
-                warmup_epochs=loss.distill_warmup_epochs,
-            ),
+            average_decay=experiment.train.average_decay,
+            distillation=distillation,
         )
 
     def sample_queries(self, split: str, per_scenario: int | None) -> np.ndarray:
@@ -218,19 +208,31 @@ class Session:
         return protocol.sample_queries(self.store, split, per_scenario, QUERY_SEED)
 
     def _stage(
-        self, name: str, model: Model, updater: optimizer.Updater, **more: Any
+        self,
+        name: str,
+        model: Model,
+        chosen: schema.TrainConfig | schema.TeacherConfig,
+        **more: Any,
     ) -> loop.Stage:
+        updater = row_sparse.make_updater(
+            self.experiment.optim,
+            model.spec,
+            self.mesh,
+            chosen.learning_rate,
+            chosen.weight_decay,
+            chosen.beta_2 if isinstance(chosen, schema.TrainConfig) else optimizer.BETA_2,
+        )
         return loop.Stage(
             name,
             model,
             updater,
+            max_epochs=chosen.max_epochs,
+            patience=chosen.patience,
+            max_train_s=60 * chosen.max_minutes or math.inf,
             score_name=f"recall@{self.experiment.eval.k[0]}",
             make_constants=lambda: statistics.make_constants(self.store, model.constant_shapes),
             **more,
         )
-
-    def _make_updater(self, model: Model, *numbers: float) -> optimizer.Updater:
-        return row_sparse.make_updater(self.experiment.optim, model.spec, self.mesh, *numbers)
 
     def _validate(
         self,
@@ -310,8 +312,3 @@ def select_features(
         scenario_histories=experiment.model.scenario_histories and not for_teacher,
         history_encoder="mean" if for_teacher else chosen.history_encoder,
     )
-
-
-def _seconds(minutes: float) -> float:
-    """A limit of time in seconds; without one it is never reached."""
-    return 60 * minutes if minutes else math.inf
