@@ -177,6 +177,8 @@ class PERSCEN(two_tower.Matcher):
     Attributes: see `PERSCENConfig`.
     """
 
+    has_end_epoch = True
+
     hidden_dim: int
     output_dim: int
     num_layers: int
