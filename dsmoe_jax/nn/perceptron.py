@@ -32,7 +32,6 @@ class Perceptron(nn.Module):
     per_scenario: bool = False
 
     def setup(self) -> None:
-        """Creates the parameters."""
         S = self.num_scenarios
         self.layers = [
             mlp.ScenarioLinear(S, *shape) if self.per_scenario else nn.Dense(shape[1])

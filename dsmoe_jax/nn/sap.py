@@ -48,7 +48,6 @@ class SAP(nn.Module):
     product_dtype: str = "float32"
 
     def setup(self) -> None:
-        """Creates the parameters."""
         lecun = nn.initializers.lecun_normal()
         zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
         K, R, outputs = self.num_experts, self.rank, self.num_experts * self.out_dim

@@ -54,7 +54,6 @@ class ScenarioEmbedder(nn.Module):
     spec: features.FeatureSpec
 
     def setup(self) -> None:
-        """Creates the parameters."""
         spec = self.spec
         # A dense feature has no id to move: its vectors are this module's.
         sparse = dataclasses.replace(spread(spec), user_dense=(), item_dense=())
