@@ -16,6 +16,7 @@ SCENARIO_HISTORIES = "scenario_histories"
 # What a tower's input holds of the history of all scenarios: the mean of its events, or the last
 # output of a causal encoder.
 HISTORY = "history"
+HISTORY_ENCODERS = schema.HISTORY_ENCODERS
 
 # Ids and row numbers are int32, tables are padded to a multiple of 1,024 rows, and a row past the
 # last one must have a number too.
@@ -77,7 +78,7 @@ class FeatureSpec:
     Attributes:
       scenarios: Scenario names; a scenario id in [0, S) indexes them.
       embedding_dim: Width E of every field's embedding (paper: 16).
-      history_encoder: One of `schema.HISTORY_ENCODERS`.
+      history_encoder: One of `HISTORY_ENCODERS`.
     """
 
     scenarios: tuple[str, ...]
@@ -101,9 +102,9 @@ class FeatureSpec:
                     f"feature {feature.name!r}: expected at most {MAX_IDS:,} ids, which int32 can "
                     f"number, got {feature.num_ids:,}; hash them into fewer"
                 )
-        if self.history_encoder not in schema.HISTORY_ENCODERS:
+        if self.history_encoder not in HISTORY_ENCODERS:
             raise ValueError(
-                f"features.history_encoder: expected one of {schema.HISTORY_ENCODERS}, got "
+                f"features.history_encoder: expected one of {HISTORY_ENCODERS}, got "
                 f"{self.history_encoder!r}"
             )
         if self.history_encoder != "mean" and HISTORY not in [s.name for s in self.sequences]:

@@ -21,8 +21,6 @@ T = TypeVar("T")
 # Roles of whole sections.
 _STUDENT, _RESUMABLE = fields.Declaration(student_only=True), fields.Declaration(resumable=True)
 
-# What a tower's input holds of the history of all scenarios: the mean of its events, or the last
-# output of a causal encoder.
 HISTORY_ENCODERS = ("mean", "hstu", "fuxi", "fuxi_mme")
 
 

@@ -7,6 +7,7 @@ its configuration here.
 
 from typing import Any
 
+from dsmoe_jax import features
 from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import (
     adin,
@@ -79,7 +80,7 @@ DEFAULT_RANKER = "mmoe_din"
 # Tokens of a configuration file's variants.
 METHOD_TOKENS = tuple(name for name in MATCHERS if name != DEFAULT_MATCHER)
 TEACHER_TOKENS = tuple(f"teacher={name}" for name in RANKERS)
-HISTORY_TOKENS = tuple(f"history={n}" for n in schema.HISTORY_ENCODERS if n != "mean")
+HISTORY_TOKENS = tuple(f"history={n}" for n in features.HISTORY_ENCODERS if n != "mean")
 ABLATION_TOKENS = (*dsmoe.ABLATIONS, "no_distill")
 
 
