@@ -62,7 +62,7 @@ def config_hash(experiment: schema.Experiment) -> str:
 
 
 def _deciding_fields(experiment: schema.Experiment) -> dict[str, Any]:
-    """The flat fields without those that have no say, as dense updates leave nothing to choose."""
+    """The flat fields without those that decide nothing, as all of `optim` for dense updates."""
     named = flatten(as_dict(experiment))
     if experiment.optim.embedding == "dense":
         named = {name: value for name, value in named.items() if not name.startswith("optim.")}

@@ -1,4 +1,4 @@
-"""A tower of DSMOE: SAP experts, their scenario gate and the SAP forward layer.
+"""Scenario mixture, DSMOE's tower: SAP experts, scenario gate and SAP forward layer.
 
 Owns the trunk that both towers and the small teacher share. Does not own embeddings.
 

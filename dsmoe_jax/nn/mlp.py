@@ -1,4 +1,4 @@
-"""Layers of multi-layer perceptrons whose experts lie side by side, normalised per scenario.
+"""Multi-layer perceptrons of experts side by side, normalised per scenario.
 
 Owns the block Linear -> normalisation -> ReLU -> dropout of rankers, stacks of it and the weighted
 sum of experts. Does not own gates.

@@ -1,4 +1,4 @@
-"""A plain tower: the multi-layer perceptron of methods whose contribution lies elsewhere.
+"""Plain tower: the multi-layer perceptron of methods whose contribution lies elsewhere.
 
 Letters: B examples, S scenarios, I input, O output. Inputs may have axes between B and I
 (candidates of an example).

@@ -1,4 +1,4 @@
-"""The scenario-adaptive projection (SAP): a linear layer with a low-rank scenario correction.
+"""Scenario-adaptive projection (SAP): a linear layer with a low-rank scenario correction.
 
 Owns the layer alone. The scenario enters through the coefficients b_s, a linear map of the scenario
 embedding, which are computed once for all S scenarios and picked per example.

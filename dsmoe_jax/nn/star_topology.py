@@ -1,4 +1,4 @@
-"""The star topology: weights of a scenario are shared ones times its own, on an input in pieces.
+"""Star topology: weights of a scenario are shared ones times its own, on an input in pieces.
 
 Owns the star linear layer and the partitioned normalisation of its input. Both depend on the
 scenario alone, so that they fold into one matrix per scenario and nothing is normalised row by row.

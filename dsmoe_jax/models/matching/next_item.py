@@ -1,4 +1,4 @@
-"""The part that sequential matchers share: item table, last position, next-item objective.
+"""Sequential matchers' base class: item table, last position, next-item objective.
 
 Owns everything but the encoder, which a method's file makes. The user tower reads the history and
 the request's time and nothing else; an item is its id's row of the table that embeds the history.
@@ -32,7 +32,7 @@ class NextItemConfig(schema.MatcherConfig):
 
     Attributes:
       output_dim: D: width of the item table, of the encoder and of both towers' outputs. The width
-        of other methods' fields has no say.
+        of other methods' fields is ignored.
       num_blocks: Blocks of the encoder.
       num_heads: Attention heads of a block.
       input_dropout: Rate in [0, 1) on the first block's input.

@@ -1,4 +1,4 @@
-"""The fused teacher: the mean of several rankers' logits.
+"""Ensemble teacher ("fused"): the mean of several rankers' logits.
 
 Owns the mean; members are rankers of any kind, each with its own parameters and tables.
 

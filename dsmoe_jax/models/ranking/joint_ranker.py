@@ -1,4 +1,4 @@
-"""What joint-input rankers share: the joint input and its switches; each adds a trunk.
+"""Joint-input rankers' base class: the joint input and its switches; each ranker adds a trunk.
 
 Owns the input [user; item; scenario; attended history; user * item; pooled history * item;
 collaborative vectors], the linear terms of the logit and the split of what is multiplied once per
@@ -110,7 +110,6 @@ class JointRanker(ranker.Ranker):
     cfg: JointRankerConfig
 
     def setup(self) -> None:
-        """Creates the parameters of the input."""
         cfg = self.cfg
         self.embedder = embed.Embedder(self.spec)
         self.drop = dropout_lib.Dropout(cfg.input_dropout)

@@ -1,4 +1,4 @@
-"""The default teacher: a multi-gate mixture of experts over user, candidate and attended history.
+"""MMOE-DIN, the default teacher: a multi-gate mixture of experts on the joint input.
 
 Owns the trunk; the joint input is `joint_ranker.py`'s.
 

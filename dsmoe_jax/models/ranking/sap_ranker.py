@@ -1,4 +1,4 @@
-"""The small teacher: the student's trunk on the joint input of user and item.
+"""SAP ranker, the small teacher: the student's trunk on the joint input of user and item.
 
 Owns the joining and the logit head; the trunk is `nn/mixture.py`.
 
