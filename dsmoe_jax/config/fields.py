@@ -26,6 +26,7 @@ class Declaration(TypedDict, total=False):
       nonempty: Whether a tuple has at least one element.
       ascending: Whether a tuple's elements ascend and are at least one.
       choices: The names allowed.
+      search: Values that a search of hyper-parameters tries.
       student_only: Whether no teacher depends on it.
       resumable: Whether it may change between the runs that share a workdir: it decides when a run
         stops, where it writes or how it is evaluated, not which numbers a step computes.
@@ -41,6 +42,7 @@ class Declaration(TypedDict, total=False):
     nonempty: bool
     ascending: bool
     choices: tuple[str, ...]
+    search: tuple[Any, ...]
     student_only: bool
     resumable: bool
     unhashed: bool
@@ -63,6 +65,11 @@ def rate(default: float = 0.0) -> Any:
 def share(default: float) -> Any:
     """A field in (0, 1]."""
     return field(default, above=0, at_most=1)
+
+
+def widths(default: tuple[int, ...], **declared: Unpack[Declaration]) -> Any:
+    """A field of at least one number >= 1."""
+    return field(default, at_least=1, nonempty=True, **declared)
 
 
 def walk(section: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:

@@ -115,12 +115,18 @@ class MethodConfig:
 
     Attributes:
       section: Path of the section that the method is configured in.
-      search_space: Values of the method's own fields that a search of its hyper-parameters tries,
-        beside the fields that all methods share (`compare/search_space.py`).
     """
 
     section: ClassVar[str]
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @property
+    def search_space(self) -> dict[str, tuple[Any, ...]]:
+        """Values of the method's own fields that a search of its hyper-parameters tries.
+
+        Fields that all methods share are searched beside them (`compare/search_space.py`).
+        """
+        declared = fields.declarations(type(self)).items()
+        return {n: own.metadata["search"] for n, own in declared if "search" in own.metadata}
 
     def make(self, spec: Any) -> Any:
         """The model for a `features.FeatureSpec`, most simply from `build`.

@@ -8,7 +8,6 @@ events, M interests (1), D output.
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -43,13 +42,8 @@ class ADINConfig(schema.MatcherConfig):
       self_training_items: X, unlabelled items drawn per example and step.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64,), (128,), (256,)),
-        "num_shared": (1, 2, 4),
-    }
-
-    num_shared: int = fields.field(2, at_least=1)
-    hidden_dims: tuple[int, ...] = fields.field((256,), at_least=1, nonempty=True)
+    num_shared: int = fields.field(2, at_least=1, search=(1, 2, 4))
+    hidden_dims: tuple[int, ...] = fields.widths((256,), search=((64,), (128,), (256,)))
     output_dim: int = fields.field(128, at_least=1)
     reduction: int = fields.field(4, at_least=1)
     fusion: str = fields.field("concat", choices=adin_tower.FUSIONS)

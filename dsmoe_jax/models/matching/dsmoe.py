@@ -8,7 +8,7 @@ output.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -61,14 +61,9 @@ class DSMOEConfig(schema.MatcherConfig):
         to it; sums, statistics, losses and parameters stay float32.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dim": (64, 128, 256),
-        "rank": (2, 4, 8),
-    }
-
     num_experts: int = fields.field(3, at_least=1)
-    rank: int = fields.field(4, at_least=1)
-    hidden_dim: int = fields.field(256, at_least=1)
+    rank: int = fields.field(4, at_least=1, search=(2, 4, 8))
+    hidden_dim: int = fields.field(256, at_least=1, search=(64, 128, 256))
     output_dim: int = fields.field(128, at_least=1)
     input_dropout: float = fields.rate()
     use_sap: bool = True

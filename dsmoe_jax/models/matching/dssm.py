@@ -7,7 +7,6 @@ Letters: B examples, S scenarios, C scenario embedding, M interests (1), D outpu
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -41,13 +40,11 @@ class DSSMConfig(schema.MatcherConfig):
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64,), (128,), (256,), (128, 64))
-    }
-
     sharing: str = fields.field("mixed", choices=SHARINGS)
     scenario_input: str = fields.field("both", choices=SCENARIO_INPUTS)
-    hidden_dims: tuple[int, ...] = fields.field((256,), at_least=1)
+    hidden_dims: tuple[int, ...] = fields.field(
+        (256,), at_least=1, search=((64,), (128,), (256,), (128, 64))
+    )
     output_dim: int = fields.field(128, at_least=1)
     input_dropout: float = fields.rate()
     norm: str = fields.field("bn", choices=dsbn.KINDS)

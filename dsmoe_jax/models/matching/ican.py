@@ -9,7 +9,7 @@ output.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -42,16 +42,13 @@ class ICANConfig(schema.MatcherConfig):
         itself, as in the original, whose width D must then be.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64,), (128, 64), (256, 128)),
-        "attention_dims": ((32,), (64, 32)),
-    }
-
     scenario_histories: ClassVar[bool] = True
 
-    attention_dims: tuple[int, ...] = fields.field((64, 32), at_least=1)
+    attention_dims: tuple[int, ...] = fields.field((64, 32), at_least=1, search=((32,), (64, 32)))
     num_heads: int = fields.field(8, at_least=1)
-    hidden_dims: tuple[int, ...] = fields.field((128, 64), at_least=1)
+    hidden_dims: tuple[int, ...] = fields.field(
+        (128, 64), at_least=1, search=((64,), (128, 64), (256, 128))
+    )
     output_dim: int = fields.field(64, at_least=1)
     input_dropout: float = fields.rate()
     item_vector: str = fields.field("fields", choices=ITEM_VECTORS)

@@ -11,7 +11,6 @@ channels together, M interests (1), V items, P ids in a padded bag, F feature fi
 import dataclasses
 import functools
 import itertools
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -49,16 +48,11 @@ class M5Config(schema.MatcherConfig):
       mask_weight: Its weight >= 0.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "expert_dims": ((64,), (128, 64), (256, 128)),
-        "attention_dim": (32, 64),
-    }
-
     attention_length: int = fields.field(50, at_least=1)
-    attention_dim: int = fields.field(64, at_least=1)
+    attention_dim: int = fields.field(64, at_least=1, search=(32, 64))
     num_heads: int = fields.field(2, at_least=1)
     num_experts: int = fields.field(4, at_least=1)
-    expert_dims: tuple[int, ...] = fields.field((256, 128), at_least=1, nonempty=True)
+    expert_dims: tuple[int, ...] = fields.widths((256, 128), search=((64,), (128, 64), (256, 128)))
     output_dim: int = fields.field(128, at_least=1)
     input_dropout: float = fields.rate()
     norm: str = fields.field("bn", choices=dsbn.KINDS)

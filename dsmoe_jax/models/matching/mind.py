@@ -7,7 +7,6 @@ Letters: B examples, S scenarios, M interests, E event width, I profile width, D
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,15 +35,10 @@ class MINDConfig(schema.MatcherConfig):
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64,), (128,), (256,)),
-        "num_interests": (1, 2, 4),
-    }
-
-    num_interests: int = fields.field(4, at_least=1)
+    num_interests: int = fields.field(4, at_least=1, search=(1, 2, 4))
     routing_iterations: int = fields.field(3, at_least=1)
     sequence: str = "history"
-    hidden_dims: tuple[int, ...] = fields.field((256,), at_least=1, nonempty=True)
+    hidden_dims: tuple[int, ...] = fields.widths((256,), search=((64,), (128,), (256,)))
     output_dim: int = fields.field(128, at_least=1)
     input_dropout: float = fields.rate()
     norm: str = fields.field("bn", choices=dsbn.KINDS)

@@ -9,7 +9,6 @@ axes between B and I (candidates of an example).
 import dataclasses
 import functools
 import itertools
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -37,13 +36,8 @@ class MMoEConfig(schema.MatcherConfig):
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "expert_dims": ((64,), (128,), (256,)),
-        "num_experts": (2, 4, 8),
-    }
-
-    num_experts: int = fields.field(4, at_least=1)
-    expert_dims: tuple[int, ...] = fields.field((256,), at_least=1, nonempty=True)
+    num_experts: int = fields.field(4, at_least=1, search=(2, 4, 8))
+    expert_dims: tuple[int, ...] = fields.widths((256,), search=((64,), (128,), (256,)))
     output_dim: int = fields.field(128, at_least=1)
     input_includes_scenario: bool = False
     input_dropout: float = fields.rate()

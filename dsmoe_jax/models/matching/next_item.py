@@ -42,16 +42,11 @@ class NextItemConfig(schema.MatcherConfig):
         the first block's input. Ours: these methods know no scenarios.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "num_blocks": (1, 2, 4),
-        "dropout": (0.1, 0.2, 0.5),
-    }
-
     output_dim: int = fields.field(50, at_least=1)
-    num_blocks: int = fields.field(2, at_least=1)
+    num_blocks: int = fields.field(2, at_least=1, search=(1, 2, 4))
     num_heads: int = fields.field(1, at_least=1)
     input_dropout: float = fields.rate(0.2)
-    dropout: float = fields.rate(0.2)
+    dropout: float = fields.field(0.2, at_least=0, below=1, search=(0.1, 0.2, 0.5))
     temperature: float = fields.share(0.05)
     scenario_token: bool = False
 

@@ -8,7 +8,6 @@ I a tower's input.
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -42,15 +41,10 @@ class PERSCENConfig(schema.MatcherConfig):
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dim": (64, 128, 256),
-        "num_codes": (16, 64),
-    }
-
-    hidden_dim: int = fields.field(256, at_least=1)
+    hidden_dim: int = fields.field(256, at_least=1, search=(64, 128, 256))
     output_dim: int = fields.field(128, at_least=1)
     num_layers: int = fields.field(2, at_least=1)
-    num_codes: int = fields.field(64, at_least=1)
+    num_codes: int = fields.field(64, at_least=1, search=(16, 64))
     commitment: float = fields.field(0.25, at_least=0)
     vq_weight: float = fields.field(1.0, at_least=0)
     input_dropout: float = fields.rate()

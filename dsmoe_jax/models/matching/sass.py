@@ -9,7 +9,6 @@ F feature fields, N rows of both views, X contrasted sides.
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,18 +41,13 @@ class SASSConfig(schema.MatcherConfig):
       contrastive_temperature: tau in (0, 1] of the contrastive stage.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64,), (64, 64), (128, 64)),
-        "pretrain_epochs": (0, 3),
-    }
-
-    hidden_dims: tuple[int, ...] = fields.field((256, 128), at_least=1, nonempty=True)
+    hidden_dims: tuple[int, ...] = fields.widths((256, 128), search=((64,), (64, 64), (128, 64)))
     output_dim: int = fields.field(128, at_least=1)
     bias_dim: int = fields.field(64, at_least=1)
     input_dropout: float = fields.rate()
     norm: str = fields.field("bn", choices=dsbn.KINDS)
     bn_momentum: float = fields.share(0.1)
-    pretrain_epochs: int = fields.field(0, at_least=0)
+    pretrain_epochs: int = fields.field(0, at_least=0, search=(0, 3))
     contrastive_sides: str = fields.field("both", choices=CONTRASTIVE_SIDES)
     contrastive_temperature: float = fields.share(0.1)
 

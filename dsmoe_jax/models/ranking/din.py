@@ -6,7 +6,6 @@ Letters: B examples, G candidates, S scenarios, O outputs of a layer.
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -34,14 +33,9 @@ class DINConfig(joint_ranker.JointRankerConfig):
         of the normalised output.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64, 32), (200, 80)),
-        "activation": ACTIVATIONS,
-    }
-
     norm: str = "bn"
-    hidden_dims: tuple[int, ...] = fields.field((200, 80), at_least=1, nonempty=True)
-    activation: str = fields.field("dice", choices=ACTIVATIONS)
+    hidden_dims: tuple[int, ...] = fields.widths((200, 80), search=((64, 32), (200, 80)))
+    activation: str = fields.field("dice", choices=ACTIVATIONS, search=ACTIVATIONS)
 
     def make(self, spec: features.FeatureSpec) -> "DIN":
         return self.build(DIN, spec)

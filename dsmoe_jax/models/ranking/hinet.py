@@ -7,7 +7,6 @@ layer, E the scenario embedding, O outputs of the first layer.
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -32,15 +31,10 @@ class HiNetConfig(joint_ranker.JointRankerConfig):
       tower_dims: Widths between the task layer and the logit.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "sub_experts": (1, 2),
-        "expert_dims": ((64, 32), (128, 64)),
-    }
-
-    sub_experts: int = fields.field(2, at_least=1)
-    expert_dims: tuple[int, ...] = fields.field((128, 64), at_least=1, nonempty=True)
+    sub_experts: int = fields.field(2, at_least=1, search=(1, 2))
+    expert_dims: tuple[int, ...] = fields.widths((128, 64), search=((64, 32), (128, 64)))
     task_experts: int = fields.field(2, at_least=1)
-    task_dims: tuple[int, ...] = fields.field((64,), at_least=1, nonempty=True)
+    task_dims: tuple[int, ...] = fields.widths((64,))
     tower_dims: tuple[int, ...] = fields.field((32,), at_least=1)
 
     def make(self, spec: features.FeatureSpec) -> "HiNet":

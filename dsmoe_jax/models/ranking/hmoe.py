@@ -6,7 +6,6 @@ Letters: B examples, G candidates, S scenarios, K experts, O outputs of the firs
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -31,13 +30,10 @@ class HMoEConfig(joint_ranker.JointRankerConfig):
       weight_dims: Hidden widths of each scenario's net that weighs the scores.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "num_experts": (2, 4),
-        "expert_dims": ((64, 64), (128, 64), (256, 128)),
-    }
-
-    num_experts: int = fields.field(4, at_least=1)
-    expert_dims: tuple[int, ...] = fields.field((256, 128), at_least=1, nonempty=True)
+    num_experts: int = fields.field(4, at_least=1, search=(2, 4))
+    expert_dims: tuple[int, ...] = fields.widths(
+        (256, 128), search=((64, 64), (128, 64), (256, 128))
+    )
     gate_dims: tuple[int, ...] = fields.field((64,), at_least=1)
     tower_dims: tuple[int, ...] = fields.field((64,), at_least=1)
     weight_dims: tuple[int, ...] = fields.field((64,), at_least=1)

@@ -59,7 +59,7 @@ class JointRankerConfig(schema.RankerConfig):
     input_dropout: float = fields.rate()
     attention_sequences: tuple[str, ...] = (HISTORY,)
     attention_length: int = fields.field(50, at_least=1)
-    attention_hidden: tuple[int, ...] = fields.field((16,), at_least=1, nonempty=True)
+    attention_hidden: tuple[int, ...] = fields.widths((16,))
     use_log_prior: bool = False
     collaborative: bool = False
     collaborative_pooling: str = fields.field("mean", choices=POOLINGS)

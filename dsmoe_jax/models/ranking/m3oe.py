@@ -6,7 +6,6 @@ Letters: B examples, G candidates, S scenarios, K shared experts, O outputs of t
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -31,16 +30,11 @@ class M3oEConfig(joint_ranker.JointRankerConfig):
       tower_dims: Widths of each scenario's tower between the experts' output and the logit.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "star_dim": (64, 128),
-        "num_experts": (2, 4),
-    }
-
     norm: str = fields.field("ln", choices=mlp.NORMS)
-    star_dim: int = fields.field(128, at_least=1)
+    star_dim: int = fields.field(128, at_least=1, search=(64, 128))
     representation_dim: int = fields.field(64, at_least=1)
-    num_experts: int = fields.field(4, at_least=1)
-    expert_dims: tuple[int, ...] = fields.field((32,), at_least=1, nonempty=True)
+    num_experts: int = fields.field(4, at_least=1, search=(2, 4))
+    expert_dims: tuple[int, ...] = fields.widths((32,))
     tower_dims: tuple[int, ...] = fields.field((32,), at_least=1)
 
     def make(self, spec: features.FeatureSpec) -> "M3oE":

@@ -6,7 +6,6 @@ Letters: B examples, G candidates, S scenarios, K experts, O outputs of the firs
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,13 +28,10 @@ class MMoEDINConfig(joint_ranker.JointRankerConfig):
       tower_dims: Widths of each scenario's tower between the experts' output and the logit.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "num_experts": (2, 4, 8),
-        "expert_dims": ((64, 64), (128, 64), (256, 128)),
-    }
-
-    num_experts: int = fields.field(4, at_least=1)
-    expert_dims: tuple[int, ...] = fields.field((256, 128), at_least=1, nonempty=True)
+    num_experts: int = fields.field(4, at_least=1, search=(2, 4, 8))
+    expert_dims: tuple[int, ...] = fields.widths(
+        (256, 128), search=((64, 64), (128, 64), (256, 128))
+    )
     tower_dims: tuple[int, ...] = fields.field((64,), at_least=1)
 
     def make(self, spec: features.FeatureSpec) -> "MMoEDIN":

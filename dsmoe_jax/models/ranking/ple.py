@@ -7,7 +7,6 @@ of the first layer or of an expert. A level has S streams [.., S * O] and a shar
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -32,15 +31,10 @@ class PLEConfig(joint_ranker.JointRankerConfig):
       tower_dims: Widths of each scenario's tower between the last level and the logit.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "expert_dims": ((32, 16), (64, 32), (128, 64)),
-        "shared_experts": (1, 2),
-    }
-
     num_levels: int = fields.field(2, at_least=1)
     scenario_experts: int = fields.field(2, at_least=1)
-    shared_experts: int = fields.field(1, at_least=1)
-    expert_dims: tuple[int, ...] = fields.field((64, 32), at_least=1, nonempty=True)
+    shared_experts: int = fields.field(1, at_least=1, search=(1, 2))
+    expert_dims: tuple[int, ...] = fields.widths((64, 32), search=((32, 16), (64, 32), (128, 64)))
     tower_dims: tuple[int, ...] = fields.field((16,), at_least=1)
 
     def make(self, spec: features.FeatureSpec) -> "PLE":

@@ -6,7 +6,6 @@ Letters: B examples, G candidates, S scenarios, I width of the user's input, D t
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -33,14 +32,9 @@ class SAPRankerConfig(schema.RankerConfig):
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dim": (64, 128, 256),
-        "rank": (2, 4, 8),
-    }
-
     num_experts: int = fields.field(3, at_least=1)
-    rank: int = fields.field(4, at_least=1)
-    hidden_dim: int = fields.field(256, at_least=1)
+    rank: int = fields.field(4, at_least=1, search=(2, 4, 8))
+    hidden_dim: int = fields.field(256, at_least=1, search=(64, 128, 256))
     output_dim: int = fields.field(128, at_least=1)
     input_dropout: float = fields.rate()
     norm: str = fields.field("dsbn", choices=dsbn.KINDS)

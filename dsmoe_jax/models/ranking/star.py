@@ -9,7 +9,6 @@ O outputs of the first layers.
 
 import dataclasses
 import itertools
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +30,10 @@ class STARConfig(joint_ranker.JointRankerConfig):
       partitioned_norm: Whether the star network's input is normalised per scenario.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64, 32), (128, 64, 32)),
-        "partitioned_norm": (True, False),
-    }
-
     norm: str = "none"
-    hidden_dims: tuple[int, ...] = fields.field((128, 64, 32), at_least=1, nonempty=True)
-    aux_dims: tuple[int, ...] = fields.field((32,), at_least=1, nonempty=True)
-    partitioned_norm: bool = True
+    hidden_dims: tuple[int, ...] = fields.widths((128, 64, 32), search=((64, 32), (128, 64, 32)))
+    aux_dims: tuple[int, ...] = fields.widths((32,))
+    partitioned_norm: bool = fields.field(True, search=(True, False))
 
     def make(self, spec: features.FeatureSpec) -> "STAR":
         return self.build(STAR, spec)
