@@ -1,14 +1,16 @@
 """ADIN-style: shared and per-scenario networks behind per-scenario gates on the fields (CIKM 2022).
 
-Owns self-training on what a user clicked in other scenarios; how these items reach the model is the
-training step's. The towers are in `models/matching/adin_tower.py`.
+Owns the towers and self-training on what a user clicked in other scenarios; how these items reach
+the model is the training step's.
 
-Letters: B examples, S scenarios, E one field's embedding, G candidates, X unlabelled items, L
-events, M interests (1), D output.
+Letters: B examples, S scenarios, C scenario embedding, N fields, E one field's embedding, I = N * E
+a tower's input, K shared networks, H the networks' last width, G candidates, X unlabelled items, L
+events, M interests (1), D output. Inputs may have axes between B and I (candidates of an example).
 """
 
 import dataclasses
-from typing import Any, ClassVar
+import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -18,8 +20,10 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.config import fields, schema
-from dsmoe_jax.models.matching import adin_tower, symmetric, two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed
+from dsmoe_jax.models.matching import symmetric, two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario
+
+FUSIONS = ("concat", "sum")
 
 
 @dataclasses.dataclass
@@ -43,22 +47,17 @@ class ADINConfig(schema.MatcherConfig):
       self_training_items: X, unlabelled items drawn per example and step.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64,), (128,), (256,)),
-        "num_shared": (1, 2, 4),
-    }
-
-    num_shared: int = 2
-    hidden_dims: tuple[int, ...] = (256,)
-    output_dim: int = 128
-    reduction: int = 4
-    fusion: str = "concat"
-    input_dropout: float = 0.0
-    norm: str = "dsbn"
-    bn_momentum: float = 0.1
-    self_training_weight: float = 0.0
-    self_training_threshold: float = 0.9
-    self_training_items: int = 4
+    num_shared: int = fields.field(2, at_least=1, search=(1, 2, 4))
+    hidden_dims: tuple[int, ...] = fields.widths((256,), search=((64,), (128,), (256,)))
+    output_dim: int = fields.field(128, at_least=1)
+    reduction: int = fields.field(4, at_least=1)
+    fusion: str = fields.field("concat", choices=FUSIONS)
+    input_dropout: float = fields.rate()
+    norm: str = fields.field("dsbn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
+    self_training_weight: float = fields.field(0.0, at_least=0)
+    self_training_threshold: float = fields.share(0.9)
+    self_training_items: int = fields.field(4, at_least=1)
 
     @property
     def scenario_histories(self) -> bool:
@@ -66,27 +65,9 @@ class ADINConfig(schema.MatcherConfig):
         return self.self_training_weight > 0
 
     def make(self, spec: features.FeatureSpec) -> "ADIN":
-        """Builds the model.
+        return self.build(ADIN, spec)
 
-        Raises:
-          ValueError: When a field is out of range, or self-training lacks the histories it needs.
-        """
-        fields.check_fields(
-            self,
-            "model",
-            counts=("num_shared", "output_dim", "reduction", "self_training_items"),
-            widths=("hidden_dims",),
-            rates=("input_dropout",),
-            shares=("bn_momentum", "self_training_threshold"),
-            choices={"norm": dsbn.KINDS, "fusion": adin_tower.FUSIONS},
-        )
-        if not self.hidden_dims:
-            raise ValueError("model.hidden_dims: expected at least one width, got none")
-        if not self.self_training_weight >= 0:
-            raise ValueError(
-                f"model.self_training_weight: expected a number >= 0, "
-                f"got {self.self_training_weight!r}"
-            )
+    def check(self, spec: features.FeatureSpec) -> None:
         names = tuple(sequence.name for sequence in spec.sequences)
         if self.scenario_histories and features.SCENARIO_HISTORIES not in names:
             raise ValueError(
@@ -94,9 +75,116 @@ class ADINConfig(schema.MatcherConfig):
                 f"{features.SCENARIO_HISTORIES!r}, got {self.self_training_weight!r} and sequences "
                 f"{names}"
             )
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["hidden_dims"] = tuple(self.hidden_dims)
-        return ADIN(spec=spec, **values)
+
+
+class InterestAdaptation(nn.Module):
+    """Every field times a gate of its scenario: a_s = 2 sigmoid(W2_s ReLU(W1_s mean_E(field))).
+
+    Embeddings are small at the start, so that gates are then near 1.
+
+    Attributes:
+      num_scenarios: S.
+      num_fields: N.
+      reduction: N / reduction hidden units, at least one.
+    """
+
+    num_scenarios: int
+    num_fields: int
+    reduction: int
+
+    def setup(self) -> None:
+        S, N = self.num_scenarios, self.num_fields
+        hidden = max(N // self.reduction, 1)
+        self.squeeze = mlp.ScenarioLinear(S, N, hidden)
+        self.excite = mlp.ScenarioLinear(S, hidden, N)
+
+    def __call__(
+        self, input_BI: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"]
+    ) -> Float[jax.Array, "B ... I"]:
+        """Gates fields that lie side by side."""
+        field_BNE = input_BI.reshape(*input_BI.shape[:-1], self.num_fields, -1)
+        hidden = nn.relu(self.squeeze(field_BNE.mean(axis=-1), one_hot_BS))
+        gate_BN = 2 * nn.sigmoid(self.excite(hidden, one_hot_BS))
+        return (field_BNE * gate_BN[..., None]).reshape(input_BI.shape)
+
+
+class Tower(nn.Module):
+    """Adaptation of the input, shared and per-scenario networks, their fusion and a last layer.
+
+    Attributes:
+      in_dim: I.
+      spec: The features, whose scenarios are S and whose fields are of width E = C.
+      cfg: See `ADINConfig`.
+    """
+
+    in_dim: int
+    spec: features.FeatureSpec
+    cfg: ADINConfig
+
+    def setup(self) -> None:
+        cfg, S, C = self.cfg, self.spec.num_scenarios, self.spec.embedding_dim
+        K, H = cfg.num_shared, cfg.hidden_dims[-1]
+        self.adaptation = InterestAdaptation(S, self.in_dim // C, cfg.reduction)
+        # The first layer of all shared networks reads one input: one product for all K.
+        self.shared_first = nn.Dense(K * cfg.hidden_dims[0])
+        self.shared_layers = [
+            mlp.ExpertLinear(K, *shape) for shape in itertools.pairwise(cfg.hidden_dims)
+        ]
+        self.shared_blocks = [self._block(K * width) for width in cfg.hidden_dims]
+        dims = (self.in_dim, *cfg.hidden_dims)
+        self.specific_layers = [mlp.ScenarioLinear(S, *shape) for shape in itertools.pairwise(dims)]
+        self.specific_blocks = [self._block(width) for width in cfg.hidden_dims]
+        lecun = nn.initializers.lecun_normal()
+        stacked = nn.initializers.lecun_normal(batch_axis=(0,))
+        self.weight_CK = self.param("shared_weight", lecun, (C, K), jnp.float32)
+        self.specific_gate_SCH = self.param("specific_gate", stacked, (S, C, H), jnp.float32)
+        self.shared_gate_SCH = self.param("shared_gate", stacked, (S, C, H), jnp.float32)
+        fused = 3 * H if cfg.fusion == "concat" else H
+        self.forward = mlp.ScenarioLinear(S, fused, cfg.output_dim)
+
+    def __call__(
+        self,
+        input_BI: Float[jax.Array, "B ... I"],
+        scenario_SC: Float[jax.Array, "S C"],
+        one_hot_BS: Float[jax.Array, "B S"],
+        *,
+        train: bool,
+    ) -> Float[jax.Array, "B ... D"]:
+        """Runs the tower."""
+        adapted = self.adaptation(input_BI, one_hot_BS)
+        shared = self._run_shared(adapted, scenario_SC, one_hot_BS, train)
+        specific = adapted
+        for layer, block in zip(self.specific_layers, self.specific_blocks, strict=True):
+            specific = block(layer(specific, one_hot_BS), one_hot_BS, train=train)
+        specific = specific * _gate(self.specific_gate_SCH, scenario_SC, one_hot_BS, specific.ndim)
+        shared = shared * _gate(self.shared_gate_SCH, scenario_SC, one_hot_BS, shared.ndim)
+        if self.cfg.fusion == "concat":
+            fused = jnp.concatenate([specific, specific * shared, shared], axis=-1)
+        else:
+            fused = specific + shared
+        return self.forward(fused, one_hot_BS)
+
+    def _run_shared(
+        self,
+        adapted: Float[jax.Array, "B ... I"],
+        scenario_SC: Float[jax.Array, "S C"],
+        one_hot_BS: Float[jax.Array, "B S"],
+        train: bool,
+    ) -> Float[jax.Array, "B ... H"]:
+        """The shared networks, summed with the scenario's weights."""
+        hidden = self.shared_blocks[0](self.shared_first(adapted), one_hot_BS, train=train)
+        for layer, block in zip(self.shared_layers, self.shared_blocks[1:], strict=True):
+            hidden = block(layer(hidden), one_hot_BS, train=train)
+        weight = scenario.pick(nn.softmax(scenario_SC @ self.weight_CK), one_hot_BS, hidden.ndim)
+        networks = jnp.split(hidden, self.cfg.num_shared, axis=-1)
+        weights = jnp.split(weight, self.cfg.num_shared, axis=-1)
+        terms = (w * network for w, network in zip(weights, networks, strict=True))
+        return functools.reduce(jnp.add, terms)
+
+    def _block(self, width: int) -> mlp.NormBlock:
+        return mlp.NormBlock(
+            self.cfg.norm, self.spec.num_scenarios, width, self.cfg.bn_momentum, dropout=0.0
+        )
 
 
 class ADIN(symmetric.SymmetricMatcher):
@@ -112,36 +200,23 @@ class ADIN(symmetric.SymmetricMatcher):
     linear. Trained on the binary cross entropy that all methods share, where the original has a
     sampled softmax. Self-training, off by default, judges unlabelled items in every step with the
     model as it is, where the original freezes it from time to time.
-
-    Attributes: see `ADINConfig`.
     """
 
-    num_shared: int
-    hidden_dims: tuple[int, ...]
-    output_dim: int
-    reduction: int
-    fusion: str
-    input_dropout: float
-    norm: str
-    bn_momentum: float
-    self_training_weight: float
-    self_training_threshold: float
-    self_training_items: int
+    cfg: ADINConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
         # Histories of other scenarios are drawn from, not embedded.
         spec = dataclasses.replace(self.spec, sequences=self.spec.pooled_sequences)
         self.embedder = embed.Embedder(spec)
-        self.drop = dropout.Dropout(self.input_dropout)
-        self.user_tower = self._make_tower(self.embedder.user_dim)
-        self.item_tower = self._make_tower(self.embedder.item_dim)
+        self.drop = dropout.Dropout(self.cfg.input_dropout)
+        self.user_tower = Tower(self.embedder.user_dim, self.spec, self.cfg)
+        self.item_tower = Tower(self.embedder.item_dim, self.spec, self.cfg)
 
     def draw_unlabelled(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], key: jax.Array
     ) -> Int[jax.Array, "B X"] | None:
         """Items of events in other scenarios, uniform with replacement; 0 where there are none."""
-        if not self.self_training_weight:
+        if not self.cfg.self_training_weight:
             return None
         ids_BL = jnp.asarray(users.sequences[features.SCENARIO_HISTORIES].ids_BLF[..., 0])
         S, (B, L) = self.spec.num_scenarios, ids_BL.shape
@@ -151,7 +226,7 @@ class ADIN(symmetric.SymmetricMatcher):
         rank_BL = jnp.cumsum(other_BL, axis=1)
         count_B1 = rank_BL[:, -1:]
         draw_BX = jax.random.randint(
-            key, (B, self.self_training_items), 0, jnp.maximum(count_B1, 1)
+            key, (B, self.cfg.self_training_items), 0, jnp.maximum(count_B1, 1)
         )
         position_BX = (rank_BL[:, None] <= draw_BX[:, :, None]).sum(axis=-1)
         item_BX = jnp.take_along_axis(ids_BL, position_BX, axis=1, mode="clip")
@@ -178,24 +253,19 @@ class ADIN(symmetric.SymmetricMatcher):
         logit_BX = jnp.einsum("bmd,bxd->bx", user_BMD, item_BXD)
         known_BX = unlabelled.sparse_VF[..., 0] > 0
         probability_BX = nn.sigmoid(jax.lax.stop_gradient(logit_BX))
-        positive_BX = known_BX & (probability_BX > self.self_training_threshold)
+        positive_BX = known_BX & (probability_BX > self.cfg.self_training_threshold)
         # The cross entropy of label 1, over the number of candidates: with weight 1 it counts as
         # much as one of them.
         loss = jnp.where(positive_BX, nn.softplus(-logit_BX), 0).sum() / logit_BG.size
-        return logit_BG, {"self_training": self.self_training_weight * loss}
+        return logit_BG, {"self_training": self.cfg.self_training_weight * loss}
 
-    def _make_tower(self, in_dim: int) -> adin_tower.Tower:
-        E = self.spec.embedding_dim
-        return adin_tower.Tower(
-            in_dim=in_dim,
-            num_fields=in_dim // E,
-            scenario_dim=E,
-            num_scenarios=self.spec.num_scenarios,
-            num_shared=self.num_shared,
-            hidden_dims=self.hidden_dims,
-            output_dim=self.output_dim,
-            reduction=self.reduction,
-            fusion=self.fusion,
-            norm=self.norm,
-            momentum=self.bn_momentum,
-        )
+
+def _gate(
+    gate_SCH: Float[jax.Array, "S C H"],
+    scenario_SC: Float[jax.Array, "S C"],
+    one_hot_BS: Float[jax.Array, "B S"],
+    ndim: int,
+) -> Float[jax.Array, "B ... H"]:
+    """sigmoid(e_s W_s), which depends on the scenario alone."""
+    table_SH = nn.sigmoid(jnp.einsum("sc,sch->sh", scenario_SC, gate_SCH))
+    return scenario.pick(table_SH, one_hot_BS, ndim)
