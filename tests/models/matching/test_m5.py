@@ -351,7 +351,7 @@ def test_what_another_scenarios_history_says_is_learned():
     ("changes", "message"),
     [
         ({"num_experts": 0}, "model.num_experts: expected a number >= 1, got 0"),
-        ({"expert_dims": ()}, r"model.expert_dims: expected at least one width, got \(\)"),
+        ({"expert_dims": ()}, "model.expert_dims: expected at least one width, got none"),
         ({"attention_dim": 5}, "model.attention_dim: expected a multiple of num_heads, got 5"),
         ({"output_dim": 7}, "model.output_dim: expected an even number, got 7"),
         ({"mask_rate": 1.0}, r"model.mask_rate: expected a rate in \[0, 1\), got 1.0"),

@@ -48,7 +48,7 @@ class Reference:
 
     def inputs(self, users, items, scenario_B):
         """Joint input [B, G, I] and the linear terms of the logit [B, G]."""
-        model, spec = self.model, self.model.spec
+        cfg, spec = self.model.cfg, self.model.spec
         params = {"params": self.variables["params"]["embedder"]}
         embedder = embed.Embedder(spec)
         user = embedder.apply(params, users, method="users")
@@ -64,13 +64,13 @@ class Reference:
             for sequence in spec.sequences:
                 query = np.concatenate([fields[name] for name in sequence.fields], axis=-1)
                 pair_parts.append(np.asarray(user.pooled[sequence.name][b]) * query)
-                if sequence.name in model.attention_sequences:
+                if sequence.name in cfg.attention_sequences:
                     events = user.events[sequence.name]
                     known = np.asarray(events.event_BLE[b])[np.asarray(events.mask_BL[b])]
-                    recent = known[max(len(known) - model.attention_length, 0) :]
+                    recent = known[max(len(known) - cfg.attention_length, 0) :]
                     pair_parts.append(self.attend(f"attention_{sequence.name}", recent, query))
             pair_parts.append(np.asarray(user.fields["user_id"][b]) * fields["item_id"])
-            if model.collaborative:
+            if cfg.collaborative:
                 vector_VC = self.get("item_vector_VC", "constants")
                 history = np.asarray(users.sequences["history"].ids_BLF)[b, :, 0]
                 pooled = vector_VC[history[history > 0]].sum(axis=0) / max((history > 0).sum(), 1)
@@ -79,7 +79,7 @@ class Reference:
                 item_parts.append(own)
                 pair_parts.extend([pooled * own, (own @ pooled)[:, None]])
                 terms += self.get("collaborative_weight") * (own @ pooled)
-            if model.use_log_prior:
+            if cfg.use_log_prior:
                 prior = self.get("log_prior_SV", "constants")[s, ids_BGF[b, :, 0]]
                 terms += self.get("prior_weight")[s] * (prior + np.log(spec.num_items - 1))
             row = np.tile(np.concatenate(user_parts), (G, 1))

@@ -31,7 +31,7 @@ def level(ref, n, inputs, streams, shared, s):
         own = ref.experts(f"scenario_layers_{n - 1}", streams, S)
         hidden = np.concatenate([own, ref.dense(f"shared_layers_{n - 1}", shared)], axis=-1)
         gates = ref.experts(f"scenario_gates_{n - 1}", streams, S)
-        last = n + 1 == ref.model.num_levels
+        last = n + 1 == ref.model.cfg.num_levels
         shared_gate = None if last else ref.dense(f"shared_gates_{n - 1}", shared)
     return ref.stack(f"experts_{n}", hidden, s, S * M + N, (6, 5)), gates, shared_gate
 

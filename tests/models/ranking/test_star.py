@@ -49,7 +49,7 @@ def test_forward_is_that_of_products_of_weights_on_the_normalised_input(changes)
     joint, expected = ref.inputs(cases.USERS, cases.ITEMS, cases.SCENARIO_B)
     main = without_scenario(ref, joint)
     for b, s in enumerate(np.asarray(cases.SCENARIO_B)):
-        x = partitioned(ref, main[b], s) if model.partitioned_norm else main[b]
+        x = partitioned(ref, main[b], s) if model.cfg.partitioned_norm else main[b]
         x = ref.star("first", x, s)
         for n in range(2):
             x = reference.relu(ref.norm(f"blocks_{n}/norm", x, s))
