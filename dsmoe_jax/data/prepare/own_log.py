@@ -153,7 +153,7 @@ def _normalise(
     wanted += [condition.column] if condition else []
     _check_columns(events, wanted, "log")
     ids = [_as_id(events, name) for name in (roles.user, roles.item, *in_log)]
-    events = events.select(dict.fromkeys(wanted)).with_columns(
+    events = events.select(list(dict.fromkeys(wanted))).with_columns(
         *ids, *truth, _seconds(events[roles.time], section.utc_offset_hours)
     )
     return events, dataclasses.replace(
