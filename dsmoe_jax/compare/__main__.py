@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dsmoe_jax.compare",
+        prog="dsmoe compare",
         description="Runs the comparison of all methods and the cells of the README's tables.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
