@@ -9,7 +9,7 @@ import pathlib
 from dsmoe_jax.config import load as overrides
 from dsmoe_jax.config import schema
 
-DEFAULT = "configs/kuairand.py:sample"
+DEFAULT = "kuairand:sample"
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from dsmoe_jax.compare.simulation import designs, page_section, simulate
 PUBLISHED = pathlib.Path("docs/results/records")
 COMPARISON, PLANTED, METHODS = "comparison", "planted", "methods"
 SECTIONS = (COMPARISON, PLANTED, METHODS)
-CONFIG = "configs/kuairand.py:sample"
+CONFIG = "kuairand:sample"
 T = TypeVar("T")
 
 
