@@ -252,14 +252,13 @@ def fit(
         if workdir is None:
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
         found = own_log.infer(folder / "raw", log, users, items, roles)
-        values = {**_suited(found), **fingerprint.flatten(fields)}
         experiment = load_lib.load_config(f"custom:{variant}")
         experiment.data, experiment.dataset = found.data, found.data.name
-        known = set(load_lib.field_names(experiment))
-        for name, value in values.items():
-            # A method lacks some of the fields that suit others.
-            if name in known or name in fingerprint.flatten(fields):
-                load_lib.override(experiment, name, value)
+        known = load_lib.field_names(experiment)
+        # A method lacks some of the fields that suit others.
+        suited = {name: value for name, value in _suited(found).items() if name in known}
+        for name, value in {**suited, **fingerprint.flatten(fields)}.items():
+            load_lib.override(experiment, name, value)
         with runlog.quiet(not progress):
             for note in found.notes:
                 runlog.say(note)

@@ -180,8 +180,10 @@ def to_polars(frame: Frame, name: str) -> pl.DataFrame:
     if isinstance(frame, str | os.PathLike):
         path = pathlib.Path(frame).expanduser()
         try:
-            read = pl.read_parquet if path.suffix == ".parquet" else pl.read_csv
-            return read(path)
+            if path.suffix == ".parquet":
+                return pl.read_parquet(path)
+            # Types are those of all rows.
+            return pl.read_csv(path, infer_schema_length=None)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise ValueError(
                 f"{name}: expected a CSV or Parquet file, got {path}: {str(error).splitlines()[0]}"
@@ -260,10 +262,8 @@ def _write_table(
         if name in left_out:
             continue
         if isinstance(dtype, pl.List):
-            role, value = (
-                "bags",
-                value.list.eval(pl.element().cast(pl.String)).list.join(_SEPARATOR),
-            )
+            role, texts = "bags", value.list.eval(pl.element().cast(pl.String))
+            value = texts.list.join(_SEPARATOR)
         elif dtype.is_numeric():
             role, value = "dense", value.cast(pl.Float64).fill_nan(None)
         elif dtype.is_temporal():
