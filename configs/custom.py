@@ -1,6 +1,6 @@
-"""Your own logs: copy this file, say which column is what in `data_config`, and run it.
+"""Your own logs: say in `data_config` which column is what, and run this file.
 
-    python -m dsmoe_jax.main --config configs/custom.py --config.data.raw_dir=FOLDER
+    dsmoe train --config configs/custom.py --config.data.raw_dir=FOLDER
 
 The example reads a folder with
 

@@ -72,7 +72,8 @@ def test_help_imports_nothing_heavy() -> None:
 def test_help_shows_examples_and_every_flag(flag: str, capsys: pytest.CaptureFixture) -> None:
     assert main.main(["main", "--config", "nowhere.py", flag]) == 0
     text = capsys.readouterr().out
-    assert "python -m dsmoe_jax.main --config configs/kuairand.py:sample\n" in text
+    assert "dsmoe train --config kuairand:sample\n" in text
+    assert all(f"\n  {name} " in text for name in (*main.MODE_OF, "init", *main.MODULE_OF))
     assert all(f"--{name}" in text for name in main.FLAGS)
 
 
@@ -84,6 +85,49 @@ def test_fields_named_in_the_help_exist() -> None:
         *load.field_names(parse("--config=stub.py").experiment),
         "model.rank",
     }
+
+
+def test_commands_are_modes(run_with: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(whole_run, "run", lambda of, workdir, mode, **more: modes.append(mode))
+    for command in ("train", "prepare", "evaluate"):
+        assert main.main(["dsmoe", command, "--config=stub.py"]) == 0
+    assert main.main(["dsmoe", "train", "--config=stub.py", "--mode=student"]) == 0
+    assert modes == ["all", "prepare", "evaluate", "student"]
+
+
+def test_unknown_command_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    assert main.main(["dsmoe", "trian", "--config=stub.py"]) == 2
+    assert capsys.readouterr().err == (
+        "error: unknown command 'trian'; nearest: 'train' (--help shows examples)\n"
+    )
+
+
+def test_init_writes_the_packaged_configuration_once(capsys: pytest.CaptureFixture) -> None:
+    assert main.main(["dsmoe", "init", "my_shop"]) == 0
+    assert "dsmoe train --config my_shop.py" in capsys.readouterr().out
+    text = pathlib.Path("my_shop.py").read_text()
+    assert "custom.py" not in text.replace("data/prepare/custom.py", "")
+    assert parse("--config=my_shop.py").experiment.dataset == "my shop"
+    assert parse("--config=my_shop.py").workdir == pathlib.Path("runs/my_shop")
+    assert main.main(["dsmoe", "init", "my_shop"]) == 2
+    assert "my_shop.py: expected no such file" in capsys.readouterr().err
+    assert pathlib.Path("my_shop.py").read_text() == text
+    for wrong in ([], ["a/b"], ["one", "two"]):
+        assert main.main(["dsmoe", "init", *wrong]) == 2
+
+
+def test_other_commands_get_their_own_flags(capsys: pytest.CaptureFixture) -> None:
+    for command in main.MODULE_OF:
+        with pytest.raises(SystemExit) as ended:
+            main.main(["dsmoe", command, "--help"])
+        assert ended.value.code == 0
+        assert f"dsmoe {command}" in capsys.readouterr().out
+
+
+def test_a_repeated_flag_of_a_tuple_adds_elements() -> None:
+    options = parse("--config=stub.py", "--config.eval.k=10", "--config.eval.k=20")
+    assert options.experiment.eval.k == options.overrides["eval.k"] == (10, 20)
 
 
 def test_defaults_come_from_the_file() -> None:
@@ -364,10 +408,11 @@ def run_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[...
 
 def test_run_gets_what_was_parsed(run_with: Callable) -> None:
     received: list[Any] = []
-    assert run_with(lambda *arguments: received.extend(arguments)) == 0
-    experiment, changed, workdir, mode = received
+    assert run_with(lambda *arguments, **more: received.extend((*arguments, more))) == 0
+    experiment, workdir, mode, more = received
     assert experiment.seed == 3
-    assert (changed, workdir, mode) == ({"seed": 3}, pathlib.Path("runs/stub"), "teacher")
+    assert (workdir, mode) == (pathlib.Path("runs/stub"), "teacher")
+    assert more == {"overrides": {"seed": 3}, "handle_signals": True}
 
 
 @pytest.mark.parametrize(
@@ -387,7 +432,7 @@ def test_ends_are_one_line_and_a_status(
     run_with: Callable,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    def work(*arguments: object) -> None:
+    def work(*arguments: object, **more: object) -> None:
         raise error
 
     assert run_with(work) == status
@@ -395,7 +440,7 @@ def test_ends_are_one_line_and_a_status(
 
 
 def test_error_of_a_library_keeps_its_trace(run_with: Callable) -> None:
-    def work(*arguments: object) -> None:
+    def work(*arguments: object, **more: object) -> None:
         raise ValueError("shapes differ\n  (3,) and (4,)")
 
     with pytest.raises(ValueError, match="shapes differ"):
@@ -405,7 +450,7 @@ def test_error_of_a_library_keeps_its_trace(run_with: Callable) -> None:
 def test_sigterm_before_training_cleans_up(run_with: Callable) -> None:
     cleaned = []
 
-    def work(*arguments: object) -> None:
+    def work(*arguments: object, **more: object) -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             signal.pause()

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, Int
 
+from dsmoe_jax import runlog
 from dsmoe_jax.baselines import builtin, linear
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
@@ -55,10 +56,9 @@ def evaluate_trials(
         plain = plain.better(recall, settings, ranked)
         combined = chooser.add_prior(settings, scorer)
         with_prior = with_prior.better(*combined)
-        print(
+        runlog.say(
             f"{name}, trial {number} of {NUM_TRIALS}: validation macro {metric} "
-            f"{100 * recall:.1f} %, with the prior {100 * combined[0]:.1f} %, {settings}",
-            flush=True,
+            f"{100 * recall:.1f} %, with the prior {100 * combined[0]:.1f} %, {settings}"
         )
     if plain.scorer is None or with_prior.scorer is None:
         raise ValueError(f"{name}: expected at least one trial to choose from, got none")

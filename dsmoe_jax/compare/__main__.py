@@ -12,13 +12,11 @@ from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.compare import budget, plan, processes, progress, runner, search_space, tune
 from dsmoe_jax.compare.report import build, formats, generated, method_table
 from dsmoe_jax.compare.simulation import designs, page_section, simulate
-from dsmoe_jax.config import load
-from dsmoe_jax.training import interrupt, loop
 
 PUBLISHED = pathlib.Path("docs/results/records")
 COMPARISON, PLANTED, METHODS = "comparison", "planted", "methods"
 SECTIONS = (COMPARISON, PLANTED, METHODS)
-CONFIG = "configs/kuairand.py:sample"
+CONFIG = "kuairand:sample"
 T = TypeVar("T")
 
 
@@ -29,22 +27,12 @@ def main(argv: list[str]) -> int:
     overriding = options.command in ("run", "tune", "planted")
     if rest and not (overriding and all(part.startswith("--config.") for part in rest)):
         parser.error(f"unknown argument {rest[0]!r}")
-    try:
-        return _COMMANDS[options.command](options, tuple(rest))
-    except interrupt.InterruptedRunError as stop:
-        print(stop, file=sys.stderr)
-        return 130
-    except loop.DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, load.UsageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command_line.exit_status(lambda: _COMMANDS[options.command](options, tuple(rest)))
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dsmoe_jax.compare",
+        prog="dsmoe compare",
         description="Runs the comparison of all methods and the cells of the README's tables.",
     )
     commands = parser.add_subparsers(dest="command", required=True)

@@ -1,5 +1,6 @@
 """The order of a run, without what it orders."""
 
+import pathlib
 import signal
 
 import pytest
@@ -34,13 +35,13 @@ class Session:
 
 @pytest.fixture
 def start(monkeypatch, tmp_path):
-    experiment = load.load_experiment("configs/kuairand.py", "sample,no_distill")
+    experiment = load.load_config("kuairand:sample,no_distill")
 
-    def start(session):
-        monkeypatch.setattr(run, "_prepare", lambda *arguments: None)
-        monkeypatch.setattr(run.session_lib, "Session", lambda *arguments: session)
-        monkeypatch.setattr(run.final_report, "write", lambda of: of.report())
-        run.run(experiment, {}, tmp_path, "all")
+    def start(session, experiment=experiment, handle_signals=True):
+        monkeypatch.setattr(run, "prepare", lambda *arguments: tmp_path / "store")
+        monkeypatch.setattr(run.stages, "Session", lambda *arguments: session)
+        monkeypatch.setattr(run.report, "write", lambda of: of.report())
+        run.run(experiment, tmp_path, "all", handle_signals=handle_signals)
 
     return start
 
@@ -63,3 +64,17 @@ def test_without_a_signal_all_is_done(start):
     session = Session(None)
     start(session)
     assert session.done == ["student", "report"]
+
+
+def test_without_handlers_a_signal_is_the_callers(start):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        start(Session("student"), handle_signals=False)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_given_configuration_is_not_changed(start):
+    experiment = load.load_config("kuairand:sample,no_distill", {"data.raw_dir": "~/raw"})
+    start(Session(None), experiment)
+    assert experiment.data.raw_dir == "~/raw"
+    assert run.resolve(experiment).data.raw_dir == str(pathlib.Path("~/raw").expanduser())

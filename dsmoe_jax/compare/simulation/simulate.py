@@ -34,7 +34,7 @@ from dsmoe_jax.models import registry
 from dsmoe_jax.run import results, stages
 from dsmoe_jax.training import interrupt
 
-CONFIG = "configs/planted.py"
+CONFIG = "planted"
 
 
 @dataclasses.dataclass(frozen=True)

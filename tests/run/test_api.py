@@ -1,0 +1,191 @@
+"""What Python callers get, and what their process keeps as it was."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import gc
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+
+import dsmoe_jax
+from dsmoe_jax.config import fingerprint
+
+ROOT = pathlib.Path(__file__).parents[2]
+DAY_S = 86_400
+# What one test run trains: a student without a teacher, as small as it gets.
+FIELDS = {
+    "model.hidden_dim": 8,
+    "model.output_dim": 8,
+    "train.max_epochs": 1,
+    "train.batch_size": 64,
+    "eval.references": False,
+}
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+
+def make_log(first_day=0, days=12, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = 1500
+    user = rng.integers(0, 50, rows)
+    return pl.DataFrame(
+        {
+            "user_id": user,
+            "item_id": (user % 5) * 8 + rng.integers(0, 8, rows),
+            "timestamp": 1_700_006_400 + (first_day + rng.integers(0, days, rows)) * DAY_S,
+            "page": rng.choice(["home", "search"], rows),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """Signal handlers, JAX's settings and the environment before anything was called."""
+    handlers = [signal.getsignal(number) for number in HANDLED]
+    return handlers, dict(jax.config.values), dict(os.environ)
+
+
+@pytest.fixture(scope="module")
+def output():
+    """What was printed while the model was trained."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def model(settings, output):
+    """Trained in a thread with a running event loop, as in a server."""
+
+    async def fit():
+        return dsmoe_jax.fit(make_log(), scenario="page", variant="no_distill", **FIELDS)
+
+    with (
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        return pool.submit(lambda: asyncio.run(fit())).result()
+
+
+def test_importing_imports_no_jax():
+    code = "import dsmoe_jax, sys; assert 'fit' in dir(dsmoe_jax); print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+def test_every_public_name_is_there():
+    for name in dsmoe_jax.__all__:
+        assert getattr(dsmoe_jax, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        _ = dsmoe_jax.fitt
+
+
+def test_nothing_is_printed_and_the_process_stays_as_it_was(model, settings, output):
+    assert output.getvalue() == ""
+    handlers, jax_settings, environment = settings
+    assert [signal.getsignal(number) for number in HANDLED] == handlers
+    assert dict(jax.config.values) == jax_settings
+    assert {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} == {
+        k: v for k, v in environment.items() if not k.startswith("PYTEST")
+    }
+
+
+def test_results_are_those_of_the_run(model):
+    assert model.results == json.loads((model.workdir / "results.json").read_text())
+    assert model.results["dataset"] == "own log"
+    assert set(model.results["scenarios"]) == {"home", "search"}
+    assert model.experiment.train.batch_size == 64
+    assert "own log" in repr(model)
+
+
+def test_evaluation_repeats_the_results(model):
+    for found, split in ((model.evaluate(), "test"), (model.evaluate(split="test"), "test")):
+        assert found["macro"] == model.results["macro"]
+        assert found["scenarios"] == model.results["scenarios"], split
+    validation = dsmoe_jax.evaluate(model.workdir, split="validation")
+    assert validation["macro"] == model.results["validation"]["macro"]
+
+
+def test_a_later_log_is_evaluated(model):
+    later = make_log(first_day=12, days=2, seed=1)
+    found = dsmoe_jax.evaluate(model, later)
+    clicked = later.group_by("user_id", "page").len().height
+    assert 0 < sum(row["queries"] for row in found["scenarios"].values()) <= clicked
+    assert 0 <= found["macro"]["recall@10"] <= found["macro"]["recall@50"] == 1
+    with pytest.raises(ValueError, match="log: expected a column 'page'"):
+        model.evaluate(later.drop("page"))
+
+
+def test_a_model_is_loaded_from_its_folder(model):
+    loaded = dsmoe_jax.load(model.workdir)
+    assert fingerprint.as_dict(loaded.experiment) == fingerprint.as_dict(model.experiment)
+    assert loaded.results == model.results
+
+
+def test_a_second_training_in_one_process_gives_the_same(model, tmp_path, capsys):
+    again = dsmoe_jax.train(model.experiment, tmp_path, progress=True)
+    assert again.results["macro"] == model.results["macro"]
+    assert "positives" in capsys.readouterr().out
+
+
+def test_parts_are_trained_one_by_one(model, tmp_path):
+    store = dsmoe_jax.prepare(model.experiment, tmp_path)
+    assert (store / "manifest.json").exists()
+    part = dsmoe_jax.train(model.experiment, tmp_path, mode="student")
+    with pytest.raises(ValueError, match="expected the results of a run, found none"):
+        _ = part.results
+    assert part.evaluate()["macro"] == model.results["macro"]
+
+
+def test_a_temporary_folder_goes_with_its_model(tmp_path):
+    experiment = dsmoe_jax.load_config("kuairand:sample")
+    kept = dsmoe_jax.Model(experiment, tmp_path / "kept")
+    gone = dsmoe_jax.Model(experiment, tmp_path / "gone", is_temporary=True)
+    for model in (kept, gone):
+        model.workdir.mkdir()
+    del kept, gone, model
+    gc.collect()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_overrides_come_with_dots_or_nested():
+    dotted = dsmoe_jax.load_config("kuairand:sample", **{"train.learning_rate": 3e-4}, seed=2)
+    nested = dsmoe_jax.load_config("kuairand:sample", train={"learning_rate": 3e-4}, seed=2)
+    assert dotted == nested
+    assert dotted.train.learning_rate == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: dsmoe_jax.load_config("kuairand:smple"), "unknown token 'smple'"),
+        (lambda: dsmoe_jax.load("nowhere"), "nowhere/config.json: expected the configuration"),
+        (
+            lambda: dsmoe_jax.train(dsmoe_jax.load_config("kuairand:sample"), mode="studnt"),
+            "mode: expected one of all, prepare, teacher, student, evaluate, got 'studnt'; "
+            "nearest: 'student'",
+        ),
+        (
+            lambda: dsmoe_jax.fit(make_log(), **{"train.max_epoch": 1}),
+            "unknown field 'config.train.max_epoch'; nearest: 'config.train.max_epochs'",
+        ),
+        (
+            lambda: dsmoe_jax.fit(make_log(), time="when"),
+            "log: expected a column 'when', got user_id, item_id, timestamp, page",
+        ),
+        (lambda: dsmoe_jax.fit(make_log(), variant="dsssm"), "nearest: 'dssm'"),
+    ],
+)
+def test_what_is_wrong_is_one_line(call, message):
+    with pytest.raises(ValueError) as raised:
+        call()
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
