@@ -39,6 +39,30 @@ flags.FLAGS.mark_as_parsed()
 # A suite in a shell's background ignores Ctrl-C, and what its tests start and interrupt would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_TESTS = pathlib.Path(__file__).parent
+# What the tests of a folder cost, where it is more than a quick test.
+_MARKS = {
+    **dict.fromkeys(("e2e", "launch"), "e2e"),
+    **dict.fromkeys(("baselines", "bench", "capacity", "golden"), "model"),
+    **dict.fromkeys(("models", "nn", "serving", "training"), "model"),
+}
+
+
+def _mark(path: pathlib.Path) -> str:
+    return _MARKS.get(path.relative_to(_TESTS).parts[0], "unit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(_mark(item.path))
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+    # Importing tests that are not asked for takes longer than running those that are.
+    is_other = collection_path != _TESTS and _mark(collection_path) != "unit"
+    return True if config.option.markexpr == "unit" and is_other else None
+
+
 _MAPS = pathlib.Path("/proc/self/maps")
 # A third of what Linux grants a process by default, 65,530; the costliest module takes 6,000.
 _MOST_MAPS = 20_000

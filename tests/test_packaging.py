@@ -54,7 +54,7 @@ def test_metadata_has_the_command_and_exclusive_extras(built: zipfile.ZipFile) -
     fields = email.message_from_bytes(built.read(metadata))
     assert fields["Requires-Python"] == ">=3.11"
     assert set(fields.get_all("Provides-Extra")) == {
-        *("bench", "cpu", "cuda12", "dev", "peers", "tune")
+        *("bench", "cpu", "cuda12", "dev", "docs", "peers", "tune")
     }
     required = fields.get_all("Requires-Dist")
     # Both own the module `faiss`, so neither may come with the other.

@@ -94,7 +94,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> str:
             f"A training step: {ratio:.2f} times as fast as the fastest PyTorch twin of the model.",
             f"Tables of {tables[-1]} in place of {tables[0]}, updated by rows: a step takes "
             f"{slower:.2f} times as long.",
-            f"Preparing {rows:,} impressions of Alimama's format: {seconds:.0f} s, "
+            f"Preparing {rows:,} impressions of Alimama's format: {seconds:.1f} s, "
             f"{memory:.1f} GiB of memory.",
             f"{plan['users']:,} users and {plan['items']:,} items on {plan['devices']} devices: "
             f"{plan['total_bytes'] / 1e9:.1f} GB on each, planned from the compiled step, never "

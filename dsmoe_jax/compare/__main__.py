@@ -15,7 +15,6 @@ from dsmoe_jax.compare.simulation import designs, simulate
 from dsmoe_jax.config import load
 from dsmoe_jax.training import interrupt, loop
 
-PUBLISHED = pathlib.Path("docs/results/records")
 CONFIG = "configs/kuairand.py:sample"
 T = TypeVar("T")
 
@@ -104,11 +103,11 @@ def _make_parser() -> argparse.ArgumentParser:
     worlds.add_argument(
         "--records",
         type=pathlib.Path,
-        default=PUBLISHED / "simulation",
+        default=documents.PUBLISHED / "simulation",
         help="folder of the planted worlds' records",
     )
     show = commands.add_parser("render", help="write what is generated in the documentation")
-    generated.add_options(show, PUBLISHED)
+    generated.add_options(show, documents.PUBLISHED)
     return parser
 
 

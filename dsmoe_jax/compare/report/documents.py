@@ -26,6 +26,7 @@ from dsmoe_jax.compare.report import (
 from dsmoe_jax.compare.simulation import designs, page_section
 
 MAKER = "compare"
+PUBLISHED = pathlib.Path("docs/results/records")
 TABLES = (
     *("table2", "table2_drop2", "table2_pooled", "table3", "table4", "table4_drop2"),
     *("table4_pooled", "fig2_recall", "fig3_recall", plan.DECIDED, "teachers"),

@@ -58,9 +58,7 @@ def _draw(
     kinds = sorted({dot.kind for dot in dots}, key=lambda kind: (kind != "DSMOE", kind))
     labels = [textwrap.fill(dot.label, 34) for dot in dots]
     # As wide as a telephone shows it without shrinking its letters.
-    with figures.new_figure(
-        4.8, 1.1 + 0.21 * "\n".join(labels).count("\n") + 0.21 * len(dots)
-    ) as figure:
+    with figures.new_figure(4.8, 1.3 + 0.21 * "\n".join(labels).count("\n")) as figure:
         axis = figure.subplots()
         for kind, (colour, marker) in zip(kinds, _LOOKS, strict=False):
             rows = [(y, dot) for y, dot in enumerate(dots) if dot.kind == kind]
