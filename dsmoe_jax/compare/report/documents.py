@@ -50,7 +50,8 @@ class Documents:
             "findings": lambda: formats.bullets(build.find(source)),
             "methods": lambda: formats.to_markdown(method_table.make()),
             "main_help": lambda: formats.code(_print("dsmoe_jax.main", "--help")),
-            "config": lambda: _print("dsmoe_jax.config.reference"),
+            # The page has a title of its own.
+            "config": lambda: _print("dsmoe_jax.config.reference").partition("\n")[2].strip(),
         }
         self.blocks: dict[str, Callable[[], generated.Block]] = {
             **{name: functools.partial(_as_block, make) for name, make in texts.items()},
