@@ -8,13 +8,15 @@ import dataclasses
 import difflib
 from typing import Any
 
+from dsmoe_jax.config import schema
+
 # Every scenario's own history side by side, for methods that read them all.
 SCENARIO_HISTORIES = "scenario_histories"
 
 # What a tower's input holds of the history of all scenarios: the mean of its events, or the last
 # output of a causal encoder.
 HISTORY = "history"
-HISTORY_ENCODERS = ("mean", "hstu", "fuxi", "fuxi_mme")
+HISTORY_ENCODERS = schema.HISTORY_ENCODERS
 
 # Ids and row numbers are int32, tables are padded to a multiple of 1,024 rows, and a row past the
 # last one must have a number too.

@@ -1,4 +1,4 @@
-"""A configuration file, and what a command line may change in it.
+"""Loading of configuration files, and the names and types that overrides must have.
 
 Owns: finding and loading the file, the names and types of its fields, and one-line messages for
 what is wrong with either. Does not own: the flags of a run (`main`), ranges of values

@@ -1,17 +1,27 @@
-"""The configuration every run shares: plain typed dataclasses, one section per concern.
+"""Configuration schema: plain typed dataclasses, one section per concern.
 
-Owns: the sections, their defaults (the paper's, arXiv 2601.02368, where it states one) and the
-checks across sections. Does not own: a method's hyper-parameters, which live in the method's file
-as a subclass of `MatcherConfig` or `RankerConfig`; a data set's columns, which live in its file
-under `data/prepare/` as a subclass of `DataConfig`; the choice of values for a run, which
-`configs/*.py` make with the help of `variants.py`.
+Owns: the sections, their defaults (the paper's, arXiv 2601.02368, where it states one), ranges and
+roles, and the checks across sections. Does not own: a method's hyper-parameters, which live in the
+method's file as a subclass of `MatcherConfig` or `RankerConfig`; a data set's columns, which live
+in its file under `data/prepare/` as a subclass of `DataConfig`; the choice of values for a run,
+which `configs/*.py` make with the help of `variants.py`.
 
 A section is mutable because command-line overrides (`--config.train.learning_rate=3e-4`) assign to
 it; after `Experiment.validate` nothing changes it.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+from dsmoe_jax.config import fields
+
+T = TypeVar("T")
+
+# Roles of whole sections.
+_STUDENT, _RESUMABLE = fields.Declaration(student_only=True), fields.Declaration(resumable=True)
+
+HISTORY_ENCODERS = ("mean", "hstu", "fuxi", "fuxi_mme")
 
 
 @dataclasses.dataclass
@@ -27,11 +37,11 @@ class DataConfig:
         same configuration can be judged on earlier days.
     """
 
-    raw_dir: str = ""
-    store_dir: str = ""
-    validation_days: int = 2
-    test_days: int = 2
-    drop_last_days: int = 0
+    raw_dir: str = fields.field("", resumable=True, unhashed=True)
+    store_dir: str = fields.field("", resumable=True, unhashed=True)
+    validation_days: int = fields.field(2, at_least=1)
+    test_days: int = fields.field(2, at_least=1)
+    drop_last_days: int = fields.field(0, at_least=0)
 
     def prepare(self, store_dir: str) -> None:
         """Writes the store (see `data/store.py`) of this data set into `store_dir`.
@@ -58,11 +68,13 @@ class FeatureConfig:
         the mean.
     """
 
-    embedding_dim: int = 16
-    history_length: int = 50
-    scenario_history_length: int = 50
+    embedding_dim: int = fields.field(16, at_least=1)
+    history_length: int = fields.field(50, at_least=1)
+    scenario_history_length: int = fields.field(50, at_least=1)
     exclude: tuple[str, ...] = ()
-    history_encoder: str = "mean"
+    history_encoder: str = fields.field(
+        "mean", choices=HISTORY_ENCODERS, student_only=True, added_later=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,18 +110,63 @@ class Objective:
 
 
 @dataclasses.dataclass
-class MatcherConfig:
+class MethodConfig:
+    """A method's hyper-parameters; see `MatcherConfig` and `RankerConfig`.
+
+    Attributes:
+      section: Path of the section that the method is configured in.
+    """
+
+    section: ClassVar[str]
+
+    @property
+    def search_space(self) -> dict[str, tuple[Any, ...]]:
+        """Values of the method's own fields that a search of its hyper-parameters tries.
+
+        Fields that all methods share are searched beside them (`compare/search_space.py`).
+        """
+        declared = fields.declarations(type(self)).items()
+        return {n: own.metadata["search"] for n, own in declared if "search" in own.metadata}
+
+    def make(self, spec: Any) -> Any:
+        """The model for a `features.FeatureSpec`, most simply from `build`.
+
+        Raises:
+          ValueError: When a field is out of range or at odds with another or with the features.
+        """
+        raise NotImplementedError(f"{type(self).__name__} makes no model")
+
+    def build(self, module: Callable[..., T], spec: Any) -> T:
+        """A module with these hyper-parameters, checked and copied, as its attribute `cfg`."""
+        fields.validate(self, self.section)
+        self.check(spec)
+        return module(spec=self.reads(spec), cfg=fields.freeze(self))
+
+    def check(self, spec: Any) -> None:
+        """Refuses fields, each in its range, that are at odds with others or with the features.
+
+        Raises:
+          ValueError: Naming the field, what was expected and what it holds.
+        """
+
+    def reads(self, spec: Any) -> Any:
+        """The features that the model sees, of those of the run."""
+        return spec
+
+
+@dataclasses.dataclass
+class MatcherConfig(MethodConfig):
     """A two-tower method's hyper-parameters; each method extends it in its own file.
+
+    `make` builds a `models.matching.two_tower.Matcher`.
 
     Attributes:
       recipe: Fields of `TrainConfig` that the method's own source states and that suit no other
         method; configuration files assign them.
-      search_space: Values of the method's own fields that a search of its hyper-parameters tries,
-        beside the fields that all methods share (`compare/search_space.py`).
     """
 
+    section: ClassVar[str] = "model"
     recipe: ClassVar[dict[str, Any]] = {}
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     @property
     def scenario_histories(self) -> bool:
@@ -124,24 +181,15 @@ class MatcherConfig:
         """The stages before the main one, in their order."""
         return ()
 
-    def make(self, spec: Any) -> Any:
-        """Builds the `models.matching.two_tower.Matcher` for a `features.FeatureSpec`."""
-        raise NotImplementedError(f"{type(self).__name__} makes no matcher")
-
 
 @dataclasses.dataclass
-class RankerConfig:
+class RankerConfig(MethodConfig):
     """A joint-input teacher's hyper-parameters; each method extends it in its own file.
 
-    Attributes:
-      search_space: See `MatcherConfig`.
+    `make` builds a `models.ranking.ranker.Ranker`.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {}
-
-    def make(self, spec: Any) -> Any:
-        """Builds the `models.ranking.ranker.Ranker` for a `features.FeatureSpec`."""
-        raise NotImplementedError(f"{type(self).__name__} makes no ranker")
+    section: ClassVar[str] = "teacher.model"
 
 
 @dataclasses.dataclass
@@ -162,20 +210,20 @@ class TeacherConfig:
     """
 
     model: RankerConfig = dataclasses.field(default_factory=RankerConfig)
-    max_epochs: int = 50
-    patience: int = 5
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-6
-    max_minutes: float = 0.0
-    seed: int = -1
-    from_workdir: str = ""
+    max_epochs: int = fields.field(50, at_least=1, resumable=True)
+    patience: int = fields.field(5, at_least=1, resumable=True)
+    learning_rate: float = fields.field(1e-3, above=0)
+    weight_decay: float = fields.field(1e-6, at_least=0)
+    max_minutes: float = fields.field(0.0, at_least=0, resumable=True, added_later=True)
+    seed: int = fields.field(-1, at_least=-1, student_only=True, added_later=True)
+    from_workdir: str = fields.field("", resumable=True, unhashed=True)
 
 
 @dataclasses.dataclass
 class LossConfig:
     """L = BCE + distill_weight * KL(teacher || student).
 
-    **Paper:** section "Distillation". The weight and the temperature are not stated; A20, A21.
+    **Paper:** section "Distillation". The paper states neither weight nor temperature.
 
     Attributes:
       distill_weight: lambda >= 0; 0 trains without a teacher.
@@ -184,9 +232,9 @@ class LossConfig:
       distill_warmup_epochs: First epochs of the student that train with lambda = 0.
     """
 
-    distill_weight: float = 1.0
-    distill_temperature: float = 1.0
-    distill_warmup_epochs: int = 0
+    distill_weight: float = fields.field(1.0, at_least=0)
+    distill_temperature: float = fields.field(1.0, above=0)
+    distill_warmup_epochs: int = fields.field(0, at_least=0)
 
 
 @dataclasses.dataclass
@@ -211,17 +259,17 @@ class TrainConfig:
         short beside starting one. Reports, saves and stops wait for all of them.
     """
 
-    batch_size: int = 816
-    num_negatives: int = 4
-    max_epochs: int = 50
-    patience: int = 10
-    max_minutes: float = 0.0
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-6
-    beta_2: float = 0.999
-    average_decay: float = 0.0
-    steps_per_report: int = 20
-    steps_per_dispatch: int = 1
+    batch_size: int = fields.field(816, at_least=1)
+    num_negatives: int = fields.field(4, at_least=1)
+    max_epochs: int = fields.field(50, at_least=1, resumable=True)
+    patience: int = fields.field(10, at_least=1, resumable=True)
+    max_minutes: float = fields.field(0.0, at_least=0, resumable=True, added_later=True)
+    learning_rate: float = fields.field(1e-4, above=0, student_only=True)
+    weight_decay: float = fields.field(1e-6, at_least=0, student_only=True)
+    beta_2: float = fields.field(0.999, above=0, below=1, student_only=True, added_later=True)
+    average_decay: float = fields.field(0.0, at_least=0, below=1, student_only=True)
+    steps_per_report: int = fields.field(20, at_least=1, resumable=True, unhashed=True)
+    steps_per_dispatch: int = fields.field(1, at_least=1, added_later=True)
 
 
 @dataclasses.dataclass
@@ -236,9 +284,9 @@ class OptimConfig:
       min_rows: With "row_sparse": smaller tables are updated whole.
     """
 
-    embedding: str = "dense"
-    row_method: str = "adam"
-    min_rows: int = 16_384
+    embedding: str = fields.field("dense", choices=("dense", "row_sparse"))
+    row_method: str = fields.field("adam", choices=("adam", "adagrad"))
+    min_rows: int = fields.field(16_384, at_least=1)
 
 
 @dataclasses.dataclass
@@ -260,15 +308,15 @@ class EvalConfig:
       references: Whether the report computes the reference rows (popularity, SVD, EASE, ...).
     """
 
-    k: tuple[int, ...] = (50, 100)
-    mrr_depth: int = 0
+    k: tuple[int, ...] = fields.field((50, 100), at_least=1, ascending=True)
+    mrr_depth: int = fields.field(0, at_least=0, added_later=True)
     remove_seen: bool = True
-    backend: str = "exact"
-    validation_queries: int = 2000
-    teacher_validation_queries: int = 200
-    teacher_test_queries: int = 1000
-    query_batch: int = 512
-    item_batch: int = 4096
+    backend: str = fields.field("exact", choices=("exact", "faiss"))
+    validation_queries: int = fields.field(2000, at_least=1)
+    teacher_validation_queries: int = fields.field(200, at_least=1)
+    teacher_test_queries: int = fields.field(1000, at_least=0)
+    query_batch: int = fields.field(512, at_least=1)
+    item_batch: int = fields.field(4096, at_least=1)
     references: bool = True
 
 
@@ -281,7 +329,7 @@ class CheckpointConfig:
         always saves first.
     """
 
-    every_steps: int = 0
+    every_steps: int = fields.field(0, at_least=0, unhashed=True)
 
 
 @dataclasses.dataclass
@@ -296,16 +344,18 @@ class Experiment:
 
     dataset: str
     data: DataConfig
-    model: MatcherConfig
+    model: MatcherConfig = dataclasses.field(metadata=_STUDENT)
     teacher: TeacherConfig
-    variant: str = ""
-    seed: int = 0
+    variant: str = fields.field("", resumable=True, unhashed=True)
+    seed: int = fields.field(0, at_least=0)
     features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig, metadata=_STUDENT)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig, metadata=_RESUMABLE)
+    checkpoint: CheckpointConfig = dataclasses.field(
+        default_factory=CheckpointConfig, metadata=_RESUMABLE
+    )
 
     def validate(self) -> None:
         """Checks ranges and combinations of fields.
@@ -313,67 +363,7 @@ class Experiment:
         Raises:
           ValueError: Naming the field, the value and what was expected.
         """
-        for name, low in (
-            ("data.validation_days", 1),
-            ("data.test_days", 1),
-            ("data.drop_last_days", 0),
-            ("features.embedding_dim", 1),
-            ("features.history_length", 1),
-            ("features.scenario_history_length", 1),
-            ("train.batch_size", 1),
-            ("train.num_negatives", 1),
-            ("train.max_epochs", 1),
-            ("train.patience", 1),
-            ("train.max_minutes", 0),
-            ("train.weight_decay", 0),
-            ("train.steps_per_report", 1),
-            ("train.steps_per_dispatch", 1),
-            ("optim.min_rows", 1),
-            ("teacher.max_epochs", 1),
-            ("teacher.patience", 1),
-            ("teacher.max_minutes", 0),
-            ("teacher.seed", -1),
-            ("teacher.weight_decay", 0),
-            ("loss.distill_weight", 0),
-            ("loss.distill_warmup_epochs", 0),
-            ("eval.mrr_depth", 0),
-            ("eval.validation_queries", 1),
-            ("eval.teacher_validation_queries", 1),
-            ("eval.teacher_test_queries", 0),
-            ("eval.query_batch", 1),
-            ("eval.item_batch", 1),
-            ("checkpoint.every_steps", 0),
-            ("seed", 0),
-        ):
-            value = self._get(name)
-            if not value >= low:
-                raise ValueError(f"{name}: expected a number >= {low}, got {value!r}")
-        for name in ("train.learning_rate", "teacher.learning_rate", "loss.distill_temperature"):
-            if not self._get(name) > 0:
-                raise ValueError(f"{name}: expected a number > 0, got {self._get(name)!r}")
-        if not 0 < self.train.beta_2 < 1:
-            raise ValueError(
-                f"train.beta_2: expected a number in (0, 1), got {self.train.beta_2!r}"
-            )
-        if not 0 <= self.train.average_decay < 1:
-            raise ValueError(
-                f"train.average_decay: expected a number in [0, 1), got "
-                f"{self.train.average_decay!r}"
-            )
-        if not self.eval.k or list(self.eval.k) != sorted(set(self.eval.k)) or self.eval.k[0] < 1:
-            raise ValueError(
-                f"eval.k: expected ascending distinct cut-offs >= 1, got {self.eval.k!r}"
-            )
-        for name, choices in (
-            ("eval.backend", ("exact", "faiss")),
-            ("optim.embedding", ("dense", "row_sparse")),
-            ("optim.row_method", ("adam", "adagrad")),
-        ):
-            if self._get(name) not in choices:
-                raise ValueError(
-                    f"{name}: expected {choices[0]!r} or {choices[1]!r}, got {self._get(name)!r}"
-                )
-
+        fields.validate(self)
         if self.loss.distill_weight and self.model.objective().loss_method:
             raise ValueError(
                 f"loss.distill_weight: expected 0 with {type(self.model).__name__}, whose loss has "
@@ -384,9 +374,3 @@ class Experiment:
         """Seed of a stage: the run's, but of a teacher its own where it has one."""
         own = self.teacher.seed
         return own if stage == "teacher" and own >= 0 else self.seed
-
-    def _get(self, name: str) -> Any:
-        value: Any = self
-        for part in name.split("."):
-            value = getattr(value, part)
-        return value

@@ -1,4 +1,4 @@
-"""What a configuration file makes of its variant: which tokens were asked for, and new values.
+"""Variants of a configuration file: the tokens asked for, by axis, and assignment by name.
 
 Owns the form `token,token` and the assignment of fields by name. Does not own the tokens: the
 methods' are in `models/registry.py`, the others in each file of `configs/`.

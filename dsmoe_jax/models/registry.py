@@ -1,4 +1,4 @@
-"""The methods that can be compared: their names and their configurations.
+"""Method registry: the names of matchers and rankers, and their configurations.
 
 Owns the names that variants of the configuration files use (`configs/kuairand.py:sample,mind`,
 `teacher=sap`). What a method is stands in its own file; to add one is to write that file and name

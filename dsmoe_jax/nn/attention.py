@@ -51,7 +51,6 @@ class DINAttention(nn.Module):
     hidden: tuple[int, ...]
 
     def setup(self) -> None:
-        """Creates the parameters."""
         lecun, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
         widths = (4 * self.event_dim, *self.hidden, 1)
         self.kernels = [

@@ -1,4 +1,4 @@
-"""What causal encoders of a history share: their contract, input, relative biases and norms.
+"""Causal history encoders' base class: contract, input, relative biases and norms.
 
 Owns the part around the blocks of `nn/hstu_encoder.py` and `nn/fuxi_encoder.py`: how an encoder is
 called, which positions count, how long before the next request an event was, and what the encoder's

@@ -1,4 +1,4 @@
-"""Dropout whose random draw costs next to nothing.
+"""Dropout with a hashed mask, whose random draw costs next to nothing.
 
 Owns the draw: a hash of each entry's position and a seed. On a CPU the bits that
 `flax.linen.Dropout` draws took a third of a training step; a hash is fused into the product with

@@ -45,7 +45,6 @@ class ScenarioNorm(nn.Module):
     momentum: float = 0.1
 
     def setup(self) -> None:
-        """Creates the parameters."""
         if self.kind not in KINDS:
             raise ValueError(f"norm: expected one of {KINDS}, got {self.kind!r}")
         if self.kind == "none":

@@ -97,7 +97,6 @@ class Embedder(nn.Module):
     scenario_std: float | None = SCENARIO_STD
 
     def setup(self) -> None:
-        """Creates the parameters."""
         spec, dim = self.spec, self.spec.embedding_dim
         self.user_tables = tables.FieldTables(
             spec.user_sparse, spec.user_bags, own_tables(spec, "user"), dim

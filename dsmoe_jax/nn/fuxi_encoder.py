@@ -218,7 +218,9 @@ class Encoder(causal.Encoder):
     Sub-space k reads entries [k E, (k + 1) E) of the events, which is what splitting the item table
     into M independent ones comes to; the positions' table is shared. Outputs are joined again.
 
-    Attributes: those of `causal.Encoder`, of which `dim` is M E and H divides E; and
+    `dim` of `causal.Encoder` is M E, and H divides E.
+
+    Attributes:
       ffn_multiple: Hidden width of a feed-forward network, in its input's.
       num_subspaces: M.
       num_experts: K.

@@ -1,4 +1,4 @@
-"""What a user's history becomes in a tower's input where it is not the mean of its events.
+"""History encoders of a tower's input, where it is not the mean of the history's events.
 
 Owns the choice of the encoder and its sizes, for any tower: the blocks are in `nn/hstu_encoder.py`
 and `nn/fuxi_encoder.py`, and matchers that train them on the next item set their own sizes.
@@ -36,11 +36,6 @@ class HistoryEncoder(nn.Module):
     max_len: int
 
     def setup(self) -> None:
-        """Creates the parameters.
-
-        Raises:
-          ValueError: When the sub-spaces do not divide E.
-        """
         if self.kind == "hstu":
             self.encoder: causal.Encoder = hstu_encoder.Encoder(self.dim, max_len=self.max_len)
         elif self.kind == "fuxi":

@@ -1,4 +1,4 @@
-"""A tower of DSMOE: SAP experts, their scenario gate and the SAP forward layer.
+"""Scenario mixture, DSMOE's tower: SAP experts, scenario gate and SAP forward layer.
 
 Owns the trunk that both towers and the small teacher share. Does not own embeddings.
 
@@ -80,7 +80,6 @@ class ScenarioMixture(nn.Module):
     product_dtype: str = "float32"
 
     def setup(self) -> None:
-        """Creates the parameters."""
         K, C, H = self.num_experts, self.scenario_dim, self.hidden_dim
         shared = (self.use_sap, self.product_dtype)
         self.experts = sap.SAP(self.in_dim, H, C, self.rank, K, *shared)

@@ -1,4 +1,4 @@
-"""Layers of multi-layer perceptrons whose experts lie side by side, normalised per scenario.
+"""Multi-layer perceptrons of experts side by side, normalised per scenario.
 
 Owns the block Linear -> normalisation -> ReLU -> dropout of rankers, stacks of it and the weighted
 sum of experts. Does not own gates.
@@ -39,7 +39,6 @@ class Split(nn.Module):
     out_dim: int
 
     def setup(self) -> None:
-        """Creates the parameters."""
         shape_IO = (sum(self.widths), self.out_dim)
         zeros = nn.initializers.zeros_init()
         self.kernel_IO = self.param("kernel", nn.initializers.lecun_normal(), shape_IO, jnp.float32)
@@ -213,7 +212,6 @@ class ExpertStack(nn.Module):
     dropout: float
 
     def setup(self) -> None:
-        """Creates the parameters."""
         K = self.num_experts
         self.expert_layers = [ExpertLinear(K, *shape) for shape in itertools.pairwise(self.dims)]
         self.expert_blocks = [
@@ -253,7 +251,6 @@ class ScenarioTower(nn.Module):
     momentum: float
 
     def setup(self) -> None:
-        """Creates the parameters."""
         S, dims = self.num_scenarios, (self.in_dim, *self.dims, 1)
         self.tower_layers = [ScenarioLinear(S, *shape) for shape in itertools.pairwise(dims)]
         self.tower_blocks = [

@@ -1,4 +1,4 @@
-"""A plain tower: the multi-layer perceptron of methods whose contribution lies elsewhere.
+"""Plain tower: the multi-layer perceptron of methods whose contribution lies elsewhere.
 
 Letters: B examples, S scenarios, I input, O output. Inputs may have axes between B and I
 (candidates of an example).
@@ -32,7 +32,6 @@ class Perceptron(nn.Module):
     per_scenario: bool = False
 
     def setup(self) -> None:
-        """Creates the parameters."""
         S = self.num_scenarios
         self.layers = [
             mlp.ScenarioLinear(S, *shape) if self.per_scenario else nn.Dense(shape[1])

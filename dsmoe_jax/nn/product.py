@@ -1,4 +1,4 @@
-"""The matrix product of layers over many rows, with a gradient that compilers leave alone.
+"""Matrix products over many rows, with a gradient that compilers leave alone.
 
 Owns one function. For the gradient with respect to w, of two operands as tall as the batch, one is
 transposed first. XLA chooses without regard to their widths, and then computes what it transposes

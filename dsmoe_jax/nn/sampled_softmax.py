@@ -1,4 +1,4 @@
-"""The softmax over a positive and sampled negatives, at every position of a sequence.
+"""Sampled softmax over a positive and negatives, at every position of a sequence.
 
 Letters: B examples, L positions, N negatives of an example, D width.
 """

@@ -1,4 +1,4 @@
-"""The scenario-adaptive projection (SAP): a linear layer with a low-rank scenario correction.
+"""Scenario-adaptive projection (SAP): a linear layer with a low-rank scenario correction.
 
 Owns the layer alone. The scenario enters through the coefficients b_s, a linear map of the scenario
 embedding, which are computed once for all S scenarios and picked per example.
@@ -48,7 +48,6 @@ class SAP(nn.Module):
     product_dtype: str = "float32"
 
     def setup(self) -> None:
-        """Creates the parameters."""
         lecun = nn.initializers.lecun_normal()
         zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
         K, R, outputs = self.num_experts, self.rank, self.num_experts * self.out_dim

@@ -1,4 +1,4 @@
-"""The star topology: weights of a scenario are shared ones times its own, on an input in pieces.
+"""Star topology: weights of a scenario are shared ones times its own, on an input in pieces.
 
 Owns the star linear layer and the partitioned normalisation of its input. Both depend on the
 scenario alone, so that they fold into one matrix per scenario and nothing is normalised row by row.
@@ -39,7 +39,6 @@ class StarLinear(nn.Module):
     out_dim: int
 
     def setup(self) -> None:
-        """Creates the parameters."""
         S, inputs, outputs = self.num_scenarios, sum(self.widths), self.out_dim
         lecun, ones = nn.initializers.lecun_normal(), nn.initializers.ones_init()
         zeros = nn.initializers.zeros_init()
@@ -98,7 +97,6 @@ class PartitionedNorm(nn.Module):
     momentum: float
 
     def setup(self) -> None:
-        """Creates the parameters."""
         ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
         shape = (self.num_features,)
         self.scale_I = self.param("scale", ones, shape, jnp.float32)

@@ -115,7 +115,6 @@ class FieldTables(nn.Module):
     dim: int
 
     def setup(self) -> None:
-        """Creates the parameters."""
         sizes: dict[str, tuple[int, ...]] = {
             f.name: (f.num_ids,) for f in self._features if self.has_own_table(f)
         }

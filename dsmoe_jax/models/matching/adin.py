@@ -8,7 +8,6 @@ events, M interests (1), D output.
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -43,22 +42,17 @@ class ADINConfig(schema.MatcherConfig):
       self_training_items: X, unlabelled items drawn per example and step.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64,), (128,), (256,)),
-        "num_shared": (1, 2, 4),
-    }
-
-    num_shared: int = 2
-    hidden_dims: tuple[int, ...] = (256,)
-    output_dim: int = 128
-    reduction: int = 4
-    fusion: str = "concat"
-    input_dropout: float = 0.0
-    norm: str = "dsbn"
-    bn_momentum: float = 0.1
-    self_training_weight: float = 0.0
-    self_training_threshold: float = 0.9
-    self_training_items: int = 4
+    num_shared: int = fields.field(2, at_least=1, search=(1, 2, 4))
+    hidden_dims: tuple[int, ...] = fields.widths((256,), search=((64,), (128,), (256,)))
+    output_dim: int = fields.field(128, at_least=1)
+    reduction: int = fields.field(4, at_least=1)
+    fusion: str = fields.field("concat", choices=adin_tower.FUSIONS)
+    input_dropout: float = fields.rate()
+    norm: str = fields.field("dsbn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
+    self_training_weight: float = fields.field(0.0, at_least=0)
+    self_training_threshold: float = fields.share(0.9)
+    self_training_items: int = fields.field(4, at_least=1)
 
     @property
     def scenario_histories(self) -> bool:
@@ -66,27 +60,9 @@ class ADINConfig(schema.MatcherConfig):
         return self.self_training_weight > 0
 
     def make(self, spec: features.FeatureSpec) -> "ADIN":
-        """Builds the model.
+        return self.build(ADIN, spec)
 
-        Raises:
-          ValueError: When a field is out of range, or self-training lacks the histories it needs.
-        """
-        fields.check_fields(
-            self,
-            "model",
-            counts=("num_shared", "output_dim", "reduction", "self_training_items"),
-            widths=("hidden_dims",),
-            rates=("input_dropout",),
-            shares=("bn_momentum", "self_training_threshold"),
-            choices={"norm": dsbn.KINDS, "fusion": adin_tower.FUSIONS},
-        )
-        if not self.hidden_dims:
-            raise ValueError("model.hidden_dims: expected at least one width, got none")
-        if not self.self_training_weight >= 0:
-            raise ValueError(
-                f"model.self_training_weight: expected a number >= 0, "
-                f"got {self.self_training_weight!r}"
-            )
+    def check(self, spec: features.FeatureSpec) -> None:
         names = tuple(sequence.name for sequence in spec.sequences)
         if self.scenario_histories and features.SCENARIO_HISTORIES not in names:
             raise ValueError(
@@ -94,9 +70,6 @@ class ADINConfig(schema.MatcherConfig):
                 f"{features.SCENARIO_HISTORIES!r}, got {self.self_training_weight!r} and sequences "
                 f"{names}"
             )
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["hidden_dims"] = tuple(self.hidden_dims)
-        return ADIN(spec=spec, **values)
 
 
 class ADIN(symmetric.SymmetricMatcher):
@@ -112,28 +85,15 @@ class ADIN(symmetric.SymmetricMatcher):
     linear. Trained on the binary cross entropy that all methods share, where the original has a
     sampled softmax. Self-training, off by default, judges unlabelled items in every step with the
     model as it is, where the original freezes it from time to time.
-
-    Attributes: see `ADINConfig`.
     """
 
-    num_shared: int
-    hidden_dims: tuple[int, ...]
-    output_dim: int
-    reduction: int
-    fusion: str
-    input_dropout: float
-    norm: str
-    bn_momentum: float
-    self_training_weight: float
-    self_training_threshold: float
-    self_training_items: int
+    cfg: ADINConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
         # Histories of other scenarios are drawn from, not embedded.
         spec = dataclasses.replace(self.spec, sequences=self.spec.pooled_sequences)
         self.embedder = embed.Embedder(spec)
-        self.drop = dropout.Dropout(self.input_dropout)
+        self.drop = dropout.Dropout(self.cfg.input_dropout)
         self.user_tower = self._make_tower(self.embedder.user_dim)
         self.item_tower = self._make_tower(self.embedder.item_dim)
 
@@ -141,7 +101,7 @@ class ADIN(symmetric.SymmetricMatcher):
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], key: jax.Array
     ) -> Int[jax.Array, "B X"] | None:
         """Items of events in other scenarios, uniform with replacement; 0 where there are none."""
-        if not self.self_training_weight:
+        if not self.cfg.self_training_weight:
             return None
         ids_BL = jnp.asarray(users.sequences[features.SCENARIO_HISTORIES].ids_BLF[..., 0])
         S, (B, L) = self.spec.num_scenarios, ids_BL.shape
@@ -151,7 +111,7 @@ class ADIN(symmetric.SymmetricMatcher):
         rank_BL = jnp.cumsum(other_BL, axis=1)
         count_B1 = rank_BL[:, -1:]
         draw_BX = jax.random.randint(
-            key, (B, self.self_training_items), 0, jnp.maximum(count_B1, 1)
+            key, (B, self.cfg.self_training_items), 0, jnp.maximum(count_B1, 1)
         )
         position_BX = (rank_BL[:, None] <= draw_BX[:, :, None]).sum(axis=-1)
         item_BX = jnp.take_along_axis(ids_BL, position_BX, axis=1, mode="clip")
@@ -178,24 +138,25 @@ class ADIN(symmetric.SymmetricMatcher):
         logit_BX = jnp.einsum("bmd,bxd->bx", user_BMD, item_BXD)
         known_BX = unlabelled.sparse_VF[..., 0] > 0
         probability_BX = nn.sigmoid(jax.lax.stop_gradient(logit_BX))
-        positive_BX = known_BX & (probability_BX > self.self_training_threshold)
+        positive_BX = known_BX & (probability_BX > self.cfg.self_training_threshold)
         # The cross entropy of label 1, over the number of candidates: with weight 1 it counts as
         # much as one of them.
         loss = jnp.where(positive_BX, nn.softplus(-logit_BX), 0).sum() / logit_BG.size
-        return logit_BG, {"self_training": self.self_training_weight * loss}
+        return logit_BG, {"self_training": self.cfg.self_training_weight * loss}
 
     def _make_tower(self, in_dim: int) -> adin_tower.Tower:
+        cfg = self.cfg
         E = self.spec.embedding_dim
         return adin_tower.Tower(
             in_dim=in_dim,
             num_fields=in_dim // E,
             scenario_dim=E,
             num_scenarios=self.spec.num_scenarios,
-            num_shared=self.num_shared,
-            hidden_dims=self.hidden_dims,
-            output_dim=self.output_dim,
-            reduction=self.reduction,
-            fusion=self.fusion,
-            norm=self.norm,
-            momentum=self.bn_momentum,
+            num_shared=cfg.num_shared,
+            hidden_dims=cfg.hidden_dims,
+            output_dim=cfg.output_dim,
+            reduction=cfg.reduction,
+            fusion=cfg.fusion,
+            norm=cfg.norm,
+            momentum=cfg.bn_momentum,
         )

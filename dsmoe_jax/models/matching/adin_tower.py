@@ -36,7 +36,6 @@ class InterestAdaptation(nn.Module):
     reduction: int
 
     def setup(self) -> None:
-        """Creates the parameters."""
         S, N = self.num_scenarios, self.num_fields
         hidden = max(N // self.reduction, 1)
         self.squeeze = mlp.ScenarioLinear(S, N, hidden)
@@ -82,7 +81,6 @@ class Tower(nn.Module):
     momentum: float
 
     def setup(self) -> None:
-        """Creates the parameters."""
         S, K, C, H = self.num_scenarios, self.num_shared, self.scenario_dim, self.hidden_dims[-1]
         self.adaptation = InterestAdaptation(S, self.num_fields, self.reduction)
         # The first layer of all shared networks reads one input: one product for all K.

@@ -8,7 +8,7 @@ output.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,8 +17,7 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields as checks
-from dsmoe_jax.config import schema
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import dropout, dsbn, embed, mixture, product, scenario, tables
 
@@ -62,45 +61,21 @@ class DSMOEConfig(schema.MatcherConfig):
         to it; sums, statistics, losses and parameters stay float32.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dim": (64, 128, 256),
-        "rank": (2, 4, 8),
-    }
-
-    num_experts: int = 3
-    rank: int = 4
-    hidden_dim: int = 256
-    output_dim: int = 128
-    input_dropout: float = 0.0
+    num_experts: int = fields.field(3, at_least=1)
+    rank: int = fields.field(4, at_least=1, search=(2, 4, 8))
+    hidden_dim: int = fields.field(256, at_least=1, search=(64, 128, 256))
+    output_dim: int = fields.field(128, at_least=1)
+    input_dropout: float = fields.rate()
     use_sap: bool = True
-    norm: str = "dsbn"
-    bn_momentum: float = 0.1
-    gate_input: str = "scenario"
+    norm: str = fields.field("dsbn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
+    gate_input: str = fields.field("scenario", choices=mixture.GATE_INPUTS)
     input_includes_scenario: bool = False
-    item_scenario: str = "conditioned"
-    product_dtype: str = "float32"
+    item_scenario: str = fields.field("conditioned", choices=ITEM_SCENARIOS)
+    product_dtype: str = fields.field("float32", choices=product.DTYPES, added_later=True)
 
     def make(self, spec: features.FeatureSpec) -> "DSMOE":
-        """Builds the model.
-
-        Raises:
-          ValueError: When a field is out of range.
-        """
-        checks.check_fields(
-            self,
-            "model",
-            counts=("num_experts", "rank", "hidden_dim", "output_dim"),
-            rates=("input_dropout",),
-            shares=("bn_momentum",),
-            choices={
-                "norm": dsbn.KINDS,
-                "gate_input": mixture.GATE_INPUTS,
-                "item_scenario": ITEM_SCENARIOS,
-                "product_dtype": product.DTYPES,
-            },
-        )
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return DSMOE(spec=spec, **fields)
+        return self.build(DSMOE, spec)
 
 
 class DSMOE(two_tower.Matcher):
@@ -109,28 +84,14 @@ class DSMOE(two_tower.Matcher):
     **Paper:** sections "Scenario-adaptive projection", "Experts", "Gate", "Forward network",
     "Prediction". **Deviation:** the item tower's architecture is unstated; it is the user tower's
     on item features.
-
-    Attributes: see `DSMOEConfig`.
     """
 
-    num_experts: int
-    rank: int
-    hidden_dim: int
-    output_dim: int
-    input_dropout: float
-    use_sap: bool
-    norm: str
-    bn_momentum: float
-    gate_input: str
-    input_includes_scenario: bool
-    item_scenario: str
-    product_dtype: str
+    cfg: DSMOEConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
         C = self.spec.embedding_dim
         self.embedder = embed.Embedder(self.spec)
-        self.drop = dropout.Dropout(self.input_dropout)
+        self.drop = dropout.Dropout(self.cfg.input_dropout)
         self.user_tower = self._make_tower(self.embedder.user_dim, self.spec.num_scenarios)
         item_scenarios = self.spec.num_scenarios if self.item_uses_scenario else 1
         self.item_tower = self._make_tower(self.embedder.item_dim, item_scenarios)
@@ -141,7 +102,7 @@ class DSMOE(two_tower.Matcher):
     @property
     def item_uses_scenario(self) -> bool:
         """False for the shared item tower."""
-        return self.item_scenario == "conditioned"
+        return self.cfg.item_scenario == "conditioned"
 
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
@@ -186,7 +147,7 @@ class DSMOE(two_tower.Matcher):
         """
         tower, scenario_SC = self._side(side)
         folded = tower.fold(scenario_SC)
-        if not self.input_includes_scenario:
+        if not self.cfg.input_includes_scenario:
             return folded
         width = folded.first_SIF.shape[1] - scenario_SC.shape[1]
         constant_SF = jnp.einsum("sc,scf->sf", scenario_SC, folded.first_SIF[:, width:])
@@ -218,20 +179,21 @@ class DSMOE(two_tower.Matcher):
         return self.item_tower, self.item_constant_1C
 
     def _make_tower(self, in_dim: int, num_scenarios: int) -> mixture.ScenarioMixture:
+        cfg = self.cfg
         C = self.spec.embedding_dim
         return mixture.ScenarioMixture(
-            in_dim=in_dim + C * self.input_includes_scenario,
-            hidden_dim=self.hidden_dim,
-            output_dim=self.output_dim,
+            in_dim=in_dim + C * cfg.input_includes_scenario,
+            hidden_dim=cfg.hidden_dim,
+            output_dim=cfg.output_dim,
             scenario_dim=C,
             num_scenarios=num_scenarios,
-            num_experts=self.num_experts,
-            rank=self.rank,
-            use_sap=self.use_sap,
-            norm=self.norm,
-            momentum=self.bn_momentum,
-            gate_input=self.gate_input,
-            product_dtype=self.product_dtype,
+            num_experts=cfg.num_experts,
+            rank=cfg.rank,
+            use_sap=cfg.use_sap,
+            norm=cfg.norm,
+            momentum=cfg.bn_momentum,
+            gate_input=cfg.gate_input,
+            product_dtype=cfg.product_dtype,
         )
 
     def _run(
@@ -245,7 +207,7 @@ class DSMOE(two_tower.Matcher):
         if scenario_SC.shape[0] == 1:
             scenario_B = jnp.zeros_like(scenario_B)
         one_hot_BS = scenario.one_hot(scenario_B, scenario_SC.shape[0])
-        if self.input_includes_scenario:
+        if self.cfg.input_includes_scenario:
             input_BI = scenario.append(input_BI, scenario_SC, one_hot_BS)
         input_BI = self.drop(input_BI, train=train)
         return tower((input_BI,), scenario_SC, one_hot_BS, train=train)

@@ -7,7 +7,6 @@ Letters: B examples, S scenarios, C scenario embedding, M interests (1), D outpu
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,7 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields as checks
-from dsmoe_jax.config import schema
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import dssm_tables, two_tower
 from dsmoe_jax.nn import dropout, dsbn, embed, perceptron, scenario, tables
 
@@ -42,40 +40,18 @@ class DSSMConfig(schema.MatcherConfig):
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64,), (128,), (256,), (128, 64))
-    }
-
-    sharing: str = "mixed"
-    scenario_input: str = "both"
-    hidden_dims: tuple[int, ...] = (256,)
-    output_dim: int = 128
-    input_dropout: float = 0.0
-    norm: str = "bn"
-    bn_momentum: float = 0.1
+    sharing: str = fields.field("mixed", choices=SHARINGS)
+    scenario_input: str = fields.field("both", choices=SCENARIO_INPUTS)
+    hidden_dims: tuple[int, ...] = fields.field(
+        (256,), at_least=1, search=((64,), (128,), (256,), (128, 64))
+    )
+    output_dim: int = fields.field(128, at_least=1)
+    input_dropout: float = fields.rate()
+    norm: str = fields.field("bn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
 
     def make(self, spec: features.FeatureSpec) -> "DSSM":
-        """Builds the model.
-
-        Raises:
-          ValueError: When a field is out of range.
-        """
-        checks.check_fields(
-            self,
-            "model",
-            counts=("output_dim",),
-            widths=("hidden_dims",),
-            rates=("input_dropout",),
-            shares=("bn_momentum",),
-            choices={
-                "sharing": SHARINGS,
-                "scenario_input": SCENARIO_INPUTS,
-                "norm": dsbn.KINDS,
-            },
-        )
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        fields["hidden_dims"] = tuple(self.hidden_dims)
-        return DSSM(spec=spec, **fields)
+        return self.build(DSSM, spec)
 
 
 @dataclasses.dataclass
@@ -97,26 +73,17 @@ class DSSM(two_tower.Matcher):
     Clickthrough Data", section 3.1; the rows DSSM-M and DSSM-S of multi-scenario papers.
     **Deviation:** Linear -> BN -> ReLU in place of tanh on letter trigrams; the score is the plain
     inner product, not a cosine, whose logits in [-1, 1] are too flat for the cross entropy.
-
-    Attributes: see `DSSMConfig`.
     """
 
-    sharing: str
-    scenario_input: str
-    hidden_dims: tuple[int, ...]
-    output_dim: int
-    input_dropout: float
-    norm: str
-    bn_momentum: float
+    cfg: DSSMConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
-        self.drop = dropout.Dropout(self.input_dropout)
+        self.drop = dropout.Dropout(self.cfg.input_dropout)
         if self._is_per_scenario:
             own = self.scenario_embedder = dssm_tables.ScenarioEmbedder(self.spec)
             user_dim, item_dim = own.user_dim, own.item_dim
         else:
-            std = None if self.scenario_input == "none" else tables.TABLE_STD
+            std = None if self.cfg.scenario_input == "none" else tables.TABLE_STD
             joint = self.embedder = embed.Embedder(self.spec, std)
             user_dim = joint.user_dim + self.spec.embedding_dim * self._reads_scenario("user")
             item_dim = joint.item_dim + self.spec.embedding_dim * self._reads_scenario("item")
@@ -127,7 +94,7 @@ class DSSM(two_tower.Matcher):
     @property
     def item_uses_scenario(self) -> bool:
         """False where only the user tower, or neither, sees the scenario."""
-        return self._is_per_scenario or self.scenario_input == "both"
+        return self._is_per_scenario or self.cfg.scenario_input == "both"
 
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
@@ -151,18 +118,19 @@ class DSSM(two_tower.Matcher):
 
     @property
     def _is_per_scenario(self) -> bool:
-        return self.sharing == "per_scenario"
+        return self.cfg.sharing == "per_scenario"
 
     def _reads_scenario(self, side: str) -> bool:
         """Whether the scenario embedding is part of a side's input."""
-        return not self._is_per_scenario and self.scenario_input in ("both", side)
+        return not self._is_per_scenario and self.cfg.scenario_input in ("both", side)
 
     def _make_tower(self, in_dim: int, num_scenarios: int) -> perceptron.Perceptron:
-        dims = (in_dim, *self.hidden_dims, self.output_dim)
+        cfg = self.cfg
+        dims = (in_dim, *cfg.hidden_dims, cfg.output_dim)
         own = self._is_per_scenario
         # One model's batch normalisation sees its own scenario's rows.
-        norm = "dsbn" if own and self.norm == "bn" else self.norm
-        return perceptron.Perceptron(dims, num_scenarios, norm, self.bn_momentum, own)
+        norm = "dsbn" if own and cfg.norm == "bn" else cfg.norm
+        return perceptron.Perceptron(dims, num_scenarios, norm, cfg.bn_momentum, own)
 
     def _run(
         self,

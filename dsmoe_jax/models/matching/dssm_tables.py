@@ -1,4 +1,4 @@
-"""Embedding tables of which every scenario has its own, for models that share nothing.
+"""Per-scenario embedding tables, for models that share nothing between scenarios.
 
 Owns the ids: in one table of all scenarios, those of scenario s lie behind those of s - 1. A lookup
 costs what it costs in a shared table, and an example touches its own scenario's rows alone.
@@ -54,7 +54,6 @@ class ScenarioEmbedder(nn.Module):
     spec: features.FeatureSpec
 
     def setup(self) -> None:
-        """Creates the parameters."""
         spec = self.spec
         # A dense feature has no id to move: its vectors are this module's.
         sparse = dataclasses.replace(spread(spec), user_dense=(), item_dense=())

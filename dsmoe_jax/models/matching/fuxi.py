@@ -9,8 +9,11 @@ import jax
 from jaxtyping import Float
 
 from dsmoe_jax import features
+from dsmoe_jax.config import fields
 from dsmoe_jax.models.matching import next_item, two_tower
 from dsmoe_jax.nn import causal, fuxi_encoder
+
+EXPERT_PARTS = ("ffn", "ffn+proj")
 
 
 @dataclasses.dataclass
@@ -21,17 +24,14 @@ class FuxiConfig(next_item.NextItemConfig):
       ffn_multiple: Hidden width of the feed-forward networks, in their input's (m of the paper).
     """
 
-    ffn_multiple: int = 1
+    ffn_multiple: int = fields.field(1, at_least=1)
 
     def make(self, spec: features.FeatureSpec) -> "Fuxi":
-        """Builds the model.
+        return self.build(Fuxi, spec)
 
-        Raises:
-          ValueError: When a field is out of range.
-        """
-        fields = self.check(spec, counts=("ffn_multiple",))
+    def check(self, spec: features.FeatureSpec) -> None:
+        super().check(spec)
         next_item.check_division("num_heads", self.num_heads, "output_dim", self.output_dim)
-        return Fuxi(**fields)
 
 
 @dataclasses.dataclass
@@ -55,26 +55,20 @@ class FuxiMMEConfig(next_item.NextItemConfig):
     """
 
     output_dim: int = 64
-    ffn_multiple: int = 1
-    num_subspaces: int = 2
-    num_experts: int = 4
-    experts_per_token: int = 2
-    moe_in: str = "ffn"
+    ffn_multiple: int = fields.field(1, at_least=1)
+    num_subspaces: int = fields.field(2, at_least=1)
+    num_experts: int = fields.field(4, at_least=1)
+    experts_per_token: int = fields.field(2, at_least=1)
+    moe_in: str = fields.field("ffn", choices=EXPERT_PARTS)
     normalize_parts: bool = False
     subspace_token: bool = False
-    balance_weight: float = 0.01
+    balance_weight: float = fields.field(0.01, at_least=0)
 
     def make(self, spec: features.FeatureSpec) -> "FuxiMME":
-        """Builds the model.
+        return self.build(FuxiMME, spec)
 
-        Raises:
-          ValueError: When a field is out of range.
-        """
-        fields = self.check(
-            spec,
-            counts=("ffn_multiple", "num_subspaces", "num_experts", "experts_per_token"),
-            choices={"moe_in": ("ffn", "ffn+proj")},
-        )
+    def check(self, spec: features.FeatureSpec) -> None:
+        super().check(spec)
         M = self.num_subspaces
         next_item.check_division("num_subspaces", M, "output_dim", self.output_dim)
         if self.output_dim // M % self.num_heads:
@@ -87,11 +81,6 @@ class FuxiMMEConfig(next_item.NextItemConfig):
                 f"model.experts_per_token: expected at most model.num_experts="
                 f"{self.num_experts}, got {self.experts_per_token}"
             )
-        if not self.balance_weight >= 0:
-            raise ValueError(
-                f"model.balance_weight: expected a number >= 0, got {self.balance_weight!r}"
-            )
-        return FuxiMME(**fields)
 
 
 class Fuxi(next_item.NextItemMatcher):
@@ -99,22 +88,20 @@ class Fuxi(next_item.NextItemMatcher):
 
     **Paper:** Ye et al., "FuXi-alpha: Scaling Recommendation Model with Feature Interaction
     Enhanced Transformer", as in its public code.
-
-    Attributes: see `FuxiConfig`.
     """
 
-    ffn_multiple: int
+    cfg: FuxiConfig
 
     def make_encoder(self, max_len: int) -> causal.Encoder:
-        """See `next_item.NextItemMatcher`."""
+        cfg = self.cfg
         return fuxi_encoder.Encoder(
-            self.output_dim,
-            num_blocks=self.num_blocks,
-            num_heads=self.num_heads,
-            ffn_multiple=self.ffn_multiple,
+            cfg.output_dim,
+            num_blocks=cfg.num_blocks,
+            num_heads=cfg.num_heads,
+            ffn_multiple=cfg.ffn_multiple,
             max_len=max_len,
-            dropout=self.dropout,
-            input_dropout=self.input_dropout,
+            dropout=cfg.dropout,
+            input_dropout=cfg.input_dropout,
         )
 
 
@@ -126,44 +113,34 @@ class FuxiMME(next_item.NextItemMatcher):
 
     **Paper:** "Fuxi-MME", its abstract. **Deviation:** see `FuxiMMEConfig` and
     `nn/fuxi_encoder.py`.
-
-    Attributes: see `FuxiMMEConfig`.
     """
 
-    ffn_multiple: int
-    num_subspaces: int
-    num_experts: int
-    experts_per_token: int
-    moe_in: str
-    normalize_parts: bool
-    subspace_token: bool
-    balance_weight: float
+    cfg: FuxiMMEConfig
 
     def make_encoder(self, max_len: int) -> causal.Encoder:
-        """See `next_item.NextItemMatcher`."""
+        cfg = self.cfg
         return fuxi_encoder.Encoder(
-            self.output_dim,
-            num_blocks=self.num_blocks,
-            num_heads=self.num_heads,
-            ffn_multiple=self.ffn_multiple,
-            num_subspaces=self.num_subspaces,
-            num_experts=self.num_experts,
-            experts_per_token=self.experts_per_token,
-            expert_projections=self.moe_in == "ffn+proj",
-            subspace_token=self.subspace_token,
+            cfg.output_dim,
+            num_blocks=cfg.num_blocks,
+            num_heads=cfg.num_heads,
+            ffn_multiple=cfg.ffn_multiple,
+            num_subspaces=cfg.num_subspaces,
+            num_experts=cfg.num_experts,
+            experts_per_token=cfg.experts_per_token,
+            expert_projections=cfg.moe_in == "ffn+proj",
+            subspace_token=cfg.subspace_token,
             max_len=max_len,
-            dropout=self.dropout,
-            input_dropout=self.input_dropout,
+            dropout=cfg.dropout,
+            input_dropout=cfg.input_dropout,
         )
 
     def normalize(self, vector: Float[jax.Array, "... D"]) -> Float[jax.Array, "... D"]:
         """See `next_item.NextItemMatcher`; the parts' lengths are M^-0.5 where each has its own."""
-        if not self.normalize_parts:
+        if not self.cfg.normalize_parts:
             return super().normalize(vector)
-        M = self.num_subspaces
+        M = self.cfg.num_subspaces
         parts = causal.unit_norm(vector.reshape(*vector.shape[:-1], M, -1)) * M**-0.5
         return parts.reshape(vector.shape)
 
     def weigh(self, aux: two_tower.Aux) -> two_tower.Aux:
-        """See `next_item.NextItemMatcher`."""
-        return {name: self.balance_weight * value for name, value in aux.items()}
+        return {name: self.cfg.balance_weight * value for name, value in aux.items()}

@@ -15,14 +15,11 @@ class HSTUConfig(next_item.NextItemConfig):
     """Hyper-parameters of HSTU; see `NextItemConfig`."""
 
     def make(self, spec: features.FeatureSpec) -> "HSTU":
-        """Builds the model.
+        return self.build(HSTU, spec)
 
-        Raises:
-          ValueError: When a field is out of range.
-        """
-        fields = self.check(spec)
+    def check(self, spec: features.FeatureSpec) -> None:
+        super().check(spec)
         next_item.check_division("num_heads", self.num_heads, "output_dim", self.output_dim)
-        return HSTU(**fields)
 
 
 class HSTU(next_item.NextItemMatcher):
@@ -30,17 +27,17 @@ class HSTU(next_item.NextItemMatcher):
 
     **Paper:** Zhai et al., "Actions Speak Louder than Words", as in its public code's sequential
     experiments.
-
-    Attributes: see `next_item.NextItemConfig`.
     """
 
+    cfg: HSTUConfig
+
     def make_encoder(self, max_len: int) -> causal.Encoder:
-        """See `next_item.NextItemMatcher`."""
+        cfg = self.cfg
         return hstu_encoder.Encoder(
-            self.output_dim,
-            num_blocks=self.num_blocks,
-            num_heads=self.num_heads,
+            cfg.output_dim,
+            num_blocks=cfg.num_blocks,
+            num_heads=cfg.num_heads,
             max_len=max_len,
-            dropout=self.dropout,
-            input_dropout=self.input_dropout,
+            dropout=cfg.dropout,
+            input_dropout=cfg.input_dropout,
         )

@@ -9,7 +9,7 @@ output.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -42,34 +42,21 @@ class ICANConfig(schema.MatcherConfig):
         itself, as in the original, whose width D must then be.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64,), (128, 64), (256, 128)),
-        "attention_dims": ((32,), (64, 32)),
-    }
-
     scenario_histories: ClassVar[bool] = True
 
-    attention_dims: tuple[int, ...] = (64, 32)
-    num_heads: int = 8
-    hidden_dims: tuple[int, ...] = (128, 64)
-    output_dim: int = 64
-    input_dropout: float = 0.0
-    item_vector: str = "fields"
+    attention_dims: tuple[int, ...] = fields.field((64, 32), at_least=1, search=((32,), (64, 32)))
+    num_heads: int = fields.field(8, at_least=1)
+    hidden_dims: tuple[int, ...] = fields.field(
+        (128, 64), at_least=1, search=((64,), (128, 64), (256, 128))
+    )
+    output_dim: int = fields.field(64, at_least=1)
+    input_dropout: float = fields.rate()
+    item_vector: str = fields.field("fields", choices=ITEM_VECTORS)
 
     def make(self, spec: features.FeatureSpec) -> "ICAN":
-        """Builds the model.
+        return self.build(ICAN, spec)
 
-        Raises:
-          ValueError: When a field is out of range or at odds with the width of embeddings.
-        """
-        fields.check_fields(
-            self,
-            "model",
-            counts=("num_heads", "output_dim"),
-            widths=("attention_dims", "hidden_dims"),
-            rates=("input_dropout",),
-            choices={"item_vector": ITEM_VECTORS},
-        )
+    def check(self, spec: features.FeatureSpec) -> None:
         E = spec.embedding_dim
         if E % self.num_heads:
             raise ValueError(
@@ -81,10 +68,6 @@ class ICANConfig(schema.MatcherConfig):
                 f"model.output_dim: with item_vector 'id' expected features.embedding_dim, {E}, "
                 f"got {self.output_dim}"
             )
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name in ("attention_dims", "hidden_dims"):
-            values[name] = tuple(values[name])
-        return ICAN(spec=spec, **values)
 
 
 class ContextualAttention(nn.Module):
@@ -156,26 +139,19 @@ class ICAN(two_tower.Matcher):
     profile is the whole input of the user side, pooled histories included, so that no method sees
     other features than the rest. Empty groups are masked in both attentions, which the code leaves
     out. The item vector is a linear map of all item fields by default.
-
-    Attributes: see `ICANConfig`.
     """
 
-    attention_dims: tuple[int, ...]
-    num_heads: int
-    hidden_dims: tuple[int, ...]
-    output_dim: int
-    input_dropout: float
-    item_vector: str
+    cfg: ICANConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
+        cfg = self.cfg
         self.embedder = embed.Embedder(self.spec)
-        self.drop = dropout.Dropout(self.input_dropout)
-        self.contextual = ContextualAttention(self.attention_dims)
-        self.internal = InternalAttention(self.num_heads)
-        self.user_layers = [nn.Dense(width) for width in (*self.hidden_dims, self.output_dim)]
-        if self.item_vector == "fields":
-            self.item_layer = nn.Dense(self.output_dim)
+        self.drop = dropout.Dropout(cfg.input_dropout)
+        self.contextual = ContextualAttention(cfg.attention_dims)
+        self.internal = InternalAttention(cfg.num_heads)
+        self.user_layers = [nn.Dense(width) for width in (*cfg.hidden_dims, cfg.output_dim)]
+        if cfg.item_vector == "fields":
+            self.item_layer = nn.Dense(cfg.output_dim)
 
     @property
     def item_uses_scenario(self) -> bool:
@@ -203,7 +179,7 @@ class ICAN(two_tower.Matcher):
     ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
         """Item vectors, the same in all scenarios."""
         embedded = self.embedder.items(items)
-        if self.item_vector == "id":
+        if self.cfg.item_vector == "id":
             return self.drop(embedded.fields["item_id"], train=train), {}
         return self.item_layer(self.drop(embedded.input_BI, train=train)), {}
 

@@ -11,7 +11,6 @@ channels together, M interests (1), V items, P ids in a padded bag, F feature fi
 import dataclasses
 import functools
 import itertools
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -20,8 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields as checks
-from dsmoe_jax.config import schema
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import m5_behavior, two_tower
 from dsmoe_jax.nn import dropout as dropout_lib
 from dsmoe_jax.nn import dsbn, embed, mlp, scenario
@@ -50,23 +48,18 @@ class M5Config(schema.MatcherConfig):
       mask_weight: Its weight >= 0.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "expert_dims": ((64,), (128, 64), (256, 128)),
-        "attention_dim": (32, 64),
-    }
-
-    attention_length: int = 50
-    attention_dim: int = 64
-    num_heads: int = 2
-    num_experts: int = 4
-    expert_dims: tuple[int, ...] = (256, 128)
-    output_dim: int = 128
-    input_dropout: float = 0.0
-    norm: str = "bn"
-    bn_momentum: float = 0.1
-    mask_rate: float = 0.2
-    mask_negatives: int = 64
-    mask_weight: float = 0.1
+    attention_length: int = fields.field(50, at_least=1)
+    attention_dim: int = fields.field(64, at_least=1, search=(32, 64))
+    num_heads: int = fields.field(2, at_least=1)
+    num_experts: int = fields.field(4, at_least=1)
+    expert_dims: tuple[int, ...] = fields.widths((256, 128), search=((64,), (128, 64), (256, 128)))
+    output_dim: int = fields.field(128, at_least=1)
+    input_dropout: float = fields.rate()
+    norm: str = fields.field("bn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
+    mask_rate: float = fields.rate(0.2)
+    mask_negatives: int = fields.field(64, at_least=1)
+    mask_weight: float = fields.field(0.1, at_least=0)
 
     @property
     def scenario_histories(self) -> bool:
@@ -74,33 +67,12 @@ class M5Config(schema.MatcherConfig):
         return True
 
     def make(self, spec: features.FeatureSpec) -> "M5":
-        """Builds the model.
+        return self.build(M5, spec)
 
-        Raises:
-          ValueError: When a field is out of range, or the features lack every scenario's history or
-            any item feature beside the id.
-        """
-        checks.check_fields(
-            self,
-            "model",
-            counts=(
-                "attention_length",
-                "attention_dim",
-                "num_heads",
-                "num_experts",
-                "output_dim",
-                "mask_negatives",
-            ),
-            widths=("expert_dims",),
-            rates=("input_dropout", "mask_rate"),
-            shares=("bn_momentum",),
-            choices={"norm": dsbn.KINDS},
-        )
+    def check(self, spec: features.FeatureSpec) -> None:
         for name, expected, holds in (
             ("attention_dim", "a multiple of num_heads", self.attention_dim % self.num_heads == 0),
-            ("expert_dims", "at least one width", len(self.expert_dims) > 0),
             ("output_dim", "an even number", self.output_dim % 2 == 0),
-            ("mask_weight", "a number >= 0", self.mask_weight >= 0),
         ):
             if not holds:
                 raise ValueError(f"model.{name}: expected {expected}, got {getattr(self, name)!r}")
@@ -111,9 +83,6 @@ class M5Config(schema.MatcherConfig):
             )
         if not (spec.item_sparse[1:] or spec.item_dense or spec.item_bags):
             raise ValueError("features: expected an item feature beside 'item_id', got none")
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        fields["expert_dims"] = tuple(self.expert_dims)
-        return M5(spec=spec, **fields)
 
 
 class M5(two_tower.Matcher):
@@ -134,45 +103,32 @@ class M5(two_tower.Matcher):
     scenario; events have no strength, so tokens and pooling go without it; the user's fields and
     their cross, equal in both channels, stand once in the joint input; the masked histories are
     also what the recommendation is trained on, so that the block runs once.
-
-    Attributes: see `M5Config`.
     """
 
-    attention_length: int
-    attention_dim: int
-    num_heads: int
-    num_experts: int
-    expert_dims: tuple[int, ...]
-    output_dim: int
-    input_dropout: float
-    norm: str
-    bn_momentum: float
-    mask_rate: float
-    mask_negatives: int
-    mask_weight: float
+    cfg: M5Config
 
     def setup(self) -> None:
-        """Creates the parameters."""
-        spec, K, W, E = self.spec, self.num_experts, self.attention_dim, self.spec.embedding_dim
+        cfg, spec = self.cfg, self.spec
+        K, W, E = cfg.num_experts, cfg.attention_dim, spec.embedding_dim
         self.embedder = embed.Embedder(spec)
         self.content = nn.Dense(E)
         self.interests = {
-            channel: m5_behavior.Interests(E, W, self.num_heads, self._length)
+            channel: m5_behavior.Interests(E, W, cfg.num_heads, self._length)
             for channel in CHANNELS
         }
         self.cross_user = nn.Dense(W, use_bias=False)
         self.cross_scenario = nn.Dense(W, use_bias=False)
-        self.drop = dropout_lib.Dropout(self.input_dropout)
+        self.drop = dropout_lib.Dropout(cfg.input_dropout)
         in_dim = self.embedder.user_dim + len(CHANNELS) * spec.num_scenarios * W + W
-        self.first = nn.Dense(K * self.expert_dims[0])
-        self.layers = [mlp.ExpertLinear(K, *pair) for pair in itertools.pairwise(self.expert_dims)]
+        self.first = nn.Dense(K * cfg.expert_dims[0])
+        self.layers = [mlp.ExpertLinear(K, *pair) for pair in itertools.pairwise(cfg.expert_dims)]
         self.blocks = [
-            mlp.NormBlock(self.norm, spec.num_scenarios, K * width, self.bn_momentum, 0.0)
-            for width in self.expert_dims
+            mlp.NormBlock(cfg.norm, spec.num_scenarios, K * width, cfg.bn_momentum, 0.0)
+            for width in cfg.expert_dims
         ]
         # For each channel a gate of the experts, then the channels' weights.
         self.gates = mlp.Split((in_dim, E), len(CHANNELS) * (K + 1))
-        half = self.output_dim // 2
+        half = cfg.output_dim // 2
         self.user_heads = {channel: nn.Dense(half) for channel in CHANNELS}
         self.item_heads = {channel: nn.Dense(half) for channel in CHANNELS}
         item_fields = {}
@@ -200,7 +156,7 @@ class M5(two_tower.Matcher):
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
         """One vector per user, and in training the masked-item loss."""
-        S, K = self.spec.num_scenarios, self.num_experts
+        S, K = self.spec.num_scenarios, self.cfg.num_experts
         users = self._order(users)
         embedded = self.embedder.users(users)
         interest_BX, aux = self._read_histories(embedded, users, train)
@@ -231,7 +187,7 @@ class M5(two_tower.Matcher):
     def _length(self) -> int:
         """L."""
         joined = {s.name: s for s in self.spec.sequences}[features.SCENARIO_HISTORIES]
-        return min(joined.max_len // self.spec.num_scenarios, self.attention_length)
+        return min(joined.max_len // self.spec.num_scenarios, self.cfg.attention_length)
 
     def _order(self, users: batch_lib.Users) -> batch_lib.Users:
         """The last events of every scenario's history, the most recent first."""
@@ -265,7 +221,7 @@ class M5(two_tower.Matcher):
         if not train:
             return interest_BX, {}
         key, V = self.make_rng("dropout"), self.spec.num_items
-        negative_X = jax.random.randint(key, (self.mask_negatives,), 1, V, jnp.int32)
+        negative_X = jax.random.randint(key, (self.cfg.mask_negatives,), 1, V, jnp.int32)
         negatives = self._embed_channels(self._take_items(negative_X))
         losses = [
             m5_behavior.masked_item_loss(
@@ -274,12 +230,12 @@ class M5(two_tower.Matcher):
             for c in CHANNELS
         ]
         loss = functools.reduce(jnp.add, losses) / len(CHANNELS)
-        return interest_BX, {"masked_items": self.mask_weight * loss}
+        return interest_BX, {"masked_items": self.cfg.mask_weight * loss}
 
     def _draw_masked(self, mask_NL: Bool[jax.Array, "N L"]) -> Bool[jax.Array, "N L"]:
         seed = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
         lot_NL = dropout_lib.hash_positions(seed, mask_NL.shape)
-        return mask_NL & (lot_NL < jnp.uint32(self.mask_rate * 2**32))
+        return mask_NL & (lot_NL < jnp.uint32(self.cfg.mask_rate * 2**32))
 
     def _run_experts(
         self, input_BI: Float[jax.Array, "B I"], one_hot_BS: Float[jax.Array, "B S"], train: bool
@@ -288,7 +244,7 @@ class M5(two_tower.Matcher):
         hidden = self.blocks[0](self.first(input_BI), one_hot_BS, train=train)
         for layer, block in zip(self.layers, self.blocks[1:], strict=True):
             hidden = block(layer(hidden), one_hot_BS, train=train)
-        return hidden.reshape(len(hidden), self.num_experts, -1)
+        return hidden.reshape(len(hidden), self.cfg.num_experts, -1)
 
     def _embed_contents(self, item_NL: Int[jax.Array, "N L"]) -> Float[jax.Array, "N L E"]:
         """The content of the items of histories; that of padding is no matter."""

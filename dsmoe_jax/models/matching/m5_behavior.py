@@ -29,7 +29,6 @@ class Block(nn.Module):
     expansion: int = 2
 
     def setup(self) -> None:
-        """Creates the parameters."""
         self.attention_norm, self.ffn_norm = nn.LayerNorm(), nn.LayerNorm()
         self.query_key_value = nn.Dense(3 * self.width)
         self.output = nn.Dense(self.width)
@@ -72,7 +71,6 @@ class Interests(nn.Module):
     max_len: int
 
     def setup(self) -> None:
-        """Creates the parameters."""
         init = nn.initializers.truncated_normal(tables.TABLE_STD)
         shape_LE = (self.max_len, self.event_dim)
         self.position_LE = self.param("position", init, shape_LE, jnp.float32)

@@ -7,7 +7,6 @@ Letters: B examples, S scenarios, M interests, E event width, I profile width, D
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,7 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields as checks
-from dsmoe_jax.config import schema
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import mind_capsules, two_tower
 from dsmoe_jax.nn import dropout, dsbn, embed, mlp, perceptron, scenario, tables
 
@@ -37,43 +35,22 @@ class MINDConfig(schema.MatcherConfig):
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64,), (128,), (256,)),
-        "num_interests": (1, 2, 4),
-    }
-
-    num_interests: int = 4
-    routing_iterations: int = 3
+    num_interests: int = fields.field(4, at_least=1, search=(1, 2, 4))
+    routing_iterations: int = fields.field(3, at_least=1)
     sequence: str = "history"
-    hidden_dims: tuple[int, ...] = (256,)
-    output_dim: int = 128
-    input_dropout: float = 0.0
-    norm: str = "bn"
-    bn_momentum: float = 0.1
+    hidden_dims: tuple[int, ...] = fields.widths((256,), search=((64,), (128,), (256,)))
+    output_dim: int = fields.field(128, at_least=1)
+    input_dropout: float = fields.rate()
+    norm: str = fields.field("bn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
 
     def make(self, spec: features.FeatureSpec) -> "MIND":
-        """Builds the model.
+        return self.build(MIND, spec)
 
-        Raises:
-          ValueError: When a field is out of range, or names a history that the features lack.
-        """
-        checks.check_fields(
-            self,
-            "model",
-            counts=("num_interests", "routing_iterations", "output_dim"),
-            widths=("hidden_dims",),
-            rates=("input_dropout",),
-            shares=("bn_momentum",),
-            choices={
-                "norm": dsbn.KINDS,
-                "sequence": tuple(sequence.name for sequence in spec.pooled_sequences),
-            },
-        )
-        if not self.hidden_dims:
-            raise ValueError("model.hidden_dims: expected at least one width, got none")
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        fields["hidden_dims"] = tuple(self.hidden_dims)
-        return MIND(spec=spec, **fields)
+    def check(self, spec: features.FeatureSpec) -> None:
+        names = tuple(sequence.name for sequence in spec.pooled_sequences)
+        if self.sequence not in names:
+            raise ValueError(f"model.sequence: expected one of {names}, got {self.sequence!r}")
 
 
 class MIND(two_tower.Matcher):
@@ -89,36 +66,27 @@ class MIND(two_tower.Matcher):
     alike; the item tower is DSSM's, on all item fields, so that the two differ by interests alone;
     normalisation before ReLU. The paper knows no scenarios: the user's MLP sees theirs, items do
     not, and one index serves all.
-
-    Attributes: see `MINDConfig`.
     """
 
-    num_interests: int
-    routing_iterations: int
-    sequence: str
-    hidden_dims: tuple[int, ...]
-    output_dim: int
-    input_dropout: float
-    norm: str
-    bn_momentum: float
+    cfg: MINDConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
+        cfg = self.cfg
         spec, S, C = self.spec, self.spec.num_scenarios, self.spec.embedding_dim
         self.embedder = embed.Embedder(spec, tables.TABLE_STD)
-        self.drop = dropout.Dropout(self.input_dropout)
+        self.drop = dropout.Dropout(cfg.input_dropout)
         fields = {sequence.name: sequence.fields for sequence in spec.sequences}
-        event_dim = C * len(fields[self.sequence])
+        event_dim = C * len(fields[cfg.sequence])
         self.routing = mind_capsules.DynamicRouting(
-            event_dim, self.num_interests, self.routing_iterations
+            event_dim, cfg.num_interests, cfg.routing_iterations
         )
         profile_dim = self.embedder.user_dim - event_dim + C
-        self.first = mlp.Split((profile_dim, event_dim), self.hidden_dims[0])
-        self.first_block = mlp.NormBlock(self.norm, S, self.hidden_dims[0], self.bn_momentum, 0.0)
-        dims = (*self.hidden_dims, self.output_dim)
-        self.user_tower = perceptron.Perceptron(dims, S, self.norm, self.bn_momentum)
+        self.first = mlp.Split((profile_dim, event_dim), cfg.hidden_dims[0])
+        self.first_block = mlp.NormBlock(cfg.norm, S, cfg.hidden_dims[0], cfg.bn_momentum, 0.0)
+        dims = (*cfg.hidden_dims, cfg.output_dim)
+        self.user_tower = perceptron.Perceptron(dims, S, cfg.norm, cfg.bn_momentum)
         dims = (self.embedder.item_dim, *dims)
-        self.item_tower = perceptron.Perceptron(dims, 1, self.norm, self.bn_momentum)
+        self.item_tower = perceptron.Perceptron(dims, 1, cfg.norm, cfg.bn_momentum)
 
     @property
     def item_uses_scenario(self) -> bool:
@@ -132,7 +100,7 @@ class MIND(two_tower.Matcher):
         one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
         embedded = self.embedder.users(users)
         profile_BI = scenario.append(self._profile(embedded), self.embedder.scenarios(), one_hot_BS)
-        interest_BME, active_BM = self.routing(embedded.events[self.sequence])
+        interest_BME, active_BM = self.routing(embedded.events[self.cfg.sequence])
         interest_BME = self.drop(interest_BME, train=train)
         # After dropout, so that what repeats the first interest is equal to it in training too.
         interest_BME = jnp.where(active_BM[..., None], interest_BME, interest_BME[:, :1])
@@ -154,6 +122,6 @@ class MIND(two_tower.Matcher):
         # Histories are the last blocks of the input.
         for name, mean_BE in reversed(embedded.pooled.items()):
             start -= mean_BE.shape[1]
-            if name != self.sequence:
+            if name != self.cfg.sequence:
                 blocks.append(mean_BE)
         return jnp.concatenate([embedded.input_BI[:, :start], *reversed(blocks)], axis=1)

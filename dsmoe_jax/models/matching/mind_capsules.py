@@ -74,7 +74,6 @@ class DynamicRouting(nn.Module):
     iterations: int
 
     def setup(self) -> None:
-        """Creates the parameters."""
         shape_EE = (self.event_dim, self.event_dim)
         # Not scaled down by the width: agreement is of second order in events that start small.
         init = nn.initializers.normal(1.0)

@@ -9,7 +9,6 @@ axes between B and I (candidates of an example).
 import dataclasses
 import functools
 import itertools
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,8 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import features
-from dsmoe_jax.config import fields as checks
-from dsmoe_jax.config import schema
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import symmetric
 from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario, tables
 
@@ -38,39 +36,16 @@ class MMoEConfig(schema.MatcherConfig):
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "expert_dims": ((64,), (128,), (256,)),
-        "num_experts": (2, 4, 8),
-    }
-
-    num_experts: int = 4
-    expert_dims: tuple[int, ...] = (256,)
-    output_dim: int = 128
+    num_experts: int = fields.field(4, at_least=1, search=(2, 4, 8))
+    expert_dims: tuple[int, ...] = fields.widths((256,), search=((64,), (128,), (256,)))
+    output_dim: int = fields.field(128, at_least=1)
     input_includes_scenario: bool = False
-    input_dropout: float = 0.0
-    norm: str = "bn"
-    bn_momentum: float = 0.1
+    input_dropout: float = fields.rate()
+    norm: str = fields.field("bn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
 
     def make(self, spec: features.FeatureSpec) -> "MMoE":
-        """Builds the model.
-
-        Raises:
-          ValueError: When a field is out of range.
-        """
-        checks.check_fields(
-            self,
-            "model",
-            counts=("num_experts", "output_dim"),
-            widths=("expert_dims",),
-            rates=("input_dropout",),
-            shares=("bn_momentum",),
-            choices={"norm": dsbn.KINDS},
-        )
-        if not self.expert_dims:
-            raise ValueError("model.expert_dims: expected at least one width, got none")
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        fields["expert_dims"] = tuple(self.expert_dims)
-        return MMoE(spec=spec, **fields)
+        return self.build(MMoE, spec)
 
 
 class MMoETower(nn.Module):
@@ -101,7 +76,6 @@ class MMoETower(nn.Module):
     momentum: float
 
     def setup(self) -> None:
-        """Creates the parameters."""
         S, K, dims = self.num_scenarios, self.num_experts, self.expert_dims
         self.first = nn.Dense(K * dims[0] + S * K)
         self.layers = [mlp.ExpertLinear(K, *shape) for shape in itertools.pairwise(dims)]
@@ -142,26 +116,18 @@ class MMoE(symmetric.SymmetricMatcher):
     **Paper:** Ma et al., see `MMoETower`.
     **Deviation:** MMOE ranks on a joint input; as two towers, each scenario's scalar output becomes
     a vector and the logit is their inner product, so that an index can serve it.
-
-    Attributes: see `MMoEConfig`.
     """
 
-    num_experts: int
-    expert_dims: tuple[int, ...]
-    output_dim: int
-    input_includes_scenario: bool
-    input_dropout: float
-    norm: str
-    bn_momentum: float
+    cfg: MMoEConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
-        std = tables.TABLE_STD if self.input_includes_scenario else None
+        cfg = self.cfg
+        std = tables.TABLE_STD if cfg.input_includes_scenario else None
         self.embedder = embed.Embedder(self.spec, std)
-        self.drop = dropout.Dropout(self.input_dropout)
-        shape = (self.spec.num_scenarios, self.num_experts, self.expert_dims, self.output_dim)
-        self.user_tower = MMoETower(*shape, self.norm, self.bn_momentum)
-        self.item_tower = MMoETower(*shape, self.norm, self.bn_momentum)
+        self.drop = dropout.Dropout(cfg.input_dropout)
+        shape = (self.spec.num_scenarios, cfg.num_experts, cfg.expert_dims, cfg.output_dim)
+        self.user_tower = MMoETower(*shape, cfg.norm, cfg.bn_momentum)
+        self.item_tower = MMoETower(*shape, cfg.norm, cfg.bn_momentum)
 
     def run(
         self,
@@ -172,7 +138,7 @@ class MMoE(symmetric.SymmetricMatcher):
     ) -> Float[jax.Array, "B ... D"]:
         """A tower's output: its gates know the scenario by number, an embedding joins the input."""
         one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
-        if self.input_includes_scenario:
+        if self.cfg.input_includes_scenario:
             input_BI = scenario.append(input_BI, self.embedder.scenarios(), one_hot_BS)
         output: jax.Array = tower(self.drop(input_BI, train=train), one_hot_BS, train=train)
         return output

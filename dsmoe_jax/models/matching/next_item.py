@@ -1,4 +1,4 @@
-"""The part that sequential matchers share: item table, last position, next-item objective.
+"""Sequential matchers' base class: item table, last position, next-item objective.
 
 Owns everything but the encoder, which a method's file makes. The user tower reads the history and
 the request's time and nothing else; an item is its id's row of the table that embeds the history.
@@ -17,8 +17,7 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields as checks
-from dsmoe_jax.config import schema
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import causal, sampled_softmax, scenario, tables
 
@@ -33,7 +32,7 @@ class NextItemConfig(schema.MatcherConfig):
 
     Attributes:
       output_dim: D: width of the item table, of the encoder and of both towers' outputs. The width
-        of other methods' fields has no say.
+        of other methods' fields is ignored.
       num_blocks: Blocks of the encoder.
       num_heads: Attention heads of a block.
       input_dropout: Rate in [0, 1) on the first block's input.
@@ -43,17 +42,12 @@ class NextItemConfig(schema.MatcherConfig):
         the first block's input. Ours: these methods know no scenarios.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "num_blocks": (1, 2, 4),
-        "dropout": (0.1, 0.2, 0.5),
-    }
-
-    output_dim: int = 50
-    num_blocks: int = 2
-    num_heads: int = 1
-    input_dropout: float = 0.2
-    dropout: float = 0.2
-    temperature: float = 0.05
+    output_dim: int = fields.field(50, at_least=1)
+    num_blocks: int = fields.field(2, at_least=1, search=(1, 2, 4))
+    num_heads: int = fields.field(1, at_least=1)
+    input_dropout: float = fields.rate(0.2)
+    dropout: float = fields.field(0.2, at_least=0, below=1, search=(0.1, 0.2, 0.5))
+    temperature: float = fields.share(0.05)
     scenario_token: bool = False
 
     recipe: ClassVar[dict[str, Any]] = {
@@ -68,26 +62,21 @@ class NextItemConfig(schema.MatcherConfig):
         """Every position of a user's whole history, once an epoch."""
         return schema.Objective("next_item_loss", last_only=True)
 
-    def check(self, spec: features.FeatureSpec, **more: Any) -> dict[str, Any]:
-        """The model's fields by name, its features among them: the history and the item id.
-
-        Args:
-          spec: The features of the run.
-          **more: Further fields to check, by kind; see `checks.check_fields`.
-
-        Raises:
-          ValueError: When a field is out of range or there is no history of items.
-        """
-        checks.check_fields(
-            self,
-            "model",
-            counts=("output_dim", "num_blocks", "num_heads", *more.pop("counts", ())),
-            rates=("input_dropout", "dropout"),
-            shares=("temperature",),
-            **more,
+    def reads(self, spec: features.FeatureSpec) -> features.FeatureSpec:
+        """The history and the item id."""
+        return features.FeatureSpec(
+            scenarios=spec.scenarios,
+            user_sparse=(),
+            user_dense=(),
+            user_bags=(),
+            item_sparse=spec.item_sparse[:1],
+            item_dense=(),
+            item_bags=(),
+            sequences=_histories(spec),
         )
-        history = [s for s in spec.sequences if s.name == HISTORY and s.fields == ("item_id",)]
-        if not history:
+
+    def check(self, spec: features.FeatureSpec) -> None:
+        if not _histories(spec):
             raise ValueError(
                 f"model: expected features with the sequence {HISTORY!r} of item ids, got "
                 f"{[s.name for s in spec.sequences]}; leave it out of features.exclude"
@@ -97,18 +86,11 @@ class NextItemConfig(schema.MatcherConfig):
                 f"features.history_encoder: expected 'mean' with {type(self).__name__}, which "
                 f"encodes the history itself, got {spec.history_encoder!r}"
             )
-        read = features.FeatureSpec(
-            scenarios=spec.scenarios,
-            user_sparse=(),
-            user_dense=(),
-            user_bags=(),
-            item_sparse=spec.item_sparse[:1],
-            item_dense=(),
-            item_bags=(),
-            sequences=tuple(history),
-        )
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"spec": read, **fields}
+
+
+def _histories(spec: features.FeatureSpec) -> tuple[features.SequenceFeature, ...]:
+    """The history of all scenarios, if the features hold it with item ids and nothing else."""
+    return tuple(s for s in spec.sequences if s.name == HISTORY and s.fields == ("item_id",))
 
 
 def check_division(name: str, value: int, whole_name: str, whole: int) -> None:
@@ -135,7 +117,6 @@ class ItemTable(nn.Module):
     dim: int
 
     def setup(self) -> None:
-        """Creates the parameters."""
         self.item_tables = tables.FieldTables((self.feature,), (), (self.feature.name,), self.dim)
 
     def __call__(self, ids: Int[jax.Array, "..."]) -> Float[jax.Array, "... D"]:
@@ -149,17 +130,9 @@ class NextItemMatcher(two_tower.Matcher):
     **Paper:** HSTU and FuXi-alpha as evaluated in their public code. **Deviation:** they know no
     empty histories; here such a history is one position without an event. The time of the request
     is known, as there.
-
-    Attributes: see `NextItemConfig`.
     """
 
-    output_dim: int
-    num_blocks: int
-    num_heads: int
-    input_dropout: float
-    dropout: float
-    temperature: float
-    scenario_token: bool
+    cfg: NextItemConfig
 
     def make_encoder(self, max_len: int) -> causal.Encoder:
         """The method's encoder of histories of at most `max_len` events."""
@@ -174,11 +147,10 @@ class NextItemMatcher(two_tower.Matcher):
         return causal.unit_norm(vector)
 
     def setup(self) -> None:
-        """Creates the parameters."""
-        D, S = self.output_dim, self.spec.num_scenarios
+        D, S = self.cfg.output_dim, self.spec.num_scenarios
         self.embedder = ItemTable(self.spec.item_sparse[0], D)
         self.encoder = self.make_encoder(self.spec.sequences[0].max_len)
-        if self.scenario_token:
+        if self.cfg.scenario_token:
             init = nn.initializers.truncated_normal(D**-0.5)
             self.scenario_SD = self.param("scenario_token", init, (S, D), jnp.float32)
 
@@ -194,7 +166,7 @@ class NextItemMatcher(two_tower.Matcher):
         event_BLD = self.embedder(users.sequences[HISTORY].ids_BLF[..., 0])
         state_BLD, timeline, aux = self._encode(users, event_BLD, scenario_B, train)
         last_BD = causal.last_position(state_BLD, timeline.mask_BL)
-        return (self.normalize(last_BD) / self.temperature)[:, None], aux
+        return (self.normalize(last_BD) / self.cfg.temperature)[:, None], aux
 
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
@@ -223,7 +195,7 @@ class NextItemMatcher(two_tower.Matcher):
         mask_BL = timeline.mask_BL
         target_BLD = causal.follow(event_BLD, candidate_BGD[:, 0], mask_BL)
         loss_BL = sampled_softmax.sampled_softmax(
-            self.normalize(state_BLD) / self.temperature,
+            self.normalize(state_BLD) / self.cfg.temperature,
             self.normalize(target_BLD),
             self.normalize(candidate_BGD[:, 1:]),
             causal.follow(id_BL, id_BG[:, 0], mask_BL),
@@ -244,7 +216,7 @@ class NextItemMatcher(two_tower.Matcher):
             sequence.ids_BLF[..., 0] > 0, sequence.time_BL, users.time_B
         )
         offset_B1D = None
-        if self.scenario_token:
+        if self.cfg.scenario_token:
             one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
             offset_B1D = scenario.pick(self.scenario_SD, one_hot_BS, 3)
         state_BLD, aux = self.encoder(event_BLD, timeline, offset_B1D, train=train)

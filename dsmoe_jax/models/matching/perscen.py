@@ -8,7 +8,6 @@ I a tower's input.
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,8 +16,7 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields as checks
-from dsmoe_jax.config import schema
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import perscen_graph, perscen_quantizer, two_tower
 from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario
 
@@ -43,42 +41,22 @@ class PERSCENConfig(schema.MatcherConfig):
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dim": (64, 128, 256),
-        "num_codes": (16, 64),
-    }
-
-    hidden_dim: int = 256
-    output_dim: int = 128
-    num_layers: int = 2
-    num_codes: int = 64
-    commitment: float = 0.25
-    vq_weight: float = 1.0
-    input_dropout: float = 0.0
-    norm: str = "bn"
-    bn_momentum: float = 0.1
+    hidden_dim: int = fields.field(256, at_least=1, search=(64, 128, 256))
+    output_dim: int = fields.field(128, at_least=1)
+    num_layers: int = fields.field(2, at_least=1)
+    num_codes: int = fields.field(64, at_least=1, search=(16, 64))
+    commitment: float = fields.field(0.25, at_least=0)
+    vq_weight: float = fields.field(1.0, at_least=0)
+    input_dropout: float = fields.rate()
+    norm: str = fields.field("bn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
 
     def make(self, spec: features.FeatureSpec) -> "PERSCEN":
-        """Builds the model.
+        return self.build(PERSCEN, spec)
 
-        Raises:
-          ValueError: When a field is out of range, or the features hold no history.
-        """
-        checks.check_fields(
-            self,
-            "model",
-            counts=("hidden_dim", "output_dim", "num_layers", "num_codes"),
-            rates=("input_dropout",),
-            shares=("bn_momentum",),
-            choices={"norm": dsbn.KINDS},
-        )
-        for name in ("commitment", "vq_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name}: expected a number >= 0, got {getattr(self, name)}")
+    def check(self, spec: features.FeatureSpec) -> None:
         if not spec.sequences:
             raise ValueError("model: PERSCEN expected features with at least one history, got none")
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return PERSCEN(spec=spec, **fields)
 
 
 class GraphTower(nn.Module):
@@ -114,7 +92,6 @@ class GraphTower(nn.Module):
     momentum: float
 
     def setup(self) -> None:
-        """Creates the parameters."""
         layers, H = range(self.num_layers + 1), self.hidden_dim
         self.graph = perscen_graph.FeatureGraph(
             self.num_fields, self.embedding_dim, self.num_layers
@@ -173,31 +150,21 @@ class PERSCEN(two_tower.Matcher):
     towers, the item tower's seed and every hyper-parameter. The graph's details are EmerG's
     (`models/matching/perscen_graph.py`). Codes that an epoch left unused are re-seeded, which the
     summaries do not mention.
-
-    Attributes: see `PERSCENConfig`.
     """
 
-    hidden_dim: int
-    output_dim: int
-    num_layers: int
-    num_codes: int
-    commitment: float
-    vq_weight: float
-    input_dropout: float
-    norm: str
-    bn_momentum: float
+    cfg: PERSCENConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
-        H = self.hidden_dim
+        cfg = self.cfg
+        H = cfg.hidden_dim
         self.embedder = embed.Embedder(self.spec)
-        self.drop = dropout.Dropout(self.input_dropout)
+        self.drop = dropout.Dropout(cfg.input_dropout)
         self.user_tower = self._make_tower(self.embedder.user_dim)
         self.item_tower = self._make_tower(self.embedder.item_dim)
         self.scenario_hidden, self.scenario_out = nn.Dense(H), nn.Dense(H)
         self.preference_hidden, self.preference_out = nn.Dense(H), nn.Dense(H)
         self.preference_block = self._make_block()
-        self.codes = perscen_quantizer.VectorQuantizer(self.num_codes, H, self.commitment)
+        self.codes = perscen_quantizer.VectorQuantizer(cfg.num_codes, H, cfg.commitment)
         self.seed_hidden, self.seed_out = mlp.Split((H, H), H), nn.Dense(H)
         self.seed_block = self._make_block()
 
@@ -228,7 +195,7 @@ class PERSCEN(two_tower.Matcher):
         seed_BH = self.seed_out(self.seed_block(hidden_BH, one_hot_BS, train=train))
         input_BI = self.drop(embedded.input_BI, train=train)
         user_BD = self.user_tower(input_BI, self.user_tower.seed(seed_BH), one_hot_BS, train=train)
-        aux = {"vq": self.vq_weight * loss_B.mean()} if train else {}
+        aux = {"vq": self.cfg.vq_weight * loss_B.mean()} if train else {}
         return user_BD[:, None], aux
 
     def embed_item(
@@ -256,18 +223,19 @@ class PERSCEN(two_tower.Matcher):
         return self.scenario_out(nn.relu(self.scenario_hidden(self.embedder.scenarios())))
 
     def _make_tower(self, in_dim: int) -> GraphTower:
+        cfg = self.cfg
         E = self.spec.embedding_dim
         return GraphTower(
             num_fields=in_dim // E,
             embedding_dim=E,
-            num_layers=self.num_layers,
-            hidden_dim=self.hidden_dim,
-            output_dim=self.output_dim,
+            num_layers=cfg.num_layers,
+            hidden_dim=cfg.hidden_dim,
+            output_dim=cfg.output_dim,
             num_scenarios=self.spec.num_scenarios,
-            norm=self.norm,
-            momentum=self.bn_momentum,
+            norm=cfg.norm,
+            momentum=cfg.bn_momentum,
         )
 
     def _make_block(self) -> mlp.NormBlock:
         S = self.spec.num_scenarios
-        return mlp.NormBlock(self.norm, S, self.hidden_dim, self.bn_momentum, 0.0)
+        return mlp.NormBlock(self.cfg.norm, S, self.cfg.hidden_dim, self.cfg.bn_momentum, 0.0)

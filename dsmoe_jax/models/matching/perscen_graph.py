@@ -156,7 +156,6 @@ class FeatureGraph(nn.Module):
     num_layers: int
 
     def setup(self) -> None:
-        """Creates the parameters."""
         self.generator = GraphGenerator(self.num_fields, self.num_fields * self.dim)
         self.kernel_LEE = self.param(
             "kernel",

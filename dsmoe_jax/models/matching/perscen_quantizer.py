@@ -37,7 +37,6 @@ class VectorQuantizer(nn.Module):
     commitment: float
 
     def setup(self) -> None:
-        """Creates the parameters."""
         shape_NH = (self.num_codes, self.dim)
         init = nn.initializers.normal(self.dim**-0.5)
         self.codebook_NH = self.param("codebook", init, shape_NH, jnp.float32)

@@ -9,7 +9,6 @@ F feature fields, N rows of both views, X contrasted sides.
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields as checks
-from dsmoe_jax.config import schema
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import sass_contrast, sass_transfer, symmetric, two_tower
 from dsmoe_jax.nn import dropout, dsbn, embed, scenario
 
@@ -43,20 +41,15 @@ class SASSConfig(schema.MatcherConfig):
       contrastive_temperature: tau in (0, 1] of the contrastive stage.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64,), (64, 64), (128, 64)),
-        "pretrain_epochs": (0, 3),
-    }
-
-    hidden_dims: tuple[int, ...] = (256, 128)
-    output_dim: int = 128
-    bias_dim: int = 64
-    input_dropout: float = 0.0
-    norm: str = "bn"
-    bn_momentum: float = 0.1
-    pretrain_epochs: int = 0
-    contrastive_sides: str = "both"
-    contrastive_temperature: float = 0.1
+    hidden_dims: tuple[int, ...] = fields.widths((256, 128), search=((64,), (64, 64), (128, 64)))
+    output_dim: int = fields.field(128, at_least=1)
+    bias_dim: int = fields.field(64, at_least=1)
+    input_dropout: float = fields.rate()
+    norm: str = fields.field("bn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
+    pretrain_epochs: int = fields.field(0, at_least=0, search=(0, 3))
+    contrastive_sides: str = fields.field("both", choices=CONTRASTIVE_SIDES)
+    contrastive_temperature: float = fields.share(0.1)
 
     @property
     def scenario_histories(self) -> bool:
@@ -70,36 +63,15 @@ class SASSConfig(schema.MatcherConfig):
         return (schema.Pretraining("contrast", "contrastive_loss", self.pretrain_epochs),)
 
     def make(self, spec: features.FeatureSpec) -> "SASS":
-        """Builds the model.
+        return self.build(SASS, spec)
 
-        Raises:
-          ValueError: When a field is out of range, or users are to be contrasted and the features
-            lack what says where they are active.
-        """
-        checks.check_fields(
-            self,
-            "model",
-            counts=("output_dim", "bias_dim"),
-            widths=("hidden_dims",),
-            rates=("input_dropout",),
-            shares=("bn_momentum", "contrastive_temperature"),
-            choices={"norm": dsbn.KINDS, "contrastive_sides": CONTRASTIVE_SIDES},
-        )
-        if not self.hidden_dims:
-            raise ValueError("model.hidden_dims: expected at least one width, got none")
-        if self.pretrain_epochs < 0:
-            raise ValueError(
-                f"model.pretrain_epochs: expected a number >= 0, got {self.pretrain_epochs!r}"
-            )
+    def check(self, spec: features.FeatureSpec) -> None:
         names = tuple(sequence.name for sequence in spec.sequences)
         if self.scenario_histories and features.SCENARIO_HISTORIES not in names:
             raise ValueError(
                 f"model.contrastive_sides: 'both' needs the sequence "
                 f"{features.SCENARIO_HISTORIES!r}, got {names}"
             )
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        fields["hidden_dims"] = tuple(self.hidden_dims)
-        return SASS(spec=spec, **fields)
 
 
 class SASS(symmetric.SymmetricMatcher):
@@ -112,40 +84,29 @@ class SASS(symmetric.SymmetricMatcher):
     **Deviation:** written without the paper's equations, hence "SASS-style": the algebra of the
     gates and what they read, all widths, temperature and epochs are inferred. The first stage
     learns from training clicks alone, not from exposures.
-
-    Attributes: see `SASSConfig`.
     """
 
-    hidden_dims: tuple[int, ...]
-    output_dim: int
-    bias_dim: int
-    input_dropout: float
-    norm: str
-    bn_momentum: float
-    pretrain_epochs: int
-    contrastive_sides: str
-    contrastive_temperature: float
+    cfg: SASSConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
         # The histories of all scenarios tell where a user is active; their events are not embedded.
         self.embedder = embed.Embedder(
             dataclasses.replace(self.spec, sequences=self.spec.pooled_sequences)
         )
-        self.drop = dropout.Dropout(self.input_dropout)
+        self.drop = dropout.Dropout(self.cfg.input_dropout)
         self.user_tower = self._make_tower(self.embedder.user_dim)
         self.item_tower = self._make_tower(self.embedder.item_dim)
         constants = {
             name: self.variable("constants", name, jnp.zeros, shape, jnp.float32)
             for name, shape in self.constant_shapes.items()
         }
-        if self.pretrain_epochs:
+        if self.cfg.pretrain_epochs:
             self.clicked_SV = constants["clicked_SV"]
 
     @property
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:
         """Where each item has training clicks, for the contrastive stage."""
-        if not self.pretrain_epochs:
+        if not self.cfg.pretrain_epochs:
             return {}
         return {"clicked_SV": (self.spec.num_scenarios, self.spec.num_items)}
 
@@ -174,7 +135,7 @@ class SASS(symmetric.SymmetricMatcher):
           train: Whether statistics are recorded and the other scenario is drawn.
         """
         sides = [self._contrast_items(items, scenario_B, train)]
-        if self.contrastive_sides == "both":
+        if self.cfg.contrastive_sides == "both":
             sides.append(self._contrast_users(users, scenario_B, train))
         return jnp.stack(sides, axis=1), {}
 
@@ -213,7 +174,7 @@ class SASS(symmetric.SymmetricMatcher):
         vector_ND = self.run(tower, jnp.concatenate(views), jnp.concatenate(scenarios), train)
         first_BD, second_BD = jnp.split(vector_ND, 2)
         loss_B = sass_contrast.info_nce(
-            first_BD, second_BD, paired_B, same_BB, self.contrastive_temperature
+            first_BD, second_BD, paired_B, same_BB, self.cfg.contrastive_temperature
         )
         return loss_B * (len(loss_B) / jnp.maximum(paired_B.sum(), 1))
 
@@ -236,15 +197,16 @@ class SASS(symmetric.SymmetricMatcher):
         return self.make_rng("dropout") if train else None
 
     def _make_tower(self, in_dim: int) -> sass_transfer.AdaptiveTower:
+        cfg = self.cfg
         return sass_transfer.AdaptiveTower(
             in_dim=in_dim,
-            hidden_dims=self.hidden_dims,
-            output_dim=self.output_dim,
-            bias_dim=self.bias_dim,
+            hidden_dims=cfg.hidden_dims,
+            output_dim=cfg.output_dim,
+            bias_dim=cfg.bias_dim,
             scenario_dim=self.spec.embedding_dim,
             num_scenarios=self.spec.num_scenarios,
-            norm=self.norm,
-            momentum=self.bn_momentum,
+            norm=cfg.norm,
+            momentum=cfg.bn_momentum,
         )
 
 

@@ -47,7 +47,6 @@ class AdaptiveTower(nn.Module):
     momentum: float
 
     def setup(self) -> None:
-        """Creates the parameters."""
         S, widths = self.num_scenarios, (self.in_dim, *self.hidden_dims)
         self.global_layers = [nn.Dense(width) for width in self.hidden_dims]
         self.scenario_layers = [mlp.ScenarioLinear(S, *pair) for pair in itertools.pairwise(widths)]

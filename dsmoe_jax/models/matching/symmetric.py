@@ -1,4 +1,4 @@
-"""The part that methods with two towers of one architecture share, where both see the scenario.
+"""Symmetric two-tower base class: towers of one architecture that both see the scenario.
 
 Owns how a user and an item become a tower's input and its output theirs; a method's file makes the
 towers.

@@ -1,4 +1,4 @@
-"""The interface of every matcher: two towers whose inner product is the logit.
+"""Matcher interface: two towers whose inner product is the logit.
 
 Owns the contract between methods, the training step, evaluation and export. Methods subclass
 `Matcher`; nothing else in the package knows which one it holds.

@@ -6,7 +6,6 @@ Letters: B examples, G candidates, S scenarios, O outputs of a layer.
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from dsmoe_jax import features
+from dsmoe_jax.config import fields
 from dsmoe_jax.models.ranking import joint_ranker
 from dsmoe_jax.nn import dropout as dropout_lib
 from dsmoe_jax.nn import dsbn, mlp
@@ -27,29 +27,18 @@ _SLOPES = {"dice": 0.0, "prelu": 0.25}
 class DINConfig(joint_ranker.JointRankerConfig):
     """Hyper-parameters of DIN.
 
-    Attributes: those of `JointRankerConfig`, and
+    Attributes:
       hidden_dims: Widths of the hidden layers.
       activation: "dice", whose switch reads the layer's output normalised by `norm`, or "prelu"
         of the normalised output.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64, 32), (200, 80)),
-        "activation": ACTIVATIONS,
-    }
-
     norm: str = "bn"
-    hidden_dims: tuple[int, ...] = (200, 80)
-    activation: str = "dice"
+    hidden_dims: tuple[int, ...] = fields.widths((200, 80), search=((64, 32), (200, 80)))
+    activation: str = fields.field("dice", choices=ACTIVATIONS, search=ACTIVATIONS)
 
     def make(self, spec: features.FeatureSpec) -> "DIN":
-        """Builds the model.
-
-        Raises:
-          ValueError: When a field is out of range, or names a history that the features lack.
-        """
-        values = self.checked(spec, widths=("hidden_dims",), choices={"activation": ACTIVATIONS})
-        return DIN(spec=spec, **values)
+        return self.build(DIN, spec)
 
 
 class DIN(joint_ranker.JointRanker):
@@ -61,23 +50,20 @@ class DIN(joint_ranker.JointRanker):
     and, for Dice, 5.3.
     **Deviation:** the attention unit's, see `nn/attention.py`; the products of the input, which all
     our rankers have.
-
-    Attributes: see `DINConfig`.
     """
 
-    hidden_dims: tuple[int, ...]
-    activation: str
+    cfg: DINConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
         super().setup()
-        self.first = mlp.Split(self.part_widths, self.hidden_dims[0])
-        self.layers = [nn.Dense(width) for width in (*self.hidden_dims[1:], 1)]
-        S, momentum = self.spec.num_scenarios, self.bn_momentum
+        cfg = self.cfg
+        self.first = mlp.Split(self.part_widths, cfg.hidden_dims[0])
+        self.layers = [nn.Dense(width) for width in (*cfg.hidden_dims[1:], 1)]
+        S, momentum = self.spec.num_scenarios, cfg.bn_momentum
         self.activations = [
-            Activation(self.activation, self.norm, S, width, momentum) for width in self.hidden_dims
+            Activation(cfg.activation, cfg.norm, S, width, momentum) for width in cfg.hidden_dims
         ]
-        self.drops = [dropout_lib.Dropout(self.dropout) for _ in self.hidden_dims]
+        self.drops = [dropout_lib.Dropout(cfg.dropout) for _ in cfg.hidden_dims]
 
     def _trunk(
         self, first_BGO: Float[jax.Array, "B G O"], one_hot_BS: Float[jax.Array, "B S"], train: bool

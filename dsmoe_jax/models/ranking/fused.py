@@ -1,4 +1,4 @@
-"""The fused teacher: the mean of several rankers' logits.
+"""Ensemble teacher ("fused"): the mean of several rankers' logits.
 
 Owns the mean; members are rankers of any kind, each with its own parameters and tables.
 
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import schema
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.ranking import ranker
 
 
@@ -32,12 +32,7 @@ class FusedConfig(schema.RankerConfig):
     members: dict[str, schema.RankerConfig] = dataclasses.field(default_factory=dict)
 
     def make(self, spec: features.FeatureSpec) -> "Fused":
-        """Builds the model.
-
-        Raises:
-          ValueError: Without members, when a field of one is out of range, or when two want other
-            shapes of one constant.
-        """
+        fields.validate(self, self.section)
         if not self.members:
             raise ValueError("teacher.model.members: expected at least one ranker, got none")
         members = {name: member.make(spec) for name, member in self.members.items()}

@@ -7,7 +7,6 @@ layer, E the scenario embedding, O outputs of the first layer.
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from dsmoe_jax import features
+from dsmoe_jax.config import fields
 from dsmoe_jax.models.ranking import joint_ranker
 from dsmoe_jax.nn import mlp, scenario
 
@@ -23,7 +23,7 @@ from dsmoe_jax.nn import mlp, scenario
 class HiNetConfig(joint_ranker.JointRankerConfig):
     """Hyper-parameters of HiNet.
 
-    Attributes: those of `JointRankerConfig`, and
+    Attributes:
       sub_experts: K, of the shared mixture and of each scenario's.
       expert_dims: Widths of each sub-expert's layers.
       task_experts: T, experts of the task layer.
@@ -31,30 +31,14 @@ class HiNetConfig(joint_ranker.JointRankerConfig):
       tower_dims: Widths between the task layer and the logit.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "sub_experts": (1, 2),
-        "expert_dims": ((64, 32), (128, 64)),
-    }
-
-    sub_experts: int = 2
-    expert_dims: tuple[int, ...] = (128, 64)
-    task_experts: int = 2
-    task_dims: tuple[int, ...] = (64,)
-    tower_dims: tuple[int, ...] = (32,)
+    sub_experts: int = fields.field(2, at_least=1, search=(1, 2))
+    expert_dims: tuple[int, ...] = fields.widths((128, 64), search=((64, 32), (128, 64)))
+    task_experts: int = fields.field(2, at_least=1)
+    task_dims: tuple[int, ...] = fields.widths((64,))
+    tower_dims: tuple[int, ...] = fields.field((32,), at_least=1)
 
     def make(self, spec: features.FeatureSpec) -> "HiNet":
-        """Builds the model.
-
-        Raises:
-          ValueError: When a field is out of range, or names a history that the features lack.
-        """
-        values = self.checked(
-            spec,
-            counts=("sub_experts", "task_experts"),
-            widths=("expert_dims", "task_dims"),
-            optional_widths=("tower_dims",),
-        )
-        return HiNet(spec=spec, **values)
+        return self.build(HiNet, spec)
 
 
 class HiNet(joint_ranker.JointRanker):
@@ -69,29 +53,23 @@ class HiNet(joint_ranker.JointRanker):
     **Deviation:** HiNet-style: written from a summary. With one task the customized gate control of
     the task layer is a gated mixture of T experts, as a task's own expert and a shared one then do
     not differ; task layer and tower are shared by all scenarios.
-
-    Attributes: see `HiNetConfig`.
     """
 
-    sub_experts: int
-    expert_dims: tuple[int, ...]
-    task_experts: int
-    task_dims: tuple[int, ...]
-    tower_dims: tuple[int, ...]
+    cfg: HiNetConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
         super().setup()
-        S, K, T = self.spec.num_scenarios, self.sub_experts, self.task_experts
+        cfg = self.cfg
+        S, K, T = self.spec.num_scenarios, cfg.sub_experts, cfg.task_experts
         num_experts = (S + 1) * K
-        self.first = mlp.Split(self.part_widths, num_experts * (self.expert_dims[0] + 1))
-        self.experts = self._make_experts(num_experts, self.expert_dims)
+        self.first = mlp.Split(self.part_widths, num_experts * (cfg.expert_dims[0] + 1))
+        self.experts = self._make_experts(num_experts, cfg.expert_dims)
         shape_ES = (self.spec.embedding_dim, S)
         lecun = nn.initializers.lecun_normal()
         self.attention_ES = self.param("scenario_attention", lecun, shape_ES, jnp.float32)
-        self.task_first = nn.Dense(T * (self.task_dims[0] + 1))
-        self.task_layer = self._make_experts(T, self.task_dims)
-        tower_dims = (*self.tower_dims, 1)
+        self.task_first = nn.Dense(T * (cfg.task_dims[0] + 1))
+        self.task_layer = self._make_experts(T, cfg.task_dims)
+        tower_dims = (*cfg.tower_dims, 1)
         self.tower_first = nn.Dense(tower_dims[0])
         self.tower = mlp.ReluStack(1, tower_dims)
 
@@ -99,8 +77,9 @@ class HiNet(joint_ranker.JointRanker):
         self, first_BGO: Float[jax.Array, "B G O"], one_hot_BS: Float[jax.Array, "B S"], train: bool
     ) -> Float[jax.Array, "B G"]:
         """Scenario layer, task layer and tower."""
-        S, K, T = self.spec.num_scenarios, self.sub_experts, self.task_experts
-        hidden, gate = jnp.split(first_BGO, [(S + 1) * K * self.expert_dims[0]], axis=-1)
+        cfg = self.cfg
+        S, K, T = self.spec.num_scenarios, cfg.sub_experts, cfg.task_experts
+        hidden, gate = jnp.split(first_BGO, [(S + 1) * K * cfg.expert_dims[0]], axis=-1)
         hidden = self.experts(hidden, one_hot_BS, train=train)
         # The scenarios' mixtures come first, the shared one last.
         *own, shared = (
@@ -113,7 +92,7 @@ class HiNet(joint_ranker.JointRanker):
         weight = scenario.pick(self._attend_scenarios(), one_hot_BS, every.ndim)
         joint = [shared, mlp.keep_own(every, one_hot_BS, shared.shape[-1]), mlp.mix(every, weight)]
         task = self.task_first(jnp.concatenate(joint, axis=-1))
-        hidden, gate = jnp.split(task, [T * self.task_dims[0]], axis=-1)
+        hidden, gate = jnp.split(task, [T * cfg.task_dims[0]], axis=-1)
         mixed = mlp.mix(self.task_layer(hidden, one_hot_BS, train=train), nn.softmax(gate))
         return self.tower(self.tower_first(mixed))[..., 0]
 

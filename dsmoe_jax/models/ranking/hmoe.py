@@ -6,7 +6,6 @@ Letters: B examples, G candidates, S scenarios, K experts, O outputs of the firs
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from dsmoe_jax import features
+from dsmoe_jax.config import fields
 from dsmoe_jax.models.ranking import joint_ranker
 from dsmoe_jax.nn import mlp
 
@@ -22,7 +22,7 @@ from dsmoe_jax.nn import mlp
 class HMoEConfig(joint_ranker.JointRankerConfig):
     """Hyper-parameters of HMoE. `norm` and `dropout` are the experts'.
 
-    Attributes: those of `JointRankerConfig`, and
+    Attributes:
       num_experts: K.
       expert_dims: Widths of each expert's layers.
       gate_dims: Hidden widths of each scenario's gate.
@@ -30,30 +30,16 @@ class HMoEConfig(joint_ranker.JointRankerConfig):
       weight_dims: Hidden widths of each scenario's net that weighs the scores.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "num_experts": (2, 4),
-        "expert_dims": ((64, 64), (128, 64), (256, 128)),
-    }
-
-    num_experts: int = 4
-    expert_dims: tuple[int, ...] = (256, 128)
-    gate_dims: tuple[int, ...] = (64,)
-    tower_dims: tuple[int, ...] = (64,)
-    weight_dims: tuple[int, ...] = (64,)
+    num_experts: int = fields.field(4, at_least=1, search=(2, 4))
+    expert_dims: tuple[int, ...] = fields.widths(
+        (256, 128), search=((64, 64), (128, 64), (256, 128))
+    )
+    gate_dims: tuple[int, ...] = fields.field((64,), at_least=1)
+    tower_dims: tuple[int, ...] = fields.field((64,), at_least=1)
+    weight_dims: tuple[int, ...] = fields.field((64,), at_least=1)
 
     def make(self, spec: features.FeatureSpec) -> "HMoE":
-        """Builds the model.
-
-        Raises:
-          ValueError: When a field is out of range, or names a history that the features lack.
-        """
-        values = self.checked(
-            spec,
-            counts=("num_experts",),
-            widths=("expert_dims",),
-            optional_widths=("gate_dims", "tower_dims", "weight_dims"),
-        )
-        return HMoE(spec=spec, **values)
+        return self.build(HMoE, spec)
 
 
 class HMoE(joint_ranker.JointRanker):
@@ -67,28 +53,22 @@ class HMoE(joint_ranker.JointRanker):
     **Deviation:** HMoE-style: written from a summary. Gates, towers and weighing nets have no
     normalisation: with the statistics of another scenario's rows a tower would be another function
     than the one trained.
-
-    Attributes: see `HMoEConfig`.
     """
 
-    num_experts: int
-    expert_dims: tuple[int, ...]
-    gate_dims: tuple[int, ...]
-    tower_dims: tuple[int, ...]
-    weight_dims: tuple[int, ...]
+    cfg: HMoEConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
         super().setup()
-        K, S = self.num_experts, self.spec.num_scenarios
-        gate_dims, weight_dims = (*self.gate_dims, K), (*self.weight_dims, S)
-        self.first_widths = (K * self.expert_dims[0], S * gate_dims[0], S * weight_dims[0])
+        cfg = self.cfg
+        K, S = cfg.num_experts, self.spec.num_scenarios
+        gate_dims, weight_dims = (*cfg.gate_dims, K), (*cfg.weight_dims, S)
+        self.first_widths = (K * cfg.expert_dims[0], S * gate_dims[0], S * weight_dims[0])
         self.first = mlp.Split(self.part_widths, sum(self.first_widths))
-        self.experts = self._make_experts(K, self.expert_dims)
+        self.experts = self._make_experts(K, cfg.expert_dims)
         self.gates = mlp.ReluStack(S, gate_dims)
         self.weights = mlp.ReluStack(S, weight_dims)
-        tower_dims = (*self.tower_dims, 1)
-        self.tower_first = mlp.ExpertLinear(S, self.expert_dims[-1], tower_dims[0])
+        tower_dims = (*cfg.tower_dims, 1)
+        self.tower_first = mlp.ExpertLinear(S, cfg.expert_dims[-1], tower_dims[0])
         self.towers = mlp.ReluStack(S, tower_dims)
 
     def _trunk(

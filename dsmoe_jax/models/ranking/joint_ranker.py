@@ -1,4 +1,4 @@
-"""What joint-input rankers share: the joint input and its switches; each adds a trunk.
+"""Joint-input rankers' base class: the joint input and its switches; each ranker adds a trunk.
 
 Owns the input [user; item; scenario; attended history; user * item; pooled history * item;
 collaborative vectors], the linear terms of the logit and the split of what is multiplied once per
@@ -12,8 +12,7 @@ collaborative vectors, L history length, V items, I a part's width, O outputs of
 
 import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -54,58 +53,19 @@ class JointRankerConfig(schema.RankerConfig):
       collaborative_dim: C, width of these vectors.
     """
 
-    norm: str = "dsbn"
-    bn_momentum: float = 0.1
-    dropout: float = 0.1
-    input_dropout: float = 0.0
+    norm: str = fields.field("dsbn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
+    dropout: float = fields.rate(0.1)
+    input_dropout: float = fields.rate()
     attention_sequences: tuple[str, ...] = (HISTORY,)
-    attention_length: int = 50
-    attention_hidden: tuple[int, ...] = (16,)
+    attention_length: int = fields.field(50, at_least=1)
+    attention_hidden: tuple[int, ...] = fields.widths((16,))
     use_log_prior: bool = False
     collaborative: bool = False
-    collaborative_pooling: str = "mean"
-    collaborative_dim: int = 48
+    collaborative_pooling: str = fields.field("mean", choices=POOLINGS)
+    collaborative_dim: int = fields.field(48, at_least=1)
 
-    norms: ClassVar[tuple[str, ...]] = dsbn.KINDS
-
-    def checked(
-        self,
-        spec: features.FeatureSpec,
-        *,
-        counts: Iterable[str] = (),
-        widths: Iterable[str] = (),
-        optional_widths: Iterable[str] = (),
-        choices: dict[str, tuple[str, ...]] | None = None,
-    ) -> dict[str, Any]:
-        """The fields as the model's attributes, after checking them and the trunk's.
-
-        Args:
-          spec: The features the run uses.
-          counts: The trunk's fields that hold a number >= 1.
-          widths: The trunk's fields that hold at least one width.
-          optional_widths: The trunk's fields that may hold none.
-          choices: The trunk's fields that hold one of some names.
-
-        Raises:
-          ValueError: When a field is out of range, or names a history that the features lack.
-        """
-        some = (*widths, "attention_hidden")
-        fields.check_fields(
-            self,
-            "teacher.model",
-            counts=(*counts, "attention_length", "collaborative_dim"),
-            widths=(*some, *optional_widths),
-            rates=("dropout", "input_dropout"),
-            shares=("bn_momentum",),
-            choices={
-                "norm": self.norms,
-                "collaborative_pooling": POOLINGS,
-                **(choices or {}),
-            },
-        )
-        for name in some:
-            if not getattr(self, name):
-                raise ValueError(f"teacher.model.{name}: expected at least one width, got none")
+    def check(self, spec: features.FeatureSpec) -> None:
         sequences = {sequence.name: sequence.fields for sequence in spec.sequences}
         for name in self.attention_sequences:
             if name not in sequences:
@@ -118,10 +78,6 @@ class JointRankerConfig(schema.RankerConfig):
                 f"teacher.model.collaborative: expected a sequence {HISTORY!r} of item ids, got "
                 f"sequences {tuple(sequences)}"
             )
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name in (*some, *optional_widths, "attention_sequences"):
-            values[name] = tuple(values[name])
-        return values
 
 
 class Encoded(NamedTuple):
@@ -149,56 +105,45 @@ class JointRanker(ranker.Ranker):
     that scoring a catalogue computes the first once per user and the second once per item. A
     subclass creates them in `setup`, as `first` with pieces of `part_widths`, and adds `_trunk`;
     one whose first layer depends on the scenario overrides `_project`.
-
-    Attributes: see `JointRankerConfig`.
     """
 
-    norm: str
-    bn_momentum: float
-    dropout: float
-    input_dropout: float
-    attention_sequences: tuple[str, ...]
-    attention_length: int
-    attention_hidden: tuple[int, ...]
-    use_log_prior: bool
-    collaborative: bool
-    collaborative_pooling: str
-    collaborative_dim: int
+    cfg: JointRankerConfig
 
     def setup(self) -> None:
-        """Creates the parameters of the input."""
+        cfg = self.cfg
         self.embedder = embed.Embedder(self.spec)
-        self.drop = dropout_lib.Dropout(self.input_dropout)
+        self.drop = dropout_lib.Dropout(cfg.input_dropout)
         widths = self._sequence_widths
         self.attention = {
-            name: attention.DINAttention(widths[name], self.attention_hidden)
-            for name in self.attention_sequences
+            name: attention.DINAttention(widths[name], cfg.attention_hidden)
+            for name in cfg.attention_sequences
         }
         ones = nn.initializers.ones_init()
-        if self.use_log_prior:
+        if cfg.use_log_prior:
             shape_S = (self.spec.num_scenarios,)
             self.prior_weight_S = self.param("prior_weight", ones, shape_S, jnp.float32)
-        if self.collaborative:
+        if cfg.collaborative:
             self.collaborative_weight = self.param("collaborative_weight", ones, (1,), jnp.float32)
 
     @property
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:
         """Log prior [S, V] and item vectors [V, C], as far as they are used."""
         shapes: dict[str, tuple[int, ...]] = {}
-        if self.use_log_prior:
+        if self.cfg.use_log_prior:
             shapes["log_prior_SV"] = (self.spec.num_scenarios, self.spec.num_items)
-        if self.collaborative:
-            shapes["item_vector_VC"] = (self.spec.num_items, self.collaborative_dim)
+        if self.cfg.collaborative:
+            shapes["item_vector_VC"] = (self.spec.num_items, self.cfg.collaborative_dim)
         return shapes
 
     @property
     def part_widths(self) -> tuple[int, int, int]:
         """I of the user's, the item's and the pair's part of the input; in `setup` only."""
+        cfg = self.cfg
         E, widths = self.spec.embedding_dim, self._sequence_widths
-        C = self.collaborative_dim * self.collaborative
-        pair = sum(widths.values()) + sum(widths[name] for name in self.attention_sequences)
+        C = cfg.collaborative_dim * cfg.collaborative
+        pair = sum(widths.values()) + sum(widths[name] for name in cfg.attention_sequences)
         has_user_id = any(feature.name == "user_id" for feature in self.spec.user_sparse)
-        pair += E * has_user_id + (C + 1) * self.collaborative
+        pair += E * has_user_id + (C + 1) * cfg.collaborative
         return (self.embedder.user_dim + E + C, self.embedder.item_dim + C, pair)
 
     def encode_user(
@@ -210,12 +155,14 @@ class JointRanker(ranker.Ranker):
         embedded = self.embedder.users(users)
         one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
         parts = [embedded.input_BI, scenario.pick(self.embedder.scenarios(), one_hot_BS)]
-        collaborative_BC = self._pool_collaborative(sequences) if self.collaborative else None
+        collaborative_BC = self._pool_collaborative(sequences) if self.cfg.collaborative else None
         if collaborative_BC is not None:
             parts.append(collaborative_BC)
         attended = {}
-        for name in self.attention_sequences:
-            recent = jax.tree.map(lambda x: x[:, : self.attention_length], embedded.events[name])
+        for name in self.cfg.attention_sequences:
+            recent = jax.tree.map(
+                lambda x: x[:, : self.cfg.attention_length], embedded.events[name]
+            )
             attended[name] = self.attention[name].encode(recent)
         return Encoded(
             first_BO=self._project(0, jnp.concatenate(parts, axis=-1), one_hot_BS, train),
@@ -254,7 +201,7 @@ class JointRanker(ranker.Ranker):
             item_parts.append(item_vector_BGC)
             pair_parts.extend([product_BGC, inner_BG[..., None]])
             linear_BG = self.collaborative_weight[None] * inner_BG
-        if self.use_log_prior:
+        if self.cfg.use_log_prior:
             # Relative to uniform: 0 for an item of average popularity, like the sampled negatives.
             log_prior_BG = self._constant("log_prior_SV")[scenario_B[:, None], item_BG]
             log_prior_BG = log_prior_BG + math.log(max(self.spec.num_items - 1, 1))
@@ -290,7 +237,7 @@ class JointRanker(ranker.Ranker):
         vector_BLC = self._constant("item_vector_VC")[ids_BL]
         vector_BLC = vector_BLC * mask_BL[..., None].astype(jnp.float32)
         count_B1 = jnp.maximum(mask_BL.sum(axis=-1, keepdims=True), 1).astype(jnp.float32)
-        if self.collaborative_pooling == "sqrt":
+        if self.cfg.collaborative_pooling == "sqrt":
             count_B1 = jnp.sqrt(count_B1)
         return vector_BLC.sum(axis=1) / count_B1
 
@@ -310,11 +257,15 @@ class JointRanker(ranker.Ranker):
 
     def _make_block(self, width: int) -> mlp.NormBlock:
         S = self.spec.num_scenarios
-        return mlp.NormBlock(self.norm, S, width, self.bn_momentum, self.dropout)
+        return mlp.NormBlock(self.cfg.norm, S, width, self.cfg.bn_momentum, self.cfg.dropout)
 
     def _make_experts(self, num_experts: int, dims: tuple[int, ...]) -> mlp.ExpertStack:
         S = self.spec.num_scenarios
-        return mlp.ExpertStack(num_experts, dims, self.norm, S, self.bn_momentum, self.dropout)
+        return mlp.ExpertStack(
+            num_experts, dims, self.cfg.norm, S, self.cfg.bn_momentum, self.cfg.dropout
+        )
 
     def _make_tower(self, in_dim: int, dims: tuple[int, ...]) -> mlp.ScenarioTower:
-        return mlp.ScenarioTower(self.spec.num_scenarios, in_dim, dims, self.norm, self.bn_momentum)
+        return mlp.ScenarioTower(
+            self.spec.num_scenarios, in_dim, dims, self.cfg.norm, self.cfg.bn_momentum
+        )

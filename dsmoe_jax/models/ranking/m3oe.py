@@ -6,7 +6,6 @@ Letters: B examples, G candidates, S scenarios, K shared experts, O outputs of t
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,15 +13,16 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from dsmoe_jax import features
+from dsmoe_jax.config import fields
 from dsmoe_jax.models.ranking import joint_ranker
 from dsmoe_jax.nn import mlp, star_topology
 
 
 @dataclasses.dataclass
 class M3oEConfig(joint_ranker.JointRankerConfig):
-    """Hyper-parameters of M3oE.
+    """Hyper-parameters of M3oE, whose normalisation may also be "ln".
 
-    Attributes: those of `JointRankerConfig`, of which `norm` may also be "ln", and
+    Attributes:
       star_dim: Width of the star layer.
       representation_dim: Width of what experts and gates read.
       num_experts: K, shared experts; each scenario has one more.
@@ -30,33 +30,15 @@ class M3oEConfig(joint_ranker.JointRankerConfig):
       tower_dims: Widths of each scenario's tower between the experts' output and the logit.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "star_dim": (64, 128),
-        "num_experts": (2, 4),
-    }
-
-    norm: str = "ln"
-    star_dim: int = 128
-    representation_dim: int = 64
-    num_experts: int = 4
-    expert_dims: tuple[int, ...] = (32,)
-    tower_dims: tuple[int, ...] = (32,)
-
-    norms: ClassVar[tuple[str, ...]] = mlp.NORMS
+    norm: str = fields.field("ln", choices=mlp.NORMS)
+    star_dim: int = fields.field(128, at_least=1, search=(64, 128))
+    representation_dim: int = fields.field(64, at_least=1)
+    num_experts: int = fields.field(4, at_least=1, search=(2, 4))
+    expert_dims: tuple[int, ...] = fields.widths((32,))
+    tower_dims: tuple[int, ...] = fields.field((32,), at_least=1)
 
     def make(self, spec: features.FeatureSpec) -> "M3oE":
-        """Builds the model.
-
-        Raises:
-          ValueError: When a field is out of range, or names a history that the features lack.
-        """
-        values = self.checked(
-            spec,
-            counts=("star_dim", "representation_dim", "num_experts"),
-            widths=("expert_dims",),
-            optional_widths=("tower_dims",),
-        )
-        return M3oE(spec=spec, **values)
+        return self.build(M3oE, spec)
 
 
 class M3oE(joint_ranker.JointRanker):
@@ -69,32 +51,26 @@ class M3oE(joint_ranker.JointRanker):
     Framework", section 3, with one task and so without its task experts.
     **Deviation:** a and b, which the authors choose with a second optimiser on validation rows,
     are trained like all else, from 1/2; the star layer starts at the shared one.
-
-    Attributes: see `M3oEConfig`.
     """
 
-    star_dim: int
-    representation_dim: int
-    num_experts: int
-    expert_dims: tuple[int, ...]
-    tower_dims: tuple[int, ...]
+    cfg: M3oEConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
         super().setup()
-        S, K, width = self.spec.num_scenarios, self.num_experts, self.representation_dim
-        self.first = star_topology.StarLinear(S, self.part_widths, self.star_dim)
+        cfg = self.cfg
+        S, K, width = self.spec.num_scenarios, cfg.num_experts, cfg.representation_dim
+        self.first = star_topology.StarLinear(S, self.part_widths, cfg.star_dim)
         self.skip_first = mlp.Split(self.part_widths, width)
         self.star_layer = nn.Dense(width)
         self.star_block, self.skip_block = self._make_block(width), self._make_block(width)
-        self.expert_first = nn.Dense((K + S) * self.expert_dims[0])
-        self.experts = self._make_experts(K + S, self.expert_dims)
+        self.expert_first = nn.Dense((K + S) * cfg.expert_dims[0])
+        self.experts = self._make_experts(K + S, cfg.expert_dims)
         self.gate = mlp.ScenarioLinear(S, width, K)
         zeros = nn.initializers.zeros_init()
         # Of the scenarios' experts beside the shared ones, and of the own one among them.
         self.share_logit = self.param("share_logit", zeros, (1,), jnp.float32)
         self.own_logit = self.param("own_logit", zeros, (1,), jnp.float32)
-        self.tower = self._make_tower(self.expert_dims[-1], self.tower_dims)
+        self.tower = self._make_tower(cfg.expert_dims[-1], cfg.tower_dims)
 
     def _project(
         self,
@@ -114,7 +90,7 @@ class M3oE(joint_ranker.JointRanker):
         self, first_BGO: Float[jax.Array, "B G O"], one_hot_BS: Float[jax.Array, "B S"], train: bool
     ) -> Float[jax.Array, "B G"]:
         """Representation, experts in proportion, the scenario's tower."""
-        star, skip = jnp.split(first_BGO, [self.star_dim], axis=-1)
+        star, skip = jnp.split(first_BGO, [self.cfg.star_dim], axis=-1)
         star = self.star_block(self.star_layer(star), one_hot_BS, train=train)
         shared = star + self.skip_block(skip, one_hot_BS, train=train)
         hidden = self.experts(self.expert_first(shared), one_hot_BS, train=train)

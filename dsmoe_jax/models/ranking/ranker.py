@@ -1,4 +1,4 @@
-"""The interface of every ranker: a model that sees user and item together and can teach.
+"""Ranker interface: a model that sees user and item together (cross-encoder) and can teach.
 
 Owns the contract between rankers, the training step and evaluation. A ranker is never exported.
 

@@ -1,4 +1,4 @@
-"""The small teacher: the student's trunk on the joint input of user and item.
+"""SAP ranker, the small teacher: the student's trunk on the joint input of user and item.
 
 Owns the joining and the logit head; the trunk is `nn/mixture.py`.
 
@@ -6,7 +6,6 @@ Letters: B examples, G candidates, S scenarios, I width of the user's input, D t
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -33,35 +32,16 @@ class SAPRankerConfig(schema.RankerConfig):
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dim": (64, 128, 256),
-        "rank": (2, 4, 8),
-    }
-
-    num_experts: int = 3
-    rank: int = 4
-    hidden_dim: int = 256
-    output_dim: int = 128
-    input_dropout: float = 0.0
-    norm: str = "dsbn"
-    bn_momentum: float = 0.1
+    num_experts: int = fields.field(3, at_least=1)
+    rank: int = fields.field(4, at_least=1, search=(2, 4, 8))
+    hidden_dim: int = fields.field(256, at_least=1, search=(64, 128, 256))
+    output_dim: int = fields.field(128, at_least=1)
+    input_dropout: float = fields.rate()
+    norm: str = fields.field("dsbn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
 
     def make(self, spec: features.FeatureSpec) -> "SAPRanker":
-        """Builds the model.
-
-        Raises:
-          ValueError: When a field is out of range.
-        """
-        fields.check_fields(
-            self,
-            "teacher.model",
-            counts=("num_experts", "rank", "hidden_dim", "output_dim"),
-            rates=("input_dropout",),
-            shares=("bn_momentum",),
-            choices={"norm": dsbn.KINDS},
-        )
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return SAPRanker(spec=spec, **values)
+        return self.build(SAPRanker, spec)
 
 
 class SAPRanker(ranker.Ranker):
@@ -71,32 +51,24 @@ class SAPRanker(ranker.Ranker):
     inputs are multiplied before they are spread over pairs.
 
     **Paper:** section "Distillation", "joint user-item features".
-
-    Attributes: see `SAPRankerConfig`.
     """
 
-    num_experts: int
-    rank: int
-    hidden_dim: int
-    output_dim: int
-    input_dropout: float
-    norm: str
-    bn_momentum: float
+    cfg: SAPRankerConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
+        cfg = self.cfg
         self.embedder = embed.Embedder(self.spec)
-        self.drop = dropout.Dropout(self.input_dropout)
+        self.drop = dropout.Dropout(cfg.input_dropout)
         self.trunk = mixture.ScenarioMixture(
             in_dim=self.embedder.user_dim + self.embedder.item_dim,
-            hidden_dim=self.hidden_dim,
-            output_dim=self.output_dim,
+            hidden_dim=cfg.hidden_dim,
+            output_dim=cfg.output_dim,
             scenario_dim=self.spec.embedding_dim,
             num_scenarios=self.spec.num_scenarios,
-            num_experts=self.num_experts,
-            rank=self.rank,
-            norm=self.norm,
-            momentum=self.bn_momentum,
+            num_experts=cfg.num_experts,
+            rank=cfg.rank,
+            norm=cfg.norm,
+            momentum=cfg.bn_momentum,
         )
         self.head = nn.Dense(1)
 

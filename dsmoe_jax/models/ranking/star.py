@@ -9,45 +9,34 @@ O outputs of the first layers.
 
 import dataclasses
 import itertools
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from dsmoe_jax import features
+from dsmoe_jax.config import fields
 from dsmoe_jax.models.ranking import joint_ranker
 from dsmoe_jax.nn import mlp, star_topology
 
 
 @dataclasses.dataclass
 class STARConfig(joint_ranker.JointRankerConfig):
-    """Hyper-parameters of STAR.
+    """Hyper-parameters of STAR, which has no normalisation of hidden layers itself (`norm`).
 
-    Attributes: those of `JointRankerConfig`, of which `norm` is for hidden layers, where STAR has
-    none, and
+    Attributes:
       hidden_dims: Widths of the star network's hidden layers.
       aux_dims: Widths of the auxiliary network's hidden layers.
       partitioned_norm: Whether the star network's input is normalised per scenario.
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hidden_dims": ((64, 32), (128, 64, 32)),
-        "partitioned_norm": (True, False),
-    }
-
     norm: str = "none"
-    hidden_dims: tuple[int, ...] = (128, 64, 32)
-    aux_dims: tuple[int, ...] = (32,)
-    partitioned_norm: bool = True
+    hidden_dims: tuple[int, ...] = fields.widths((128, 64, 32), search=((64, 32), (128, 64, 32)))
+    aux_dims: tuple[int, ...] = fields.widths((32,))
+    partitioned_norm: bool = fields.field(True, search=(True, False))
 
     def make(self, spec: features.FeatureSpec) -> "STAR":
-        """Builds the model.
-
-        Raises:
-          ValueError: When a field is out of range, or names a history that the features lack.
-        """
-        return STAR(spec=spec, **self.checked(spec, widths=("hidden_dims", "aux_dims")))
+        return self.build(STAR, spec)
 
 
 class STAR(joint_ranker.JointRanker):
@@ -63,30 +52,26 @@ class STAR(joint_ranker.JointRanker):
     **Deviation:** the scenario's embedding is an input of the auxiliary network alone: within a
     scenario it is constant, which normalisation turns into 0 in training and into noise where
     running statistics lag behind. Dropout of the input comes after its moments are taken.
-
-    Attributes: see `STARConfig`.
     """
 
-    hidden_dims: tuple[int, ...]
-    aux_dims: tuple[int, ...]
-    partitioned_norm: bool
+    cfg: STARConfig
 
     def setup(self) -> None:
-        """Creates the parameters."""
         super().setup()
+        cfg = self.cfg
         S, E = self.spec.num_scenarios, self.spec.embedding_dim
         user, item, pair = self.part_widths
         widths = (user - E, item, pair)
-        if self.partitioned_norm:
+        if cfg.partitioned_norm:
             self.input_norms = [
-                star_topology.PartitionedNorm(S, width, self.bn_momentum) for width in widths
+                star_topology.PartitionedNorm(S, width, cfg.bn_momentum) for width in widths
             ]
-        self.first = star_topology.StarLinear(S, widths, self.hidden_dims[0])
-        self.aux_first = mlp.Split(self.part_widths, self.aux_dims[0])
-        dims = (*self.hidden_dims, 1)
+        self.first = star_topology.StarLinear(S, widths, cfg.hidden_dims[0])
+        self.aux_first = mlp.Split(self.part_widths, cfg.aux_dims[0])
+        dims = (*cfg.hidden_dims, 1)
         self.layers = [star_topology.StarLinear(S, (i,), o) for i, o in itertools.pairwise(dims)]
-        self.blocks = [self._make_block(width) for width in self.hidden_dims]
-        self.aux = mlp.ReluStack(1, (*self.aux_dims, 1))
+        self.blocks = [self._make_block(width) for width in cfg.hidden_dims]
+        self.aux = mlp.ReluStack(1, (*cfg.aux_dims, 1))
 
     def _project(
         self,
@@ -97,7 +82,7 @@ class STAR(joint_ranker.JointRanker):
     ) -> Float[jax.Array, "B ... O"]:
         """First products of the star network and of the auxiliary one, side by side."""
         affine = None
-        if self.partitioned_norm:
+        if self.cfg.partitioned_norm:
             own = self._without_scenario(index, part)
             affine = self.input_norms[index](own, one_hot_BS, train=train)
         part = self.drop(part, train=train)
@@ -110,7 +95,7 @@ class STAR(joint_ranker.JointRanker):
         self, first_BGO: Float[jax.Array, "B G O"], one_hot_BS: Float[jax.Array, "B S"], train: bool
     ) -> Float[jax.Array, "B G"]:
         """The rest of both networks."""
-        hidden, aux = jnp.split(first_BGO, [self.hidden_dims[0]], axis=-1)
+        hidden, aux = jnp.split(first_BGO, [self.cfg.hidden_dims[0]], axis=-1)
         for block, layer in zip(self.blocks, self.layers, strict=True):
             hidden = layer(block(hidden, one_hot_BS, train=train), one_hot_BS)
         return (hidden + self.aux(aux))[..., 0]
