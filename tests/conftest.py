@@ -40,32 +40,60 @@ flags.FLAGS.mark_as_parsed()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _TESTS = pathlib.Path(__file__).parent
-# What the tests of a folder cost, where it is more than a quick test.
-_MARKS = {
-    **dict.fromkeys(("e2e", "launch"), "e2e"),
-    **dict.fromkeys(("baselines", "bench", "capacity", "golden"), "model"),
-    **dict.fromkeys(("models", "nn", "serving", "training"), "model"),
+# What a file's tests are, by the start of its path; the longest start counts. `unit`: answers while
+# one waits; `model`: compiles models; `e2e`: starts processes or runs a whole command.
+_KINDS = {
+    "": "unit",
+    "baselines": "model",
+    "bench": "e2e",
+    "capacity": "model",
+    "compare/report/test_build": "e2e",
+    "compare/report/test_documents": "e2e",
+    "compare/report/test_page": "e2e",
+    "compare/simulation": "e2e",
+    "compare/test_baseline_job": "e2e",
+    "compare/test_costs": "model",
+    "compare/test_plan": "e2e",
+    "compare/test_runner": "e2e",
+    "compare/test_tune": "e2e",
+    "data/synthetic": "model",
+    "e2e": "e2e",
+    "evaluation/test_evaluators": "model",
+    "golden": "model",
+    "launch": "e2e",
+    "models": "model",
+    "nn": "model",
+    "retrieval": "model",
+    "retrieval/test_index": "unit",
+    "run": "e2e",
+    "serving": "model",
+    "test_gate": "e2e",
+    "test_malloc": "e2e",
+    "test_packaging": "e2e",
+    "training": "model",
 }
-
-
-def _mark(path: pathlib.Path) -> str:
-    return _MARKS.get(path.relative_to(_TESTS).parts[0], "unit")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(_mark(item.path))
-
-
-def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
-    # Importing tests that are not asked for takes longer than running those that are.
-    is_other = collection_path != _TESTS and _mark(collection_path) != "unit"
-    return True if config.option.markexpr == "unit" and is_other else None
-
-
 _MAPS = pathlib.Path("/proc/self/maps")
 # A third of what Linux grants a process by default, 65,530; the costliest module takes 6,000.
 _MOST_MAPS = 20_000
+
+
+def kind_of(path: pathlib.Path) -> str:
+    """The marker of a test file."""
+    name = path.relative_to(_TESTS).as_posix()
+    return _KINDS[max((start for start in _KINDS if name.startswith(start)), key=len)]
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+    """`-m unit` imports no file that it would not run."""
+    wanted = config.option.markexpr
+    is_file = collection_path.suffix == ".py" and _TESTS in collection_path.parents
+    return True if is_file and wanted == "unit" and kind_of(collection_path) != "unit" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives every test the marker of its file."""
+    for item in items:
+        item.add_marker(kind_of(item.path))
 
 
 @pytest.fixture(scope="module", autouse=True)

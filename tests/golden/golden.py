@@ -27,7 +27,7 @@ from tests.golden import protocol, trained, training
 
 FOLDER = pathlib.Path(__file__).parent
 # Of a number, and of the largest number of its name.
-TOLERANCE = 1e-5
+TOLERANCE = 5e-5
 
 Numbers = dict[str, list[float] | list[int]]
 Record = dict[str, Any]

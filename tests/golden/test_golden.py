@@ -89,7 +89,7 @@ def test_a_first_file_is_of_version_one(tmp_path):
 @pytest.mark.parametrize(
     ("fresh", "message"),
     [
-        ({"a": [1.0, 2.1 * (1 + 1e-4)], "n": [3]}, r"a: 1 of 2, first \[1\]"),
+        ({"a": [1.0, 2.1 * (1 + 1e-3)], "n": [3]}, r"a: 1 of 2, first \[1\]"),
         ({"a": [1.0, 2.1], "n": [4]}, r"n: 1 of 1, first \[0\]: 4, expected 3"),
         ({"a": [1.0], "n": [3]}, "a: 1 numbers, expected 2"),
         ({"a": [1.0, 2.1]}, "n: only among the expected"),
