@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         if options.command == "render":
             blocks = measurements.blocks(options.records)
             blocks["help"] = lambda: generated.show_help("dsmoe_jax.bench", main)
-            return generated.render_all(measurements.MAKER, blocks, options)
+            return generated.render(measurements.MAKER, blocks, options)
         _measure(options, argv)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -201,7 +201,7 @@ def _render(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
     source = build.Source(options.records / "comparison", CONFIG)
     made = documents.Documents(source, options.records / "simulation")
     blocks = {**made.blocks, "help": lambda: generated.show_help("dsmoe_jax.compare", main)}
-    return generated.render_all(documents.MAKER, blocks, options)
+    return generated.render(documents.MAKER, blocks, options)
 
 
 def _choose(what: str, names: Sequence[str], known: dict[str, T]) -> tuple[T, ...]:

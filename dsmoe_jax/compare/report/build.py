@@ -194,7 +194,7 @@ def describe(source: Source) -> list[str]:
         f"Data: {first['dataset']}, {first['data_hash'][:12]}; {days}; {first['candidates']:,} "
         "candidates in every scenario.",
         f"Versions: {used}.",
-        "Every system is judged by one evaluator on the same queries; epochs and settings were "
+        "All systems are evaluated by one protocol on the same queries; epochs and settings were "
         f"chosen on validation days, test days are only reported.{_chosen_on(done)}",
         *_cut_short([cell for cell in cells if cell is not None]),
     ]

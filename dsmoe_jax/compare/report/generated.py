@@ -13,7 +13,7 @@ import io
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from dsmoe_jax import runlog
 from dsmoe_jax.compare.report import formats
@@ -45,35 +45,58 @@ def list_pages(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def add_options(parser: argparse.ArgumentParser, records: pathlib.Path) -> None:
-    """Adds the flags of a command that renders; see `render_all`."""
+    """Adds the flags of a command that renders; see `render`."""
     parser.add_argument("pages", nargs="*", metavar="PAGE", help="e.g. README.md; all by default")
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if a file is stale")
     parser.add_argument("--root", type=pathlib.Path, default=pathlib.Path(), help="of the pages")
     parser.add_argument("--records", type=pathlib.Path, default=records, help="their folder")
 
 
-def render_all(
+def render(
     maker: str, blocks: Mapping[str, Callable[[], Block]], options: argparse.Namespace
 ) -> int:
-    """Renders the pages that the flags name and says which files were stale; the exit status.
+    """Writes the blocks of a command on the pages that the flags name; the exit status.
+
+    Args:
+      maker: The command, as the markers name it; blocks of others stay.
+      blocks: Every block that it makes.
+      options: Flags of `add_options`.
 
     Raises:
-      ValueError: When a named page is none.
+      ValueError: When a named page is none, or a page names a block that is none.
     """
     known = list_pages(options.root)
-    pages = [options.root / page for page in options.pages] or known
-    for page in pages:
+    is_stale = False
+    for page in [options.root / page for page in options.pages] or known:
         if page not in known:
             raise ValueError(f"render: expected README.md or a page under docs/, got {page}")
-    stale = render(maker, blocks, pages, check=options.check)
-    for path in stale:
-        print(f"{path}: {'stale, render it again' if options.check else 'written'}")
-    return int(options.check and bool(stale))
+        names = names_in(page, maker)
+        if unknown := [name for name in names if name not in blocks]:
+            known_names = ", ".join(blocks)
+            raise ValueError(f"{page}: expected blocks among {known_names}, got {unknown[0]!r}")
+        found = {name: blocks[name]() for name in names}
+
+        def fill(match: re.Match[str], found: Mapping[str, Block] = found) -> str:
+            begin, who, name, end = match.groups()
+            return f"{begin}{found[name].text}\n{end}" if who == maker else match.group()
+
+        files = {page: _BLOCK.sub(fill, page.read_text())}
+        for block in found.values():
+            files |= {page.parent / name: text for name, text in block.files.items()}
+            if block.draw and not options.check:
+                block.draw(page.parent)
+        for path, text in files.items():
+            if not path.exists() or path.read_text() != text:
+                is_stale = True
+                print(f"{path}: {'stale, render it again' if options.check else 'written'}")
+                if not options.check:
+                    runlog.replace_text(path, text)
+    return int(options.check and is_stale)
 
 
 def show_help(module: str, main: Callable[[list[str]], object]) -> Block:
     """What a command and each of its subcommands answer to `--help`, in lines of a fixed width."""
-    before, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), "100"
+    os.environ["COLUMNS"] = "100"
     parts, commands = [], [""]
     for command in commands:
         printed = io.StringIO()
@@ -83,58 +106,9 @@ def show_help(module: str, main: Callable[[list[str]], object]) -> Block:
         parts.append(f"## python -m {name}\n\n{formats.code(printed.getvalue())}")
         found = re.search(r"\{([\w,]+)\}", printed.getvalue()) if not command else None
         commands += found.group(1).split(",") if found else []
-    os.environ.pop("COLUMNS")
-    if before is not None:
-        os.environ["COLUMNS"] = before
     return Block("\n\n".join(parts))
 
 
 def names_in(page: pathlib.Path, maker: str) -> list[str]:
     """The blocks of a page that a command makes."""
     return [name for _, who, name, _ in _BLOCK.findall(page.read_text()) if who == maker]
-
-
-def render(
-    maker: str,
-    blocks: Mapping[str, Callable[[], Block]],
-    pages: Iterable[pathlib.Path],
-    *,
-    check: bool = False,
-) -> list[pathlib.Path]:
-    """Writes the blocks of pages, and the files beside them; returns the files that were stale.
-
-    Args:
-      maker: The command, as the markers name it; blocks of others stay.
-      blocks: Every block that it makes.
-      pages: Where to look for them.
-      check: Write nothing.
-
-    Raises:
-      ValueError: When a page names a block that the command does not make.
-    """
-    stale = []
-    for page in pages:
-        found: dict[str, Block] = {}
-        for name in names_in(page, maker):
-            if name not in blocks:
-                known = ", ".join(blocks)
-                raise ValueError(f"{page}: expected blocks among {known}, got {name!r}")
-            found[name] = blocks[name]()
-
-        def fill(match: re.Match[str], found: Mapping[str, Block] = found) -> str:
-            begin, who, name, end = match.groups()
-            return f"{begin}{found[name].text}\n{end}" if who == maker else match.group()
-
-        files = {page: _BLOCK.sub(fill, page.read_text())}
-        for block in found.values():
-            files |= {page.parent / name: text for name, text in block.files.items()}
-        for path, text in files.items():
-            if not path.exists() or path.read_text() != text:
-                stale.append(path)
-                if not check:
-                    runlog.replace_text(path, text)
-        if not check:
-            for block in found.values():
-                if block.draw:
-                    block.draw(page.parent)
-    return stale

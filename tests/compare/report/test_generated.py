@@ -22,7 +22,7 @@ def render(root, blocks, *arguments):
     parser = argparse.ArgumentParser()
     generated.add_options(parser, root)
     options = parser.parse_args([*arguments, f"--root={root}"])
-    return generated.render_all("compare", blocks, options)
+    return generated.render("compare", blocks, options)
 
 
 BLOCKS = {
