@@ -200,7 +200,7 @@ class Documents:
             dots.over_seeds(
                 arm.label.strip("_").replace("**", ""),
                 [100 * page_section.macro(record) for record in records[world.name][arm.name]],
-                "beside it" if arm.kind in ("truth", "truncated", "teacher") else "DSMOE",
+                "bounds and teacher" if arm.kind in ("truth", "truncated", "teacher") else "DSMOE",
             )
             for arm in world.arms
         ]
