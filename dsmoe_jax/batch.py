@@ -1,4 +1,4 @@
-"""The arrays that travel between data, models and evaluation, and the letters that name their axes.
+"""Batches: the arrays between data, models and evaluation, and the letters of their axes.
 
     B  examples in a batch            N  sampled negatives per positive
     S  scenarios                      G  candidates per example, 1 + N

@@ -1,4 +1,4 @@
-"""Typed feature specifications: what a model is told about the columns it receives.
+"""Feature specifications: typed descriptions of the columns that a model receives.
 
 Owns the description only. The values are in `batch.Users` and `batch.Items`, in the order of the
 tuples here. Ids are dense, 0 is unknown or padding, and `num_ids` counts the 0.
@@ -152,8 +152,7 @@ class FeatureSpec:
             item_dense=tuple(DenseFeature(**f) for f in tree["item_dense"]),
             item_bags=tuple(BagFeature(**f) for f in tree["item_bags"]),
             sequences=tuple(
-                SequenceFeature(f["name"], tuple(f["fields"]), f["max_len"])
-                for f in tree["sequences"]
+                SequenceFeature(**{**f, "fields": tuple(f["fields"])}) for f in tree["sequences"]
             ),
             embedding_dim=tree.get("embedding_dim", cls.embedding_dim),
             history_encoder=tree.get("history_encoder", cls.history_encoder),
@@ -179,7 +178,7 @@ def select(
       scenario_history_length: Events it sees of `scenario_history`.
       embedding_dim: Width E of every field's embedding.
       scenario_histories: Whether to add `SCENARIO_HISTORIES`, `scenario_history_length` events of
-        every scenario; `exclude` has no say in it.
+        every scenario; `exclude` does not apply to it.
       history_encoder: What becomes of the history; see `FeatureSpec`.
 
     Raises:

@@ -78,7 +78,7 @@ def fit(model, draw_batch, *, steps, learning_rate, seed=0):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed(model, frozen, users, scenario_B):
-    variables = {"params": frozen.params, **frozen.model_state}
+    variables = frozen.variables
     user_BMD, _ = model.apply(variables, users, scenario_B, train=False, method="embed_user")
     everywhere = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf[None], (len(scenario_B), *leaf.shape)), make_corpus()

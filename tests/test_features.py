@@ -12,6 +12,18 @@ def test_spec_survives_json():
     assert features.FeatureSpec.from_json(spec.to_json()) == spec
 
 
+def test_a_spec_with_a_window_per_scenario_survives_json():
+    spec = features.select(
+        tiny.make_spec(),
+        exclude=(),
+        history_length=9,
+        scenario_history_length=4,
+        scenario_histories=True,
+    )
+    assert spec.sequences[-1].per_scenario
+    assert features.FeatureSpec.from_json(spec.to_json()) == spec
+
+
 def test_a_spec_from_before_there_were_encoders_has_the_mean():
     tree = tiny.make_spec().to_json()
     del tree["history_encoder"]

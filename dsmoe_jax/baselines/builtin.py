@@ -1,8 +1,8 @@
-"""Reference rows that any model must face: popularity and linear collaborative filtering.
+"""Built-in baselines: popularity and linear collaborative filtering.
 
-Owns the scorers and the choice of their settings on validation queries. They are judged by the
-evaluator that judges models. Everything is fitted on the training period; a query's own history
-window, which reaches up to the split's first day, is folded in when it is asked.
+Owns which there are and the choice of their settings on validation queries. They are evaluated by
+the protocol that models are. Everything is fitted on the training period; a query's own history
+window, which reaches up to the split's first day, is folded in when it is scored.
 
     random                       a fixed random order per query
     popularity                   training clicks of the item
@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ Settings = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """One row.
+    """A baseline and how it did.
 
     Attributes:
       name: As in the table above.
@@ -68,11 +68,28 @@ class Reference:
     validation: protocol.Evaluation
     test: protocol.Evaluation
 
+    def summarise(self) -> dict[str, Any]:
+        """As results.json holds it."""
+        summary = {**self.test.summarise(), "validation": self.validation.summarise()}
+        return {**summary, "settings": self.settings}
+
+
+class Choice(NamedTuple):
+    """What validation prefers so far: its recall, its settings and its scorer."""
+
+    recall: float
+    settings: Settings
+    scorer: linear.Scorer | None
+
+    def better(self, recall: float, settings: Settings, scorer: linear.Scorer) -> "Choice":
+        """The better of this and another; the earlier one where they are equal."""
+        return Choice(recall, settings, scorer) if recall > self.recall else self
+
 
 def evaluate_references(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
 ) -> list[Reference]:
-    """Fits, chooses and judges every reference row.
+    """Fits, chooses and evaluates every built-in baseline.
 
     Every item is scored for every query, so that with many of both only as many queries of each
     scenario are asked as make `MAX_SCORES` scores in all.
@@ -102,7 +119,7 @@ def evaluate_references(
         ("SVD + scenario prior", *chooser.choose([({}, svd)])),
         (f"{name} + scenario prior", *chooser.choose(candidates)),
     ]
-    return judge_rows(store, config, rows, seed=seed)
+    return evaluate_rows(store, config, rows, seed=seed)
 
 
 def make_chooser(store: store_lib.Store, config: schema.EvalConfig, *, seed: int) -> "PriorChooser":
@@ -112,26 +129,26 @@ def make_chooser(store: store_lib.Store, config: schema.EvalConfig, *, seed: int
     return PriorChooser(store, query_Q, config.k[0], remove_seen=config.remove_seen)
 
 
-def judge_rows(
+def evaluate_rows(
     store: store_lib.Store,
     config: schema.EvalConfig,
     rows: Iterable[tuple[str, Settings, linear.Scorer]],
     *,
     seed: int,
 ) -> list[Reference]:
-    """Judges rows whose settings are chosen, on the queries of `evaluate_references`."""
+    """Evaluates rows whose settings are chosen, on the queries of `evaluate_references`."""
     query_Q = {
         split: protocol.sample_queries(store, split, _max_queries(store), seed)
         for split in store_lib.SPLITS
     }
 
-    def judge(scorer: linear.Scorer, split: str) -> protocol.Evaluation:
+    def evaluate(scorer: linear.Scorer, split: str) -> protocol.Evaluation:
         return evaluators.evaluate_scores(
             store, config, split, query_Q[split], functools.partial(scorer, split)
         )
 
     return [
-        Reference(name, settings, judge(scorer, "validation"), judge(scorer, "test"))
+        Reference(name, settings, evaluate(scorer, "validation"), evaluate(scorer, "test"))
         for name, settings, scorer in rows
     ]
 
@@ -186,25 +203,21 @@ class PriorChooser:
         self, candidates: Iterable[tuple[Settings, linear.Scorer]]
     ) -> tuple[Settings, linear.Scorer]:
         """The best of all candidates with all priors: its settings and the combined scorer."""
-        best_recall = -1.0
-        best_settings: Settings = {}
-        best_prior: Settings = {}
-        best_scorer: linear.Scorer | None = None
+        best = Choice(-1.0, {}, None)
         for settings, scorer in candidates:
-            recall, prior = self.best_prior(scorer)
-            if recall > best_recall:
-                best_recall, best_scorer = recall, scorer
-                best_settings, best_prior = settings, prior
-        if best_scorer is None:
+            best = best.better(*self.add_prior(settings, scorer))
+        if best.scorer is None:
             raise ValueError("candidates: expected at least one scorer to choose from, got none")
-        combined = linear.add_prior(best_scorer, self._store, **best_prior)
-        return {**best_settings, **best_prior}, combined
+        return best.settings, best.scorer
 
-    def best_prior(self, scorer: linear.Scorer) -> tuple[float, Settings]:
-        """The highest macro recall@k of a scorer with a prior, and the settings of that prior."""
+    def add_prior(
+        self, settings: Settings, scorer: linear.Scorer
+    ) -> tuple[float, Settings, linear.Scorer]:
+        """A scorer with its best prior: macro recall@k, all settings, and the two combined."""
         recall_X = self.macro_recalls(scorer)
-        x = int(recall_X.argmax())
-        return float(recall_X[x]), self._grid[x]
+        prior = self._grid[int(recall_X.argmax())]
+        combined = linear.add_prior(scorer, self._store, **prior)
+        return float(recall_X.max()), {**settings, **prior}, combined
 
     def macro_recalls(self, scorer: linear.Scorer) -> Float[np.ndarray, "X"]:
         """Macro recall@k of every combination of prior settings, in the grid's order."""

@@ -1,8 +1,9 @@
-"""Systems without towers: the reference rows, and peers from other libraries.
+"""The baselines by name: built-in ones, and those of other libraries (peers).
 
 Owns their names, where they are and which libraries they need. A system is a module with
 `evaluate_references(store, config, *, seed)`, which fits on the training period, chooses on
-validation queries and returns `references.Reference` rows.
+validation queries and returns `builtin.Reference` rows. The seed is that of all its draws and of
+the queries that choose. Without its libraries it raises `ModuleNotFoundError`.
 """
 
 import dataclasses

@@ -27,16 +27,7 @@ BPR = {"factors": (63, 127), "learning_rate": (0.02, 0.05, 0.1), "regularization
 def evaluate_references(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
 ) -> list[builtin.Reference]:
-    """ALS and BPR, each as it comes and with the scenario prior.
-
-    Args:
-      store: The prepared data.
-      config: Cut-offs and removal rule.
-      seed: Of the initial vectors, of BPR's draws and of the queries that choose.
-
-    Raises:
-      ModuleNotFoundError: Without `implicit`.
-    """
+    """ALS and BPR, each as it comes and with the scenario prior; see `catalogue`."""
     clicks = linear.read_clicks(store)
     models = {
         "implicit ALS": fit_als(clicks, seed),

@@ -22,7 +22,7 @@ from dsmoe_jax.config import schema
 from dsmoe_jax.data import statistics
 from dsmoe_jax.data import store as store_lib
 
-# What validation chooses from; the rest is the library's default. A fit is judged after each of
+# What validation chooses from; the rest is the library's default. A fit is evaluated after each of
 # these numbers of epochs, and each is a trial.
 COMPONENTS = (32, 64, 128)
 EPOCHS = (10, 20, 30, 40)
@@ -31,16 +31,7 @@ EPOCHS = (10, 20, 30, 40)
 def evaluate_references(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
 ) -> list[builtin.Reference]:
-    """WARP as it comes and with the scenario prior.
-
-    Args:
-      store: The prepared data.
-      config: Cut-offs and removal rule.
-      seed: Of the initial vectors, of the draws and of the queries that choose.
-
-    Raises:
-      ModuleNotFoundError: Without `lightfm`.
-    """
+    """WARP as it comes and with the scenario prior; see `catalogue`."""
     return selection.evaluate_trials("LightFM WARP", fit(store, seed), store, config, seed=seed)
 
 

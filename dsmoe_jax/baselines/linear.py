@@ -1,8 +1,8 @@
-"""Scorers without learned towers: popularity and linear collaborative filtering.
+"""Popularity and linear collaborative filtering: how each is fitted and scores a query.
 
 Owns how each is fitted on the training period and how it scores a query. A query's own history
-window, which reaches up to its split's first day, is folded in when it is asked. Which settings
-are good, and how the rows are judged, is in `baselines/builtin.py`.
+window, which reaches up to its split's first day, is folded in when it is scored. Which settings
+are good, and how they are evaluated, is in `baselines/builtin.py`.
 
 Letters: B queries of a batch, S scenarios, V rows of the corpus (row 0 is padding), U rows of the
 user table, C width of a collaborative vector.

@@ -1,11 +1,10 @@
-"""How a peer is judged: several settings, the choice on validation queries, two rows.
+"""Model selection of the baselines from other libraries: trials, validation, two rows each.
 
-Owns what all peers share. A peer's own file owns its library, its settings and how it scores; a
-trial is one of its settings, fitted on the training period. Every peer has two rows: its best trial
-as the library scores it, and the trial and the prior that are best together.
+A baseline's own file owns its library, its settings and how it scores; a trial is one of its
+settings, fitted on the training period. Every baseline has two rows: its best trial as the library
+scores it, and the trial and the prior that are best together.
 """
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable
@@ -18,24 +17,10 @@ from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import evaluators
 
-# Settings of a peer that are tried.
+# Settings of a baseline that are tried.
 NUM_TRIALS = 12
 # Settings and the scorer that was fitted with them.
 Trial = tuple[builtin.Settings, linear.Scorer]
-
-
-@dataclasses.dataclass
-class _Best:
-    """The best of what was offered so far."""
-
-    recall: float = -1.0
-    settings: builtin.Settings = dataclasses.field(default_factory=dict)
-    scorer: linear.Scorer | None = None
-
-    def offer(self, recall: float, settings: builtin.Settings, scorer: linear.Scorer) -> None:
-        """Keeps what is better than all before."""
-        if recall > self.recall:
-            self.recall, self.settings, self.scorer = recall, settings, scorer
 
 
 def evaluate_trials(
@@ -46,10 +31,10 @@ def evaluate_trials(
     *,
     seed: int,
 ) -> list[builtin.Reference]:
-    """Chooses among the trials of a peer and judges its two rows as the reference rows are.
+    """Chooses among the trials of a baseline and evaluates its two rows as built-in ones are.
 
     Args:
-      name: Of the peer; "+ scenario prior" is added for the second row.
+      name: Of the baseline; "+ scenario prior" is added for the second row.
       trials: Fitted one after the other, so that only the best are held; at most `NUM_TRIALS` are.
       store: The prepared data.
       config: Cut-offs and removal rule, see `builtin.evaluate_references`.
@@ -60,20 +45,19 @@ def evaluate_trials(
     """
     chooser = builtin.make_chooser(store, config, seed=seed)
     metric = f"recall@{config.k[0]}"
-    plain, with_prior = _Best(), _Best()
+    plain = with_prior = builtin.Choice(-1.0, {}, None)
     for number, (settings, scorer) in enumerate(itertools.islice(trials, NUM_TRIALS), start=1):
         ranked = rank_by_popularity_if_constant(scorer, store)
-        judged = evaluators.evaluate_scores(
+        found = evaluators.evaluate_scores(
             store, config, "validation", chooser.query_Q, functools.partial(ranked, "validation")
         )
-        recall = judged.summarise()["macro"][metric]
-        plain.offer(recall, settings, ranked)
-        prior_recall, prior = chooser.best_prior(scorer)
-        combined = linear.add_prior(scorer, store, **prior)
-        with_prior.offer(prior_recall, {**settings, **prior}, combined)
+        recall = found.summarise()["macro"][metric]
+        plain = plain.better(recall, settings, ranked)
+        combined = chooser.add_prior(settings, scorer)
+        with_prior = with_prior.better(*combined)
         print(
             f"{name}, trial {number} of {NUM_TRIALS}: validation macro {metric} "
-            f"{100 * recall:.1f} %, with the prior {100 * prior_recall:.1f} %, {settings}",
+            f"{100 * recall:.1f} %, with the prior {100 * combined[0]:.1f} %, {settings}",
             flush=True,
         )
     if plain.scorer is None or with_prior.scorer is None:
@@ -82,7 +66,7 @@ def evaluate_trials(
         (name, plain.settings, plain.scorer),
         (f"{name} + scenario prior", with_prior.settings, with_prior.scorer),
     ]
-    return builtin.judge_rows(store, config, rows, seed=seed)
+    return builtin.evaluate_rows(store, config, rows, seed=seed)
 
 
 def rank_by_popularity_if_constant(scorer: linear.Scorer, store: store_lib.Store) -> linear.Scorer:

@@ -28,8 +28,8 @@ from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
 
-# What validation chooses from. A fit is judged after each of these numbers of epochs, and each is a
-# trial.
+# What validation chooses from. A fit is evaluated after each of these numbers of epochs, each of
+# which is a trial.
 TEMPERATURES = (0.1, 0.2, 0.4)
 EPOCHS = (5, 10, 15, 20)
 
@@ -47,17 +47,7 @@ _QUERY_BATCH = 4096
 def evaluate_references(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
 ) -> list[builtin.Reference]:
-    """YoutubeDNN as it comes and with the scenario prior.
-
-    Args:
-      store: The prepared data.
-      config: Cut-offs and removal rule.
-      seed: Of the initial parameters, of the order, of the negatives and of the queries that
-        choose.
-
-    Raises:
-      ModuleNotFoundError: Without `torch_rechub` or `torch`.
-    """
+    """YoutubeDNN as it comes and with the scenario prior; see `catalogue`."""
     return selection.evaluate_trials(
         "torch-rechub YoutubeDNN", fit(store, seed), store, config, seed=seed
     )

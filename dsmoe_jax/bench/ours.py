@@ -18,7 +18,7 @@ import optax
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax.bench import pairs, peak
 from dsmoe_jax.capacity import cases
-from dsmoe_jax.config import fingerprint
+from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import negatives
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
@@ -48,11 +48,8 @@ class Wanted:
 
     def updater(self, case: cases.Case, mesh: jax.sharding.Mesh) -> optimizer.Updater:
         """How the step updates."""
-        if self.embedding == "row_sparse":
-            return row_sparse.RowSparse(
-                case.spec, LEARNING_RATE, WEIGHT_DECAY, min_rows=self.min_rows, mesh=mesh
-            )
-        return optimizer.Dense(optimizer.make_optimizer(LEARNING_RATE, WEIGHT_DECAY))
+        chosen = schema.OptimConfig(embedding=self.embedding, min_rows=self.min_rows)
+        return row_sparse.make_updater(chosen, case.spec, mesh, LEARNING_RATE, WEIGHT_DECAY)
 
 
 class Bench:

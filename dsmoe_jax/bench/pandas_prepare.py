@@ -12,9 +12,9 @@ import pathlib
 import numpy as np
 import pandas as pd
 
+from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import alimama
 
-_DAY_S = 86_400
 _USER_FIELDS = [
     "cms_segid",
     "cms_group_id",
@@ -85,7 +85,7 @@ def _read_clicks(
     """Clicks of users with a scenario, raw ids, and all days."""
     columns = ["user", "time_stamp", "adgroup_id", "clk"]
     shown = pd.read_csv(raw_dir / alimama.SAMPLES_FILE, usecols=columns)
-    shown["day"] = (shown["time_stamp"] + alimama.BEIJING_S) // _DAY_S
+    shown["day"] = (shown["time_stamp"] + alimama.BEIJING_S) // store_lib.DAY_S
     days = sorted(shown["day"].unique())
     clicks = shown[shown["clk"] == 1].drop(columns="clk")
     clicks = clicks.merge(profiles[["userid", "scenario"]], left_on="user", right_on="userid")
@@ -101,8 +101,8 @@ def _read_behavior(
     log = pd.read_csv(raw_dir / alimama.BEHAVIORS_FILE, usecols=columns, na_values=["NULL"])
     log = log.rename(columns={"time_stamp": "time", "cate": "category"})
     # The 22 days that end with the impressions.
-    stop_s = 1_494_000_000 + 8 * _DAY_S
-    log = log[(log["time"] >= stop_s - 22 * _DAY_S) & (log["time"] < stop_s)]
+    stop_s = 1_494_000_000 + 8 * store_lib.DAY_S
+    log = log[(log["time"] >= stop_s - 22 * store_lib.DAY_S) & (log["time"] < stop_s)]
     log = log[log["user"].isin(user_ids)]
     log["user"] = user_ids.get_indexer(log["user"]) + 1
     for name in ("category", "brand"):
@@ -132,7 +132,7 @@ def _rows(
             arrays[f"{split}_{kind}_indptr"] = np.append(0, count.cumsum()).astype(np.int64)
             arrays[f"{split}_{kind}"] = found["item"].to_numpy(np.int32)
         arrays[f"{split}_cold"] = ~queries["user"].isin(train["user"]).to_numpy()
-        start_s = day * _DAY_S - alimama.BEIJING_S
+        start_s = day * store_lib.DAY_S - alimama.BEIJING_S
         rows[f"{split}_queries"] = queries.assign(
             item=0, time_s=start_s, day=day - 1, before_s=start_s
         )

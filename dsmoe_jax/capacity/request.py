@@ -11,7 +11,7 @@ from dsmoe_jax.capacity import abstract, cases, experiments
 from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
-from dsmoe_jax.training import optimizer, row_sparse, sharding
+from dsmoe_jax.training import row_sparse, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +54,10 @@ def make_setup(request: Request) -> abstract.Setup:
             f"batch_size: expected a multiple of the {mesh.size} devices, got {batch_size}"
         )
     taught = request.distill or experiment.loss.distill_weight > 0
+    optim = dataclasses.replace(experiment.optim, embedding=embedding)
     return abstract.Setup(
         experiment.model.make(spec),
-        _make_updater(experiment, embedding, spec, mesh),
+        row_sparse.make_updater(optim, spec, mesh, 1e-4, train.weight_decay),
         mesh,
         batch_size=batch_size,
         num_negatives=train.num_negatives,
@@ -94,17 +95,3 @@ def _load(path: str) -> schema.Experiment:
             loss=schema.LossConfig(distill_weight=0.0),
         )
     return experiments.load(path)
-
-
-def _make_updater(
-    experiment: schema.Experiment,
-    embedding: str,
-    spec: features.FeatureSpec,
-    mesh: sharding.AnyMesh,
-) -> optimizer.Updater:
-    decay, chosen = experiment.train.weight_decay, experiment.optim
-    if embedding == "dense":
-        return optimizer.Dense(optimizer.make_optimizer(1e-4, decay))
-    return row_sparse.RowSparse(
-        spec, 1e-4, decay, method=chosen.row_method, min_rows=chosen.min_rows, mesh=mesh
-    )

@@ -67,9 +67,12 @@ def share(default: float) -> Any:
     return field(default, above=0, at_most=1)
 
 
-def widths(default: tuple[int, ...], **declared: Unpack[Declaration]) -> Any:
-    """A field of at least one number >= 1."""
-    return field(default, at_least=1, nonempty=True, **declared)
+def widths(default: tuple[int, ...], search: tuple[tuple[int, ...], ...] = ()) -> Any:
+    """A field of at least one number >= 1, and what a search tries of it."""
+    searched = Declaration(search=search) if search else Declaration()
+    return dataclasses.field(
+        default=default, metadata=Declaration(at_least=1, nonempty=True, **searched)
+    )
 
 
 def walk(section: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:

@@ -1,4 +1,4 @@
-"""The store's manifest: reading it, hashes of files, damage, and what an unchanged store is.
+"""Store manifest: reading it, hashes of files, damage, and when a store is reused.
 
 Owns `manifest.json` as a file. Does not own what preparation puts into it (`data/prepare/`) nor
 the arrays beside it (`data/store.py`).
@@ -81,9 +81,6 @@ def differences(
     for name in sorted({*manifest["inputs"], *inputs}):
         if manifest["inputs"].get(name) != inputs.get(name):
             found.append(f"input {name} changed")
-    version = manifest["versions"]["dsmoe_jax"]
-    if version != versions()["dsmoe_jax"]:
-        found.append(f"dsmoe_jax {version} -> {versions()['dsmoe_jax']}")
     return found
 
 
@@ -94,7 +91,7 @@ def data_hash(files: dict[str, dict[str, Any]]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What a store's bytes may depend on beside its inputs and settings."""
+    """Versions of what wrote a store, for the record: they do not decide whether it is reused."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,

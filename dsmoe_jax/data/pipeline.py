@@ -41,22 +41,25 @@ class UserReader:
 
     def read(self, rows_BC: Int[np.ndarray, "B C"]) -> batch_lib.Users:
         """Gathers user features and the most recent events of every sequence."""
-        columns = self._columns
+        columns, B = self._columns, len(rows_BC)
         user_B = rows_BC[:, columns["user"]]
         sequences = {}
         for sequence in self._spec.sequences:
+            name = _stored_name(sequence)
+            S = self._spec.num_scenarios if name == "scenario_history" else 0
+            bounds = store_lib.Windows(name, S).read(rows_BC, columns)
             if sequence.per_scenario:
-                sequences[sequence.name] = self._read_every_scenario(sequence, rows_BC)
-                continue
-            if sequence.name == "scenario_history":
-                start_B = _of_own_scenario(rows_BC, columns, "scenario_history_start")
-                stop_B = _of_own_scenario(rows_BC, columns, "scenario_history_stop")
+                start_B, stop_B = (bound_BS.reshape(-1) for bound_BS in bounds)
             else:
-                start_B = rows_BC[:, columns[f"{sequence.name}_start"]]
-                stop_B = rows_BC[:, columns[f"{sequence.name}_stop"]]
+                which_B = rows_BC[:, columns["scenario"]] if S else 0
+                start_B, stop_B = (bound_BX[np.arange(B), which_B] for bound_BX in bounds)
             ids_EF, time_E = self._sequences[sequence.name]
-            sequences[sequence.name] = read_window(
-                ids_EF, time_E, start_B, stop_B, sequence.max_len
+            L = sequence.max_len // (S if sequence.per_scenario else 1)
+            window = read_window(ids_EF, time_E, start_B, stop_B, L)
+            # The windows of a row, end to end.
+            sequences[sequence.name] = batch_lib.Sequence(
+                window.ids_BLF.reshape(B, sequence.max_len, -1),
+                window.time_BL.reshape(B, sequence.max_len),
             )
         return batch_lib.Users(
             sparse_BF=self._users_sparse.take(user_B, axis=0).take(self._sparse_columns, axis=1),
@@ -64,22 +67,6 @@ class UserReader:
             bags={name: ids_UP.take(user_B, axis=0) for name, ids_UP in self._users_bags.items()},
             sequences=sequences,
             time_B=rows_BC[:, columns["time_s"]].astype(np.int32),
-        )
-
-    def _read_every_scenario(
-        self, sequence: features.SequenceFeature, rows_BC: Int[np.ndarray, "B C"]
-    ) -> batch_lib.Sequence:
-        columns, S = self._columns, self._spec.num_scenarios
-        names = [f"scenario_history_{{}}_{s}" for s in range(S)]
-        starts_BS, stops_BS = (
-            rows_BC.take([columns[name.format(end)] for name in names], axis=1)
-            for end in ("start", "stop")
-        )
-        B, L = len(rows_BC), sequence.max_len // S
-        ids_EF, time_E = self._sequences[sequence.name]
-        window = read_window(ids_EF, time_E, starts_BS.reshape(-1), stops_BS.reshape(-1), L)
-        return batch_lib.Sequence(
-            ids_BLF=window.ids_BLF.reshape(B, S * L, -1), time_BL=window.time_BL.reshape(B, S * L)
         )
 
 
@@ -310,11 +297,3 @@ def _stored_name(sequence: features.SequenceFeature) -> str:
 def _positions(wanted: tuple, stored: tuple) -> list[int]:
     names = [feature.name for feature in stored]
     return [names.index(feature.name) for feature in wanted]
-
-
-def _of_own_scenario(
-    rows_BC: Int[np.ndarray, "B C"], columns: dict[str, int], prefix: str
-) -> Int[np.ndarray, "B"]:
-    # The S columns of a prefix alternate with those of the other prefix: two apart.
-    scenario_B = rows_BC[:, columns["scenario"]]
-    return rows_BC[np.arange(len(rows_BC)), columns[f"{prefix}_0"] + 2 * scenario_B]

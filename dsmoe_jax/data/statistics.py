@@ -1,7 +1,7 @@
 """Corpus statistics of the training period: who clicked what, popularity, collaborative vectors.
 
 Owns what is computed once from a store before training, for models that use it (their collection
-`constants`) and for the reference rows. Nothing here reads an event of the validation or
+`constants`) and for the baselines. Nothing here reads an event of the validation or
 test days, except `read_windows`, which reads the histories that queries may see.
 
 Letters: U rows of the user table, V rows of the corpus (row 0 is padding), S scenarios, C width of
@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax.data import store as store_lib
 
-DAY_S = 86_400
 # Weight of the all-scenario popularity in a scenario's, in clicks.
 PRIOR_CLICKS = 10.0
 
@@ -122,7 +121,7 @@ def count_clicks(
     if half_life_days is not None:
         cut_s = store.queries("validation").rows_QC[:, columns["time_s"]].max()
         # A few clicks of the last training day carry a time past the cut; they count as new.
-        age_days_N = np.maximum(cut_s - train_NC[:, columns["time_s"]], 0) / DAY_S
+        age_days_N = np.maximum(cut_s - train_NC[:, columns["time_s"]], 0) / store_lib.DAY_S
         weight_N = 0.5 ** (age_days_N / half_life_days)
     count = np.bincount(cell, weights=weight_N, minlength=store.spec.num_scenarios * V)
     return count.reshape(-1, V)

@@ -17,15 +17,17 @@ Owns the layout on disk, reading and atomic writing. Does not own how raw rows b
 Row 0 of the user tables is the unknown user, row 0 of the item tables is padding; both are zeros.
 Column 0 of `users_sparse` and `items_sparse` is the row number itself. For every sequence an
 example carries a pair of columns `<name>_start, <name>_stop` (for `scenario_history` one pair per
-scenario, with `_<scenario id>` appended): rows [start, stop) of the sequence are all events of
-that user which came strictly before the example; readers take the last ones.
+scenario, with `_<scenario id>` appended; see `Windows`): rows [start, stop) of the sequence are all
+events of that user which came strictly before the example; readers take the last ones.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +36,30 @@ from dsmoe_jax import features
 from dsmoe_jax.data import manifest as manifest_lib
 
 SPLITS = ("validation", "test")
+DAY_S = 86_400
+
+
+class Windows(NamedTuple):
+    """A sequence's windows in the rows of training examples and queries.
+
+    Attributes:
+      sequence: Its name.
+      num_scenarios: S where a row has a window per scenario; 0 where it has one.
+    """
+
+    sequence: str
+    num_scenarios: int = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, in their order: start and stop of every window."""
+        suffixes = [f"_{s}" for s in range(self.num_scenarios)] or [""]
+        return [f"{self.sequence}_{end}{s}" for s in suffixes for end in ("start", "stop")]
+
+    def read(self, rows_XC: np.ndarray, columns: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and stops [X, windows], from rows whose columns have these places."""
+        first, size = columns[self.columns[0]], len(self.columns)
+        return rows_XC[:, first : first + size : 2], rows_XC[:, first + 1 : first + size : 2]
 
 
 class Ragged(NamedTuple):
@@ -191,6 +217,33 @@ class GrowingArray:
         )
 
 
+@contextlib.contextmanager
+def open_partial(root: pathlib.Path, what: str) -> Iterator[pathlib.Path]:
+    """`<root>.partial`, empty and of this process alone; removed at the end unless renamed.
+
+    Raises:
+      ValueError: When another process has it, which is doing `what`.
+    """
+    partial = root.with_name(root.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        # The lock goes with its process, so what a killed run left behind can be told from work
+        # in progress.
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{partial}: another process is {what}; wait for it to end") from None
+        try:
+            for leftover in partial.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
 class StoreWriter:
     """Writes a store beside its place and renames it into place when everything is there.
 
@@ -210,12 +263,11 @@ class StoreWriter:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.root = pathlib.Path(path)
-        self.partial = self.root.with_name(self.root.name + ".partial")
+        self._stack = contextlib.ExitStack()
         self._names: list[str] = []
         self._open: list[np.memmap] = []
         self._growing: list[GrowingArray] = []
         self._manifest: dict[str, Any] | None = None
-        self._lock = -1
 
     def __enter__(self) -> "StoreWriter":
         if self.root.exists() and not manifest_lib.exists(self.root):
@@ -226,19 +278,7 @@ class StoreWriter:
                     f"{self.root}: expected a store or an empty folder, got other files; "
                     "choose another folder"
                 )
-        self.partial.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.partial, os.O_RDONLY)
-        # The lock goes with its process, so what a killed run left behind can be told from work
-        # in progress.
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise ValueError(
-                f"{self.partial}: another process is preparing this store; wait for it to end"
-            ) from None
-        for leftover in self.partial.iterdir():
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        self.partial = self._stack.enter_context(open_partial(self.root, "preparing this store"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -249,8 +289,7 @@ class StoreWriter:
             self._open.clear()
             for growing in self._growing:
                 growing.close()
-            shutil.rmtree(self.partial, ignore_errors=True)
-            os.close(self._lock)
+            self._stack.close()
 
     def array(self, name: str, array: np.ndarray) -> None:
         """Writes `<name>.npy`."""

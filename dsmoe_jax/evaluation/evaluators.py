@@ -1,9 +1,9 @@
 """Full-corpus evaluation of a matcher, a ranker or anything else that scores the corpus.
 
 Owns how a system's lists are made: a matcher embeds the corpus per scenario and is searched through
-an index; a ranker scores the catalogue by brute force. What is asked and how lists are judged is in
-`evaluation/protocol.py`. No parameter is trained here, and models run as in serving
-(`train=False`).
+an index; a ranker scores the catalogue by brute force. Which queries there are and how lists
+are evaluated is in `evaluation/protocol.py`. No parameter is trained here, and models run as in
+serving (`train=False`).
 
 Letters: Q queries of a split, B queries of a batch, V rows of the corpus (row 0 is padding),
 T retrieved list length, D tower output, G candidates of a chunk, Z devices, W rows of a device's
@@ -87,8 +87,8 @@ class MatcherEvaluator:
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
     ) -> protocol.Evaluation:
         """Evaluates the parameters on the given queries of a split."""
-        judge = protocol.Judge(self._store, self._config, split)
-        groups = list(judge.group_by_scenario(query_Q, self._batch_size))
+        rules = protocol.Protocol(self._store, self._config, split)
+        groups = list(rules.group_by_scenario(query_Q, self._batch_size))
         index: index_lib.Index | None = None
         indexed = -1
         with _progress(f"evaluate {split}", len(groups)) as bar:
@@ -97,14 +97,14 @@ class MatcherEvaluator:
                 if index is None or (self._matcher.item_uses_scenario and scenario != indexed):
                     index, indexed = None, scenario  # frees the former index first
                     index = self._make_index(frozen, scenario)
-                pending.append((ids, *self._search(frozen, index, judge, ids)))
-                # The host judges one batch while the devices search the next.
+                pending.append((ids, *self._search(frozen, index, rules, ids)))
+                # The host evaluates one batch while the devices search the next.
                 if len(pending) > 1:
-                    judge.add_lists(*pending.pop(0))
+                    rules.add_lists(*pending.pop(0))
                 bar.update()
             for lists in pending:
-                judge.add_lists(*lists)
-        return judge.finish()
+                rules.add_lists(*lists)
+        return rules.finish()
 
     def embed_corpus(self, frozen: train_state.Frozen, scenario: int) -> Float[jax.Array, "rows D"]:
         """Item vectors in a scenario, row = item id; rows from V on are padding."""
@@ -126,14 +126,14 @@ class MatcherEvaluator:
         self,
         frozen: train_state.Frozen,
         index: index_lib.Index,
-        judge: protocol.Judge,
+        rules: protocol.Protocol,
         ids: np.ndarray,
     ) -> tuple[Any, Any]:
         users, scenario_B = _read_queries(
-            self._mesh, self._store, self._spec, judge.split, ids, self._batch_size
+            self._mesh, self._store, self._spec, rules.split, ids, self._batch_size
         )
         query_BMD = self._embed_users(frozen, users, scenario_B)
-        return index.search(query_BMD, judge.list_length(ids))
+        return index.search(query_BMD, rules.list_length(ids))
 
     def _trace_corpus(
         self, frozen: train_state.Frozen, corpus: batch_lib.Items, scenario: jax.Array
@@ -192,17 +192,9 @@ class RankerEvaluator:
         num_negatives: int = 4,
         seed: int = 0,
     ):
-        """Builds the function; it compiles at the first call.
+        """Builds the function, which compiles at the first call, as `MatcherEvaluator` does.
 
-        Args:
-          store: The prepared data.
-          spec: The features the model sees.
-          corpus: All items, on the devices.
-          ranker: The model.
-          config: Cut-offs, batch sizes and removal rule.
-          mesh: The devices: queries are split over them.
-          num_negatives: Uniform negatives per relevant item in the log-loss.
-          seed: Of those negatives.
+        The log-loss has `num_negatives` uniform negatives per relevant item, drawn with `seed`.
         """
         self._store, self._spec, self._corpus, self._config = store, spec, corpus, config
         self._mesh, self._num_negatives, self._seed = mesh, num_negatives, seed
@@ -276,7 +268,7 @@ def evaluate_scores(
         their log-loss is evaluated.
       seed: Of the negatives, which are the same for every system.
     """
-    judge = protocol.Judge(store, config, split)
+    rules = protocol.Protocol(store, config, split)
     if batch_size is None:
         batch_size = fit_rows(store.spec.num_items, at_most=config.query_batch)
     query_Q = np.sort(query_Q)
@@ -286,10 +278,10 @@ def evaluate_scores(
             ids = query_Q[start : start + batch_size]
             score_BV = np.array(scores(ids))[: len(ids)]  # a copy: seen items are struck out
             if num_negatives:
-                judge.add_log_loss(ids, score_BV, num_negatives, seed)
-            judge.add_scores(ids, score_BV)
+                rules.add_log_loss(ids, score_BV, num_negatives, seed)
+            rules.add_scores(ids, score_BV)
             bar.update()
-    return judge.finish()
+    return rules.finish()
 
 
 def fit_rows(num_items: int, *, at_most: int) -> int:
@@ -298,8 +290,7 @@ def fit_rows(num_items: int, *, at_most: int) -> int:
 
 
 def _apply(model: nn.Module, frozen: train_state.Frozen, *args: Any, method: str) -> Any:
-    variables = {"params": frozen.params, **frozen.model_state}
-    return model.apply(variables, *args, train=False, method=method)
+    return model.apply(frozen.variables, *args, train=False, method=method)
 
 
 def _read_queries(

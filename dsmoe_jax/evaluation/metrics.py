@@ -53,29 +53,9 @@ def find_members(
     return key[found_QT] == wanted_QT
 
 
-def recall_at_k(
-    hit_QT: Bool[np.ndarray, "Q T"], relevant_Q: Int[np.ndarray, "Q"], k: int
-) -> Float[np.ndarray, "Q"]:
-    """|top-k and relevant| / |relevant| per query, in [0, 1].
-
-    **Paper:** section "Experimental Settings", Recall@K. Its denominator is the full set: with more
-    than k relevant items even a perfect list stays below 1.
-
-    Args:
-      hit_QT: Whether the item at each rank is relevant; lists may be shorter than k.
-      relevant_Q: Number of relevant items, at least 1.
-      k: Cut-off, at least 1.
-
-    Raises:
-      ValueError: If a query has no relevant item: its recall is undefined.
-    """
-    _check_relevant(relevant_Q)
-    return np.asarray(hit_QT[:, :k].sum(axis=1) / relevant_Q)
-
-
-def hit_rate_at_k(hit_QT: Bool[np.ndarray, "Q T"], k: int) -> Float[np.ndarray, "Q"]:
-    """1 where any of the top k is relevant, else 0."""
-    return np.asarray(hit_QT[:, :k].any(axis=1), np.float64)
+def hits_at_k(hit_QT: Bool[np.ndarray, "Q T"], k: int) -> Int[np.ndarray, "Q"]:
+    """Relevant items among the top k of every query, from whether the item at each rank is one."""
+    return np.asarray(hit_QT[:, :k].sum(axis=1))
 
 
 def ndcg_at_k(
@@ -86,9 +66,14 @@ def ndcg_at_k(
     The ideal list holds min(k, relevant) relevant items first, so that a perfect list scores 1.
 
     Raises:
-      ValueError: If a query has no relevant item.
+      ValueError: If a query has no relevant item: its recall is undefined too.
     """
-    _check_relevant(relevant_Q)
+    if len(relevant_Q) and relevant_Q.min() < 1:
+        row = int(np.argmin(relevant_Q))
+        raise ValueError(
+            f"query {row}: expected at least 1 relevant item, got {int(relevant_Q[row])}; "
+            "drop queries without relevant items before evaluating"
+        )
     discount = 1.0 / np.log2(np.arange(2, k + 2))
     gain_Q = hit_QT[:, :k] @ discount[: hit_QT.shape[1]]
     return np.asarray(gain_Q / np.cumsum(discount)[np.minimum(relevant_Q, k) - 1])
@@ -196,12 +181,3 @@ def paired_bootstrap(
         low, high = np.quantile(mean_SB[known].mean(axis=0), (0.025, 0.975))
         ends = (float(difference_S[known].mean()), float(low), float(high))
     return Comparison(difference_S, low_S, high_S, ends)
-
-
-def _check_relevant(relevant_Q: np.ndarray) -> None:
-    if len(relevant_Q) and relevant_Q.min() < 1:
-        row = int(np.argmin(relevant_Q))
-        raise ValueError(
-            f"query {row}: expected at least 1 relevant item, got {int(relevant_Q[row])}; "
-            "drop queries without relevant items before evaluating"
-        )

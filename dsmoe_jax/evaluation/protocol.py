@@ -1,4 +1,4 @@
-"""From retrieved lists to an `Evaluation`: which queries, what is removed, metrics per query.
+"""Evaluation protocol: which queries, what is removed, metrics per query.
 
 Owns the rules that hold for every system alike. Does not own the arithmetic of a metric
 (`metrics.py`), search (`retrieval/`) or how a system makes its lists (`evaluation/evaluators.py`).
@@ -35,9 +35,8 @@ class Evaluation(NamedTuple):
       scenario_Q: Scenario ids.
       cold_Q: Whether the user has no training positive.
       relevant_Q: Number of relevant items, at least 1.
-      recall: recall_Q by cut-off k.
-      hit_rate: The same for the hit rate.
-      ndcg: The same for NDCG.
+      hits: Relevant items among the top k, by cut-off k.
+      ndcg: NDCG by cut-off k.
       mrr_Q: Reciprocal rank of the first relevant item; None where it was not asked for.
       log_loss_Q: Mean log-loss of a query's positives and their sampled negatives, in nats; None
         for systems whose scores are no logits.
@@ -52,13 +51,26 @@ class Evaluation(NamedTuple):
     scenario_Q: Int[np.ndarray, "Q"]
     cold_Q: Bool[np.ndarray, "Q"]
     relevant_Q: Int[np.ndarray, "Q"]
-    recall: dict[int, Float[np.ndarray, "Q"]]
-    hit_rate: dict[int, Float[np.ndarray, "Q"]]
+    hits: dict[int, Int[np.ndarray, "Q"]]
     ndcg: dict[int, Float[np.ndarray, "Q"]]
     mrr_Q: Float[np.ndarray, "Q"] | None
     log_loss_Q: Float[np.ndarray, "Q"] | None
     num_candidates: int
     seen_removed: bool
+
+    @property
+    def recall(self) -> dict[int, Float[np.ndarray, "Q"]]:
+        """|top-k and relevant| / |relevant| by cut-off k, in [0, 1].
+
+        **Paper:** section "Experimental Settings", Recall@K. Its denominator is the full set: with
+        more than k relevant items even a perfect list stays below 1.
+        """
+        return {k: hits_Q / self.relevant_Q for k, hits_Q in self.hits.items()}
+
+    @property
+    def hit_rate(self) -> dict[int, Float[np.ndarray, "Q"]]:
+        """1 where any of the top k is relevant, else 0, by cut-off k."""
+        return {k: np.asarray(hits_Q > 0, np.float64) for k, hits_Q in self.hits.items()}
 
     def restrict(self, query_Q: Int[np.ndarray, "Q2"]) -> "Evaluation":
         """The evaluation of the given queries alone.
@@ -93,7 +105,7 @@ class Evaluation(NamedTuple):
         rule = "seen items removed" if self.seen_removed else "seen items kept"
         return (
             f"{self.split}: {self.num_candidates:,} candidates in every scenario, "
-            f"{len(self.query_Q):,} queries ({counts}), k = {', '.join(map(str, self.recall))}, "
+            f"{len(self.query_Q):,} queries ({counts}), k = {', '.join(map(str, self.hits))}, "
             f"{rule}"
         )
 
@@ -134,7 +146,7 @@ def sample_queries(
     """Ids of at most `per_scenario` queries of each scenario (all of them for None), ascending.
 
     A function of the store, the split and the seed; a larger sample of a scenario contains every
-    smaller one, so that systems judged on samples of different sizes share queries.
+    smaller one, so that systems evaluated on samples of different sizes share queries.
     """
     scenario_Q = _scenario_of(store, store.queries(split))
     order_Q = np.random.default_rng(seed).permutation(len(scenario_Q))
@@ -161,7 +173,7 @@ def compare(first: Evaluation, second: Evaluation, k: int, *, seed: int = 0) -> 
     )
 
 
-class Judge:
+class Protocol:
     """Collects the lists of one system, batch by batch, and makes an `Evaluation`."""
 
     def __init__(self, store: store_lib.Store, config: schema.EvalConfig, split: str):
@@ -212,7 +224,7 @@ class Judge:
         score_BT: Float[np.ndarray | jax.Array, "rows T"],
         item_BT: Int[np.ndarray | jax.Array, "rows T"],
     ) -> None:
-        """Judges retrieved lists of at least `list_length` entries; rows past B are padding."""
+        """Evaluates retrieved lists of at least `list_length` entries; rows past B are padding."""
         B = len(query_B)
         score_BT, item_BT = np.asarray(score_BT)[:B], np.asarray(item_BT)[:B]
         if self._config.remove_seen:
@@ -224,15 +236,14 @@ class Judge:
         hit_BT = metrics.find_members(item_BT, relevant)
         part = {"query": query_B, "relevant": relevant_B}
         for cut in self._config.k:
-            part[f"recall@{cut}"] = metrics.recall_at_k(hit_BT, relevant_B, cut)
-            part[f"hit_rate@{cut}"] = metrics.hit_rate_at_k(hit_BT, cut)
+            part[f"hits@{cut}"] = metrics.hits_at_k(hit_BT, cut)
             part[f"ndcg@{cut}"] = metrics.ndcg_at_k(hit_BT, relevant_B, cut)
         if self._config.mrr_depth:
             part["mrr"] = metrics.reciprocal_rank(hit_BT, self._config.mrr_depth)
         self._parts.append(part)
 
     def add_scores(self, query_B: Int[np.ndarray, "B"], score_BV: Float[np.ndarray, "B V"]) -> None:
-        """Judges scores of the whole corpus; writes -inf over seen items in `score_BV`."""
+        """Evaluates scores of the whole corpus; writes -inf over seen items in `score_BV`."""
         if self._config.remove_seen:
             seen = metrics.take_rows(self._table.seen, query_B)
             score_BV[metrics.row_of(seen), seen.items] = -np.inf
@@ -279,10 +290,6 @@ class Judge:
         }
         order_Q = np.argsort(column["query"])
         column = {name: value_Q[order_Q] for name, value_Q in column.items()}
-        by_cut = {
-            name: {k: column[f"{name}@{k}"] for k in self._config.k}
-            for name in ("recall", "hit_rate", "ndcg")
-        }
         store, query_Q = self._store, column["query"]
         count_S = [store.manifest["counts"]["train"][name] for name in store.spec.scenarios]
         return Evaluation(
@@ -293,7 +300,8 @@ class Judge:
             scenario_Q=self._scenario_Q[query_Q],
             cold_Q=np.asarray(self._table.cold_Q)[query_Q],
             relevant_Q=column["relevant"],
-            **by_cut,
+            hits={k: column[f"hits@{k}"] for k in self._config.k},
+            ndcg={k: column[f"ndcg@{k}"] for k in self._config.k},
             mrr_Q=column.get("mrr"),
             log_loss_Q=np.concatenate(self._losses)[order_Q] if self._losses else None,
             num_candidates=store.spec.num_items - 1,

@@ -1,4 +1,4 @@
-"""The interface of every index, and what all of them do to retrieved lists.
+"""Index protocol, and what every index does to retrieved lists.
 
 Owns the protocol, the union of several interests and the removal of items from retrieved lists.
 The exact index (`exact.py`) is the reference for every other.

@@ -1,4 +1,4 @@
-"""The k best of a stream of scores, for many queries at once and without sorting the stream.
+"""Streaming top-k: the k best scores of many queries at once, without sorting the stream.
 
 Sorting is what top-k costs. Here every query keeps a floor, a score that k of its candidates
 reach; of each chunk of scores only those above the floor are copied into the query's reservoir, and

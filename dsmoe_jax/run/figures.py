@@ -1,4 +1,4 @@
-"""Figures of a run: recall beside the references, the paper's Fig. 4, learning curves.
+"""Figures of a run: recall beside the baselines, the paper's Fig. 4, learning curves.
 
 Owns how numbers look; takes them from `results.json`, `metrics.jsonl` and the model's own tables
 and computes none but the cosine of Fig. 4a. Every figure is written as PNG and SVG, beside its
@@ -20,7 +20,7 @@ from jaxtyping import Float
 Arrays = Mapping[str, Any]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_STUDENT, _TEACHER, _REFERENCE = COLOURS[0], COLOURS[4], "#B8BEC6"
+_STUDENT, _TEACHER, _BASELINE = COLOURS[0], COLOURS[4], "#B8BEC6"
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#808080",
@@ -76,13 +76,12 @@ def draw_all(
 
 def draw_recall(path: pathlib.Path, results: Mapping[str, Any], k: int) -> list[pathlib.Path]:
     """Test recall@k of every row, one panel per scenario and one for the macro average."""
-    rows = {name: (summary, _REFERENCE) for name, summary in results["references"].items()}
+    rows = {name: (summary, _BASELINE) for name, summary in results["references"].items()}
     if results["teacher"]:
         rows["teacher (sampled queries)"] = (results["teacher"], _TEACHER)
     rows["student"] = (results, _STUDENT)
     panels = [*results["scenarios"], "macro"]
-    columns = min(len(panels), 5)
-    lines = -(-len(panels) // columns)
+    columns, lines = _grid(panels)
     height = lines * (0.9 + 0.28 * len(rows)) + 0.5
     with new_figure(2.2 + 1.9 * columns, height) as figure:
         axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
@@ -110,8 +109,7 @@ def draw_similarity(
     """
     similar = {name: cosine(np.asarray(coef)) for name, coef in coefficients.items()}
     panels = {"mean over layers": np.mean(list(similar.values()), axis=0), **similar}
-    columns = min(len(panels), 5)
-    lines = -(-len(panels) // columns)
+    columns, lines = _grid(panels)
     side = max(1.7, 0.42 * len(scenarios))
     with new_figure(0.9 + (side + 0.35) * columns, 0.8 + (side + 0.5) * lines) as figure:
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
@@ -225,10 +223,7 @@ def _draw_losses(axis: Any, stage: str, points: Sequence[Mapping[str, Any]]) -> 
         step, value = _curve(points, key)
         label = key.removeprefix("train/").replace("_", " ")
         axis.plot(step, value, label=label, linewidth=1.2, **look(number))
-    axis.set_title(f"{stage}: training loss", loc="left")
-    axis.set_xlim(0, None)
-    axis.set_ylim(0, None)
-    axis.grid()
+    _frame_curves(axis, f"{stage}: training loss")
     if names:
         axis.legend(loc="upper right")
 
@@ -249,13 +244,22 @@ def _draw_validation(
             best = int(np.nanargmax(value))
             axis.axvline(step[best], color="#606060", linewidth=0.8, linestyle=":")
             note = f", best macro {100 * value[best]:.1f}"
-    title = f"{stage}: validation {metric.replace('recall', 'Recall')} (%){note}"
+    _frame_curves(axis, f"{stage}: validation {metric.replace('recall', 'Recall')} (%){note}")
+    if names:
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _grid(panels: Sequence[Any] | Mapping[str, Any]) -> tuple[int, int]:
+    """Columns and lines of panels side by side, five in a line."""
+    columns = min(len(panels), 5)
+    return columns, -(-len(panels) // columns)
+
+
+def _frame_curves(axis: Any, title: str) -> None:
     axis.set_title(title, loc="left")
     axis.set_xlim(0, None)
     axis.set_ylim(0, None)
     axis.grid()
-    if names:
-        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def look(number: int, *, bar: bool = False) -> dict[str, Any]:

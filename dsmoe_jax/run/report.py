@@ -1,4 +1,4 @@
-"""The end of a run: its best states on all queries, beside the reference rows, as files.
+"""Run report: the best states on all queries, beside the baselines, as files.
 
 Owns what is evaluated last and written: results.json, arrays.npz and the figures.
 """
@@ -12,105 +12,98 @@ import numpy as np
 
 from dsmoe_jax import runlog
 from dsmoe_jax.baselines import builtin
+from dsmoe_jax.config import fingerprint
 from dsmoe_jax.evaluation import metrics, protocol
 from dsmoe_jax.run import figures, results, stages
 from dsmoe_jax.training import train_state
 
 
-def write(session: stages.Session) -> None:
+def write(run: stages.Session) -> None:
     """Evaluates the best states on all queries; writes results.json and the figures.
 
     Raises:
       ValueError: When a stage that the run has is not trained.
     """
     start_s = time.perf_counter()
-    student = session.load_student()
+    student = run.load_student()
     splits = {}
     for split in ("validation", "test"):
-        splits[split] = session.evaluate_matcher(
-            student.frozen, split, session.sample_queries(split, None)
-        )
-        session.reporter.line(splits[split].describe())
-    teacher = session.load_teacher() if session.needs_teacher else None
-    judged = None
-    if teacher is not None and session.experiment.eval.teacher_test_queries:
-        judged = _evaluate_teacher(session, teacher.frozen, splits)
-    reference_rows = _evaluate_references(session, len(splits["test"].query_Q))
-    progress = student.progress
-    summary = results.make(
-        experiment=session.experiment,
-        store=session.store,
-        test=splits["test"],
-        validation=splits["validation"],
-        teacher=judged,
-        references=reference_rows,
-        params=runlog.count_parameters(student.frozen.params),
-        time_s={
-            "prepare": session.prepare_s,
+        splits[split] = run.evaluate_matcher(student.frozen, split, run.sample_queries(split, None))
+        run.log.line(splits[split].describe())
+    test, experiment, progress = splits["test"], run.experiment, student.progress
+    teacher = run.load_teacher() if run.needs_teacher else None
+    of_teacher = None
+    if teacher is not None and experiment.eval.teacher_test_queries:
+        of_teacher = _evaluate_teacher(run, teacher.frozen, splits)
+    baselines = _evaluate_baselines(run, len(test.query_Q))
+    summary = {
+        **results.describe(
+            run.store,
+            test,
+            variant=experiment.variant,
+            seed=experiment.seed,
+            config_hash=fingerprint.config_hash(experiment),
+        ),
+        **test.summarise(),
+        "validation": splits["validation"].summarise(),
+        "teacher": of_teacher,
+        "references": baselines,
+        "params": runlog.count_parameters(student.frozen.params),
+        "time_s": {
+            "prepare": run.prepare_s,
             "teacher": teacher.progress.train_s if teacher else 0.0,
-            "pretraining": sum(stage.progress.train_s for stage in session.load_pretrained()),
+            "pretraining": sum(stage.progress.train_s for stage in run.load_pretrained()),
             "student": progress.train_s,
             "evaluate": time.perf_counter() - start_s,
         },
-        examples_per_s=progress.step
-        * session.experiment.train.batch_size
+        "examples_per_s": progress.step
+        * experiment.train.batch_size
         / max(progress.example_s, 1e-9),
-    )
+    }
     if jax.process_index() == 0:
-        views = _scenario_views(session.matcher, student.frozen)
-        results.save_arrays(session.workdir / results.ARRAYS_FILE, splits["test"], views)
-        results.save(session.workdir / results.FILE, summary)
+        views = _scenario_views(run.matcher, student.frozen)
+        results.save_arrays(run.workdir / results.ARRAYS_FILE, test, views)
+        results.save(run.workdir / results.FILE, summary)
         figures.draw_all(
-            session.workdir / "figures",
+            run.workdir / "figures",
             results=summary,
-            metrics_path=session.workdir / "metrics.jsonl",
+            metrics_path=run.workdir / "metrics.jsonl",
             fig4=views,
         )
     for line in results.table(summary):
-        session.reporter.line(line)
-    session.reporter.line(f"results: {session.workdir / results.FILE}")
+        run.log.line(line)
+    run.log.line(f"results: {run.workdir / results.FILE}")
 
 
-def _evaluate_references(session: stages.Session, queries: int) -> dict[str, Any]:
-    """Summaries of the reference rows by name; none where the configuration wants none.
+def _evaluate_baselines(run: stages.Session, queries: int) -> dict[str, Any]:
+    """Summaries of the baselines by name; none where the configuration wants none.
 
     Args:
-      session: The run.
+      run: The run.
       queries: Test queries that the student was asked.
     """
-    if not session.experiment.eval.references:
+    if not run.experiment.eval.references:
         return {}
-    found = builtin.evaluate_references(
-        session.store, session.experiment.eval, seed=stages.QUERY_SEED
-    )
+    found = builtin.evaluate_references(run.store, run.experiment.eval, seed=stages.QUERY_SEED)
     asked = len(found[0].test.query_Q)
     if asked < queries:
-        session.reporter.line(
-            f"reference rows score every item: asked {asked:,} of {queries:,} test queries"
-        )
-    return {
-        row.name: {
-            **row.test.summarise(),
-            "validation": row.validation.summarise(),
-            "settings": row.settings,
-        }
-        for row in found
-    }
+        run.log.line(f"baselines score every item: asked {asked:,} of {queries:,} test queries")
+    return {baseline.name: baseline.summarise() for baseline in found}
 
 
 def _evaluate_teacher(
-    session: stages.Session,
+    run: stages.Session,
     frozen: train_state.Frozen,
     student: dict[str, protocol.Evaluation],
 ) -> dict[str, Any]:
     """The teacher's summary on sampled queries, with its difference from the student on them."""
-    config_eval = session.experiment.eval
+    config_eval = run.experiment.eval
     limits = {
         "validation": config_eval.teacher_validation_queries,
         "test": config_eval.teacher_test_queries,
     }
     found = {
-        split: session.evaluate_ranker(frozen, split, session.sample_queries(split, limit))
+        split: run.evaluate_ranker(frozen, split, run.sample_queries(split, limit))
         for split, limit in limits.items()
     }
     summary = {
@@ -120,7 +113,7 @@ def _evaluate_teacher(
     k = config_eval.k[0]
     for split, evaluation in found.items():
         shared = student[split].restrict(evaluation.query_Q)
-        difference = _as_rows(protocol.compare(evaluation, shared, k), session.spec.scenarios)
+        difference = _as_rows(protocol.compare(evaluation, shared, k), run.spec.scenarios)
         holder = summary if split == "test" else summary["validation"]
         holder[f"minus_student_recall@{k}"] = difference
         cells = "  ".join(
@@ -128,10 +121,9 @@ def _evaluate_teacher(
             f"{100 * row['high']:+.1f}]"
             for name, row in difference.items()
         )
-        session.reporter.line(f"{split}: teacher minus student, recall@{k} in %: {cells}")
-    if summary["validation"][f"minus_student_recall@{k}"]["macro"]["difference"] <= 0:
-        session.reporter.line(
-            "the teacher is not better than the student on validation: it teaches nothing"
+        run.log.line(
+            f"{split}: teacher minus student, recall@{k} in points with 95 % intervals, on "
+            f"{len(evaluation.query_Q):,} queries: {cells}"
         )
     return summary
 
@@ -140,9 +132,8 @@ def _scenario_views(
     matcher: nn.Module, frozen: train_state.Frozen
 ) -> dict[str, dict[str, np.ndarray]]:
     """The tables of the paper's Fig. 4, of a model that has them."""
-    variables = {"params": frozen.params, **frozen.model_state}
     return {
-        name: jax.device_get(matcher.apply(variables, method=name))
+        name: jax.device_get(matcher.apply(frozen.variables, method=name))
         for name in ("scenario_coefficients", "gate_weights")
         if hasattr(matcher, name)
     }

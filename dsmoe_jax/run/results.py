@@ -1,7 +1,16 @@
-"""`results.json`: the record of a run that tables and figures are made from.
+"""Results schema: `results.json`, which tables and figures are made from.
 
 Owns its schema, and that of the arrays beside it. Recalls are fractions; a metric of a scenario
-without queries is null.
+without queries is null. What a run writes, beside `describe`:
+
+    variant, seed, config_hash     the configuration
+    scenarios, macro, cold         the student on all test queries, see `Evaluation.summarise`
+    validation                     the same on all validation queries
+    teacher                        the teacher's summary on sampled queries, or null without one
+    references                     summaries of the baselines by name
+    params                         numbers of dense and embedding parameters of the student
+    time_s                         seconds of prepare, teacher, pretraining, student, evaluate
+    examples_per_s                 positives per second in the student's training
 """
 
 import datetime
@@ -18,7 +27,6 @@ import numpy as np
 
 import dsmoe_jax
 from dsmoe_jax import runlog
-from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import protocol
 
@@ -27,36 +35,11 @@ ARRAYS_FILE = "arrays.npz"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def make(
-    *,
-    experiment: schema.Experiment,
-    store: store_lib.Store,
-    test: protocol.Evaluation,
-    validation: protocol.Evaluation,
-    teacher: dict[str, Any] | None,
-    references: dict[str, Any],
-    params: dict[str, int],
-    time_s: dict[str, float],
-    examples_per_s: float,
-) -> dict[str, Any]:
-    """Joins what a run measured, in the order people read it.
-
-    Args:
-      experiment: The resolved configuration.
-      store: The prepared data.
-      test: The student on all test queries.
-      validation: The student on all validation queries.
-      teacher: The teacher's summary, or None without one.
-      references: Summaries of the reference rows by name.
-      params: Numbers of dense and embedding parameters of the student.
-      time_s: Seconds of `prepare`, `teacher`, `student`, `evaluate`.
-      examples_per_s: Positives per second in the student's training.
-    """
+def describe(store: store_lib.Store, test: protocol.Evaluation, **run: Any) -> dict[str, Any]:
+    """What was measured on what: the data, the run, software, devices and the test queries."""
     return {
         "dataset": store.manifest["dataset"],
-        "variant": experiment.variant,
-        "seed": experiment.seed,
-        "config_hash": fingerprint.config_hash(experiment),
+        **run,
         "data_hash": store.data_hash,
         "versions": versions(),
         "device": describe_devices(),
@@ -64,14 +47,7 @@ def make(
         "split": store.manifest["split"],
         "candidates": test.num_candidates,
         "seen_items_removed": test.seen_removed,
-        "k": list(experiment.eval.k),
-        **test.summarise(),
-        "validation": validation.summarise(),
-        "teacher": teacher,
-        "references": references,
-        "params": params,
-        "time_s": time_s,
-        "examples_per_s": examples_per_s,
+        "k": list(test.hits),
     }
 
 
@@ -90,10 +66,7 @@ def query_arrays(test: protocol.Evaluation) -> dict[str, np.ndarray]:
         "query": test.query_Q.astype(np.int32),
         "scenario": test.scenario_Q.astype(np.int16),
         "relevant": test.relevant_Q.astype(np.int32),
-        **{
-            f"hits@{k}": np.rint(recall_Q * test.relevant_Q).astype(np.int16)
-            for k, recall_Q in test.recall.items()
-        },
+        **{f"hits@{k}": hits_Q.astype(np.int16) for k, hits_Q in test.hits.items()},
     }
 
 

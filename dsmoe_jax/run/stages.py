@@ -1,13 +1,15 @@
-"""The stages of a run: what they share, how each is trained, and what was trained.
+"""Training stages of a run: teacher, pretraining, student, and what they share.
 
 Owns the way from a configuration to models, optimisers and validation, and the checkpoints of every
 stage. The order of things is `run.py`'s.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,20 +48,20 @@ class Trained:
 
 
 class Session:
-    """The objects that the parts of a run share."""
+    """The stages of one run, and what they share: data, devices, models, evaluators."""
 
     def __init__(
         self,
         experiment: schema.Experiment,
         workdir: pathlib.Path,
         store_dir: pathlib.Path,
-        reporter: runlog.Reporter,
+        log: runlog.Reporter,
         stop: interrupt.StopRequest,
         prepare_s: float,
     ):
         """Opens the store and puts the corpus on the devices."""
         self.experiment, self.workdir = experiment, workdir
-        self.reporter, self._stop, self.prepare_s = reporter, stop, prepare_s
+        self.log, self._stop, self.prepare_s = log, stop, prepare_s
         self.store = store_lib.Store.open(store_dir)
         self.spec = select_features(self.store, experiment)
         self.mesh = sharding.make_mesh()
@@ -94,7 +96,7 @@ class Session:
 
     def describe(self) -> None:
         """Prints the data's counts, the split and the devices."""
-        manifest, line = self.store.manifest, self.reporter.line
+        manifest, line = self.store.manifest, self.log.line
         counts = manifest["counts"]
         line(
             f"{manifest['dataset']}: {counts['users']:,} users, {counts['items']:,} items, "
@@ -111,26 +113,9 @@ class Session:
 
     def train_teacher(self) -> Trained:
         """Trains or resumes the teacher, or takes it from another run."""
-        teacher = self.experiment.teacher
-        if teacher.from_workdir:
+        if self.experiment.teacher.from_workdir:
             return self.load_teacher()
-        sample_Q = self.sample_queries(
-            "validation", self.experiment.eval.teacher_validation_queries
-        )
-        stage = loop.Stage(
-            name="teacher",
-            model=self.ranker,
-            updater=self._make_updater(self.ranker, teacher.learning_rate, teacher.weight_decay),
-            max_epochs=teacher.max_epochs,
-            patience=teacher.patience,
-            validate=lambda frozen: self.evaluate_ranker(
-                frozen, "validation", sample_Q
-            ).summarise(),
-            score_name=self._score_name,
-            max_train_s=_seconds(teacher.max_minutes),
-            constants=self._make_constants(self.ranker),
-        )
-        return self._train(stage)
+        return self._train(self.teacher_stage())
 
     def train_student(self) -> Trained:
         """Trains or resumes the student, after the stages that its method begins with.
@@ -138,88 +123,127 @@ class Session:
         Raises:
           ValueError: When it is to be distilled and there is no trained teacher.
         """
-        experiment = self.experiment
-        start_from, pretraining_s = None, 0.0
-        for pretraining in experiment.model.pretraining():
-            trained = self._pretrain(pretraining, start_from)
-            start_from, pretraining_s = trained.frozen, pretraining_s + trained.progress.train_s
-        sample_Q = self.sample_queries("validation", experiment.eval.validation_queries)
-        teacher = self.load_teacher() if self.needs_teacher else None
-        objective = experiment.model.objective()
-        stage = loop.Stage(
-            name="student",
-            model=self.matcher,
-            updater=self._make_updater(
-                self.matcher,
-                experiment.train.learning_rate,
-                experiment.train.weight_decay,
-                experiment.train.beta_2,
-            ),
-            max_epochs=experiment.train.max_epochs,
-            patience=experiment.train.patience,
-            validate=lambda frozen: self.evaluate_matcher(
-                frozen, "validation", sample_Q
-            ).summarise(),
-            score_name=self._score_name,
-            loss_method=objective.loss_method,
-            max_train_s=_seconds(experiment.train.max_minutes) - pretraining_s,
-            start_from=start_from,
-            constants=self._make_constants(self.matcher),
-            average_decay=self._average_decay("student"),
-            teacher=self.ranker if teacher else None,
-            frozen_teacher=teacher.frozen if teacher else None,
-            distill_weight=experiment.loss.distill_weight,
-            distill_temperature=experiment.loss.distill_temperature,
-            distill_warmup_epochs=experiment.loss.distill_warmup_epochs,
+        start_from, spent_s = None, 0.0
+        for stage in self.pretraining_stages():
+            trained = self._train(dataclasses.replace(stage, start_from=start_from))
+            start_from, spent_s = trained.frozen, spent_s + trained.progress.train_s
+        teacher = self.load_teacher().frozen if self.needs_teacher else None
+        stage = self.student_stage(teacher)
+        return self._train(
+            dataclasses.replace(
+                stage, start_from=start_from, max_train_s=stage.max_train_s - spent_s
+            )
         )
-        return self._train(stage, last_only=objective.last_only)
-
-    def _pretrain(
-        self, pretraining: schema.Pretraining, start_from: train_state.Frozen | None
-    ) -> Trained:
-        chosen = self.experiment.train
-        stage = loop.Stage(
-            name=pretraining.name,
-            model=self.matcher,
-            # Without L2: Adam makes full steps of it, where nothing else gives a gradient.
-            updater=self._make_updater(self.matcher, chosen.learning_rate, 0.0, chosen.beta_2),
-            max_epochs=pretraining.epochs,
-            patience=pretraining.epochs,
-            validate=None,
-            score_name=self._score_name,
-            loss_method=pretraining.loss_method,
-            start_from=start_from,
-            constants=self._make_constants(self.matcher),
-        )
-        return self._train(stage, last_only=pretraining.last_only)
-
-    def load_student(self) -> Trained:
-        """The best student of this workdir."""
-        return self._load("student", self.matcher, self.workdir)
-
-    def load_pretrained(self) -> list[Trained]:
-        """The stages before the main one, in their order."""
-        stages = self.experiment.model.pretraining()
-        return [self._load(stage.name, self.matcher, self.workdir) for stage in stages]
 
     def load_teacher(self) -> Trained:
         """The best teacher of this workdir, or of the one the configuration names."""
         folder = self.experiment.teacher.from_workdir
         workdir = pathlib.Path(folder).expanduser() if folder else self.workdir
-        return self._load("teacher", self.ranker, workdir)
+        return self._load(self.teacher_stage(), workdir)
 
-    @property
-    def _score_name(self) -> str:
-        return f"recall@{self.experiment.eval.k[0]}"
+    def load_student(self) -> Trained:
+        """The best student of this workdir."""
+        return self._load(self.student_stage(), self.workdir)
 
-    def _make_constants(self, model: Model) -> dict[str, np.ndarray]:
-        return statistics.make_constants(self.store, model.constant_shapes)
+    def load_pretrained(self) -> list[Trained]:
+        """The stages before the main one, in their order."""
+        return [self._load(stage, self.workdir) for stage in self.pretraining_stages()]
+
+    def teacher_stage(self) -> loop.Stage:
+        """The teacher's stage."""
+        per_scenario = self.experiment.eval.teacher_validation_queries
+        return self._stage(
+            "teacher",
+            self.ranker,
+            self.experiment.teacher,
+            validate=lambda frozen: self._validate(self.evaluate_ranker, frozen, per_scenario),
+        )
+
+    def pretraining_stages(self) -> list[loop.Stage]:
+        """The stages that the student's method begins with."""
+        return [
+            self._stage(
+                stage.name,
+                self.matcher,
+                # Without L2: Adam makes full steps of it, where nothing else gives a gradient.
+                dataclasses.replace(
+                    self.experiment.train,
+                    weight_decay=0.0,
+                    max_epochs=stage.epochs,
+                    patience=stage.epochs,
+                    max_minutes=0.0,
+                ),
+                validate=None,
+                loss_method=stage.loss_method,
+                last_only=stage.last_only,
+            )
+            for stage in self.experiment.model.pretraining()
+        ]
+
+    def student_stage(self, teacher: train_state.Frozen | None = None) -> loop.Stage:
+        """The student's stage, distilled where there is a teacher."""
+        experiment, distillation = self.experiment, None
+        if teacher is not None:
+            distillation = loop.Distillation(
+                self.ranker,
+                teacher,
+                weight=experiment.loss.distill_weight,
+                temperature=experiment.loss.distill_temperature,
+                warmup_epochs=experiment.loss.distill_warmup_epochs,
+            )
+        objective, per_scenario = experiment.model.objective(), experiment.eval.validation_queries
+        return self._stage(
+            "student",
+            self.matcher,
+            experiment.train,
+            validate=lambda frozen: self._validate(self.evaluate_matcher, frozen, per_scenario),
+            loss_method=objective.loss_method,
+            last_only=objective.last_only,
+            average_decay=experiment.train.average_decay,
+            distillation=distillation,
+        )
 
     def sample_queries(self, split: str, per_scenario: int | None) -> np.ndarray:
         """At most so many queries of every scenario, the same in every run; None takes all."""
         return protocol.sample_queries(self.store, split, per_scenario, QUERY_SEED)
 
-    def _train(self, stage: loop.Stage, *, last_only: bool = False) -> Trained:
+    def _stage(
+        self,
+        name: str,
+        model: Model,
+        chosen: schema.TrainConfig | schema.TeacherConfig,
+        **more: Any,
+    ) -> loop.Stage:
+        updater = row_sparse.make_updater(
+            self.experiment.optim,
+            model.spec,
+            self.mesh,
+            chosen.learning_rate,
+            chosen.weight_decay,
+            chosen.beta_2 if isinstance(chosen, schema.TrainConfig) else optimizer.BETA_2,
+        )
+        return loop.Stage(
+            name,
+            model,
+            updater,
+            max_epochs=chosen.max_epochs,
+            patience=chosen.patience,
+            max_train_s=60 * chosen.max_minutes or math.inf,
+            score_name=f"recall@{self.experiment.eval.k[0]}",
+            make_constants=lambda: statistics.make_constants(self.store, model.constant_shapes),
+            **more,
+        )
+
+    def _validate(
+        self,
+        evaluate: evaluators.MatcherEvaluator | evaluators.RankerEvaluator,
+        frozen: train_state.Frozen,
+        per_scenario: int,
+    ) -> loop.Summary:
+        query_Q = self.sample_queries("validation", per_scenario)
+        return evaluate(frozen, "validation", query_Q).summarise()
+
+    def _train(self, stage: loop.Stage) -> Trained:
         experiment = self.experiment
         setting = loop.Setting(
             mesh=self.mesh,
@@ -232,70 +256,40 @@ class Session:
                 max_epochs=stage.max_epochs,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
-                last_only=last_only,
+                last_only=stage.last_only,
             ),
             key=jax.random.key(experiment.stage_seed(stage.name)),
             num_negatives=experiment.train.num_negatives,
             steps_per_report=experiment.train.steps_per_report,
             steps_per_dispatch=experiment.train.steps_per_dispatch,
             every_steps=experiment.checkpoint.every_steps,
-            reporter=self.reporter,
+            log=self.log,
             stop=self._stop,
         )
-        checkpoints = self._checkpoints(stage.name, self.workdir)
-        try:
+        with self._open_checkpoints(stage, self.workdir) as checkpoints:
             state, progress = loop.train_stage(stage, setting, checkpoints)
-        finally:
-            checkpoints.close()
         return Trained(train_state.freeze(state), progress)
 
-    def _load(self, stage: str, model: Model, workdir: pathlib.Path) -> Trained:
-        checkpoints = self._checkpoints(stage, workdir)
-        try:
-            # Only the shapes matter; the optimiser's do not depend on its constants.
-            like = train_state.abstract_state(
-                model,
-                self._make_updater(model, 1e-3, 0.0),
-                mesh=self.mesh,
-                averaged=self._average_decay(stage) > 0,
-            )
-            best = checkpoints.restore_best(like, self.mesh)
-            progress = checkpoints.latest_progress()
-        finally:
-            checkpoints.close()
+    def _load(self, stage: loop.Stage, workdir: pathlib.Path) -> Trained:
+        like = train_state.abstract_state(
+            stage.model, stage.updater, mesh=self.mesh, averaged=stage.average_decay > 0
+        )
+        with self._open_checkpoints(stage, workdir) as checkpoints:
+            best = checkpoints.best.restore(like, self.mesh)
+            progress = checkpoints.latest.progress()
         if best is None or progress is None:
             raise ValueError(
-                f"{workdir}: expected a trained {stage}, found none; run --mode {stage} first"
+                f"{workdir}: expected a trained {stage.name}, found none; run --mode {stage.name} "
+                "first"
             )
         return Trained(train_state.freeze(best[0]), progress)
 
-    def _make_updater(
-        self,
-        model: Model,
-        learning_rate: float,
-        weight_decay: float,
-        beta_2: float = optimizer.BETA_2,
-    ) -> optimizer.Updater:
-        chosen = self.experiment.optim
-        if chosen.embedding == "dense":
-            return optimizer.Dense(optimizer.make_optimizer(learning_rate, weight_decay, beta_2))
-        return row_sparse.RowSparse(
-            model.spec,
-            learning_rate,
-            weight_decay,
-            method=chosen.row_method,
-            min_rows=chosen.min_rows,
-            mesh=self.mesh,
-            beta_2=beta_2,
-        )
-
-    def _average_decay(self, stage: str) -> float:
-        return self.experiment.train.average_decay if stage == "student" else 0.0
-
-    def _checkpoints(self, stage: str, workdir: pathlib.Path) -> checkpoint.StageCheckpoints:
-        fields = fingerprint.of_stage(self.experiment, stage=stage)
+    def _open_checkpoints(
+        self, stage: loop.Stage, workdir: pathlib.Path
+    ) -> contextlib.closing[checkpoint.StageCheckpoints]:
+        fields = fingerprint.of_stage(self.experiment, stage=stage.name)
         fields["data_hash"] = self.store.data_hash
-        return checkpoint.StageCheckpoints(workdir, stage, fields)
+        return contextlib.closing(checkpoint.StageCheckpoints(workdir, stage.name, fields))
 
 
 def select_features(
@@ -318,8 +312,3 @@ def select_features(
         scenario_histories=experiment.model.scenario_histories and not for_teacher,
         history_encoder="mean" if for_teacher else chosen.history_encoder,
     )
-
-
-def _seconds(minutes: float) -> float:
-    """A limit of time in seconds; without one it is never reached."""
-    return 60 * minutes if minutes else math.inf

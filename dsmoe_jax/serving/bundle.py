@@ -232,8 +232,7 @@ def _embed_corpus(
 def _apply(
     matcher: two_tower.Matcher, frozen: train_state.Frozen, *inputs: Any, **options: Any
 ) -> Any:
-    variables = {"params": frozen.params, **frozen.model_state}
-    return matcher.apply(variables, *inputs, **options)
+    return matcher.apply(frozen.variables, *inputs, **options)
 
 
 def _to_host(array: jax.Array) -> np.ndarray:

@@ -30,7 +30,7 @@ class Progress:
       best_score: Best macro validation recall so far; -1 before the first evaluation.
       best_step: Step of the best state.
       bad_epochs: Evaluations since the best one; patience compares with it.
-      train_s: Seconds of training so far, evaluation included, over all sittings.
+      train_s: Seconds of training so far, evaluation included, before and after interruptions.
       example_s: Seconds of those spent in training steps.
     """
 
@@ -44,8 +44,90 @@ class Progress:
     example_s: float = 0.0
 
 
+class Checkpoint:
+    """A state in a folder; a save replaces the one before."""
+
+    def __init__(self, directory: pathlib.Path, identity: dict[str, Any]):
+        """Opens the folder, or makes it; see `StageCheckpoints` for the identity."""
+        self._identity = identity
+        # Two managers save at the same time; without a prefix of its own, a barrier of one could
+        # meet another process's barrier of the other.
+        name = f"{directory.parent.name}_{directory.name}"
+        processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1, create=True, multiprocessing_options=processes
+        )
+        self.manager = ocp.CheckpointManager(
+            directory, options=options, item_names=("state", "meta")
+        )
+
+    @property
+    def step(self) -> int | None:
+        """Step of the state that is there."""
+        return self.manager.latest_step()
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The folder."""
+        return pathlib.Path(self.manager.directory)
+
+    def save(self, state: train_state.TrainState, progress: Progress) -> None:
+        """Replaces the state; returns before the write is complete."""
+        if progress.step in self.manager.all_steps():
+            # A run killed between its two saves evaluates the same epoch again; same content.
+            self.manager.delete(progress.step)
+        meta = {"progress": dataclasses.asdict(progress), "identity": self._identity}
+        self.manager.save(
+            progress.step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_present(state)), meta=ocp.args.JsonSave(meta)
+            ),
+        )
+
+    def restore(
+        self, like: train_state.TrainState, mesh: jax.sharding.Mesh
+    ) -> tuple[train_state.TrainState, Progress] | None:
+        """The state in this mesh's layout, or None where there is none.
+
+        Raises:
+          ValueError: When another configuration or other data wrote it, with the difference.
+        """
+        progress = self.progress()
+        if progress is None:
+            return None
+        wanted = _present(like)
+        target = sharding.abstract(wanted, sharding.state_sharding(mesh, wanted))
+        restored = self.manager.restore(
+            self.step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        )
+        return train_state.TrainState(**restored["state"]), progress
+
+    def progress(self) -> Progress | None:
+        """Where the state stands, without reading it; None where there is none.
+
+        Raises:
+          ValueError: When another configuration or other data wrote it, with the difference.
+        """
+        if self.step is None:
+            return None
+        read = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = self.manager.restore(self.step, args=read)["meta"]
+        difference = describe_difference(meta["identity"], self._identity)
+        if difference:
+            raise ValueError(
+                f"{self.path}: another run wrote this checkpoint ({difference}); "
+                "change the fields back or choose a new --workdir"
+            )
+        return Progress(**meta["progress"])
+
+
 class StageCheckpoints:
-    """The checkpoints of one stage in a workdir."""
+    """The checkpoints of one stage in a workdir.
+
+    Attributes:
+      latest: The state to resume from.
+      best: The state to keep.
+    """
 
     def __init__(self, workdir: pathlib.Path, stage: str, identity: dict[str, Any]):
         """Opens the folders.
@@ -55,109 +137,18 @@ class StageCheckpoints:
           stage: Name of the stage.
           identity: Flat fields (configuration and data hash) that a resumed run must share.
         """
-        self._stage = stage
-        self._identity = identity
         root = workdir.absolute() / "checkpoints" / stage
-        self._latest = _manager(root / "latest")
-        self._best = _manager(root / "best")
-
-    @property
-    def latest_step(self) -> int | None:
-        """Step of the checkpoint a resumed run would start from."""
-        return self._latest.latest_step()
-
-    def latest_path(self) -> pathlib.Path:
-        """Folder of the latest checkpoints."""
-        return pathlib.Path(self._latest.directory)
-
-    def save_latest(self, state: train_state.TrainState, progress: Progress) -> None:
-        """Saves the state to resume from; returns before the write is complete."""
-        self._save(self._latest, state, progress)
-
-    def save_best(self, state: train_state.TrainState, progress: Progress) -> None:
-        """Replaces the best state; returns before the write is complete."""
-        self._save(self._best, state, progress)
-
-    def restore_latest(
-        self, like: train_state.TrainState, mesh: jax.sharding.Mesh
-    ) -> tuple[train_state.TrainState, Progress] | None:
-        """The latest state in this mesh's layout, or None where there is none.
-
-        Raises:
-          ValueError: When another configuration or other data wrote it, with the difference.
-        """
-        return self._restore(self._latest, like, mesh)
-
-    def restore_best(
-        self, like: train_state.TrainState, mesh: jax.sharding.Mesh
-    ) -> tuple[train_state.TrainState, Progress] | None:
-        """The best state in this mesh's layout, or None where there is none.
-
-        Raises:
-          ValueError: When another configuration or other data wrote it, with the difference.
-        """
-        return self._restore(self._best, like, mesh)
-
-    def latest_progress(self) -> Progress | None:
-        """Where the latest state stands, without reading it; None where there is none.
-
-        Raises:
-          ValueError: When another configuration or other data wrote it, with the difference.
-        """
-        step = self._latest.latest_step()
-        return None if step is None else self._read_progress(self._latest, step)
+        self.latest, self.best = (Checkpoint(root / name, identity) for name in ("latest", "best"))
 
     def wait(self) -> None:
         """Returns once every save is on disk."""
-        self._latest.wait_until_finished()
-        self._best.wait_until_finished()
+        self.latest.manager.wait_until_finished()
+        self.best.manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and releases the managers' threads."""
-        self._latest.close()
-        self._best.close()
-
-    def _save(
-        self, manager: ocp.CheckpointManager, state: train_state.TrainState, progress: Progress
-    ) -> None:
-        if progress.step in manager.all_steps():
-            # A run killed between its two saves evaluates the same epoch again; same content.
-            manager.delete(progress.step)
-        meta = {"progress": dataclasses.asdict(progress), "identity": self._identity}
-        manager.save(
-            progress.step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_present(state)), meta=ocp.args.JsonSave(meta)
-            ),
-        )
-
-    def _restore(
-        self,
-        manager: ocp.CheckpointManager,
-        like: train_state.TrainState,
-        mesh: jax.sharding.Mesh,
-    ) -> tuple[train_state.TrainState, Progress] | None:
-        step = manager.latest_step()
-        if step is None:
-            return None
-        progress = self._read_progress(manager, step)
-        wanted = _present(like)
-        layout = sharding.state_sharding(mesh, wanted)
-        target = sharding.abstract(wanted, layout)
-        restored = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        )
-        return train_state.TrainState(**restored["state"]), progress
-
-    def _read_progress(self, manager: ocp.CheckpointManager, step: int) -> Progress:
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        difference = describe_difference(meta["identity"], self._identity)
-        if difference:
-            raise ValueError(
-                f"{manager.directory}: another run wrote this checkpoint ({difference}); "
-                "change the fields back or choose a new --workdir"
-            )
-        return Progress(**meta["progress"])
+        self.latest.manager.close()
+        self.best.manager.close()
 
 
 def describe_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -174,14 +165,3 @@ def describe_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
 def _present(state: train_state.TrainState) -> dict[str, Any]:
     """The parts that a state has, by name."""
     return {name: part for name, part in state._asdict().items() if part is not None}
-
-
-def _manager(directory: pathlib.Path) -> ocp.CheckpointManager:
-    # Two managers save at the same time; without a prefix of its own, a barrier of one could meet
-    # another process's barrier of the other.
-    name = f"{directory.parent.name}_{directory.name}"
-    processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=1, create=True, multiprocessing_options=processes
-    )
-    return ocp.CheckpointManager(directory, options=options, item_names=("state", "meta"))

@@ -1,4 +1,4 @@
-"""The loop of one stage: data -> step -> report -> validation -> checkpoint.
+"""Training loop of one stage: data, steps, logs, validation, early stopping, checkpoints.
 
 Owns every side effect of training. A stage is a model, its optimiser and its validation; teacher
 and student are stages of this one loop. What a step computes is in `train_step`.
@@ -7,6 +7,7 @@ and student are stages of this one loop. What a step computes is in `train_step`
 import dataclasses
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,10 @@ from dsmoe_jax.training import checkpoint, interrupt, optimizer, sharding, train
 # have scales of their own, so that the total says nothing.
 DIVERGED_LOSS = 100.0
 
+# Stages of published records: their streams are the first four letters of their names, read as a
+# little-endian number. Names that begin alike would share one, so other stages use a checksum.
+_PUBLISHED_STREAMS = {"teacher": 0x63616574, "student": 0x64757473, "contrast": 0x746E6F63}
+
 Summary = dict[str, Any]
 
 
@@ -32,8 +37,27 @@ class DivergedError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation:
+    """What a stage learns from beside the labels.
+
+    Attributes:
+      teacher: The module that teaches.
+      frozen: Its parameters.
+      weight: lambda.
+      temperature: tau.
+      warmup_epochs: First epochs with lambda = 0.
+    """
+
+    teacher: nn.Module
+    frozen: train_state.Frozen
+    weight: float
+    temperature: float = 1.0
+    warmup_epochs: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
-    """What is trained, and how it is judged.
+    """What is trained, and how it is evaluated.
 
     Attributes:
       name: `teacher`, `student`, ...
@@ -46,15 +70,12 @@ class Stage:
       score_name: The macro metric that selects the epoch, e.g. `recall@50`.
       loss_method: The model's method that gives the loss; empty for logits and their BCE.
       start_from: What an earlier stage trained; None starts from initial parameters.
-      max_train_s: Seconds of training after which no further epoch begins; what is judged and kept
-        is the best state until then.
-      constants: Values of the model's `constants` collection.
-      average_decay: Decay per step of the moving average that is judged and kept; 0 for none.
-      teacher: The module that teaches, if any.
-      frozen_teacher: Its parameters.
-      distill_weight: lambda.
-      distill_temperature: tau.
-      distill_warmup_epochs: First epochs with lambda = 0.
+      last_only: Whether only the last example of every user is read.
+      max_train_s: Seconds of training after which no further epoch begins; what is evaluated and
+        kept is the best state until then.
+      make_constants: Computes the values of the model's `constants` collection.
+      average_decay: Decay per step of the moving average that is evaluated and kept; 0 for none.
+      distillation: The teacher, if any.
     """
 
     name: str
@@ -66,14 +87,11 @@ class Stage:
     score_name: str
     loss_method: str = ""
     start_from: train_state.Frozen | None = None
+    last_only: bool = False
     max_train_s: float = math.inf
-    constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    make_constants: Callable[[], dict[str, np.ndarray]] = dict
     average_decay: float = 0.0
-    teacher: nn.Module | None = None
-    frozen_teacher: train_state.Frozen | None = None
-    distill_weight: float = 0.0
-    distill_temperature: float = 1.0
-    distill_warmup_epochs: int = 0
+    distillation: Distillation | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +107,7 @@ class Setting:
       steps_per_report: Steps between two logged points.
       steps_per_dispatch: Steps that the devices take without the host.
       every_steps: Steps between two saves inside an epoch; 0 for none.
-      reporter: Where progress is told.
+      log: Where progress is logged.
       stop: Whether the run was asked to end.
     """
 
@@ -101,7 +119,7 @@ class Setting:
     steps_per_report: int
     steps_per_dispatch: int
     every_steps: int
-    reporter: runlog.Reporter
+    log: runlog.Reporter
     stop: interrupt.StopRequest
 
 
@@ -121,6 +139,11 @@ def train_stage(
     return loop.best()
 
 
+def random_stream(stage: str) -> int:
+    """The number of a stage's random stream, which depends on nothing but its name."""
+    return _PUBLISHED_STREAMS.get(stage, zlib.crc32(stage.encode()) & 0x7FFFFFFF)
+
+
 class _Loop:
     """The mutable part of `train_stage`."""
 
@@ -128,23 +151,20 @@ class _Loop:
         self, stage: Stage, setting: Setting, checkpoints: checkpoint.StageCheckpoints
     ) -> None:
         self._stage, self._setting, self._checkpoints = stage, setting, checkpoints
-        # The stage's name decides its random stream, so that it is the same whatever ran before.
-        stage_key = jax.random.fold_in(
-            setting.key, int.from_bytes(stage.name.encode()[:4], "little") & 0x7FFFFFFF
-        )
+        stage_key = jax.random.fold_in(setting.key, random_stream(stage.name))
         init_key, self._step_key = jax.random.split(stage_key)
         averaged = stage.average_decay > 0
         self._like = train_state.abstract_state(
             stage.model, stage.updater, mesh=setting.mesh, averaged=averaged
         )
         for line in runlog.describe_parameters(stage.name, self._like.params):
-            setting.reporter.line(line)
+            setting.log.line(line)
         # Either or: two states may not fit the devices.
-        restored = checkpoints.restore_latest(self._like, setting.mesh)
+        restored = checkpoints.latest.restore(self._like, setting.mesh)
         if restored is not None:
             self._state, self._progress = restored
-            setting.reporter.forget_after(stage.name, self._progress.step)
-            setting.reporter.line(f"{stage.name}: resumes at step {self._progress.step}")
+            setting.log.forget_after(stage.name, self._progress.step)
+            setting.log.line(f"{stage.name}: resumes at step {self._progress.step}")
         else:
             self._progress = checkpoint.Progress(stage=stage.name)
             self._state = train_state.init_state(
@@ -152,7 +172,7 @@ class _Loop:
                 stage.updater,
                 key=init_key,
                 mesh=setting.mesh,
-                constants=stage.constants,
+                constants=stage.make_constants(),
                 averaged=averaged,
             )
             if stage.start_from is not None:
@@ -174,10 +194,10 @@ class _Loop:
     def best(self) -> tuple[train_state.TrainState, checkpoint.Progress]:
         self._checkpoints.wait()
         del self._state  # two states may not fit the devices
-        best = self._checkpoints.restore_best(self._like, self._setting.mesh)
+        best = self._checkpoints.best.restore(self._like, self._setting.mesh)
         if best is None:
             raise ValueError(
-                f"{self._checkpoints.latest_path()}: the stage is complete and its best state is "
+                f"{self._checkpoints.latest.path}: the stage is complete and its best state is "
                 "gone; delete the stage's folder and run again"
             )
         return best[0], self._progress
@@ -187,19 +207,18 @@ class _Loop:
         per_epoch = setting.source.steps_per_epoch
         epoch = progress.epochs_evaluated
         end = (epoch + 1) * per_epoch
-        weight = 0.0 if epoch < stage.distill_warmup_epochs else stage.distill_weight
+        taught = stage.distillation
+        weight = taught.weight if taught and epoch >= taught.warmup_epochs else 0.0
         distill_weight = jnp.asarray(weight, jnp.float32)
         start_s = self._reported_s = time.perf_counter()
-        setting.reporter.start_epoch(
-            stage.name, epoch, per_epoch, progress.step - epoch * per_epoch
-        )
+        setting.log.start_epoch(stage.name, epoch, per_epoch, progress.step - epoch * per_epoch)
         batches = pipeline.make_train_iterator(setting.source, start=progress.step)
         while progress.step < end:
             count = self._count_steps(end)
             group = self._fetch(batches, count)
             self._state, metrics = self._steps(
                 self._state,
-                stage.frozen_teacher,
+                taught.frozen if taught else None,
                 setting.corpus,
                 group,
                 distill_weight,
@@ -211,17 +230,17 @@ class _Loop:
             if progress.step % setting.steps_per_report == 0 or progress.step == end:
                 self._report_pending()
             self._maybe_save(start_s, end)
-        setting.reporter.end_epoch()
+        setting.log.end_epoch()
         if self._end_epoch is not None:
             key = jax.random.fold_in(self._epoch_key, epoch)
-            self._state, told = self._end_epoch(self._state, key)
-            values = {name: float(value) for name, value in told.items()}
+            self._state, found = self._end_epoch(self._state, key)
+            values = {name: float(value) for name, value in found.items()}
             if values:
-                setting.reporter.metrics(stage.name, progress.step, values)
+                setting.log.metrics(stage.name, progress.step, values)
         progress.example_s += time.perf_counter() - start_s
         self._finish_epoch()
         progress.train_s += time.perf_counter() - start_s
-        self._checkpoints.save_latest(self._state, progress)
+        self._checkpoints.latest.save(self._state, progress)
         if setting.stop.reached(progress.step) and not self.is_done():
             self._stop()
 
@@ -256,13 +275,14 @@ class _Loop:
 
     def _compile_steps(self) -> train_step.Steps:
         stage, setting = self._stage, self._setting
+        taught = stage.distillation
         step = train_step.make_train_step(
             stage.model,
             stage.updater,
             num_items=stage.model.spec.num_items,
             num_negatives=setting.num_negatives,
-            teacher=stage.teacher,
-            distill_temperature=stage.distill_temperature,
+            teacher=taught.teacher if taught else None,
+            distill_temperature=taught.temperature if taught else 1.0,
             average_decay=stage.average_decay,
             loss_method=stage.loss_method,
         )
@@ -304,22 +324,22 @@ class _Loop:
         values["perf/examples_per_s"] = rate
         values["perf/data_wait_share"] = self._waited_s / elapsed_s
         self._reported_s, self._waited_s = now_s, 0.0
-        setting.reporter.metrics(self._stage.name, progress.step, values)
+        setting.log.metrics(self._stage.name, progress.step, values)
         parts = " ".join(
             f"{name.removeprefix('train/')} {value:.4f}"
             for name, value in values.items()
             if name.count("/") == 1 and name.startswith("train/")
         )
-        setting.reporter.advance(len(steps), f"{parts} {rate:,.0f} examples/s")
+        setting.log.advance(len(steps), f"{parts} {rate:,.0f} examples/s")
 
     def _raise_diverged(self, step: int, loss: float) -> None:
         setting, stage = self._setting, self._stage
-        setting.reporter.end_epoch()
+        setting.log.end_epoch()
         self._checkpoints.wait()
         epoch, index = divmod(step - 1, setting.source.steps_per_epoch)
-        good = self._checkpoints.latest_step
+        good = self._checkpoints.latest.step
         saved = (
-            f"the last good checkpoint is step {good} in {self._checkpoints.latest_path()}"
+            f"the last good checkpoint is step {good} in {self._checkpoints.latest.path}"
             if good is not None
             else "no checkpoint was saved yet"
         )
@@ -345,12 +365,12 @@ class _Loop:
             train_s=progress.train_s + elapsed_s,
             example_s=progress.example_s + elapsed_s,
         )
-        self._checkpoints.save_latest(self._state, saved)
+        self._checkpoints.latest.save(self._state, saved)
         if stop:
             self._stop()
 
     def _stop(self) -> None:
-        self._setting.reporter.end_epoch()
+        self._setting.log.end_epoch()
         self._checkpoints.wait()
         raise interrupt.InterruptedRunError(
             f"{self._stage.name}: stopped at step {self._progress.step}, state saved; the same "
@@ -358,30 +378,30 @@ class _Loop:
         )
 
     def _finish_epoch(self) -> None:
-        stage, progress, reporter = self._stage, self._progress, self._setting.reporter
+        stage, progress, log = self._stage, self._progress, self._setting.log
         progress.epochs_evaluated += 1
         if stage.validate is None:
             progress.best_step = progress.step
-            self._checkpoints.save_best(self._state, progress)
-            reporter.line(f"{stage.name} epoch {progress.epochs_evaluated:>3}")
+            self._checkpoints.best.save(self._state, progress)
+            log.line(f"{stage.name} epoch {progress.epochs_evaluated:>3}")
             return
         summary = stage.validate(train_state.freeze(self._state))
         score = summary["macro"][stage.score_name]
         is_best = score > progress.best_score
         if is_best:
             progress.best_score, progress.best_step, progress.bad_epochs = score, progress.step, 0
-            self._checkpoints.save_best(self._state, progress)
+            self._checkpoints.best.save(self._state, progress)
         else:
             progress.bad_epochs += 1
         values = {f"eval/macro/{name}": value for name, value in summary["macro"].items()}
         for scenario, row in summary["scenarios"].items():
             values |= {f"eval/{scenario}/{name}": value for name, value in row.items()}
-        reporter.metrics(stage.name, progress.step, values)
+        log.metrics(stage.name, progress.step, values)
         recalls = "  ".join(
             f"{scenario} {100 * row[stage.score_name]:.1f}"
             for scenario, row in summary["scenarios"].items()
         )
-        reporter.line(
+        log.line(
             f"{stage.name} epoch {progress.epochs_evaluated:>3}  validation {stage.score_name} % "
             f"macro {100 * score:.2f}  {recalls}{'  best' if is_best else ''}"
         )

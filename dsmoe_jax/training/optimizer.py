@@ -1,4 +1,4 @@
-"""The optimiser of the paper's recipe, and what a step needs of any way to update parameters."""
+"""Optimizers: the paper's recipe, and the protocol of everything that updates parameters."""
 
 import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -35,7 +35,7 @@ def make_optimizer(
     )
 
 
-class Shown(NamedTuple):
+class Gathered(NamedTuple):
     """What a step gives the model.
 
     Attributes:
@@ -44,7 +44,7 @@ class Shown(NamedTuple):
       items: The candidates, likewise.
       constants: The corpus constants, whose item axis these ids index too.
       opt_state: With what the update needs to know.
-      touched: What a batch touches, by table, where not all is updated.
+      touched_rows: The rows that a batch touches, by table, where not all are updated.
     """
 
     params: Any
@@ -52,7 +52,7 @@ class Shown(NamedTuple):
     items: batch_lib.Items
     constants: dict[str, jax.Array]
     opt_state: Any
-    touched: dict[str, Any]
+    touched_rows: dict[str, Any]
 
 
 @runtime_checkable
@@ -62,29 +62,29 @@ class Updater(Protocol):
     def init(self, params: Any) -> Any:
         """The initial state."""
 
-    def show(
+    def gather(
         self,
         params: Any,
         opt_state: Any,
         users: batch_lib.Users,
         items: batch_lib.Items,
         constants: dict[str, jax.Array],
-    ) -> Shown:
+    ) -> Gathered:
         """What the model is given in a step."""
 
     def update(
-        self, gradient: Any, params: Any, shown: Shown, step: Int[jax.Array, ""]
+        self, gradient: Any, params: Any, gathered: Gathered, step: Int[jax.Array, ""]
     ) -> tuple[Any, Any]:
         """The next parameters and state.
 
         Args:
-          gradient: With respect to `shown.params`.
+          gradient: With respect to `gathered.params`.
           params: Before the step, whole.
-          shown: From `show`.
+          gathered: From `gather`.
           step: Steps taken before this one.
         """
 
-    def average(self, average: Any, params: Any, shown: Shown, share: jax.Array) -> Any:
+    def average(self, average: Any, params: Any, gathered: Gathered, share: jax.Array) -> Any:
         """The averaged parameters, moved by a share towards the new ones."""
 
 
@@ -102,25 +102,25 @@ class Dense:
         """See `Updater`."""
         return self.optimizer.init(params)
 
-    def show(
+    def gather(
         self,
         params: Any,
         opt_state: Any,
         users: batch_lib.Users,
         items: batch_lib.Items,
         constants: dict[str, jax.Array],
-    ) -> Shown:
+    ) -> Gathered:
         """All as it is."""
-        return Shown(params, users, items, constants, opt_state, {})
+        return Gathered(params, users, items, constants, opt_state, {})
 
     def update(
-        self, gradient: Any, params: Any, shown: Shown, step: Int[jax.Array, ""]
+        self, gradient: Any, params: Any, gathered: Gathered, step: Int[jax.Array, ""]
     ) -> tuple[Any, Any]:
         """See `Updater`."""
-        updates, opt_state = self.optimizer.update(gradient, shown.opt_state, params)
+        updates, opt_state = self.optimizer.update(gradient, gathered.opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    def average(self, average: Any, params: Any, shown: Shown, share: jax.Array) -> Any:
+    def average(self, average: Any, params: Any, gathered: Gathered, share: jax.Array) -> Any:
         """See `Updater`."""
         return move_towards(average, params, share)
 

@@ -1,8 +1,8 @@
-"""Updates of large embedding tables that touch the rows of a batch and no other.
+"""Row-sparse optimizer: updates of large embedding tables by the rows of a batch.
 
-Owns which rows a batch touches, how a model is shown those rows in place of the tables, and their
-update. The model does not know: it gets tables of the touched rows and ids that point into them.
-The cost of a step depends on the batch, not on the tables.
+Owns which rows a batch touches, how they are gathered for the model in place of the tables, and
+their update. The model does not know: it gets tables of the touched rows and ids that point into
+them. The cost of a step depends on the batch, not on the tables.
 
 A table that several features index (a history and the item tower, say) is gathered and updated
 once, with the sum of their gradients.
@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
+from dsmoe_jax.config import schema
 from dsmoe_jax.training import large_tables, optimizer, sharding
 
 # Smaller tables cost less than a batch of histories when they are updated whole.
@@ -61,16 +62,16 @@ class OptState(NamedTuple):
     rows: dict[str, RowState]
 
 
-class Touched(NamedTuple):
+class TouchedRows(NamedTuple):
     """The rows of one table that a batch touches.
 
     Attributes:
       id_T: Row of every occurrence.
-      stands_T: Whether an occurrence stands for its row.
+      unique_T: Whether it is the one occurrence of its row that is written back.
     """
 
     id_T: Int[jax.Array, "T"]
-    stands_T: Bool[jax.Array, "T"]
+    unique_T: Bool[jax.Array, "T"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +135,14 @@ class RowSparse:
             )
         return OptState(self.dense.init(rest), rows)
 
-    def show(
+    def gather(
         self,
         params: Any,
         opt_state: OptState,
         users: batch_lib.Users,
         items: batch_lib.Items,
         constants: dict[str, jax.Array],
-    ) -> optimizer.Shown:
+    ) -> optimizer.Gathered:
         """Parameters with the touched rows in place of the tables, and ids that point into them.
 
         Raises:
@@ -150,7 +151,7 @@ class RowSparse:
         """
         tables, rest = large_tables.split(params, self.names)
         used = large_tables.read_ids(self.spec, users, items, self.names)
-        shown, touched, written = {}, {}, dict(opt_state.rows)
+        gathered, touched, written = {}, {}, dict(opt_state.rows)
         slots: dict[str, Callable[[jax.Array], jax.Array]] = {}
         for name, table_VE in tables.items():
             parts = [ids.reshape(-1) for ids in used[name]]
@@ -162,23 +163,23 @@ class RowSparse:
             slot_V = written[name].slot_V.at[row_T].set(position_T, mode="drop")
             written[name] = written[name]._replace(slot_V=slot_V)
             slot_T = self._whole(slot_V[id_T])
-            touched[name] = Touched(id_T, slot_T == position_T)
-            shown[name] = self._whole(table_VE[id_T])
+            touched[name] = TouchedRows(id_T, slot_T == position_T)
+            gathered[name] = self._whole(table_VE[id_T])
             # The same order as the ids were read in; the first slot is padding's own.
             stops = np.cumsum([part.size for part in parts])[:-1]
             slots[name] = _deal([self._whole(part) for part in jnp.split(slot_T[1:], stops)])
         users, items = large_tables.map_ids(self.spec, users, items, slots)
-        return optimizer.Shown(
-            large_tables.join(shown, rest),
+        return optimizer.Gathered(
+            large_tables.join(gathered, rest),
             users,
             items,
-            self._show_constants(constants, touched),
+            self._gather_constants(constants, touched),
             opt_state._replace(rows=written),
             touched,
         )
 
-    def _show_constants(
-        self, constants: dict[str, jax.Array], touched: dict[str, Touched]
+    def _gather_constants(
+        self, constants: dict[str, jax.Array], touched: dict[str, TouchedRows]
     ) -> dict[str, jax.Array]:
         """The touched items of every constant, where item ids become slots.
 
@@ -199,17 +200,10 @@ class RowSparse:
         }
 
     def update(
-        self, gradient: Any, params: Any, shown: optimizer.Shown, step: Int[jax.Array, ""]
+        self, gradient: Any, params: Any, gathered: optimizer.Gathered, step: Int[jax.Array, ""]
     ) -> tuple[Any, OptState]:
-        """The next parameters and state.
-
-        Args:
-          gradient: With respect to what the model was shown.
-          params: Before the step, whole.
-          shown: From `show`.
-          step: Steps taken before this one.
-        """
-        opt_state = shown.opt_state
+        """See `optimizer.Updater`."""
+        opt_state = gathered.opt_state
         gradients, rest_gradient = large_tables.split(gradient, self.names)
         tables, rest = large_tables.split(params, self.names)
         updates, dense = self.dense.update(rest_gradient, opt_state.dense, rest)
@@ -217,11 +211,13 @@ class RowSparse:
         rows = {}
         for name, table_VE in tables.items():
             tables[name], rows[name] = self._update_rows(
-                table_VE, opt_state.rows[name], gradients[name], shown.touched[name], step
+                table_VE, opt_state.rows[name], gradients[name], gathered.touched_rows[name], step
             )
         return large_tables.join(tables, rest), OptState(dense, rows)
 
-    def average(self, average: Any, params: Any, shown: optimizer.Shown, share: jax.Array) -> Any:
+    def average(
+        self, average: Any, params: Any, gathered: optimizer.Gathered, share: jax.Array
+    ) -> Any:
         """As `optimizer.Dense.average`, but untouched rows keep their average."""
         old, old_rest = large_tables.split(average, self.names)
         new, new_rest = large_tables.split(params, self.names)
@@ -230,14 +226,14 @@ class RowSparse:
         def move(
             first: jax.Array,
             tables: tuple[jax.Array, jax.Array],
-            touched: Touched,
+            touched: TouchedRows,
             share: jax.Array,
         ) -> jax.Array:
             mine = _own(touched, first, tables[0].shape[0])
             old_TE, new_TE = (table_WE[mine.id_T] for table_WE in tables)
             return _write(tables[0], mine, optimizer.move_towards(old_TE, new_TE, share))
 
-        for name, touched in shown.touched.items():
+        for name, touched in gathered.touched_rows.items():
             old[name] = self._on_owners(move, (old[name], new[name]), touched, share)
         return large_tables.join(old, rest)
 
@@ -246,7 +242,7 @@ class RowSparse:
         table_VE: Float[jax.Array, "V E"],
         state: RowState,
         gradient_TE: Float[jax.Array, "T E"],
-        touched: Touched,
+        touched: TouchedRows,
         step: Int[jax.Array, ""],
     ) -> tuple[Float[jax.Array, "V E"], RowState]:
         table_VE, mean_VE, square_VE = self._on_owners(
@@ -261,7 +257,7 @@ class RowSparse:
         self,
         first: Int[jax.Array, ""],
         tables: tuple[jax.Array, jax.Array, jax.Array],
-        touched: Touched,
+        touched: TouchedRows,
         gradient: tuple[jax.Array, jax.Array],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Values and moments of the rows from `first` on, after a step."""
@@ -296,7 +292,7 @@ class RowSparse:
         self,
         function: Callable[..., Any],
         tables: tuple[jax.Array, ...],
-        touched: Touched,
+        touched: TouchedRows,
         argument: Any,
     ) -> Any:
         """`function(first, tables, touched, argument)` on each device with the rows that it owns.
@@ -313,7 +309,7 @@ class RowSparse:
             return function(jnp.int32(0), tables, touched, argument)
         share = rows // mesh.size
 
-        def run(tables: tuple[jax.Array, ...], touched: Touched, argument: Any) -> Any:
+        def run(tables: tuple[jax.Array, ...], touched: TouchedRows, argument: Any) -> Any:
             first = jax.lax.axis_index(sharding.AXIS) * share
             return function(first, tables, touched, argument)
 
@@ -323,25 +319,41 @@ class RowSparse:
         )
 
 
+def make_updater(
+    chosen: schema.OptimConfig,
+    spec: features.FeatureSpec,
+    mesh: sharding.AnyMesh,
+    learning_rate: float,
+    weight_decay: float,
+    beta_2: float = optimizer.BETA_2,
+) -> optimizer.Updater:
+    """The updater of a configuration; see `RowSparse` for its numbers."""
+    if chosen.embedding == "dense":
+        return optimizer.Dense(optimizer.make_optimizer(learning_rate, weight_decay, beta_2))
+    return RowSparse(
+        spec, learning_rate, weight_decay, chosen.row_method, chosen.min_rows, mesh, beta_2
+    )
+
+
 def _deal(parts: list[jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """Hands parts out in their order, in the shapes of what they stand for."""
+    """Hands parts out in their order, in the shapes of what they replace."""
     left = iter(parts)
     return lambda ids: next(left).reshape(ids.shape)
 
 
-def _own(touched: Touched, first: Int[jax.Array, ""], rows: int) -> Touched:
+def _own(touched: TouchedRows, first: Int[jax.Array, ""], rows: int) -> TouchedRows:
     """What is touched of the rows [first, first + rows), with ids that count from there.
 
-    Padding, which is never written, and the rows of others stand for nothing; their ids are 0.
+    Padding, which is never written, and the rows of others are not unique here; their ids are 0.
     """
     id_T = touched.id_T - first
     owned_T = (id_T >= 0) & (id_T < rows)
-    return Touched(jnp.where(owned_T, id_T, 0), touched.stands_T & owned_T & (touched.id_T > 0))
+    return TouchedRows(jnp.where(owned_T, id_T, 0), touched.unique_T & owned_T & (touched.id_T > 0))
 
 
 def _write(
-    whole_WE: Float[jax.Array, "W E"], mine: Touched, values_TE: Float[jax.Array, "T E"]
+    whole_WE: Float[jax.Array, "W E"], mine: TouchedRows, values_TE: Float[jax.Array, "T E"]
 ) -> Float[jax.Array, "W E"]:
-    """Replaces the rows that something stands for."""
-    row_T = jnp.where(mine.stands_T, mine.id_T, whole_WE.shape[0])
+    """Replaces the touched rows, each once."""
+    row_T = jnp.where(mine.unique_T, mine.id_T, whole_WE.shape[0])
     return whole_WE.at[row_T].set(values_TE, mode="drop")

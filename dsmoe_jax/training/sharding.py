@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh over all devices, batches by examples, large tables by rows.
+"""Sharding: one mesh over all devices, batches by examples, large tables by rows.
 
 Owns the layout rules. A table is sharded over every device of the mesh, so that a lookup moves
 bytes in proportion to the batch and not to the table; so are the features of a large corpus;

@@ -1,4 +1,4 @@
-"""What a stage of training carries from step to step."""
+"""Training state: parameters, statistics, optimizer state and their moving average."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,6 +36,11 @@ class Frozen(NamedTuple):
 
     params: Any
     model_state: dict[str, Any]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What Flax applies a model with."""
+        return {"params": self.params, **self.model_state}
 
 
 def freeze(state: TrainState) -> Frozen:

@@ -1,4 +1,4 @@
-"""One step of training: candidates, logits, loss, gradient, update. Pure.
+"""Training step, a pure function: candidates, logits, loss, gradient, update.
 
 Owns the objective that stages share: BCE over a positive and its sampled negatives, plus the
 model's auxiliary losses, plus the distillation term when a teacher is given. The teacher is an
@@ -120,7 +120,7 @@ def make_train_step(
         teacher_logit_BG = None
         if teacher is not None and frozen_teacher is not None:
             teacher_logit_BG, _ = teacher.apply(
-                {"params": frozen_teacher.params, **frozen_teacher.model_state},
+                frozen_teacher.variables,
                 batch.users,
                 items,
                 batch.scenario_B,
@@ -131,29 +131,29 @@ def make_train_step(
         if isinstance(model, two_tower.Matcher) and not loss_method:
             unlabelled_BX = model.draw_unlabelled(batch.users, batch.scenario_B, unlabelled_key)
         if unlabelled_BX is not None:
-            # Beside the candidates: an updater is shown all items of a step at once.
+            # Beside the candidates: an updater gathers all items of a step at once.
             shown_BX = jnp.concatenate([candidate_BG, unlabelled_BX], axis=1)
             items = batch_lib.take_items(corpus, shown_BX)
         constants = state.model_state.get("constants", {})
-        shown = updater.show(state.params, state.opt_state, batch.users, items, constants)
+        gathered = updater.gather(state.params, state.opt_state, batch.users, items, constants)
         gradient, (model_state, metrics) = jax.grad(objective, has_aux=True)(
-            shown.params,
+            gathered.params,
             state.model_state,
-            shown.constants,
-            shown.users,
+            gathered.constants,
+            gathered.users,
             batch.scenario_B,
-            shown.items,
+            gathered.items,
             teacher_logit_BG,
             distill_weight,
             dropout_key,
         )
-        params, opt_state = updater.update(gradient, state.params, shown, state.step)
+        params, opt_state = updater.update(gradient, state.params, gathered, state.step)
         state = state._replace(
             step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state
         )
 
         def move(average: Any, params: Any, share: jax.Array) -> Any:
-            return updater.average(average, params, shown, share)
+            return updater.average(average, params, gathered, share)
 
         return train_state.move_average(state, average_decay, move), metrics
 
@@ -165,24 +165,22 @@ def make_end_epoch(
 ) -> Callable[[train_state.TrainState, jax.Array], tuple[train_state.TrainState, Metrics]] | None:
     """The jitted `end(state, key)` of a model that does something after an epoch, else None.
 
-    It returns the state and what the model tells of the epoch.
+    It returns the state and the model's metrics of the epoch.
 
     Args:
-      model: A matcher may define it; see `two_tower.Matcher.end_epoch`.
+      model: A matcher may declare it; see `two_tower.Matcher.has_end_epoch`.
       mesh: The devices.
       state: A `TrainState`, or its shapes.
     """
-    if getattr(type(model), "end_epoch", two_tower.Matcher.end_epoch) is (
-        two_tower.Matcher.end_epoch
-    ):
+    if not (isinstance(model, two_tower.Matcher) and model.has_end_epoch):
         return None
 
     def end(
         state: train_state.TrainState, key: jax.Array
     ) -> tuple[train_state.TrainState, Metrics]:
         mutable = [name for name in ("params", *state.model_state) if name != "constants"]
-        told, updated = model.apply(
-            {"params": state.params, **state.model_state},
+        found, updated = model.apply(
+            train_state.Frozen(state.params, state.model_state).variables,
             mutable=mutable,
             rngs={"dropout": key},
             method="end_epoch",
@@ -191,12 +189,9 @@ def make_end_epoch(
         ended = state._replace(
             params=updated["params"], model_state={**state.model_state, **tracked}
         )
-        return ended, {f"train/{name}": value for name, value in told.items()}
+        return ended, {f"train/{name}": value for name, value in found.items()}
 
-    layout = sharding.state_sharding(mesh, state)
-    jitted: Callable[..., tuple[train_state.TrainState, Metrics]] = jax.jit(
-        end, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh))
-    )
+    jitted: Steps = jit_step(end, mesh, state)
     return jitted
 
 

@@ -68,8 +68,12 @@ def test_the_trial_that_is_best_beside_the_prior_need_not_be_best_alone(store, m
     prior = {"weight": 0.5, "half_life_days": None, "prior_clicks": 3.0}
     monkeypatch.setattr(
         builtin.PriorChooser,
-        "best_prior",
-        lambda chooser, scorer: (float(scorer is RANDOM[1]), prior),
+        "add_prior",
+        lambda chooser, settings, scorer: (
+            float(scorer is RANDOM[1]),
+            {**settings, **prior},
+            scorer,
+        ),
     )
     row, with_prior = evaluate_trials(store, make_oracle(store, "validation"), RANDOM)
     assert row.settings == {"kind": "oracle of validation"}

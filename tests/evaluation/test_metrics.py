@@ -45,12 +45,11 @@ def test_take_rows_keeps_order_and_repeats():
     assert taken.items.tolist() == [3, 4, 5, 1, 2, 3, 4, 5]
 
 
-def test_literal_recall_hit_rate_and_ndcg():
+def test_literal_hits_and_ndcg():
     hit_QT = np.array([[True, False, True, False], [False, False, False, True]])
     relevant_Q = np.array([3, 1])
-    np.testing.assert_allclose(metrics.recall_at_k(hit_QT, relevant_Q, 2), [1 / 3, 0.0])
-    np.testing.assert_allclose(metrics.recall_at_k(hit_QT, relevant_Q, 4), [2 / 3, 1.0])
-    np.testing.assert_allclose(metrics.hit_rate_at_k(hit_QT, 2), [1.0, 0.0])
+    assert metrics.hits_at_k(hit_QT, 2).tolist() == [1, 0]
+    assert metrics.hits_at_k(hit_QT, 4).tolist() == [2, 1]
     # Ranks 1 and 3 gain 1 and 1/2; the ideal list of three gains 1 + 1/log2(3) + 1/2.
     ideal = 1 + 1 / math.log2(3) + 0.5
     np.testing.assert_allclose(
@@ -66,17 +65,15 @@ def test_metrics_equal_a_loop_over_the_definitions(k):
     item_QT, rows = draw_lists(seed=1)
     hit_QT = metrics.find_members(item_QT, make_ragged(rows))
     relevant_Q = np.array([len(row) for row in rows])
-    recall, hit_rate, ndcg = [], [], []
+    hits, ndcg = [], []
     for listed, row in zip(item_QT.tolist(), rows, strict=True):
         relevant = set(row.tolist())
         top = listed[:k]
-        recall.append(len(relevant & set(top)) / len(relevant))
-        hit_rate.append(float(bool(relevant & set(top))))
+        hits.append(len(relevant & set(top)))
         gain = sum(1 / math.log2(rank + 2) for rank, item in enumerate(top) if item in relevant)
         ideal = sum(1 / math.log2(rank + 2) for rank in range(min(k, len(relevant))))
         ndcg.append(gain / ideal)
-    np.testing.assert_allclose(metrics.recall_at_k(hit_QT, relevant_Q, k), recall)
-    np.testing.assert_allclose(metrics.hit_rate_at_k(hit_QT, k), hit_rate)
+    assert metrics.hits_at_k(hit_QT, k).tolist() == hits
     np.testing.assert_allclose(metrics.ndcg_at_k(hit_QT, relevant_Q, k), ndcg)
 
 
@@ -87,16 +84,13 @@ def test_reciprocal_rank_is_of_the_first_hit_and_one_below_the_depth_without_one
     np.testing.assert_allclose(metrics.reciprocal_rank(hit_QT[:, :0], 2500), [1 / 2501] * 4)
 
 
-def test_a_perfect_list_scores_one_in_ndcg_and_k_over_relevant_in_recall():
-    hit_QT = np.ones((1, 4), bool)
-    assert metrics.ndcg_at_k(hit_QT, np.array([9]), 4) == pytest.approx(1.0)
-    assert metrics.recall_at_k(hit_QT, np.array([9]), 4) == pytest.approx(4 / 9)
+def test_a_perfect_list_scores_one_in_ndcg():
+    assert metrics.ndcg_at_k(np.ones((1, 4), bool), np.array([9]), 4) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("metric", [metrics.recall_at_k, metrics.ndcg_at_k])
-def test_a_query_without_relevant_items_is_refused(metric):
+def test_a_query_without_relevant_items_is_refused():
     with pytest.raises(ValueError, match="query 1: expected at least 1 relevant item, got 0"):
-        metric(np.zeros((2, 3), bool), np.array([1, 0]), 2)
+        metrics.ndcg_at_k(np.zeros((2, 3), bool), np.array([1, 0]), 2)
 
 
 def test_log_loss_literal_values_and_large_logits():

@@ -35,7 +35,7 @@ def draw_scores(store, split, seed=0):
 
 
 def judge_scores(store, score_QV, split="test", config=CONFIG, batch=7):
-    judge = protocol.Judge(store, config, split)
+    judge = protocol.Protocol(store, config, split)
     query_Q = np.arange(len(score_QV))
     for start in range(0, len(query_Q), batch):
         ids = query_Q[start : start + batch]
@@ -55,7 +55,9 @@ def test_evaluation_equals_a_loop_over_the_definition(store, remove_seen):
         relevant = relevant_items(store, "test", query)
         for k in CONFIG.k:
             expected = len(set(candidates[:k]) & relevant) / len(relevant)
-            assert evaluation.recall[k][query] == pytest.approx(expected)
+            # Divided once, so exact.
+            assert evaluation.recall[k][query] == expected
+            assert evaluation.hit_rate[k][query] == bool(expected)
         assert evaluation.relevant_Q[query] == len(relevant)
     assert evaluation.seen_removed is remove_seen
     assert evaluation.num_candidates == tiny.NUM_ITEMS
@@ -79,7 +81,7 @@ def test_reciprocal_rank_looks_further_than_the_cut_offs(store):
     summary = evaluation.summarise()
     mean_S = [evaluation.mrr_Q[evaluation.scenario_Q == s].mean() for s in range(3)]
     assert summary["scenarios"]["C"]["mrr"] == pytest.approx(mean_S[2])
-    judge = protocol.Judge(store, config, "test")
+    judge = protocol.Protocol(store, config, "test")
     assert judge.list_length(np.arange(3)) >= 9
 
 
@@ -87,7 +89,7 @@ def test_lists_with_room_for_seen_items_give_the_same_as_scores(store):
     score_QV = draw_scores(store, "test")
     score_QV[:, 0] = -np.inf
     by_score = judge_scores(store, score_QV)
-    judge = protocol.Judge(store, CONFIG, "test")
+    judge = protocol.Protocol(store, CONFIG, "test")
     for _, ids in judge.group_by_scenario(np.arange(len(score_QV)), 16):
         T = judge.list_length(ids)
         item_BT = np.argsort(-score_QV[ids], axis=1)[:, :T].astype(np.int32)
@@ -122,14 +124,14 @@ def test_list_length_leaves_room_for_the_longest_seen_set_only_when_removing(sto
     ids = np.arange(len(table.rows_QC))
     longest = int(np.diff(table.seen.indptr).max())
     assert longest > 5
-    removing = protocol.Judge(store, CONFIG, "test").list_length(ids)
+    removing = protocol.Protocol(store, CONFIG, "test").list_length(ids)
     assert 5 + longest <= removing <= max(5 + 2 * longest, 5 + 16)
     keeping = dataclasses.replace(CONFIG, remove_seen=False)
-    assert protocol.Judge(store, keeping, "test").list_length(ids) == 5
+    assert protocol.Protocol(store, keeping, "test").list_length(ids) == 5
 
 
 def test_groups_hold_each_query_once_and_one_scenario_each(store):
-    judge = protocol.Judge(store, CONFIG, "test")
+    judge = protocol.Protocol(store, CONFIG, "test")
     scenario_Q = store.queries("test").rows_QC[:, store.columns["scenario"]]
     query_Q = np.arange(len(scenario_Q))
     groups = list(judge.group_by_scenario(query_Q, 6))
@@ -215,7 +217,7 @@ def test_description_names_candidates_queries_cuts_and_rule(store):
 def test_log_loss_counts_each_positive_with_its_negatives(store):
     num_queries = len(store.queries("validation").rows_QC)
     logit_QV = np.full((num_queries, store.spec.num_items), -2.0, np.float32)
-    judge = protocol.Judge(store, CONFIG, "validation")
+    judge = protocol.Protocol(store, CONFIG, "validation")
     ids = np.arange(num_queries)
     judge.add_log_loss(ids, logit_QV, num_negatives=4, seed=0)
     judge.add_scores(ids, logit_QV)
@@ -234,12 +236,12 @@ def test_log_loss_never_takes_the_positive_as_its_negative_and_ignores_batching(
         if len(relevant) == 1:
             single.append(query)
             logit_QV[query, list(relevant)] = 30.0
-    whole = protocol.Judge(store, CONFIG, "validation")
+    whole = protocol.Protocol(store, CONFIG, "validation")
     whole.add_log_loss(np.arange(num_queries), logit_QV, num_negatives=50, seed=3)
     # A query with one relevant item is predicted perfectly unless that item is drawn.
     assert len(single) > 10
     assert whole._losses[0][single].max() < 1e-9
-    parts = protocol.Judge(store, CONFIG, "validation")
+    parts = protocol.Protocol(store, CONFIG, "validation")
     for start in range(0, num_queries, 5):
         ids = np.arange(start, min(start + 5, num_queries))
         parts.add_log_loss(ids, logit_QV[ids], num_negatives=50, seed=3)
@@ -260,4 +262,4 @@ def test_comparison_is_paired_and_needs_the_same_queries(store):
 
 def test_nothing_to_evaluate_is_refused(store):
     with pytest.raises(ValueError, match="expected at least one query"):
-        protocol.Judge(store, CONFIG, "test").finish()
+        protocol.Protocol(store, CONFIG, "test").finish()

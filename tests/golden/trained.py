@@ -184,8 +184,7 @@ class Training:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply(model: nn.Module, method: str, frozen: train_state.Frozen, *args: Any) -> Any:
-    variables = {"params": frozen.params, **frozen.model_state}
-    return model.apply(variables, *args, train=False, method=method)
+    return model.apply(frozen.variables, *args, train=False, method=method)
 
 
 def of_matcher(name: str) -> Callable[[], dict[str, Any]]:

@@ -83,7 +83,7 @@ def make_corpus():
 
 
 def embed_by_model(model, frozen, rows, scenario, method):
-    variables = {"params": frozen.params, **frozen.model_state}
+    variables = frozen.variables
     apply = jax.jit(functools.partial(model.apply, train=False, method=method))
     scenarios = jnp.full(rows.sparse_BF.shape[0] if method == "embed_user" else V, scenario)
     return apply(variables, rows, scenarios.astype(jnp.int32))[0]
@@ -107,7 +107,7 @@ def test_folded_tower_equals_the_model(side, changes):
     scenarios = 1 if side == "item" and "item_scenario" in changes else 4
     assert folded.first_SIF.shape[0] == folded.second_SFD.shape[0] == scenarios
     assert folded.first_SIF.shape[2] == 3 * 8
-    variables = {"params": frozen.params, **frozen.model_state}
+    variables = frozen.variables
     x_BI = np.random.default_rng(1).normal(size=(B, folded.first_SIF.shape[1])).astype("f")
     run = jax.jit(functools.partial(model.apply, method="run_tower"), static_argnums=1)
     for s in range(scenarios):

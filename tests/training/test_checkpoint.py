@@ -25,16 +25,16 @@ def checkpoints(tmp_path):
 
 
 def test_nothing_saved_is_nothing_restored(checkpoints):
-    assert checkpoints.restore_latest(make_state(0.0), sharding.make_mesh()) is None
-    assert checkpoints.latest_progress() is None
+    assert checkpoints.latest.restore(make_state(0.0), sharding.make_mesh()) is None
+    assert checkpoints.latest.progress() is None
 
 
 def test_state_and_progress_survive_on_fewer_devices(checkpoints):
     progress = checkpoint.Progress("student", step=3, best_score=0.25, bad_epochs=2, train_s=1.5)
-    checkpoints.save_latest(make_state(7.0), progress)
+    checkpoints.latest.save(make_state(7.0), progress)
     checkpoints.wait()
     mesh = sharding.make_mesh(jax.devices()[:4])
-    state, found = checkpoints.restore_latest(make_state(0.0), mesh)
+    state, found = checkpoints.latest.restore(make_state(0.0), mesh)
     assert found == progress
     assert isinstance(state, train_state.TrainState)
     table = state.params["item_table"]
@@ -48,22 +48,22 @@ def test_an_average_is_saved_with_the_state(checkpoints):
         state = make_state(value)
         return state._replace(average=train_state.Frozen({"w": jnp.full(2, value)}, {}))
 
-    checkpoints.save_latest(averaged(7.0), checkpoint.Progress("student", step=3))
+    checkpoints.latest.save(averaged(7.0), checkpoint.Progress("student", step=3))
     checkpoints.wait()
-    state, _ = checkpoints.restore_latest(averaged(0.0), sharding.make_mesh())
+    state, _ = checkpoints.latest.restore(averaged(0.0), sharding.make_mesh())
     assert isinstance(state.average, train_state.Frozen)
     np.testing.assert_array_equal(np.asarray(state.average.params["w"]), [7.0, 7.0])
 
 
 def test_the_best_state_outlives_later_progress(checkpoints):
     mesh = sharding.make_mesh()
-    checkpoints.save_best(make_state(1.0), checkpoint.Progress("student", step=3, best_score=0.5))
+    checkpoints.best.save(make_state(1.0), checkpoint.Progress("student", step=3, best_score=0.5))
     for step in (3, 6, 9):
-        checkpoints.save_latest(make_state(step), checkpoint.Progress("student", step=step))
+        checkpoints.latest.save(make_state(step), checkpoint.Progress("student", step=step))
     checkpoints.wait()
-    assert checkpoints.latest_progress().step == 9
-    best, progress = checkpoints.restore_best(make_state(0.0), mesh)
-    latest, _ = checkpoints.restore_latest(make_state(0.0), mesh)
+    assert checkpoints.latest.progress().step == 9
+    best, progress = checkpoints.best.restore(make_state(0.0), mesh)
+    latest, _ = checkpoints.latest.restore(make_state(0.0), mesh)
     assert (progress.step, progress.best_score) == (3, 0.5)
     assert float(best.opt_state[0][0]) == 1.0
     assert float(latest.opt_state[0][0]) == 9.0
@@ -71,18 +71,18 @@ def test_the_best_state_outlives_later_progress(checkpoints):
 
 def test_saving_a_step_again_replaces_it(checkpoints):
     for value in (1.0, 2.0):
-        checkpoints.save_best(make_state(value), checkpoint.Progress("student", step=3))
+        checkpoints.best.save(make_state(value), checkpoint.Progress("student", step=3))
         checkpoints.wait()
-    state, _ = checkpoints.restore_best(make_state(0.0), sharding.make_mesh())
+    state, _ = checkpoints.best.restore(make_state(0.0), sharding.make_mesh())
     assert float(state.opt_state[0][0]) == 2.0
 
 
 def test_another_identity_is_refused_with_the_difference(checkpoints, tmp_path):
-    checkpoints.save_latest(make_state(1.0), checkpoint.Progress("student", step=3))
+    checkpoints.latest.save(make_state(1.0), checkpoint.Progress("student", step=3))
     checkpoints.wait()
     other = checkpoint.StageCheckpoints(tmp_path, "student", {"seed": 2, "data_hash": "ab"})
     with pytest.raises(ValueError) as caught:
-        other.restore_latest(make_state(0.0), sharding.make_mesh())
+        other.latest.restore(make_state(0.0), sharding.make_mesh())
     other.close()
     assert "data_hash: checkpoint 'absent', run 'ab', seed: checkpoint 1, run 2" in str(
         caught.value

@@ -45,7 +45,7 @@ class Session:
         )
         self.mesh = sharding.make_mesh(devices)
         model = tiny.make_matcher(spec)
-        self.reporter = runlog.Reporter(workdir, is_main=True)
+        self.log = runlog.Reporter(workdir, is_main=True)
         self.stop = StopAt(stop_step) if stop_step else interrupt.StopRequest()
         self.setting = train.Setting(
             mesh=self.mesh,
@@ -58,7 +58,7 @@ class Session:
             steps_per_report=1,
             steps_per_dispatch=1,
             every_steps=changes.pop("every_steps", 0),
-            reporter=self.reporter,
+            log=self.log,
             stop=self.stop,
         )
         self.stage = train.Stage(
@@ -88,7 +88,7 @@ class Session:
                 return train.train_stage(self.stage, self.setting, checkpoints)
         finally:
             checkpoints.close()
-            self.reporter.close()
+            self.log.close()
 
     def points(self):
         lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
@@ -128,13 +128,23 @@ def test_loss_falls_and_one_trace_serves_the_run(store, tmp_path, monkeypatch):
         return counted
 
     monkeypatch.setattr(train.train_step, "make_train_step", counting)
-    session = Session(
-        store, tmp_path / "run", max_epochs=15, devices=tiny.one_device(), distill_warmup_epochs=2
+    session = Session(store, tmp_path / "run", max_epochs=15, devices=tiny.one_device())
+    stage = session.stage
+    state = train_state.init_state(
+        stage.model, stage.updater, key=jax.random.key(1), mesh=session.mesh
     )
+    taught = train.Distillation(
+        stage.model, train_state.freeze(state), weight=1e-3, warmup_epochs=2
+    )
+    session.stage = dataclasses.replace(stage, distillation=taught)
     session.run()
     curve = session.curve()
     assert np.mean(curve[-3:]) < 0.9 * np.mean(curve[:3])
     assert len(traces) == 1
+    # Of the untrained teacher: told in every epoch, learned from after the warm-up.
+    last = session.points()[-2]
+    assert last["train/loss_distill"] > 0
+    assert last["train/loss"] > last["train/loss_task"]
 
 
 def test_waiting_for_data_is_told(store, tmp_path):

@@ -232,9 +232,9 @@ def test_row_wise_adagrad_by_hand(one):
         mean_VE=jnp.zeros((3, 0)), square_VE=jnp.asarray([[0.0], [7.0], [0.0]]), slot_V=None
     )
     # Row 1 occurs twice; its gradient is with the first.
-    touched = row_sparse.Touched(
+    touched = row_sparse.TouchedRows(
         id_T=jnp.asarray([0, 1, 1]),
-        stands_T=jnp.asarray([True, True, False]),
+        unique_T=jnp.asarray([True, True, False]),
     )
     gradient = jnp.asarray([[9.0, 9.0], [1.0, -1.0], [0.0, 0.0]])
     new, state = sparse._update_rows(

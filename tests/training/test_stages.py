@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dsmoe_jax.data import pipeline
-from dsmoe_jax.training import interrupt, train_state
+from dsmoe_jax.models import registry
+from dsmoe_jax.training import interrupt, loop, optimizer, sharding, train_state, train_step
 from tests import tiny
 from tests.training import test_loop
 
@@ -20,6 +21,8 @@ def store(tmp_path_factory):
 
 class Counting(tiny.TinyMatcher):
     """Counts its epochs, draws a number after each, and has losses of its own."""
+
+    has_end_epoch = True
 
     def setup(self):
         super().setup()
@@ -73,6 +76,36 @@ def test_end_of_epoch_changes_parameters_and_state_once_an_epoch(store, tmp_path
     assert state.model_state["epochs"]["count"] == 3
     assert len({*marks, 0.0}) == 4
     assert [p["train/epochs"] for p in session.points() if "train/epochs" in p] == [1, 2, 3]
+
+
+def test_only_a_declared_end_of_epoch_is_called(store):
+    class Quiet(Counting):
+        has_end_epoch = False
+
+    class Heir(Counting):
+        pass
+
+    spec = pipeline.features.select(
+        store.spec, exclude=(), history_length=4, scenario_history_length=3
+    )
+    mesh = sharding.make_mesh(tiny.one_device())
+    for model, is_called in ((Quiet(spec), False), (Heir(spec), True)):
+        updater = optimizer.Dense(optimizer.make_optimizer(1e-3, 0.0))
+        state = train_state.abstract_state(model, updater, mesh=mesh)
+        assert (train_step.make_end_epoch(model, mesh, state) is not None) == is_called
+
+
+def test_every_stage_has_a_random_stream_of_its_own():
+    names = ["teacher", "student", "contrast", "continue", "teach", "students", "pretrain", "next"]
+    names += [
+        stage.name for method in registry.MATCHERS.values() for stage in method().pretraining()
+    ]
+    streams = {name: loop.random_stream(name) for name in names}
+    assert len(set(streams.values())) == len(streams)
+    # Those of published records, the first four letters.
+    assert streams["teacher"] == int.from_bytes(b"teac", "little")
+    assert streams["student"] == int.from_bytes(b"stud", "little")
+    assert streams["contrast"] == int.from_bytes(b"cont", "little")
 
 
 def test_end_of_epoch_is_the_same_after_a_resumption(store, tmp_path):

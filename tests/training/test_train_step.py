@@ -150,7 +150,7 @@ def test_one_step_is_adam_on_the_loss_written_out(one):
     )
     items = batch_lib.take_items(one.corpus, candidate_BG)
     teacher_logit_BG, _ = one.ranker.apply(
-        {"params": frozen.params, **frozen.model_state},
+        frozen.variables,
         batch.users,
         items,
         batch.scenario_B,

@@ -1,1 +1,1 @@
-"""One file per data set, from official raw files to the store."""
+"""Data preparation: one file per data set, from official raw files to the store."""

@@ -1,4 +1,4 @@
-"""One piece of work ahead: a generator that runs in a thread while its consumer works.
+"""Prefetching: a generator that runs in a thread, one value ahead of its consumer.
 
 Owns nothing else. Parsing, sorting and hashing leave the interpreter free, so two cores share them.
 """

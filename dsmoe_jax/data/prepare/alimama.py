@@ -19,20 +19,19 @@ from typing import ClassVar
 import polars as pl
 
 from dsmoe_jax.config import schema
+from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import assemble, columns, entities, events, read
-from dsmoe_jax.data.synthetic import folders
 
 SAMPLES_FILE = "raw_sample.csv"
 ADS_FILE = "ad_feature.csv"
 PROFILES_FILE = "user_profile.csv"
 BEHAVIORS_FILE = "behavior_log.csv"
 BEIJING_S = 8 * 3600
-_DAY_S = 86_400
 # 2017-05-06 00:00 in Beijing, the first of eight days of impressions.
 _SAMPLES_START_S = 1_494_000_000
-_SAMPLES_STOP_S = _SAMPLES_START_S + 8 * _DAY_S
+_SAMPLES_STOP_S = _SAMPLES_START_S + 8 * store_lib.DAY_S
 # Behaviours cover 22 days, the impressions' last; a time outside them is impossible.
-_BEHAVIORS_START_S = _SAMPLES_STOP_S - 22 * _DAY_S
+_BEHAVIORS_START_S = _SAMPLES_STOP_S - 22 * store_lib.DAY_S
 
 _SAMPLE_COLUMNS = (
     columns.Column("user", "int", low=0),
@@ -107,7 +106,7 @@ class AlimamaConfig(schema.DataConfig):
         pool = ads.join(positives, left_on="adgroup_id", right_on="item", how="semi")
         features = [c.name for c in _PROFILE_COLUMNS if c.name not in ("userid", _LEVEL)]
         return assemble.Dataset(
-            name=folders.label(self.NAME, files[SAMPLES_FILE].parent),
+            name=read.label(self.NAME, files[SAMPLES_FILE].parent),
             scenarios=tuple(f"A{i + 1}" for i in range(len(self.levels))),
             users=entities.Table(users, key="userid", sparse=tuple(features)),
             items=entities.Table(

@@ -1,4 +1,4 @@
-"""From a data set in raw ids to the store: the steps every data set shares.
+"""Assembly of the store from a data set in raw ids: the steps every data set shares.
 
 Owns histories that hold only what came before, writing and reuse. Does not own reading raw files
 (`read.py`, one file per data set) nor what is held out (`splits.py`).
@@ -44,8 +44,9 @@ from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import entities, events, examples, splits, windows
 
-# Raised when the same inputs and settings give another content than before.
-VERSION = 1
+# Raised when the same inputs and settings give another content than before, so that stores in place
+# are prepared again; the package's own version is ignored.
+STORE_VERSION = 1
 _EPOCH = datetime.date(1970, 1, 1)
 
 
@@ -110,7 +111,7 @@ def prepare(
         for name, value in dataclasses.asdict(section).items()
         if name not in ("raw_dir", "store_dir")
     }
-    settings |= {"class": type(section).__name__, "preparation": VERSION}
+    settings |= {"class": type(section).__name__, "preparation": STORE_VERSION}
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Without a store to compare with, files are hashed while they are read.
         hashes = pool.submit(manifest_lib.fingerprint, inputs)
@@ -149,7 +150,7 @@ def make_split(dataset: Dataset, section: schema.DataConfig) -> splits.Split:
     if dataset.behavior:
         raise ValueError(
             f"behavior: expected none with the split leave_one_out, got {dataset.behavior.name!r}; "
-            "its events are told by days"
+            "its history windows are cut by days"
         )
     return splits.LeaveOneOut()
 
@@ -292,24 +293,24 @@ def _write_rows(
     for split, query in queries.items():
         rows[f"{split}_queries"] = rule.query_rows(positives, query, split)
     history = examples.make_history(positives, dataset.pre_history, users, items)
-    pairs = [(["history_start", "history_stop"], history.find(list(rows.values()), scenario=None))]
+    found = [(store_lib.Windows("history"), [history.find(list(rows.values()), scenario=None)])]
     _write_sequence(writer, "history", history)
     scenario_history = examples.make_scenario_history(positives, len(dataset.scenarios))
     _write_sequence(writer, "scenario_history", scenario_history)
-    for s in range(len(dataset.scenarios)):
-        names = [f"scenario_history_start_{s}", f"scenario_history_stop_{s}"]
-        pairs.append((names, scenario_history.find(list(rows.values()), scenario=s)))
+    S = len(dataset.scenarios)
+    by_scenario = [scenario_history.find(list(rows.values()), scenario=s) for s in range(S)]
+    found.append((store_lib.Windows("scenario_history", S), by_scenario))
     if dataset.behavior:
         log = dataset.behavior
-        found = events.write_behavior(
+        of_log = events.write_behavior(
             writer, log, users, items, list(rows.values()), dataset.utc_offset_s
         )
-        pairs.append(([f"{log.name}_start", f"{log.name}_stop"], found))
-    columns = ["user", "scenario", "item", "time_s", *(n for names, _ in pairs for n in names)]
+        found.append((store_lib.Windows(log.name), [of_log]))
+    columns = ["user", "scenario", "item", "time_s", *(n for w, _ in found for n in w.columns)]
     for i, (name, row) in enumerate(rows.items()):
         matrix_XC = writer.open_array(name, np.int64, (len(row.user_X), len(columns)))
         first = (row.user_X, row.scenario_X, row.item_X, row.time_X)
-        bounds = [bound for _, found in pairs for bound in found[i]]
+        bounds = [bound for _, parts in found for part in parts for bound in part[i]]
         for column, values_X in enumerate((*first, *bounds)):
             matrix_XC[:, column] = values_X
     return columns

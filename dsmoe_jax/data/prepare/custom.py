@@ -1,4 +1,4 @@
-"""Your own logs: which column of which file is the user, the item, the time, the scenario.
+"""Own logs: the mapping of their columns to user, item, time, scenario and features.
 
 Owns the mapping from a CSV or Parquet log, with optional tables of users and items, to the features
 of a store. Every id, scenario and categorical value is text here, so `42` in a CSV file and the
@@ -101,38 +101,22 @@ class CustomConfig(schema.DataConfig):
                 "data.positive: expected a column that is neither id, time nor scenario, got "
                 f"{condition.column!r}"
             )
-        for side in (self._users, self._items):
-            side.check()
+        for name in ("user", "item"):
+            self._side(name).check()
 
-    @property
-    def _users(self) -> "_Side":
+    def _side(self, name: str) -> "_Side":
+        roles = ("sparse", "dense", "log_dense", "bags")
         return _Side(
-            name="user",
-            file=self.users_file,
-            key=self.user_id,
-            sparse=self.user_sparse,
-            dense=self.user_dense,
-            log_dense=self.user_log_dense,
-            bags=self.user_bags,
-            more=(self.scenario,) if self.scenario_in_users else (),
-        )
-
-    @property
-    def _items(self) -> "_Side":
-        return _Side(
-            name="item",
-            file=self.items_file,
-            key=self.item_id,
-            sparse=self.item_sparse,
-            dense=self.item_dense,
-            log_dense=self.item_log_dense,
-            bags=self.item_bags,
-            more=(),
+            name,
+            file=getattr(self, f"{name}s_file"),
+            key=getattr(self, f"{name}_id"),
+            more=(self.scenario,) if self.scenario_in_users and name == "user" else (),
+            **{role: getattr(self, f"{name}_{role}") for role in roles},
         )
 
     def _load(self, files: "_Files") -> assemble.Dataset:
-        users = self._users.read(files.users, self.bag_separator)
-        items = self._items.read(files.items, self.bag_separator)
+        users = self._side("user").read(files.users, self.bag_separator)
+        items = self._side("item").read(files.items, self.bag_separator)
         positives, days = self._read_logs(files, users, items)
         values = self.scenarios or _by_count(positives["scenario"])
         scenario = pl.col("scenario").replace_strict(
@@ -142,8 +126,8 @@ class CustomConfig(schema.DataConfig):
         return assemble.Dataset(
             name=self.name,
             scenarios=tuple(values),
-            users=self._users.table(users, positives["user"]),
-            items=self._items.table(items, positives["item"]),
+            users=self._side("user").table(users, positives["user"]),
+            items=self._side("item").table(items, positives["item"]),
             positives=positives,
             days=days,
             utc_offset_s=self._utc_offset_s,

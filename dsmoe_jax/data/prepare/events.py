@@ -16,7 +16,6 @@ from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import ahead, entities, windows
 
 _PARTITIONS = 64
-_DAY_S = 86_400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ def write_behavior(
     for part, event_EF in enumerate(parts):
         low, high = _user_range(part, num_users)
         user_E, time_E = event_EF[:, 0].astype(np.int64), event_EF[:, 1].astype(np.int64)
-        day_E = (time_E + utc_offset_s) // _DAY_S
+        day_E = (time_E + utc_offset_s) // store_lib.DAY_S
         for row, (start_X, stop_X) in zip(rows, found, strict=True):
             here = slice(*np.searchsorted(row.user_X, [low, high]))
             start, stop = windows.find_windows(

@@ -17,7 +17,6 @@ import polars as pl
 
 from dsmoe_jax.config import schema
 from dsmoe_jax.data.prepare import assemble, columns, entities, read
-from dsmoe_jax.data.synthetic import folders
 
 SAMPLE_DIR = pathlib.Path(__file__).resolve().parent.parent / "sample"
 USERS_FILE = "user_features_pure.csv"
@@ -107,7 +106,7 @@ class KuaiRandConfig(schema.DataConfig):
         elif files.history:
             print(f"{files.history} is left out: the logs begin on {min(days)}", flush=True)
         return assemble.Dataset(
-            name=folders.label(self.NAME, files.users.parent),
+            name=read.label(self.NAME, files.users.parent),
             scenarios=tuple(f"K{i + 1}" for i in range(len(self.tabs))),
             users=entities.Table(
                 users,

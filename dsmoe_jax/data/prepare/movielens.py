@@ -20,7 +20,6 @@ import polars as pl
 
 from dsmoe_jax.config import schema
 from dsmoe_jax.data.prepare import assemble, columns, entities, read
-from dsmoe_jax.data.synthetic import folders
 
 SCENARIO = "all"
 _SEPARATOR = "::"
@@ -50,7 +49,7 @@ _CSV_NAMES = {"user": "userId", "item": "movieId", "time_s": "timestamp"}
 
 @dataclasses.dataclass
 class MovieLensConfig(schema.DataConfig):
-    """A MovieLens archive's folder; the days of `schema.DataConfig` have no say.
+    """A MovieLens archive's folder; the days of `schema.DataConfig` are ignored.
 
     Attributes:
       name: What results are labelled with.
@@ -77,7 +76,7 @@ class MovieLensConfig(schema.DataConfig):
         users = read_users(files, ratings)
         time_s = pl.col("time_s")
         return assemble.Dataset(
-            name=folders.label(self.name, files.ratings.parent),
+            name=read.label(self.name, files.ratings.parent),
             scenarios=(SCENARIO,),
             users=entities.Table(users, key="user", sparse=tuple(users.columns[1:])),
             items=entities.Table(movies, key="item", bags=("genres",)),

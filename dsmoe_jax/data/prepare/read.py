@@ -14,9 +14,11 @@ break inside a quoted field is refused, so that a row is a line.
 import csv
 import gzip
 import io
+import json
 import pathlib
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -26,6 +28,8 @@ from dsmoe_jax.data.prepare import ahead
 from dsmoe_jax.data.prepare import columns as columns_lib
 
 BLOCK_BYTES = 1 << 23
+# Beside files that `data/synthetic/` generated.
+SYNTHETIC_FILE = "synthetic.json"
 _PARQUET_BLOCK_ROWS = 1 << 20
 # Comparisons stay in the cache.
 _COUNTED_AT_ONCE = 1 << 18
@@ -37,6 +41,20 @@ def find(folder: str | pathlib.Path, name: str) -> pathlib.Path | None:
         if candidate.is_file():
             return candidate
     return None
+
+
+def read_synthetic(folder: str | pathlib.Path) -> dict[str, Any] | None:
+    """What a generator wrote of itself into a folder of its files; None in any other folder."""
+    try:
+        written = json.loads((pathlib.Path(folder) / SYNTHETIC_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return written if isinstance(written, dict) and isinstance(written.get("files"), dict) else None
+
+
+def label(name: str, folder: str | pathlib.Path) -> str:
+    """What results on the files of a folder are labelled with: generated ones say so."""
+    return name if read_synthetic(folder) is None else f"{name} (synthetic)"
 
 
 def read(path: pathlib.Path, columns: Sequence[columns_lib.Column]) -> pl.DataFrame:

@@ -1,14 +1,14 @@
-"""Which positives train, validate and test, and what each row may have seen.
+"""Train, validation and test splits: by day and leave-one-out.
 
-Owns the two rules, by day and leave-one-out, and what follows from either: training rows, queries,
-counts and the refusal of a split that leaves nothing to learn from or to judge.
+Owns the two rules and what follows from either: training rows, queries, counts and the refusal of a
+split that leaves nothing to train on or to evaluate.
 
 X  rows (training examples or queries)     E  events or positives
 """
 
 import dataclasses
 import datetime
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,47 +18,8 @@ from dsmoe_jax.data.prepare import examples, windows
 RULES = ("days", "leave_one_out")
 
 _EPOCH = datetime.date(1970, 1, 1)
-_DAY_S = 86_400
 # Of a user's positives: one to learn from, one to validate and one to test.
 _FEWEST = 3
-
-
-@runtime_checkable
-class Split(Protocol):
-    """A rule that splits positives."""
-
-    @property
-    def last_day(self) -> int:
-        """Days since 1970-01-01; positives after it are left out."""
-
-    def order(self, positives: examples.Positives) -> examples.Positives:
-        """The positives with the days that decide what came before what."""
-
-    def members(self, positives: examples.Positives, split: str) -> np.ndarray:
-        """Bool [E]: which positives belong to `split`: "train", "validation" or "test"."""
-
-    def before(self, positives: examples.Positives, split: str) -> np.ndarray:
-        """Bool [E]: which positives are known to the queries of `split`."""
-
-    def train_rows(self, positives: examples.Positives) -> windows.Rows:
-        """One row per training positive; its past ends strictly before it."""
-
-    def query_rows(
-        self, positives: examples.Positives, query: windows.QuerySet, split: str
-    ) -> windows.Rows:
-        """One row per query of `split`."""
-
-    def days(self, positives: examples.Positives, split: str) -> list[str]:
-        """ISO dates of `split`; at least its first and its last."""
-
-    def span(self, split: str) -> str:
-        """Where `split` lies, in parentheses and with a leading space, or nothing."""
-
-    def more_positives(self) -> str:
-        """What to do about a split without positives."""
-
-    def more_queries(self, split: str) -> str:
-        """What to do about a scenario without queries in `split`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,74 +40,48 @@ class ByDay:
 
     @property
     def last_day(self) -> int:
-        """See `Split`."""
+        """Days since 1970-01-01; positives after it are left out."""
         return self.test[-1]
 
     def order(self, positives: examples.Positives) -> examples.Positives:
-        """See `Split`."""
+        """The positives with the days that decide what came before what."""
         return positives
 
     def members(self, positives: examples.Positives, split: str) -> np.ndarray:
-        """See `Split`."""
+        """Bool [E]: which positives belong to `split`: "train", "validation" or "test"."""
         wanted = getattr(self, split)
         return (positives.day_E >= wanted[0]) & (positives.day_E <= wanted[-1])
 
     def before(self, positives: examples.Positives, split: str) -> np.ndarray:
-        """See `Split`."""
+        """Bool [E]: which positives are known to the queries of `split`."""
         return np.asarray(positives.day_E < getattr(self, split)[0])
 
     def train_rows(self, positives: examples.Positives) -> windows.Rows:
-        """See `Split`."""
-        kept = self.members(positives, "train")
-        user, scenario, item, time, day = (values[kept] for values in positives)
+        """One row per training positive; its past ends strictly before it."""
+        user, scenario, item, time, day = _take(positives, self.members(positives, "train"))
         return windows.Rows(user, scenario, item, time_X=time, before_X=time, day_X=day)
 
     def query_rows(
         self, positives: examples.Positives, query: windows.QuerySet, split: str
     ) -> windows.Rows:
-        """See `Split`."""
+        """One row per query of `split`."""
         first_day = getattr(self, split)[0]
-        size = len(query.user_Q)
-        return windows.Rows(
-            query.user_Q,
-            query.scenario_Q,
-            item_X=_filled(0, size),
-            time_X=_filled(first_day * _DAY_S - self.utc_offset_s, size),
-            before_X=_filled(windows.END_OF_DAY, size),
-            day_X=_filled(first_day - 1, size),
-        )
-
-    def days(self, positives: examples.Positives, split: str) -> list[str]:
-        """See `Split`."""
-        return [_iso(day) for day in getattr(self, split)]
-
-    def span(self, split: str) -> str:
-        """See `Split`."""
-        days = getattr(self, split)
-        return f" ({_iso(days[0])} to {_iso(days[-1])})"
-
-    def more_positives(self) -> str:
-        """See `Split`."""
-        return "add log files or change data.validation_days, data.test_days"
-
-    def more_queries(self, split: str) -> str:
-        """See `Split`."""
-        return f"hold out more days (data.{split}_days)"
+        time_s = first_day * store_lib.DAY_S - self.utc_offset_s
+        columns = (0, time_s, windows.END_OF_DAY, first_day - 1)
+        filled = (np.full(len(query.user_Q), value, np.int64) for value in columns)
+        return windows.Rows(query.user_Q, query.scenario_Q, *filled)
 
 
 @dataclasses.dataclass(frozen=True)
 class LeaveOneOut:
     """Of every user the last positive tests, the one before it validates, all earlier ones train.
 
-    What came before is told by the order of a user's positives: by day, time and row of the item
+    What came before follows the order of a user's positives: by day, time and row of the item
     table, where several share a second. A query knows the second of its request, which is that of
     the positive held out. Users with fewer than three positives only train.
     """
 
-    @property
-    def last_day(self) -> int:
-        """All days: see `Split`."""
-        return int(np.iinfo(np.int64).max)
+    last_day: ClassVar[int] = int(np.iinfo(np.int64).max)
 
     def order(self, positives: examples.Positives) -> examples.Positives:
         """Every positive's number among its user's, from 1, in place of its day."""
@@ -154,7 +89,7 @@ class LeaveOneOut:
         return positives._replace(day_E=np.arange(len(first_E)) - first_E + 1)
 
     def members(self, positives: examples.Positives, split: str) -> np.ndarray:
-        """See `Split`."""
+        """As `ByDay.members`."""
         user_E, number_E = positives.user_E, positives.day_E
         first_E = np.searchsorted(user_E, user_E)
         count_E = np.searchsorted(user_E, user_E, side="right") - first_E
@@ -165,49 +100,30 @@ class LeaveOneOut:
         return np.asarray(from_end_E == ("test", "validation").index(split))
 
     def before(self, positives: examples.Positives, split: str) -> np.ndarray:
-        """See `Split`."""
+        """As `ByDay.before`."""
         known = self.members(positives, "train")
         return known if split == "validation" else known | self.members(positives, "validation")
 
     def train_rows(self, positives: examples.Positives) -> windows.Rows:
-        """See `Split`."""
+        """One row per training positive; its past is all of its user's that come before it."""
         return self._rows(positives, self.members(positives, "train"))
 
     def query_rows(
         self, positives: examples.Positives, query: windows.QuerySet, split: str
     ) -> windows.Rows:
-        """See `Split`."""
+        """As `ByDay.query_rows`."""
         held = np.flatnonzero(self.members(positives, split))
         rows = self._rows(positives, held[np.searchsorted(positives.user_E[held], query.user_Q)])
         return rows._replace(item_X=np.zeros_like(rows.item_X))
 
-    def days(self, positives: examples.Positives, split: str) -> list[str]:
-        """See `Split`; by UTC's midnight."""
-        time_E = positives.time_E[self.members(positives, split)]
-        return [_iso(int(time // _DAY_S)) for time in (time_E.min(), time_E.max())]
-
-    def span(self, split: str) -> str:
-        """See `Split`."""
-        return ""
-
-    def more_positives(self) -> str:
-        """See `Split`."""
-        return f"add users with at least {_FEWEST} positives"
-
-    def more_queries(self, split: str) -> str:
-        """See `Split`."""
-        return self.more_positives()
-
     def _rows(self, positives: examples.Positives, chosen: np.ndarray) -> windows.Rows:
-        user, scenario, item, time, number = (values[chosen] for values in positives)
-        return windows.Rows(
-            user,
-            scenario,
-            item,
-            time_X=time,
-            before_X=_filled(windows.END_OF_DAY, len(user)),
-            day_X=number - 1,
-        )
+        user, scenario, item, time, number = _take(positives, chosen)
+        before = np.full(len(user), windows.END_OF_DAY, np.int64)
+        return windows.Rows(user, scenario, item, time_X=time, before_X=before, day_X=number - 1)
+
+
+# A rule that splits positives.
+Split = ByDay | LeaveOneOut
 
 
 def check_splits(positives: examples.Positives, rule: Split, scenarios: tuple[str, ...]) -> None:
@@ -220,37 +136,42 @@ def check_splits(positives: examples.Positives, rule: Split, scenarios: tuple[st
         raise ValueError("positives: expected at least one in the kept scenarios, got none")
     for split in ("train", *store_lib.SPLITS):
         if not rule.members(positives, split).any():
-            raise ValueError(
-                f"split {split!r}{rule.span(split)}: expected at least one positive, got none; "
-                f"{rule.more_positives()}"
+            mend = (
+                "add log files or change data.validation_days, data.test_days"
+                if isinstance(rule, ByDay)
+                else f"add users with at least {_FEWEST} positives"
             )
-    train = np.bincount(
-        positives.scenario_E[rule.members(positives, "train")], minlength=len(scenarios)
-    )
-    for name, count in zip(scenarios, train, strict=True):
+            raise ValueError(
+                f"split {split!r}{_span(rule, split)}: expected at least one positive, got none; "
+                f"{mend}"
+            )
+    for name, count in _count(positives.scenario_E[rule.members(positives, "train")], scenarios):
         if not count:
             raise ValueError(
                 f"scenario {name!r}: expected at least one training positive"
-                f"{rule.span('train')}, got none; add log files or leave the scenario out"
+                f"{_span(rule, 'train')}, got none; add log files or leave the scenario out"
             )
 
 
 def check_queries(
     queries: dict[str, windows.QuerySet], rule: Split, scenarios: tuple[str, ...]
 ) -> None:
-    """Refuses a scenario that has no query to be judged on.
+    """Refuses a scenario that has no query to be evaluated on.
 
     Raises:
       ValueError: Naming split and scenario.
     """
     for split, query in queries.items():
-        count_S = np.bincount(query.scenario_Q, minlength=len(scenarios))
-        for name, count in zip(scenarios, count_S, strict=True):
+        for name, count in _count(query.scenario_Q, scenarios):
             if not count:
+                mend = (
+                    f"hold out more days (data.{split}_days)"
+                    if isinstance(rule, ByDay)
+                    else f"add users with at least {_FEWEST} positives"
+                )
                 raise ValueError(
                     f"scenario {name!r}: expected at least one {split} query (a user with a "
-                    f"positive not clicked before), got none; {rule.more_queries(split)} or "
-                    "leave the scenario out"
+                    f"positive not clicked before), got none; {mend} or leave the scenario out"
                 )
 
 
@@ -279,33 +200,44 @@ def count(
 
     Held-out positives are those of the log; a query's relevant items may be fewer.
     """
-
-    def by_scenario(scenario_X: np.ndarray) -> dict[str, int]:
-        count_S = np.bincount(scenario_X, minlength=len(scenarios))
-        return {name: int(n) for name, n in zip(scenarios, count_S, strict=True)}
-
-    counts = {"train": by_scenario(positives.scenario_E[rule.members(positives, "train")])}
+    columns = {"train": positives.scenario_E[rule.members(positives, "train")]}
     for split, query in queries.items():
-        counts[f"{split}_queries"] = by_scenario(query.scenario_Q)
-        counts[f"{split}_positives"] = by_scenario(
-            positives.scenario_E[rule.members(positives, split)]
-        )
-    return counts
+        columns[f"{split}_queries"] = query.scenario_Q
+        columns[f"{split}_positives"] = positives.scenario_E[rule.members(positives, split)]
+    return {name: dict(_count(scenario_X, scenarios)) for name, scenario_X in columns.items()}
 
 
 def describe(positives: examples.Positives, rule: Split) -> dict[str, dict[str, Any]]:
-    """Days (ISO dates) and number of positives of each split."""
-    return {
-        split: {
-            "days": rule.days(positives, split),
-            "examples": int(rule.members(positives, split).sum()),
-        }
-        for split in ("train", *store_lib.SPLITS)
-    }
+    """Days (ISO dates) and number of positives of each split.
+
+    By day they are all days, else the first and the last by UTC's midnight.
+    """
+    found = {}
+    for split in ("train", *store_lib.SPLITS):
+        mine = rule.members(positives, split)
+        if isinstance(rule, ByDay):
+            days = getattr(rule, split)
+        else:
+            time_E = positives.time_E[mine]
+            days = [int(time // store_lib.DAY_S) for time in (time_E.min(), time_E.max())]
+        found[split] = {"days": [_iso(day) for day in days], "examples": int(mine.sum())}
+    return found
 
 
-def _filled(value: int, size: int) -> np.ndarray:
-    return np.full(size, value, np.int64)
+def _take(positives: examples.Positives, chosen: np.ndarray) -> examples.Positives:
+    return examples.Positives(*(values[chosen] for values in positives))
+
+
+def _count(scenario_X: np.ndarray, scenarios: tuple[str, ...]) -> list[tuple[str, int]]:
+    count_S = np.bincount(scenario_X, minlength=len(scenarios))
+    return list(zip(scenarios, count_S.tolist(), strict=True))
+
+
+def _span(rule: Split, split: str) -> str:
+    if not isinstance(rule, ByDay):
+        return ""
+    days = getattr(rule, split)
+    return f" ({_iso(days[0])} to {_iso(days[-1])})"
 
 
 def _iso(day: int) -> str:

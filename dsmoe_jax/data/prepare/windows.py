@@ -1,4 +1,4 @@
-"""What came before: windows into chronological sequences, and the evaluation queries.
+"""History windows into chronological sequences, and the evaluation queries.
 
 Owns the rule that keeps the future out of a history. Works on row numbers and NumPy arrays only.
 
@@ -8,6 +8,8 @@ Owns the rule that keeps the future out of a history. Works on row numbers and N
 from typing import NamedTuple
 
 import numpy as np
+
+from dsmoe_jax.data import store as store_lib
 
 # A cut that no time of day reaches: all events up to and including the cut's day.
 END_OF_DAY = 2**31 - 1
@@ -24,7 +26,7 @@ class Rows(NamedTuple):
       time_X: Unix seconds of the example, or of the split's start.
       before_X: Unix seconds; what happened then or later is not past.
       day_X: The last day of the past, in days since 1970-01-01 in the log's time zone, or what
-        stands for days in the events. A log's day and its clock disagree around midnight, and both
+        replaces days in the events. A log's day and its clock disagree around midnight, and both
         have to be before.
     """
 
@@ -70,20 +72,13 @@ def find_windows(
     return start_X.astype(np.int64), np.minimum(by_time_X, by_day_X).astype(np.int64)
 
 
-class Ragged(NamedTuple):
-    """Row q is `items[indptr[q]:indptr[q + 1]]`."""
-
-    indptr: np.ndarray
-    items: np.ndarray
-
-
 class QuerySet(NamedTuple):
     """The queries of one split, sorted by user and scenario; see `data.store.QueryTable`."""
 
     user_Q: np.ndarray
     scenario_Q: np.ndarray
-    relevant: Ragged
-    seen: Ragged
+    relevant: store_lib.Ragged
+    seen: store_lib.Ragged
     cold_Q: np.ndarray
 
 
@@ -126,9 +121,9 @@ def make_queries(
     return QuerySet(
         user_Q=user_Q,
         scenario_Q=query_Q % num_scenarios,
-        relevant=Ragged(
+        relevant=store_lib.Ragged(
             np.append(first_Q, len(hit)).astype(np.int64), (hit % num_items).astype(np.int32)
         ),
-        seen=Ragged(indptr, (seen_pair[position] % num_items).astype(np.int32)),
+        seen=store_lib.Ragged(indptr, (seen_pair[position] % num_items).astype(np.int32)),
         cold_Q=~np.isin(user_Q, user_E[in_train_E]),
     )

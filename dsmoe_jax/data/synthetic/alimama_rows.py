@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import tqdm
 
+from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import alimama
 from dsmoe_jax.data.synthetic import alimama_tables, folders, official_columns, tastes
 from dsmoe_jax.data.synthetic import exposures as exposures_lib
@@ -34,7 +35,7 @@ _FIRST_DAY_S = 1_494_000_000
 _IMPRESSION_DAYS = 8
 # Behaviours begin fourteen days earlier and end with the impressions.
 _BEHAVIOR_DAYS = 22
-_BEHAVIOR_START_S = _FIRST_DAY_S - 14 * folders.DAY_S
+_BEHAVIOR_START_S = _FIRST_DAY_S - 14 * store_lib.DAY_S
 
 _RECENT = 10
 _INTERESTS = 8
@@ -112,14 +113,10 @@ def write_alimama(folder: pathlib.Path, size: AlimamaSize) -> None:
     Raises:
       ValueError: If a size is too small for the tables' distinct values.
     """
-    for name, value, low in (
-        ("num_users", size.num_users, 400),
-        ("num_items", size.num_items, 400),
-        ("num_impressions", size.num_impressions, size.num_users),
-        ("num_behaviors", size.num_behaviors, size.num_users),
-    ):
-        if value < low:
-            raise ValueError(f"data.{name}: expected at least {low}, got {value}")
+    rows = size.num_users
+    folders.check_least(
+        size, num_users=400, num_items=400, num_impressions=rows, num_behaviors=rows
+    )
     preferences = tastes.make_preferences(
         size.seed,
         share_S=alimama_tables.LEVEL_SHARE,
@@ -223,7 +220,7 @@ def _draw_behaviors(
 
 def _draw_times(rng: np.random.Generator, rows: int, start_s: int, days: int) -> np.ndarray:
     day_B = rng.integers(0, days, rows)
-    return start_s + day_B * folders.DAY_S + folders.draw_time_of_day_ms(rng, rows) // 1000
+    return start_s + day_B * store_lib.DAY_S + folders.draw_time_of_day_ms(rng, rows) // 1000
 
 
 def _behavior_frame(

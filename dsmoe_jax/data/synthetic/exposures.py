@@ -1,4 +1,4 @@
-"""Who is shown what and clicks on it, given planted preferences.
+"""Exposures and clicks: who is shown what, and clicks on it, given planted preferences.
 
 Owns: choosing items for impressions, turning utilities into clicks of a given rate, and the recent
 creators that clicks leave behind. Does not own the utilities (`data/synthetic/tastes.py`) nor the

@@ -8,26 +8,25 @@ distinct values or share of nulls. Does not own: what is in the files
 the preferences planted in them (`data/synthetic/tastes.py`).
 """
 
-import contextlib
-import fcntl
 import io
 import json
-import os
 import pathlib
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.data.prepare import read
+
 # Raised when a generator's output changes for the same settings, so that old folders are rewritten.
 GENERATOR_VERSION = 1
 NOTE_NAME = "SYNTHETIC.md"
-SETTINGS_NAME = "synthetic.json"
 
 
 def random_stream(seed: int, *names: str | int) -> np.random.Generator:
@@ -66,23 +65,23 @@ def generate(
     folder = pathlib.Path(folder)
     identity = {"generator_version": GENERATOR_VERSION, "title": title, "settings": settings}
     if folder.exists() and any(folder.iterdir()):
-        written = _read_settings(folder)
+        written = read.read_synthetic(folder)
         if written is None:
             raise ValueError(
                 f"{folder}: expected an absent, empty or generated folder (one with "
-                f"{SETTINGS_NAME}), got a folder with other files; choose another data.raw_dir "
-                "for the synthetic files, nothing was overwritten"
+                f"{read.SYNTHETIC_FILE}), got a folder with other files; choose another "
+                "data.raw_dir for the synthetic files, nothing was overwritten"
             )
         sizes = {n: (folder / n).stat().st_size for n in written["files"] if (folder / n).exists()}
         if {**written, "files": None} == {**identity, "files": None} and sizes == written["files"]:
             return folder
     start_s = time.monotonic()
-    with _open_partial(folder) as partial:
+    with store_lib.open_partial(folder, "generating these files") as partial:
         write(partial)
         (partial / NOTE_NAME).write_text(_note(title, note, settings))
         files = {p.name: p.stat().st_size for p in sorted(partial.iterdir())}
         text = json.dumps({**identity, "files": files}, indent=1, sort_keys=True)
-        (partial / SETTINGS_NAME).write_text(text + "\n")
+        (partial / read.SYNTHETIC_FILE).write_text(text + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     size_mb = sum(files.values()) / 1e6
@@ -94,41 +93,15 @@ def generate(
     return folder
 
 
-def label(name: str, folder: str | pathlib.Path) -> str:
-    """What results on the files of a folder are labelled with: generated ones say so."""
-    is_generated = _read_settings(pathlib.Path(folder)) is not None
-    return f"{name} (synthetic)" if is_generated else name
+def check_least(size: Any, **least: int) -> None:
+    """Refuses a size that is too small for the generated tables' distinct values.
 
-
-@contextlib.contextmanager
-def _open_partial(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """`<folder>.partial`, empty and of this process alone; removed unless renamed."""
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        # The lock goes with its process, so what a killed run left behind is known to be free.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise ValueError(
-            f"{partial}: another process is generating these files; wait for it to end"
-        ) from None
-    try:
-        for leftover in partial.iterdir():
-            leftover.unlink()
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(lock)
-
-
-def _read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
-    try:
-        written = json.loads((folder / SETTINGS_NAME).read_text())
-    except (OSError, ValueError):
-        return None
-    return written if isinstance(written, dict) and isinstance(written.get("files"), dict) else None
+    Raises:
+      ValueError: Naming the first field below its least value.
+    """
+    for name, low in least.items():
+        if getattr(size, name) < low:
+            raise ValueError(f"data.{name}: expected at least {low}, got {getattr(size, name)}")
 
 
 def _note(title: str, note: str, settings: dict[str, Any]) -> str:
@@ -227,7 +200,6 @@ _HOUR_SHARE = np.array([
     4.0, 2.4, 1.6, 1.0, 0.8, 0.9, 1.6, 2.5, 3.2, 3.9, 4.4, 5.0,
     5.7, 5.6, 5.1, 5.1, 5.5, 5.9, 5.8, 5.4, 5.7, 6.0, 6.5, 6.2,
 ])  # fmt: skip
-DAY_S = 86_400
 # Beijing is eight hours ahead of UTC the whole year.
 BEIJING_S = 8 * 3600
 

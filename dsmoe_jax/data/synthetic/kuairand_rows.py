@@ -107,13 +107,7 @@ def write_kuairand(folder: pathlib.Path, size: KuaiRandSize) -> None:
     Raises:
       ValueError: If a size is too small for the tables' distinct values.
     """
-    for name, value, low in (
-        ("num_users", size.num_users, 200),
-        ("num_items", size.num_items, 200),
-        ("num_impressions", size.num_impressions, 2000),
-    ):
-        if value < low:
-            raise ValueError(f"data.{name}: expected at least {low}, got {value}")
+    folders.check_least(size, num_users=200, num_items=200, num_impressions=2000)
     rng = folders.random_stream(size.seed, "creators")
     num_creators = min(_NUM_CREATORS, size.num_items // 2)
     preferences = tastes.make_preferences(

@@ -55,41 +55,27 @@ class SyntheticMovieLensConfig(movielens.MovieLensConfig):
 
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
-        settings = {
-            name: getattr(self, name)
-            for name in ("num_users", "num_items", "ratings_per_user", "generator_seed")
-        }
+        names = ("num_users", "num_items", "ratings_per_user", "generator_seed")
         folder = folders.generate(
             self.raw_dir or f"{store_dir}.synthetic",
             title="MovieLens-1M",
             note=NOTE,
-            settings=settings,
-            write=lambda partial: write_movielens(partial, **settings),
+            settings={name: getattr(self, name) for name in names},
+            write=lambda partial: write_movielens(partial, self),
         )
         real = dataclasses.replace(self, raw_dir=str(folder))
         super(SyntheticMovieLensConfig, real).prepare(store_dir)
 
 
-def write_movielens(
-    folder: pathlib.Path,
-    *,
-    num_users: int,
-    num_items: int,
-    ratings_per_user: int,
-    generator_seed: int,
-) -> None:
+def write_movielens(folder: pathlib.Path, size: SyntheticMovieLensConfig) -> None:
     """Writes ratings.dat, movies.dat and users.dat into `folder`.
 
     Raises:
       ValueError: If a size is too small, or users could not rate that many different movies.
     """
-    for name, value, low in (
-        ("num_users", num_users, 1),
-        ("num_items", num_items, 100),
-        ("ratings_per_user", ratings_per_user, _LEAST_RATINGS + 1),
-    ):
-        if value < low:
-            raise ValueError(f"data.{name}: expected at least {low}, got {value}")
+    folders.check_least(size, num_users=1, num_items=100, ratings_per_user=_LEAST_RATINGS + 1)
+    num_users, num_items, ratings_per_user = size.num_users, size.num_items, size.ratings_per_user
+    generator_seed = size.generator_seed
     if ratings_per_user > num_items // 2:
         raise ValueError(
             f"data.ratings_per_user: expected at most half of data.num_items={num_items}, got "

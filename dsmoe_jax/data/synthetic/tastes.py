@@ -1,4 +1,4 @@
-"""The preferences planted in synthetic rows: who likes what, where, and after what.
+"""Planted preferences of synthetic rows: who likes what, where, and after what.
 
 A user u in scenario s likes item v with utility
 

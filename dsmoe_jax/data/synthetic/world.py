@@ -1,4 +1,4 @@
-"""A plain world whose true scores are known: for experiments on what a method can learn.
+"""Simulated world of known true scores: for experiments on what a method can learn.
 
 Every user's events are drawn one after the other from the softmax of the true utilities of
 `data/synthetic/tastes.py` (without repetition), so the ranking by these utilities is the best there
@@ -76,8 +76,17 @@ class SyntheticWorldConfig(schema.DataConfig):
 
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
-        self._validate()
-        settings = self.settings()
+        folders.check_least(
+            self,
+            num_users=100,
+            num_scenarios=1,
+            num_creators=2,
+            num_items=max(2 * self.events_per_user, self.num_creators),
+            events_per_user=2,
+            recent=1,
+            taste_dim=1,
+            num_days=self.validation_days + self.test_days + 1,
+        )
         folder = folders.generate(
             self.folder(store_dir),
             title="a plain log with user and item tables",
@@ -86,7 +95,7 @@ class SyntheticWorldConfig(schema.DataConfig):
                 "rank 4, popularity per scenario, recent creators. truth.npz holds what they are "
                 "made of."
             ),
-            settings=settings,
+            settings=self.settings(),
             write=self._write,
         )
         dims = self.taste_dim + tastes.SHIFT_RANK
@@ -113,20 +122,6 @@ class SyntheticWorldConfig(schema.DataConfig):
         """What decides the generated files."""
         split = {field.name for field in dataclasses.fields(schema.DataConfig)}
         return {n: v for n, v in dataclasses.asdict(self).items() if n not in split}
-
-    def _validate(self) -> None:
-        for name, low in (
-            ("num_users", 100),
-            ("num_scenarios", 1),
-            ("num_creators", 2),
-            ("num_items", max(2 * self.events_per_user, self.num_creators)),
-            ("events_per_user", 2),
-            ("recent", 1),
-            ("taste_dim", 1),
-            ("num_days", self.validation_days + self.test_days + 1),
-        ):
-            if getattr(self, name) < low:
-                raise ValueError(f"data.{name}: expected at least {low}, got {getattr(self, name)}")
 
     def _write(self, folder: pathlib.Path) -> None:
         seed = self.generator_seed
@@ -178,7 +173,7 @@ class SyntheticWorldConfig(schema.DataConfig):
         scenario_BT = folders.draw_shares(rng, share_S, len(user_B) * steps)
         scenario_BT = scenario_BT.reshape(len(user_B), steps)
         # One event a second at most, so that "before" is never a tie.
-        span_s = self.num_days * folders.DAY_S // steps
+        span_s = self.num_days * store_lib.DAY_S // steps
         time_BT = np.sort(rng.integers(0, steps * (span_s - 1), scenario_BT.shape), axis=1)
         time_BT += _START_S + np.arange(steps)[None]
         # The last `count` steps of each user count, so that the last days are as full as others.
@@ -207,7 +202,7 @@ class SyntheticWorldConfig(schema.DataConfig):
 
 
 class _PlantedLogConfig(custom.CustomConfig):
-    """The generated files; what a user liked is told by its creators too, as `creator_history`."""
+    """The generated files, with what a user liked by its creators as well: `creator_history`."""
 
     def _load(self, files: Any) -> assemble.Dataset:
         dataset = super()._load(files)

@@ -1,13 +1,16 @@
 """ADIN-style: shared and per-scenario networks behind per-scenario gates on the fields (CIKM 2022).
 
-Owns self-training on what a user clicked in other scenarios; how these items reach the model is the
-training step's. The towers are in `models/matching/adin_tower.py`.
+Owns the towers and self-training on what a user clicked in other scenarios; how these items reach
+the model is the training step's.
 
-Letters: B examples, S scenarios, E one field's embedding, G candidates, X unlabelled items, L
-events, M interests (1), D output.
+Letters: B examples, S scenarios, C scenario embedding, N fields, E one field's embedding, I = N * E
+a tower's input, K shared networks, H the networks' last width, G candidates, X unlabelled items, L
+events, M interests (1), D output. Inputs may have axes between B and I (candidates of an example).
 """
 
 import dataclasses
+import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -17,8 +20,10 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.config import fields, schema
-from dsmoe_jax.models.matching import adin_tower, symmetric, two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed
+from dsmoe_jax.models.matching import symmetric, two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario
+
+FUSIONS = ("concat", "sum")
 
 
 @dataclasses.dataclass
@@ -46,7 +51,7 @@ class ADINConfig(schema.MatcherConfig):
     hidden_dims: tuple[int, ...] = fields.widths((256,), search=((64,), (128,), (256,)))
     output_dim: int = fields.field(128, at_least=1)
     reduction: int = fields.field(4, at_least=1)
-    fusion: str = fields.field("concat", choices=adin_tower.FUSIONS)
+    fusion: str = fields.field("concat", choices=FUSIONS)
     input_dropout: float = fields.rate()
     norm: str = fields.field("dsbn", choices=dsbn.KINDS)
     bn_momentum: float = fields.share(0.1)
@@ -72,6 +77,116 @@ class ADINConfig(schema.MatcherConfig):
             )
 
 
+class InterestAdaptation(nn.Module):
+    """Every field times a gate of its scenario: a_s = 2 sigmoid(W2_s ReLU(W1_s mean_E(field))).
+
+    Embeddings are small at the start, so that gates are then near 1.
+
+    Attributes:
+      num_scenarios: S.
+      num_fields: N.
+      reduction: N / reduction hidden units, at least one.
+    """
+
+    num_scenarios: int
+    num_fields: int
+    reduction: int
+
+    def setup(self) -> None:
+        S, N = self.num_scenarios, self.num_fields
+        hidden = max(N // self.reduction, 1)
+        self.squeeze = mlp.ScenarioLinear(S, N, hidden)
+        self.excite = mlp.ScenarioLinear(S, hidden, N)
+
+    def __call__(
+        self, input_BI: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"]
+    ) -> Float[jax.Array, "B ... I"]:
+        """Gates fields that lie side by side."""
+        field_BNE = input_BI.reshape(*input_BI.shape[:-1], self.num_fields, -1)
+        hidden = nn.relu(self.squeeze(field_BNE.mean(axis=-1), one_hot_BS))
+        gate_BN = 2 * nn.sigmoid(self.excite(hidden, one_hot_BS))
+        return (field_BNE * gate_BN[..., None]).reshape(input_BI.shape)
+
+
+class Tower(nn.Module):
+    """Adaptation of the input, shared and per-scenario networks, their fusion and a last layer.
+
+    Attributes:
+      in_dim: I.
+      spec: The features, whose scenarios are S and whose fields are of width E = C.
+      cfg: See `ADINConfig`.
+    """
+
+    in_dim: int
+    spec: features.FeatureSpec
+    cfg: ADINConfig
+
+    def setup(self) -> None:
+        cfg, S, C = self.cfg, self.spec.num_scenarios, self.spec.embedding_dim
+        K, H = cfg.num_shared, cfg.hidden_dims[-1]
+        self.adaptation = InterestAdaptation(S, self.in_dim // C, cfg.reduction)
+        # The first layer of all shared networks reads one input: one product for all K.
+        self.shared_first = nn.Dense(K * cfg.hidden_dims[0])
+        self.shared_layers = [
+            mlp.ExpertLinear(K, *shape) for shape in itertools.pairwise(cfg.hidden_dims)
+        ]
+        self.shared_blocks = [self._block(K * width) for width in cfg.hidden_dims]
+        dims = (self.in_dim, *cfg.hidden_dims)
+        self.specific_layers = [mlp.ScenarioLinear(S, *shape) for shape in itertools.pairwise(dims)]
+        self.specific_blocks = [self._block(width) for width in cfg.hidden_dims]
+        lecun = nn.initializers.lecun_normal()
+        stacked = nn.initializers.lecun_normal(batch_axis=(0,))
+        self.weight_CK = self.param("shared_weight", lecun, (C, K), jnp.float32)
+        self.specific_gate_SCH = self.param("specific_gate", stacked, (S, C, H), jnp.float32)
+        self.shared_gate_SCH = self.param("shared_gate", stacked, (S, C, H), jnp.float32)
+        fused = 3 * H if cfg.fusion == "concat" else H
+        self.forward = mlp.ScenarioLinear(S, fused, cfg.output_dim)
+
+    def __call__(
+        self,
+        input_BI: Float[jax.Array, "B ... I"],
+        scenario_SC: Float[jax.Array, "S C"],
+        one_hot_BS: Float[jax.Array, "B S"],
+        *,
+        train: bool,
+    ) -> Float[jax.Array, "B ... D"]:
+        """Runs the tower."""
+        adapted = self.adaptation(input_BI, one_hot_BS)
+        shared = self._run_shared(adapted, scenario_SC, one_hot_BS, train)
+        specific = adapted
+        for layer, block in zip(self.specific_layers, self.specific_blocks, strict=True):
+            specific = block(layer(specific, one_hot_BS), one_hot_BS, train=train)
+        specific = specific * _gate(self.specific_gate_SCH, scenario_SC, one_hot_BS, specific.ndim)
+        shared = shared * _gate(self.shared_gate_SCH, scenario_SC, one_hot_BS, shared.ndim)
+        if self.cfg.fusion == "concat":
+            fused = jnp.concatenate([specific, specific * shared, shared], axis=-1)
+        else:
+            fused = specific + shared
+        return self.forward(fused, one_hot_BS)
+
+    def _run_shared(
+        self,
+        adapted: Float[jax.Array, "B ... I"],
+        scenario_SC: Float[jax.Array, "S C"],
+        one_hot_BS: Float[jax.Array, "B S"],
+        train: bool,
+    ) -> Float[jax.Array, "B ... H"]:
+        """The shared networks, summed with the scenario's weights."""
+        hidden = self.shared_blocks[0](self.shared_first(adapted), one_hot_BS, train=train)
+        for layer, block in zip(self.shared_layers, self.shared_blocks[1:], strict=True):
+            hidden = block(layer(hidden), one_hot_BS, train=train)
+        weight = scenario.pick(nn.softmax(scenario_SC @ self.weight_CK), one_hot_BS, hidden.ndim)
+        networks = jnp.split(hidden, self.cfg.num_shared, axis=-1)
+        weights = jnp.split(weight, self.cfg.num_shared, axis=-1)
+        terms = (w * network for w, network in zip(weights, networks, strict=True))
+        return functools.reduce(jnp.add, terms)
+
+    def _block(self, width: int) -> mlp.NormBlock:
+        return mlp.NormBlock(
+            self.cfg.norm, self.spec.num_scenarios, width, self.cfg.bn_momentum, dropout=0.0
+        )
+
+
 class ADIN(symmetric.SymmetricMatcher):
     """ADIN-style: two towers of one architecture, both conditioned on the scenario.
 
@@ -94,8 +209,8 @@ class ADIN(symmetric.SymmetricMatcher):
         spec = dataclasses.replace(self.spec, sequences=self.spec.pooled_sequences)
         self.embedder = embed.Embedder(spec)
         self.drop = dropout.Dropout(self.cfg.input_dropout)
-        self.user_tower = self._make_tower(self.embedder.user_dim)
-        self.item_tower = self._make_tower(self.embedder.item_dim)
+        self.user_tower = Tower(self.embedder.user_dim, self.spec, self.cfg)
+        self.item_tower = Tower(self.embedder.item_dim, self.spec, self.cfg)
 
     def draw_unlabelled(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], key: jax.Array
@@ -144,19 +259,13 @@ class ADIN(symmetric.SymmetricMatcher):
         loss = jnp.where(positive_BX, nn.softplus(-logit_BX), 0).sum() / logit_BG.size
         return logit_BG, {"self_training": self.cfg.self_training_weight * loss}
 
-    def _make_tower(self, in_dim: int) -> adin_tower.Tower:
-        cfg = self.cfg
-        E = self.spec.embedding_dim
-        return adin_tower.Tower(
-            in_dim=in_dim,
-            num_fields=in_dim // E,
-            scenario_dim=E,
-            num_scenarios=self.spec.num_scenarios,
-            num_shared=cfg.num_shared,
-            hidden_dims=cfg.hidden_dims,
-            output_dim=cfg.output_dim,
-            reduction=cfg.reduction,
-            fusion=cfg.fusion,
-            norm=cfg.norm,
-            momentum=cfg.bn_momentum,
-        )
+
+def _gate(
+    gate_SCH: Float[jax.Array, "S C H"],
+    scenario_SC: Float[jax.Array, "S C"],
+    one_hot_BS: Float[jax.Array, "B S"],
+    ndim: int,
+) -> Float[jax.Array, "B ... H"]:
+    """sigmoid(e_s W_s), which depends on the scenario alone."""
+    table_SH = nn.sigmoid(jnp.einsum("sc,sch->sh", scenario_SC, gate_SCH))
+    return scenario.pick(table_SH, one_hot_BS, ndim)

@@ -61,26 +61,19 @@ class MMoETower(nn.Module):
 
     Attributes:
       num_scenarios: S.
-      num_experts: K.
-      expert_dims: Widths of an expert's layers.
-      output_dim: D.
-      norm: "dsbn", "bn" or "none".
-      momentum: Of the running statistics.
+      cfg: See `MMoEConfig`.
     """
 
     num_scenarios: int
-    num_experts: int
-    expert_dims: tuple[int, ...]
-    output_dim: int
-    norm: str
-    momentum: float
+    cfg: MMoEConfig
 
     def setup(self) -> None:
-        S, K, dims = self.num_scenarios, self.num_experts, self.expert_dims
+        cfg, S = self.cfg, self.num_scenarios
+        K, dims = cfg.num_experts, cfg.expert_dims
         self.first = nn.Dense(K * dims[0] + S * K)
         self.layers = [mlp.ExpertLinear(K, *shape) for shape in itertools.pairwise(dims)]
-        self.blocks = [mlp.NormBlock(self.norm, S, K * w, self.momentum, 0.0) for w in dims]
-        self.output = mlp.ScenarioLinear(S, dims[-1], self.output_dim)
+        self.blocks = [mlp.NormBlock(cfg.norm, S, K * w, cfg.bn_momentum, 0.0) for w in dims]
+        self.output = mlp.ScenarioLinear(S, dims[-1], cfg.output_dim)
 
     def gate_weights(
         self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"]
@@ -92,9 +85,9 @@ class MMoETower(nn.Module):
         self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
     ) -> Float[jax.Array, "B ... D"]:
         """Runs the tower."""
-        K = self.num_experts
+        K = self.cfg.num_experts
         first = self.first(x)
-        hidden = self.blocks[0](first[..., : K * self.expert_dims[0]], one_hot_BS, train=train)
+        hidden = self.blocks[0](first[..., : K * self.cfg.expert_dims[0]], one_hot_BS, train=train)
         for layer, block in zip(self.layers, self.blocks[1:], strict=True):
             hidden = block(layer(hidden), one_hot_BS, train=train)
         weights = jnp.split(self._gate(first, one_hot_BS), K, axis=-1)
@@ -106,8 +99,8 @@ class MMoETower(nn.Module):
     def _gate(
         self, first: Float[jax.Array, "B ... X"], one_hot_BS: Float[jax.Array, "B S"]
     ) -> Float[jax.Array, "B ... K"]:
-        logit = first[..., self.num_experts * self.expert_dims[0] :]
-        return nn.softmax(mlp.keep_own(logit, one_hot_BS, self.num_experts))
+        logit = first[..., self.cfg.num_experts * self.cfg.expert_dims[0] :]
+        return nn.softmax(mlp.keep_own(logit, one_hot_BS, self.cfg.num_experts))
 
 
 class MMoE(symmetric.SymmetricMatcher):
@@ -125,9 +118,8 @@ class MMoE(symmetric.SymmetricMatcher):
         std = tables.TABLE_STD if cfg.input_includes_scenario else None
         self.embedder = embed.Embedder(self.spec, std)
         self.drop = dropout.Dropout(cfg.input_dropout)
-        shape = (self.spec.num_scenarios, cfg.num_experts, cfg.expert_dims, cfg.output_dim)
-        self.user_tower = MMoETower(*shape, cfg.norm, cfg.bn_momentum)
-        self.item_tower = MMoETower(*shape, cfg.norm, cfg.bn_momentum)
+        self.user_tower = MMoETower(self.spec.num_scenarios, cfg)
+        self.item_tower = MMoETower(self.spec.num_scenarios, cfg)
 
     def run(
         self,

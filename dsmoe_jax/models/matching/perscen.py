@@ -72,38 +72,25 @@ class GraphTower(nn.Module):
     the packaged rows stayed near that of popularity; all orders, from the first, learn.
 
     Attributes:
-      num_fields: Fields of the input.
-      embedding_dim: Width of one field.
-      num_layers: L.
-      hidden_dim: H.
-      output_dim: D.
-      num_scenarios: S.
-      norm: "dsbn", "bn" or "none".
-      momentum: Of the running statistics.
+      in_dim: I.
+      spec: The features.
+      cfg: See `PERSCENConfig`.
     """
 
-    num_fields: int
-    embedding_dim: int
-    num_layers: int
-    hidden_dim: int
-    output_dim: int
-    num_scenarios: int
-    norm: str
-    momentum: float
+    in_dim: int
+    spec: features.FeatureSpec
+    cfg: PERSCENConfig
 
     def setup(self) -> None:
-        layers, H = range(self.num_layers + 1), self.hidden_dim
-        self.graph = perscen_graph.FeatureGraph(
-            self.num_fields, self.embedding_dim, self.num_layers
-        )
+        cfg, S, E = self.cfg, self.spec.num_scenarios, self.spec.embedding_dim
+        layers, H = range(cfg.num_layers + 1), cfg.hidden_dim
+        self.graph = perscen_graph.FeatureGraph(self.in_dim // E, E, cfg.num_layers)
         self.read = [nn.Dense(H, use_bias=False) for _ in layers]
-        self.norms = [
-            dsbn.ScenarioNorm(self.norm, self.num_scenarios, H, self.momentum) for _ in layers
-        ]
+        self.norms = [dsbn.ScenarioNorm(cfg.norm, S, H, cfg.bn_momentum) for _ in layers]
         self.value = [nn.Dense(H, use_bias=False) for _ in layers]
         self.gate = [nn.Dense(H, use_bias=False) for _ in layers]
         self.fusion = self.param("fusion", nn.initializers.zeros_init(), (1,), jnp.float32)
-        self.out = nn.Dense(self.output_dim, use_bias=False)
+        self.out = nn.Dense(cfg.output_dim, use_bias=False)
 
     def seed(self, seed: Float[jax.Array, "*rows H"]) -> Float[jax.Array, "*rows H"]:
         """The first gate's product t^(-1) Wb^0, which may be of fewer rows than the input's."""
@@ -122,7 +109,7 @@ class GraphTower(nn.Module):
         for layer, product in enumerate([x, *self.graph(x)]):
             reads.append(self.norms[layer](self.read[layer](product), one_hot_BS, train=train))
             gated.append(self.value[layer](reads[-1]) * nn.sigmoid(gate))
-            if layer < self.num_layers:
+            if layer < self.cfg.num_layers:
                 gate = self.gate[layer + 1](gated[-1])
         share = nn.sigmoid(self.fusion).reshape((1,) * x.ndim)
         return self.out(share * sum(reads) + (1 - share) * sum(gated))
@@ -152,6 +139,8 @@ class PERSCEN(two_tower.Matcher):
     summaries do not mention.
     """
 
+    has_end_epoch = True
+
     cfg: PERSCENConfig
 
     def setup(self) -> None:
@@ -159,8 +148,8 @@ class PERSCEN(two_tower.Matcher):
         H = cfg.hidden_dim
         self.embedder = embed.Embedder(self.spec)
         self.drop = dropout.Dropout(cfg.input_dropout)
-        self.user_tower = self._make_tower(self.embedder.user_dim)
-        self.item_tower = self._make_tower(self.embedder.item_dim)
+        self.user_tower = GraphTower(self.embedder.user_dim, self.spec, self.cfg)
+        self.item_tower = GraphTower(self.embedder.item_dim, self.spec, self.cfg)
         self.scenario_hidden, self.scenario_out = nn.Dense(H), nn.Dense(H)
         self.preference_hidden, self.preference_out = nn.Dense(H), nn.Dense(H)
         self.preference_block = self._make_block()
@@ -221,20 +210,6 @@ class PERSCEN(two_tower.Matcher):
     def _encode_scenarios(self) -> Float[jax.Array, "S H"]:
         """p_s of every scenario."""
         return self.scenario_out(nn.relu(self.scenario_hidden(self.embedder.scenarios())))
-
-    def _make_tower(self, in_dim: int) -> GraphTower:
-        cfg = self.cfg
-        E = self.spec.embedding_dim
-        return GraphTower(
-            num_fields=in_dim // E,
-            embedding_dim=E,
-            num_layers=cfg.num_layers,
-            hidden_dim=cfg.hidden_dim,
-            output_dim=cfg.output_dim,
-            num_scenarios=self.spec.num_scenarios,
-            norm=cfg.norm,
-            momentum=cfg.bn_momentum,
-        )
 
     def _make_block(self) -> mlp.NormBlock:
         S = self.spec.num_scenarios

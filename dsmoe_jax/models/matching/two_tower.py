@@ -7,6 +7,8 @@ Letters: B examples, G candidates per example, X unlabelled items, M interests, 
 tower output, S scenarios.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,9 @@ class Matcher(nn.Module):
     """
 
     spec: features.FeatureSpec
+
+    # Whether `end_epoch` is to be called: a method that defines it says so.
+    has_end_epoch: ClassVar[bool] = False
 
     @property
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -75,7 +80,8 @@ class Matcher(nn.Module):
     def end_epoch(self) -> Aux:
         """What a method does after every epoch of training, to its parameters or its statistics.
 
-        Applied with every collection but `constants` mutable and the random stream `dropout`.
+        Called where `has_end_epoch` is set. Applied with every collection but `constants` mutable
+        and the random stream `dropout`.
 
         Returns:
           Numbers of the epoch (scalars) by name, which are logged.

@@ -12,7 +12,7 @@ import tiny_features
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.data import pipeline
-from dsmoe_jax.models.matching import adin, adin_tower
+from dsmoe_jax.models.matching import adin
 from dsmoe_jax.training import losses, row_sparse, sharding, train_state, train_step
 from dsmoe_jax.training import optimizer as optim
 
@@ -149,7 +149,7 @@ def test_histories_of_all_scenarios_are_no_input():
 
 
 def test_gates_on_fields_start_near_one():
-    layer = adin_tower.InterestAdaptation(S, num_fields=8, reduction=4)
+    layer = adin.InterestAdaptation(S, num_fields=8, reduction=4)
     one_hot_BS = jax.nn.one_hot(SCENARIO_B, S)
     input_BI = 0.02 * jax.random.normal(jax.random.key(0), (B, 8 * 16))
     variables = layer.init(jax.random.key(1), input_BI, one_hot_BS)

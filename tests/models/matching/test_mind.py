@@ -200,7 +200,7 @@ def test_retrieved_lists_are_those_of_the_largest_score_over_interests(trained, 
         everything = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf[None], (len(ids), *leaf.shape)), corpus
         )
-        variables = {"params": frozen.params, **frozen.model_state}
+        variables = frozen.variables
         users = jax.tree.map(jnp.asarray, queries.users)
         return run(model, variables, users, everything, jnp.asarray(queries.scenario_Q))
 
@@ -216,9 +216,9 @@ def test_checkpoint_restores_the_same_vectors(trained, tmp_path):
     _, spec, model, mesh, state = trained
     users, _, scenario_B = train_state.example_inputs(spec)
     saved = checkpoint.StageCheckpoints(tmp_path, "student", {})
-    saved.save_best(state, checkpoint.Progress(stage="student", step=1))
+    saved.best.save(state, checkpoint.Progress(stage="student", step=1))
     saved.wait()
-    restored, _ = saved.restore_best(state, mesh)
+    restored, _ = saved.best.restore(state, mesh)
     saved.close()
     assert set(restored.model_state) == {"batch_stats"}
     before, after = (
