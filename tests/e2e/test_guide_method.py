@@ -18,7 +18,7 @@ def code_blocks():
 
 @pytest.fixture(scope="module")
 def method_source():
-    (source,) = [code for code in code_blocks() if "class LinearConfig" in code]
+    (source,) = [code for code in code_blocks() if code.startswith('"""The least')]
     return source
 
 

@@ -31,6 +31,7 @@ TABLES = (
     *("table2", "table2_drop2", "table2_pooled", "table3", "table4", "table4_drop2"),
     *("table4_pooled", "fig2_recall", "fig3_recall", plan.DECIDED, "teachers"),
 )
+EXAMPLES = ("quickstart", "own_data", "own_method")
 POPULARITY, UNTAUGHT = "popularity in scenario", "undistilled"
 
 
@@ -53,6 +54,9 @@ class Documents:
             # The page has a title of its own.
             "config": lambda: _print("dsmoe_jax.config.reference").partition("\n")[2].strip(),
         }
+        for example in EXAMPLES:
+            path = pathlib.Path("examples") / f"{example}.py"
+            texts[example] = functools.partial(_show_code, path)
         self.blocks: dict[str, Callable[[], generated.Block]] = {
             **{name: functools.partial(_as_block, make) for name, make in texts.items()},
             **{name: functools.partial(self.show_table, name) for name in TABLES},
@@ -208,6 +212,10 @@ class Documents:
         block = dots.block(world.name, world.title, label, found)
         text = f"{block.text}\n\n{page_section.section(records, (world,))}"
         return dataclasses.replace(block, text=text)
+
+
+def _show_code(path: pathlib.Path) -> str:
+    return f"`{path}`:\n\n```python\n{path.read_text().strip()}\n```"
 
 
 def _as_block(make: Callable[[], str]) -> generated.Block:
