@@ -7,7 +7,7 @@
     python -m dsmoe_jax.main --config configs/kuairand.py:synthetic
         Data: generated rows in the official format; size by --config.data.num_users and others.
 
-Time and expected results of `:sample`, with hardware and spread: the README's results.
+Time and expected results of `:sample`, with hardware and spread: docs/results/kuairand.md.
 
 Variants, at most one token per axis, in any order:
     data       sample, synthetic; without one, the full archive

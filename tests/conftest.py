@@ -48,6 +48,7 @@ _KINDS = {
     "bench": "e2e",
     "capacity": "model",
     "compare/report/test_build": "e2e",
+    "compare/report/test_documents": "e2e",
     "compare/report/test_page": "e2e",
     "compare/simulation": "e2e",
     "compare/test_baseline_job": "e2e",

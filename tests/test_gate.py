@@ -19,11 +19,11 @@ case "$(basename "$0") $*" in *"$FAIL"*) exit 3 ;; esac
 @pytest.fixture
 def run_gate(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], tuple[subprocess.CompletedProcess, list[str]]]:
+) -> Callable[..., tuple[subprocess.CompletedProcess, list[str]]]:
     """Runs a copy of the gate with stand-ins for its tools, one of which may fail."""
     programs = tmp_path / "venv" / "bin"
     programs.mkdir(parents=True)
-    for name in ("python", "ruff", "lint-imports", "mypy"):
+    for name in ("python", "ruff", "lint-imports", "mypy", "mkdocs"):
         (programs / name).write_text(PROGRAM)
         (programs / name).chmod(0o755)
     (tmp_path / ".ci").mkdir()
@@ -32,16 +32,23 @@ def run_gate(
     monkeypatch.setenv("CALLS", str(calls))
     monkeypatch.setenv("DSMOE_VENV", str(tmp_path / "venv"))
 
-    def run(failing: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+    def run(failing: str, *arguments: str) -> tuple[subprocess.CompletedProcess, list[str]]:
         monkeypatch.setenv("FAIL", failing)
-        command = ["bash", str(tmp_path / ".ci" / "run")]
+        command = ["bash", str(tmp_path / ".ci" / "run"), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         return done, calls.read_text().splitlines()
 
     return run
 
 
-STEPS = ["ruff format", "ruff check", "lint-imports", "mypy", "python -m pytest"]
+CHECKS = ["ruff format", "ruff check", "lint-imports", "mypy"]
+STEPS = [
+    *CHECKS,
+    "python -m pytest",
+    "python -m dsmoe_jax.compare render --check",
+    "python -m dsmoe_jax.bench render --check",
+    "mkdocs build --strict",
+]
 
 
 def test_all_steps_are_taken_in_order_each_with_a_heading(run_gate: Callable) -> None:
@@ -55,6 +62,20 @@ def test_all_steps_are_taken_in_order_each_with_a_heading(run_gate: Callable) ->
     assert [line.removeprefix("== ") for line in headings[1:]] == [
         call.strip() for call in calls[1:]
     ]
+
+
+def test_the_quick_part_runs_the_quick_tests_alone(run_gate: Callable) -> None:
+    done, calls = run_gate("nothing", "quick")
+    assert done.returncode == 0
+    for step, call in zip([*CHECKS, "python -m pytest -q -m unit"], calls[1:], strict=True):
+        assert call.startswith(step)
+
+
+def test_an_unknown_part_is_refused(run_gate: Callable, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "calls").write_text("")
+    done, calls = run_gate("nothing", "fast")
+    assert (done.returncode, calls) == (2, [])
+    assert done.stderr == ".ci/run: expected quick or full, got fast\n"
 
 
 @pytest.mark.parametrize("step", STEPS)

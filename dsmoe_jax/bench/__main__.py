@@ -10,6 +10,7 @@ import pathlib
 import sys
 
 from dsmoe_jax.bench import measurements
+from dsmoe_jax.compare.report import generated
 
 COMMANDS = {
     "step": "a training step against PyTorch twins of the same model",
@@ -37,26 +38,19 @@ def main(argv: list[str]) -> int:
         if argv and argv[0] == name:
             # Only the measurement that is asked for is imported.
             measurements.load(name).add_options(command)
-    render = commands.add_parser("render", help="write the README's section of kept measurements")
-    render.add_argument("--readme", type=pathlib.Path, default=pathlib.Path("README.md"))
-    render.add_argument("--records", type=pathlib.Path, default=measurements.PUBLISHED)
+    render = commands.add_parser("render", help="write the kept measurements in the documentation")
+    generated.add_options(render, measurements.PUBLISHED)
     options = parser.parse_args(argv)
     try:
         if options.command == "render":
-            _render(options)
-        else:
-            _measure(options, argv)
+            blocks = measurements.blocks(options.records)
+            blocks["help"] = lambda: generated.show_help("dsmoe_jax.bench", main)
+            return generated.render(measurements.MAKER, blocks, options)
+        _measure(options, argv)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _render(options: argparse.Namespace) -> None:
-    from dsmoe_jax.compare.report import generated
-
-    text = measurements.section(options.records)
-    generated.write_into(options.readme, measurements.SECTION, text)
 
 
 def _measure(options: argparse.Namespace, argv: list[str]) -> None:

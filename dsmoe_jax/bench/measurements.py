@@ -1,7 +1,7 @@
-"""Measurements that are kept, and the README's section of them.
+"""Measurements that are kept, and what the documentation shows of them.
 
-Owns what a kept measurement says of its circumstances, and how the section is laid out: the lines
-that each measurement printed, under the command that was given.
+Owns what a kept measurement says of its circumstances, and how the page is laid out: the lines that
+each measurement printed, under the command that was given.
 """
 
 import datetime
@@ -12,10 +12,14 @@ import os
 import pathlib
 import platform
 import shlex
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from dsmoe_jax.compare.report import formats, generated
+
 PUBLISHED = pathlib.Path("docs/performance/records")
-SECTION = "performance"
+MAKER = "bench"
 # Commands whose module is not that of their name in this package.
 _MODULES = {
     "step": "dsmoe_jax.bench.step_time",
@@ -55,8 +59,8 @@ def make(command: str, arguments: list[str], found: dict[str, Any]) -> dict[str,
     }
 
 
-def section(folder: pathlib.Path) -> str:
-    """The README's section of the records in a folder, in the order of their names.
+def blocks(folder: pathlib.Path) -> dict[str, Callable[[], generated.Block]]:
+    """The blocks of the records in a folder.
 
     Raises:
       ValueError: When there is none.
@@ -65,6 +69,42 @@ def section(folder: pathlib.Path) -> str:
     if not paths:
         raise ValueError(f"{folder}: expected measurements (*.json), found none")
     records = [json.loads(path.read_text()) for path in paths]
+    return {
+        "measurements": lambda: generated.Block(show_all(records)),
+        "speed": lambda: generated.Block(summarise(records)),
+    }
+
+
+def summarise(records: Sequence[dict[str, Any]]) -> str:
+    """Four numbers for the front page, as a list in Markdown."""
+    first: dict[str, Any] = {}
+    for record in records:
+        first.setdefault(record["command"], record["found"])
+    step, growth, prepare, plan = (first[c] for c in ("step", "growth", "prepare", "plan"))
+    ratio = min(entry["median"] for entry in step["ratio"]["dense"].values())
+    tables = list(growth["step_ms"])
+    slower = growth["ratio"][tables[-1]]["median"]
+    rows, seconds = (
+        prepare["rows"]["impressions"],
+        statistics.median(prepare["seconds"]["dsmoe_jax"]),
+    )
+    memory = prepare["peak_bytes"]["dsmoe_jax"] / 2**30
+    return formats.bullets(
+        [
+            f"A training step: {ratio:.2f} times as fast as the fastest PyTorch twin of the model.",
+            f"Tables of {tables[-1]} in place of {tables[0]}, updated by rows: a step takes "
+            f"{slower:.2f} times as long.",
+            f"Preparing {rows:,} impressions of Alimama's format: {seconds:.1f} s, "
+            f"{memory:.1f} GiB of memory.",
+            f"{plan['users']:,} users and {plan['items']:,} items on {plan['devices']} devices: "
+            f"{plan['total_bytes'] / 1e9:.1f} GB on each, planned from the compiled step, never "
+            "run.",
+        ]
+    )
+
+
+def show_all(records: Sequence[dict[str, Any]]) -> str:
+    """The lines that each measurement printed, in the records' order."""
     lines = []
     for record in records:
         module = load(record["command"])

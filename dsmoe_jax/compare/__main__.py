@@ -1,4 +1,4 @@
-"""`python -m dsmoe_jax.compare COMMAND`: the comparison, and the README's sections."""
+"""`python -m dsmoe_jax.compare COMMAND`: the comparison, and what the documentation shows of it."""
 
 import argparse
 import pathlib
@@ -10,12 +10,9 @@ from dsmoe_jax import main as command_line
 from dsmoe_jax import optional
 from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.compare import budget, plan, processes, progress, runner, search_space, tune
-from dsmoe_jax.compare.report import build, formats, generated, method_table
-from dsmoe_jax.compare.simulation import designs, page_section, simulate
+from dsmoe_jax.compare.report import build, documents, generated
+from dsmoe_jax.compare.simulation import designs, simulate
 
-PUBLISHED = pathlib.Path("docs/results/records")
-COMPARISON, PLANTED, METHODS = "comparison", "planted", "methods"
-SECTIONS = (COMPARISON, PLANTED, METHODS)
 CONFIG = "kuairand:sample"
 T = TypeVar("T")
 
@@ -33,7 +30,7 @@ def main(argv: list[str]) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dsmoe compare",
-        description="Runs the comparison of all methods and the cells of the README's tables.",
+        description="Runs the comparison of all methods and renders what is known of it.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser(
@@ -91,16 +88,14 @@ def _make_parser() -> argparse.ArgumentParser:
     worlds.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("runs/planted"))
     worlds.add_argument("--seeds", type=int, default=5, help="seeds 1 to N of every world")
     worlds.add_argument("--worlds", default="", help="comma-separated names; all by default")
-    show = commands.add_parser("render", help="write sections of the README")
-    show.add_argument("sections", nargs="*", help=f"{', '.join(SECTIONS)}; all by default")
-    show.add_argument("--readme", type=pathlib.Path, default=pathlib.Path("README.md"))
-    for command in (worlds, show):
-        command.add_argument(
-            "--records",
-            type=pathlib.Path,
-            default=PUBLISHED / "simulation",
-            help="folder of the planted worlds' records",
-        )
+    worlds.add_argument(
+        "--records",
+        type=pathlib.Path,
+        default=documents.PUBLISHED / "simulation",
+        help="folder of the planted worlds' records",
+    )
+    show = commands.add_parser("render", help="write what is generated in the documentation")
+    generated.add_options(show, documents.PUBLISHED)
     return parser
 
 
@@ -191,19 +186,10 @@ def _planted(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
 
 
 def _render(options: argparse.Namespace, rest: tuple[str, ...]) -> int:
-    known = {section: section for section in SECTIONS}
-    for section in _choose("render", options.sections, known):
-        generated.write_into(options.readme, section, _render_section(section, options.records))
-    return 0
-
-
-def _render_section(section: str, records: pathlib.Path) -> str:
-    if section == METHODS:
-        return formats.to_markdown(method_table.make())
-    if section == PLANTED:
-        worlds = page_section.load(records, designs.WORLDS)
-        return page_section.section(worlds, designs.WORLDS)
-    return build.to_section(build.Source(PUBLISHED / "comparison", CONFIG))
+    source = build.Source(options.records / "comparison", CONFIG)
+    made = documents.Documents(source, options.records / "simulation")
+    blocks = {**made.blocks, "help": lambda: generated.show_help("dsmoe_jax.compare", main)}
+    return generated.render(documents.MAKER, blocks, options)
 
 
 def _choose(what: str, names: Sequence[str], known: dict[str, T]) -> tuple[T, ...]:

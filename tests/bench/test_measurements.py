@@ -29,13 +29,10 @@ def test_the_section_shows_each_command_with_what_it_printed(tmp_path):
     for name, rows in (("b", "64,640"), ("a", "64,64")):
         record = measurements.make("growth", [f"--rows={rows}"], FOUND)
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
-    page = tmp_path / "README.md"
-    page.write_text("<!-- performance: begin (generated) -->\n<!-- performance: end -->\n")
-    assert command_line.main(["render", f"--readme={page}", f"--records={tmp_path}"]) == 0
-    lines = page.read_text().splitlines()
-    assert lines[1:3] == ["```", "$ python -m dsmoe_jax.bench growth --rows=64,64"]
-    assert "640 rows      3.0 ms, 1.50 x the first [1.40, 1.60]" in lines[5]
-    assert lines[7] == "$ python -m dsmoe_jax.bench growth --rows=64,640"
+    lines = measurements.blocks(tmp_path)["measurements"]().text.splitlines()
+    assert lines[:2] == ["```", "$ python -m dsmoe_jax.bench growth --rows=64,64"]
+    assert "640 rows      3.0 ms, 1.50 x the first [1.40, 1.60]" in lines[4]
+    assert lines[6] == "$ python -m dsmoe_jax.bench growth --rows=64,640"
 
 
 def test_a_folder_without_measurements_is_refused(tmp_path, capsys):
@@ -43,10 +40,17 @@ def test_a_folder_without_measurements_is_refused(tmp_path, capsys):
     assert "expected measurements" in capsys.readouterr().err
 
 
-def test_the_published_measurements_are_those_in_the_readme():
-    text = measurements.section(measurements.PUBLISHED)
-    with open("README.md") as page:
-        assert text in page.read()
+def test_the_front_page_has_four_numbers_of_the_published_measurements():
+    lines = measurements.blocks(measurements.PUBLISHED)["speed"]().text.splitlines()
+    assert len(lines) == 4
+    published = measurements.blocks(measurements.PUBLISHED)["measurements"]().text
+    for line, said, shown in zip(
+        lines,
+        ("2.27 times as fast", "1.08 times as long", "20.9 s, 0.6 GiB", "4.0 GB on each"),
+        ("2.27 x dense", "1.08 x the first", "20.9 s [", "4,039,100,768"),
+        strict=True,
+    ):
+        assert said in line and shown in published
 
 
 @pytest.mark.parametrize("command", command_line.COMMANDS)

@@ -69,16 +69,6 @@ def write(source: Source, folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def to_section(source: Source) -> str:
-    """The tables of recall and cost for the README, which has Table 1 elsewhere.
-
-    Raises:
-      ValueError: When DSMOE itself has no finished cell.
-    """
-    made = [table for table in make_tables(source) if table.name != method_table.NAME]
-    return page.to_section(describe(source), find(source), made)
-
-
 def make_tables(source: Source) -> list[formats.Table]:
     """Every table of which something is finished, in the paper's order.
 
@@ -96,16 +86,16 @@ def make_tables(source: Source) -> list[formats.Table]:
     for name, (axis_label, title) in sweeps.SWEPT.items():
         swept = [
             dataclasses.replace(system, label=f"{axis_label} = {system.label}")
-            for system in _on_first_days(source, name)
+            for system in on_first_days(source, name)
         ]
         found += _compare(f"{name}_recall", title, swept, others)
-    decided = _on_first_days(source, plan.DECIDED)
+    decided = on_first_days(source, plan.DECIDED)
     found += _compare(plan.DECIDED, "What the paper leaves open", decided, others)
     teachers = teacher_table.make(decided)
     return [*found, teachers] if teachers else found
 
 
-def _on_first_days(source: Source, table: str) -> list[finished.System]:
+def on_first_days(source: Source, table: str) -> list[finished.System]:
     """The systems of a table on the first choice of test days that DSMOE was tested on."""
     systems = source.systems(table)
     first = min(finished.own(systems).days)
@@ -199,12 +189,12 @@ def describe(source: Source) -> list[str]:
     )
     hours = sum(_seconds(cell) for cell in cells if cell is not None) / 3600
     return [
-        f"{len(done)} finished cells of {source.config}, {hours:.1f} hours of runs on {devices}, "
+        f"{len(done)} finished jobs of {source.config}, {hours:.1f} hours of runs on {devices}, "
         f"{when}.",
         f"Data: {first['dataset']}, {first['data_hash'][:12]}; {days}; {first['candidates']:,} "
         "candidates in every scenario.",
         f"Versions: {used}.",
-        "Every system is judged by one evaluator on the same queries; epochs and settings were "
+        "All systems are evaluated by one protocol on the same queries; epochs and settings were "
         f"chosen on validation days, test days are only reported.{_chosen_on(done)}",
         *_cut_short([cell for cell in cells if cell is not None]),
     ]
@@ -220,7 +210,7 @@ def _chosen_on(cells: Sequence[records.Record]) -> str:
     if not both:
         return ""
     return (
-        f" Of the test days, {both} are validation days of other cells: settings were chosen on "
+        f" Of the test days, {both} are validation days of other jobs: settings were chosen on "
         "them."
     )
 
@@ -317,7 +307,7 @@ def _peers_not_run(source: Source) -> list[str]:
 def _draw(source: Source, folder: pathlib.Path) -> list[page.Picture]:
     pictures = []
     for name, (_, title) in sweeps.SWEPT.items():
-        if sweeps.draw_sweep(folder / name, name, _on_first_days(source, name)):
+        if sweeps.draw_sweep(folder / name, name, on_first_days(source, name)):
             pictures.append(page.Picture(folder / name, f"{title}; all else is DSMOE's own row."))
     own = finished.own(source.systems("fig4"))
     captions = {

@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # How a cell that is compared with DSMOE's reads.
@@ -104,6 +104,16 @@ def _html_row(row: tuple[Value, ...]) -> str:
         sign = f' <span class="sign">{SIGNS[cell.verdict]}</span>' if cell.verdict else ""
         parts.append(f'<td class="{classes}">{html.escape(cell.text)}{sign}</td>')
     return "".join(parts)
+
+
+def bullets(entries: Sequence[str]) -> str:
+    """Sentences as a list in Markdown."""
+    return "\n".join(f"- {entry}" for entry in entries)
+
+
+def code(text: str) -> str:
+    """Text of a console as a block in Markdown."""
+    return f"```text\n{text.strip()}\n```"
 
 
 def _line(cells: Any) -> str:

@@ -14,12 +14,6 @@ from dsmoe_jax.compare.report import formats
 
 TITLE = "Multi-scenario matching: the comparison"
 
-# Where the numbers of a section on another page are from.
-SOURCE = (
-    "Made by `python -m dsmoe_jax.compare run all --budget full` and `render comparison` from the "
-    "records in `docs/results/records/comparison`."
-)
-
 DEVIATIONS = (
     "The paper's rows, split and widths are unknown: its numbers stand beside ours for the order "
     "of magnitude, not digit by digit.",
@@ -28,7 +22,7 @@ DEVIATIONS = (
     "All methods share one contract: the same features, uniform negatives, binary cross-entropy, "
     "Adam with coupled L2, early stopping on macro validation recall; where a method's own paper "
     "trains otherwise, its file says so.",
-    "A peer from another library trains as the library does, by its own loss, negatives and "
+    "A baseline from another library trains as the library does, by its own loss, negatives and "
     f"optimiser, on the same clicks; {selection.NUM_TRIALS} settings are tried on validation days.",
     "DSMOE alone is distilled, from a teacher that also sees a log-prior per scenario and item and "
     'collaborative vectors; "without distillation" in Table 4 is what remains without it.',
@@ -104,20 +98,18 @@ def to_markdown(
     pictures: Sequence[Picture],
 ) -> str:
     """The same as Markdown, its figures as files beside it."""
-    parts = [f"# {TITLE}", "## What was run", _bullets(notes), "## Findings", _bullets(findings)]
+    parts = [
+        f"# {TITLE}",
+        "## What was run",
+        formats.bullets(notes),
+        "## Findings",
+        formats.bullets(findings),
+    ]
     for table in made:
         parts += [f"## {table.title}", formats.to_markdown(table)]
     for picture in pictures:
         parts.append(f"![{picture.caption}]({picture.path.name}.png)\n\n{picture.caption}")
-    return "\n\n".join([*parts, "## Deviations", _bullets(DEVIATIONS)]) + "\n"
-
-
-def to_section(notes: Sequence[str], findings: Sequence[str], made: Sequence[formats.Table]) -> str:
-    """The tables as a section of another page, after what was run and what was found."""
-    parts = [_bullets([*notes, *findings])]
-    for table in made:
-        parts += [f"### {table.title}", formats.to_markdown(table)]
-    return "\n\n".join([*parts, SOURCE])
+    return "\n\n".join([*parts, "## Deviations", formats.bullets(DEVIATIONS)]) + "\n"
 
 
 def _picture(picture: Picture) -> str:
@@ -132,7 +124,3 @@ def _picture(picture: Picture) -> str:
 
 def _list(entries: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{html.escape(entry)}</li>' for entry in entries)}</ul>"
-
-
-def _bullets(entries: Sequence[str]) -> str:
-    return "\n".join(f"- {entry}" for entry in entries)

@@ -109,6 +109,12 @@ def percent(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def points(interval: estimates.Interval) -> str:
+    """A difference in points, with its interval."""
+    difference, low, high = (100 * value for value in interval)
+    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def _rank(judged: Sequence[Judged], column: tuple[int, str]) -> dict[str, str]:
     """The best and the second best system of a column."""
     k, scenario = column

@@ -1,7 +1,6 @@
 """What a report holds, from records that nobody ran."""
 
 import json
-import pathlib
 
 import pytest
 
@@ -12,15 +11,12 @@ from dsmoe_jax.compare.report import (
     build,
     cost_table,
     finished,
-    formats,
-    generated,
     page,
     recall_table,
 )
 from dsmoe_jax.models import registry
 from tests.compare import made_up
 
-README = pathlib.Path(__file__).parents[3] / "README.md"
 CONFIG = "configs/kuairand.py:sample"
 
 
@@ -134,7 +130,7 @@ def test_test_days_on_which_settings_were_chosen_are_named(tmp_path):
         entry["split"]["test"]["days"] = ["validation-0a", "validation-0b"]
         path.write_text(json.dumps(entry))
     assert build.describe(source)[-1].endswith(
-        "Of the test days, validation-0a, validation-0b are validation days of other cells: "
+        "Of the test days, validation-0a, validation-0b are validation days of other jobs: "
         "settings were chosen on them."
     )
 
@@ -188,24 +184,6 @@ def test_a_figures_numbers_are_a_table_too_whatever_days_were_tested(tmp_path):
     assert "fig3.png" in {p.name for p in build.write(source, tmp_path / "r").parent.iterdir()}
 
 
-def test_the_readmes_section_has_every_table_but_that_of_the_methods(tmp_path, monkeypatch):
-    source = build.Source(tmp_path / "comparison", CONFIG)
-    source.records.mkdir()
-    made_up.save_comparison(source.records)
-    monkeypatch.setattr(command_line, "PUBLISHED", tmp_path)
-    page_path = tmp_path / "README.md"
-    begin, end = generated.markers("comparison")
-    page_path.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    assert command_line.main(["render", "comparison", f"--readme={page_path}"]) == 0
-    text = page_path.read_text()
-    titles = [line for line in text.splitlines() if line.startswith("#")]
-    assert titles == [f"### {table.title}" for table in build.make_tables(source)[1:]]
-    assert "### Table 2: recall" in titles and "Table 1" not in text
-    assert "old" not in text.splitlines()
-    assert formats.to_markdown(cost_table.make(source.systems("table3"))) in text
-    assert all(f"- {sentence}" in text for sentence in build.find(source))
-
-
 def test_lists_that_share_a_folder_write_the_report_in_turn(tmp_path, monkeypatch):
     is_held = []
 
@@ -218,13 +196,6 @@ def test_lists_that_share_a_folder_write_the_report_in_turn(tmp_path, monkeypatc
     monkeypatch.setattr(runner.WorkList, "run", lambda work, workers, only: work.states)
     assert command_line.main(["run", "fig4", "--budget=small", f"--dir={tmp_path}"]) == 0
     assert is_held == [True]
-
-
-def test_the_readme_shows_the_comparison_of_its_records():
-    begin, end = generated.markers(command_line.COMPARISON)
-    shown = README.read_text().partition(begin)[2].partition(end)[0]
-    source = build.Source(command_line.PUBLISHED / "comparison", command_line.CONFIG)
-    assert shown.strip() == build.to_section(source).strip()
 
 
 def test_teachers_stand_beside_their_students(tmp_path):

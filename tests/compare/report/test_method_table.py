@@ -1,14 +1,7 @@
-"""The table of methods, and that the README shows today's."""
-
-import pathlib
-
-from dsmoe_jax.compare import __main__ as command_line
-from dsmoe_jax.compare.report import formats, generated, method_table
+from dsmoe_jax.compare.report import method_table
 from dsmoe_jax.models import registry
 from dsmoe_jax.models.matching import dsmoe
 from tests.compare import made_up
-
-README = pathlib.Path(__file__).parents[3] / "README.md"
 
 
 def test_every_registered_method_has_a_row_that_says_what_it_is():
@@ -37,9 +30,3 @@ def test_methods_of_one_file_are_told_apart():
     by_name = {row[0]: row[2] for row in rows}
     assert by_name["fuxi_mme"].endswith("matchers; this row: Fuxi-MME-style")
     assert "this row" not in by_name["mind"]
-
-
-def test_the_readme_shows_the_table_of_today():
-    begin, end = generated.markers(command_line.METHODS)
-    shown = README.read_text().partition(begin)[2].partition(end)[0]
-    assert shown.strip() == formats.to_markdown(method_table.make()).strip()
