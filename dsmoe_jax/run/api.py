@@ -21,7 +21,7 @@ from dsmoe_jax import runlog
 from dsmoe_jax.config import fingerprint, restore, schema
 from dsmoe_jax.config import load as load_lib
 from dsmoe_jax.data.prepare import custom, later, own_log
-from dsmoe_jax.evaluation import evaluators
+from dsmoe_jax.evaluation import evaluators, protocol
 from dsmoe_jax.run import results, run, stages
 from dsmoe_jax.training import interrupt
 
@@ -59,9 +59,11 @@ class Model:
         """
         path = self.workdir / results.FILE
         if not path.is_file():
-            raise ValueError(f"{path}: expected the results of a run, found none; train with "
-                             "mode='all' or 'evaluate'")  # fmt: skip
-        return json.loads(path.read_text())
+            raise ValueError(
+                f"{path}: expected the results of a run, found none; train with mode='evaluate'"
+            )
+        record: dict[str, Any] = json.loads(path.read_text())
+        return record
 
     def evaluate(
         self, log: own_log.Frame | None = None, *, split: str = "test", progress: bool = False
@@ -78,27 +80,28 @@ class Model:
           ValueError: When there is nothing to find, or the model is not trained.
         """
         with runlog.quiet(not progress):
-            session, frozen = self._session, self._student.frozen
-            if log is None:
-                query_Q = session.sample_queries(split, None)
-                return results.plain(session.evaluate_matcher(frozen, split, query_Q).summarise())
-            section = self.experiment.data
-            if not isinstance(section, custom.CustomConfig):
-                raise ValueError(
-                    f"log: expected a model of own data, whose columns are known, got one of "
-                    f"{self.experiment.dataset}; evaluate with split= instead"
-                )
-            store = later.add_queries(session.store, own_log.read_positives(log, section))
-            evaluate = evaluators.MatcherEvaluator(
-                store,
-                session.spec,
-                session.corpus,
-                session.matcher,
-                self.experiment.eval,
-                session.mesh,
+            found: dict[str, Any] = results.plain(self._evaluate(log, split).summarise())
+        return found
+
+    def _evaluate(self, log: own_log.Frame | None, split: str) -> protocol.Evaluation:
+        session, frozen, section = self._session, self._student.frozen, self.experiment.data
+        if log is None:
+            return session.evaluate_matcher(frozen, split, session.sample_queries(split, None))
+        if not isinstance(section, custom.CustomConfig):
+            raise ValueError(
+                f"log: expected a model of own data, whose columns are known, got one of "
+                f"{self.experiment.dataset}; evaluate with split= instead"
             )
-            query_Q = np.arange(len(store.queries(split).cold_Q))
-            return results.plain(evaluate(frozen, "later log", query_Q).summarise())
+        store = later.add_queries(session.store, own_log.read_positives(log, section))
+        evaluate = evaluators.MatcherEvaluator(
+            store,
+            session.spec,
+            session.corpus,
+            session.matcher,
+            self.experiment.eval,
+            session.mesh,
+        )
+        return evaluate(frozen, "later log", np.arange(len(store.queries(split).cold_Q)))
 
     @functools.cached_property
     def _session(self) -> stages.Session:
