@@ -5,17 +5,17 @@ once.
 """
 
 import dataclasses
+import difflib
 import os
 import pathlib
 import re
 import signal
 import sys
 import traceback
-import typing
 from typing import Any
 
 from dsmoe_jax import malloc
-from dsmoe_jax.config import load, schema
+from dsmoe_jax.config import fingerprint, load, schema
 
 HELP = """\
 dsmoe_jax: train, distil, evaluate and serve multi-scenario matching models.
@@ -57,6 +57,7 @@ results: <workdir>/results.json, figures/, checkpoints/, metrics.jsonl, tensorbo
 
 MODES = ("all", "prepare", "teacher", "student", "evaluate")
 FLAGS = ("config", "workdir", "mode", "coordinator", "num_processes", "process_id", "traceback")
+SWITCHES = ("traceback",)
 # What `jax.distributed.initialize` reads inside `srun`. A batch script outside `srun` has some of
 # them but not the step's: there the other tasks do not exist and waiting for them would hang.
 SLURM_VARIABLES = (
@@ -92,57 +93,91 @@ class Options:
 
 
 def parse(argv: list[str]) -> Options:
-    """Parses a command line, program name first.
+    """Parses a command line, program name first; the configuration is validated.
 
     Raises:
       UsageError: In one line, with the nearest valid name where a name is wrong.
+      ValueError: When a field's value is out of its range.
     """
-    from absl import flags
-    from ml_collections import config_flags
-
-    path, variant, arguments = load.take_config(argv)
+    spec, arguments = _take_config(argv[1:])
+    path, _, variant = spec.partition(":")
     experiment = load.load_experiment(path, variant)
-    fields = load.field_names(experiment)
-    load.check_names(arguments, fields)
-    values = flags.FlagValues()
-    try:
-        # The library reads sys.argv unless it is told which arguments there are.
-        config_flags.DEFINE_config_dataclass(
-            "config", experiment, flag_values=values, sys_argv=arguments
-        )
-        for flag in ("workdir", "mode", "coordinator", "num_processes", "process_id"):
-            flags.DEFINE_string(flag, None, "", flag_values=values)
-        flags.DEFINE_boolean("traceback", False, "", flag_values=values)
-        positional = values(arguments)[1:]
-    except flags.UnrecognizedFlagError as error:
-        known = [*FLAGS, *(f"config.{field}" for field in fields)]
-        nearest = load.nearest(error.flagname, known, prefix="--")
-        raise load.UsageError(f"unknown flag '--{error.flagname}'{nearest}") from error
-    except flags.Error as error:
-        raise load.UsageError(load.explain(error, experiment)) from error
-    if positional:
-        raise load.UsageError(
-            f"expected only flags, got {positional[0]!r}; write a value as --name=value"
-        )
-    changed = config_flags.get_override_values(values["config"])
-    for field, value in changed.items():
-        load.check_elements(experiment, field, value)
-    mode = values["mode"].value or MODES[0]
+    given, overrides = _read_flags(arguments, experiment)
+    mode = given.get("mode", MODES[0])
     if mode not in MODES:
         raise load.UsageError(
             f"--mode: expected one of {', '.join(MODES)}, got {mode!r}{load.nearest(mode, MODES)}"
         )
-    coordinator, num_processes, process_id = _processes(values)
+    coordinator, num_processes, process_id = _processes(given)
+    experiment.validate()
     run_name = pathlib.Path(path).stem + (f"-{variant.replace(',', '-')}" if variant else "")
     return Options(
-        experiment=typing.cast(schema.Experiment, values["config"].value),
-        overrides=changed,
-        workdir=pathlib.Path(values["workdir"].value or f"runs/{run_name}").expanduser(),
+        experiment=experiment,
+        overrides=overrides,
+        workdir=pathlib.Path(given.get("workdir") or f"runs/{run_name}").expanduser(),
         mode=mode,
         coordinator=coordinator,
         num_processes=num_processes,
         process_id=process_id,
     )
+
+
+def _take_config(arguments: list[str]) -> tuple[str, list[str]]:
+    """Separates `--config FILE[:variant]`, the last of them, from the other arguments."""
+    spec, rest, takes_value = "", [], False
+    for argument in arguments:
+        name, is_assigned, value = argument.partition("=")
+        if takes_value:
+            spec, takes_value = argument, False
+        elif name not in ("--config", "-config"):
+            rest.append(argument)
+        elif is_assigned:
+            spec = value
+        else:
+            takes_value = True
+    if not spec:
+        flags = [argument.partition("=")[0] for argument in rest if argument.startswith("--")]
+        similar = difflib.get_close_matches("--config", flags, n=1, cutoff=0.8)
+        if similar:
+            raise load.UsageError(f"unknown flag {similar[0]!r}; nearest: '--config'")
+        raise load.UsageError("expected --config FILE[:token,token], got none")
+    return spec, rest
+
+
+def _read_flags(
+    arguments: list[str], experiment: schema.Experiment
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Values of the flags by name, and of the fields, which are set in the experiment."""
+    fields = fingerprint.flatten(fingerprint.as_dict(experiment))
+    given: dict[str, str] = {}
+    overrides: dict[str, Any] = {}
+    left = iter(arguments)
+    for argument in left:
+        match = re.fullmatch(r"--?([^-=][^=]*)(?:=(.*))?", argument, re.DOTALL)
+        if not match:
+            raise load.UsageError(
+                f"expected only flags, got {argument!r}; write a value as --name=value"
+            )
+        name, value = match[1], match[2]
+        is_field = re.fullmatch(r"(no)?config\.(.*)", name)
+        field = load.check_name(experiment, is_field[2]) if is_field else ""
+        is_switch = type(fields[field]) is bool if field else name in SWITCHES
+        if name not in FLAGS and (not field or (name.startswith("no") and not is_switch)):
+            known = [*FLAGS, *(f"config.{known}" for known in fields)]
+            raise load.UsageError(f"unknown flag '--{name}'{load.nearest(name, known, '--')}")
+        if value is None and is_switch:
+            value = str(not name.startswith("noconfig"))
+        if value is None and (value := next(left, None)) is None:
+            raise load.UsageError(f"Missing value for flag --{name}")
+        if not field:
+            given[name] = value
+            continue
+        typed = load.override(experiment, field, value)
+        if isinstance(typed, tuple) and field in overrides:
+            # A repeated flag adds elements.
+            typed = load.override(experiment, field, overrides[field] + typed)
+        overrides[field] = typed
+    return given, overrides
 
 
 def main(argv: list[str]) -> int:
@@ -163,8 +198,7 @@ def main(argv: list[str]) -> int:
     show_traceback = "--traceback" in argv
     try:
         options = parse(argv)
-        options.experiment.validate()
-    except (load.UsageError, ValueError) as error:
+    except ValueError as error:
         if show_traceback:
             traceback.print_exc()
         print(f"error: {load.one_line(error)} (--help shows examples)", file=sys.stderr)
@@ -237,14 +271,13 @@ def _run(options: Options, show_traceback: bool) -> int:
     return 0
 
 
-def _processes(values: Any) -> tuple[str | None, int | None, int | None]:
+def _processes(flags: dict[str, str]) -> tuple[str | None, int | None, int | None]:
     """Coordinator, process count and process id, from flags or else the environment."""
     given = {}
     for flag in ("coordinator", "num_processes", "process_id"):
         variable = f"DSMOE_{flag.upper()}"
-        text = values[flag].value
-        if text is not None:
-            given[flag] = (f"--{flag}", text)
+        if flag in flags:
+            given[flag] = (f"--{flag}", flags[flag])
         elif os.environ.get(variable):
             given[flag] = (variable, os.environ[variable])
     if not given:
