@@ -6,25 +6,39 @@ once.
 
 import dataclasses
 import difflib
+import importlib
 import os
 import pathlib
 import re
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from dsmoe_jax import malloc
 from dsmoe_jax.config import fingerprint, load, schema
 
 HELP = """\
-dsmoe_jax: train, distil, evaluate and serve multi-scenario matching models.
+dsmoe: train, distil, evaluate and serve multi-scenario matching models.
 
-usage: python -m dsmoe_jax.main --config FILE[:token,token] [--workdir DIR] [--mode MODE]
-                                [--config.FIELD=VALUE ...]
+usage: dsmoe COMMAND ...        (also: python -m dsmoe_jax COMMAND ...)
 
-  --config FILE[:tokens]  a configuration file and its variant; tokens in any order, one per axis
-  --workdir DIR           where everything is written (default runs/<file>-<tokens>); the same
+  train     prepare the data, train, distil, evaluate and report
+  prepare   prepare the data alone
+  evaluate  evaluate and report what was trained, e.g. with other cut-offs
+  init      dsmoe init NAME: write NAME.py, a commented configuration for your own logs
+  compare   the comparison of all methods, see dsmoe compare --help
+  plan      what a run of any size would hold and move, see dsmoe plan --help
+
+usage: dsmoe train --config NAME|FILE[:token,token] [--workdir DIR] [--mode MODE]
+                   [--config.FIELD=VALUE ...]
+
+  --config NAME|FILE[:tokens]
+                          a packaged configuration (alimama, custom, kuairand, movielens,
+                          simulation)
+                          or a file, and its variant; tokens in any order, one per axis
+  --workdir DIR           where everything is written (default runs/<name>-<tokens>); the same
                           command with the same folder resumes
   --mode MODE             all (default), prepare, teacher, student or evaluate; each continues from
                           what the earlier ones left
@@ -37,24 +51,32 @@ usage: python -m dsmoe_jax.main --config FILE[:token,token] [--workdir DIR] [--m
 
 examples:
   # the packaged real rows: prepare, teach, distil, evaluate
-  python -m dsmoe_jax.main --config configs/kuairand.py:sample
+  dsmoe train --config kuairand:sample
   # an ablation, another seed, a folder of its own
-  python -m dsmoe_jax.main --config configs/kuairand.py:sample,no_sap --config.seed=1 \\
-      --workdir runs/no_sap-1
+  dsmoe train --config kuairand:sample,no_sap --config.seed=1 --workdir runs/no_sap-1
   # the full official archive
-  python -m dsmoe_jax.main --config configs/kuairand.py --config.data.raw_dir=~/KuaiRand-Pure/data
+  dsmoe train --config kuairand --config.data.raw_dir=~/KuaiRand-Pure/data
   # synthetic rows in Alimama's official format
-  python -m dsmoe_jax.main --config configs/alimama.py:synthetic
+  dsmoe train --config alimama:synthetic
   # evaluate again with seen items kept
-  python -m dsmoe_jax.main --config configs/kuairand.py:sample --mode evaluate \\
-      --config.eval.remove_seen=False
+  dsmoe evaluate --config kuairand:sample --config.eval.remove_seen=False
+  # your own log: say which column is what, then train
+  dsmoe init my_shop
+  dsmoe train --config my_shop.py --config.data.raw_dir=FOLDER
+  # a file of a checkout; without a command, flags train
+  python -m dsmoe_jax.main --config configs/kuairand.py:sample
 
 fields worth knowing: seed, data.raw_dir, data.validation_days, data.test_days, train.max_epochs,
   train.batch_size (positives over all devices), train.learning_rate, teacher.max_epochs,
   model.num_experts, model.rank, loss.distill_weight, eval.remove_seen
 results: <workdir>/results.json, figures/, checkpoints/, metrics.jsonl, tensorboard/, config.json
+exit status: 0 done, 1 the loss diverged, 2 bad input, 130 stopped with its state saved
 """
 
+# Commands that run a configuration, with the mode of each.
+MODE_OF = {"train": "all", "prepare": "prepare", "evaluate": "evaluate"}
+# Commands with flags of their own; only the one that is asked for is imported.
+MODULE_OF = {"compare": "dsmoe_jax.compare.__main__", "plan": "dsmoe_jax.capacity.estimate"}
 MODES = ("all", "prepare", "teacher", "student", "evaluate")
 FLAGS = ("config", "workdir", "mode", "coordinator", "num_processes", "process_id", "traceback")
 SWITCHES = ("traceback",)
@@ -92,18 +114,22 @@ class Options:
     process_id: int | None
 
 
-def parse(argv: list[str]) -> Options:
+def parse(argv: list[str], mode: str = MODES[0]) -> Options:
     """Parses a command line, program name first; the configuration is validated.
+
+    Args:
+      argv: The command line, without a command.
+      mode: The mode where no flag names one.
 
     Raises:
       UsageError: In one line, with the nearest valid name where a name is wrong.
       ValueError: When a field's value is out of its range.
     """
     spec, arguments = _take_config(argv[1:])
-    path, _, variant = spec.partition(":")
+    path, variant = load.split(spec)
     experiment = load.load_experiment(path, variant)
     given, overrides = _read_flags(arguments, experiment)
-    mode = given.get("mode", MODES[0])
+    mode = given.get("mode") or mode
     if mode not in MODES:
         raise load.UsageError(
             f"--mode: expected one of {', '.join(MODES)}, got {mode!r}{load.nearest(mode, MODES)}"
@@ -181,14 +207,14 @@ def _read_flags(
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command.
+    """Runs one command; see `exit_status` for what it returns.
 
     Args:
       argv: The command line, program name first.
-
-    Returns:
-      The exit status: 0 done, 1 the loss diverged, 2 bad input, 130 stopped with its state saved.
     """
+    command = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else ""
+    if command in MODULE_OF:
+        return int(importlib.import_module(MODULE_OF[command]).main(argv[2:]))
     if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
         print(HELP, end="")
         return 0
@@ -197,13 +223,35 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     show_traceback = "--traceback" in argv
     try:
-        options = parse(argv)
-    except ValueError as error:
+        if command == "init":
+            write_configuration(argv[2:])
+            return 0
+        if command and command not in MODE_OF:
+            known = [*MODE_OF, "init", *MODULE_OF]
+            raise load.UsageError(f"unknown command {command!r}{load.nearest(command, known)}")
+        arguments = [argv[0], *argv[2:]] if command else argv
+        options = parse(arguments, MODE_OF.get(command, MODES[0]))
+    except (ValueError, OSError) as error:
         if show_traceback:
             traceback.print_exc()
         print(f"error: {load.one_line(error)} (--help shows examples)", file=sys.stderr)
         return 2
-    return _run(options, show_traceback)
+    if not start_jax(options):
+        # Before the loop takes the signal over, being asked to end cleans up as Ctrl-C does. With
+        # several processes the signal belongs to JAX's preemption service.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from dsmoe_jax.run import run
+
+    return exit_status(
+        lambda: run.run(
+            options.experiment,
+            options.workdir,
+            options.mode,
+            overrides=options.overrides,
+            handle_signals=True,
+        ),
+        show_traceback=show_traceback,
+    )
 
 
 def entry_point() -> None:
@@ -211,48 +259,17 @@ def entry_point() -> None:
     sys.exit(main(sys.argv))
 
 
-def start_jax(options: Options) -> bool:
-    """Sets memory and the compilation cache up and connects to the other processes, if any.
+def exit_status(work: Callable[[], int | None], *, show_traceback: bool = False) -> int:
+    """Does the work of a command; errors that a user can mend become one line.
 
     Returns:
-      Whether it connected.
+      What the work returned, 0 if nothing; 1 when the loss diverged, 2 on bad input, 130 when
+      interrupted.
     """
-    # Before anything of JAX starts a thread.
-    malloc.keep_freed()
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "dsmoe_jax" / "xla"))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # Many short compilations take as long as a long one.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if options.coordinator is not None:
-        # All is given, so that neither SLURM's variables nor Kubernetes' API are asked.
-        jax.distributed.initialize(
-            options.coordinator,
-            options.num_processes,
-            options.process_id,
-            cluster_detection_method="deactivate",
-        )
-        return True
-    in_slurm = all(variable in os.environ for variable in SLURM_VARIABLES)
-    if in_slurm and int(os.environ["SLURM_NTASKS"]) > 1:
-        jax.distributed.initialize()
-        return True
-    return False
-
-
-def _run(options: Options, show_traceback: bool) -> int:
-    if not start_jax(options):
-        # Before the loop takes the signal over, being asked to end cleans up as Ctrl-C does. With
-        # several processes the signal belongs to JAX's preemption service.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from dsmoe_jax.run import run
     from dsmoe_jax.training import interrupt, loop
 
     try:
-        run.run(options.experiment, options.overrides, options.workdir, options.mode)
+        return work() or 0
     except interrupt.InterruptedRunError as stop:
         print(stop, file=sys.stderr)
         return 130
@@ -268,12 +285,67 @@ def _run(options: Options, show_traceback: bool) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+
+
+def write_configuration(arguments: list[str]) -> None:
+    """Writes `NAME.py`, the packaged configuration `custom` under another name.
+
+    Raises:
+      UsageError: Without one name that can be a file's and a Python module's.
+      ValueError: When the file is there.
+    """
+    name = arguments[0].removesuffix(".py") if len(arguments) == 1 else ""
+    if not name.isidentifier():
+        raise load.UsageError(f"init: expected one name like my_shop, got {' '.join(arguments)!r}")
+    path = pathlib.Path(f"{name}.py")
+    text = load.packaged()["custom"].read_text()
+    text = text.replace("configs/custom.py", path.name).replace("my shop", name.replace("_", " "))
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f"{path}: expected no such file; name another or remove it") from None
+    print(
+        f"wrote {path}: say in its data_config which column is what, then run\n"
+        f"  dsmoe train --config {path} --config.data.raw_dir=FOLDER"
+    )
+
+
+def start_jax(options: Options | None = None) -> bool:
+    """Sets memory and the compilation cache up and connects to the other processes, if any.
+
+    Returns:
+      Whether it connected.
+    """
+    # Before anything of JAX starts a thread.
+    malloc.keep_freed()
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "dsmoe_jax" / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # Many short compilations take as long as a long one.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if options and options.coordinator is not None:
+        # All is given, so that neither SLURM's variables nor Kubernetes' API are asked.
+        jax.distributed.initialize(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            cluster_detection_method="deactivate",
+        )
+        return True
+    in_slurm = all(variable in os.environ for variable in SLURM_VARIABLES)
+    if in_slurm and int(os.environ["SLURM_NTASKS"]) > 1:
+        jax.distributed.initialize()
+        return True
+    return False
 
 
 def _processes(flags: dict[str, str]) -> tuple[str | None, int | None, int | None]:
     """Coordinator, process count and process id, from flags or else the environment."""
-    given = {}
+    given: dict[str, tuple[str, str]] = {}
     for flag in ("coordinator", "num_processes", "process_id"):
         variable = f"DSMOE_{flag.upper()}"
         if flag in flags:
@@ -283,7 +355,7 @@ def _processes(flags: dict[str, str]) -> tuple[str | None, int | None, int | Non
     if not given:
         return None, None, None
     numbers = {}
-    for flag, low in (("num_processes", 1), ("process_id", 0)):
+    for flag, low in {"num_processes": 1, "process_id": 0}.items():
         origin, text = given.get(flag, ("", ""))
         if text and not (re.fullmatch(r"\d+", text) and int(text) >= low):
             raise load.UsageError(f"{origin}: expected an integer >= {low}, got {text!r}")

@@ -1,12 +1,14 @@
-"""What a run tells people: console lines, a progress bar, metrics.jsonl and TensorBoard.
+"""Run log: console lines, progress bars, metrics.jsonl and TensorBoard.
 
-Only process 0 speaks. Nothing here decides anything.
+Only process 0 logs. Nothing here decides anything.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +17,31 @@ import tensorboardX
 import tqdm
 
 METRICS_FILE = "metrics.jsonl"
+# Calls that want no console output and have not ended; in all threads, since work has threads.
+_quiet_calls: list[bool] = []
+
+
+@contextlib.contextmanager
+def quiet(is_quiet: bool = True) -> Iterator[None]:
+    """Console lines and progress bars are left out inside the block, if asked for."""
+    _quiet_calls.extend([True] * is_quiet)
+    try:
+        yield
+    finally:
+        del _quiet_calls[:is_quiet]
+
+
+def say(text: str) -> None:
+    """Prints one line above the progress bars."""
+    if not _quiet_calls:
+        tqdm.tqdm.write(text)
+        sys.stdout.flush()
+
+
+def bar(*values: Any, shown: bool = True, **options: Any) -> tqdm.tqdm:
+    """A progress bar with tqdm's arguments; hidden when the output is no terminal."""
+    disable = None if shown and not _quiet_calls else True
+    return tqdm.tqdm(*values, disable=disable, leave=False, **options)
 
 
 class Reporter:
@@ -37,10 +64,9 @@ class Reporter:
         )
 
     def line(self, text: str) -> None:
-        """Prints one line above the progress bar."""
+        """Prints one line above the progress bars."""
         if self._is_main:
-            tqdm.tqdm.write(text)
-            sys.stdout.flush()
+            say(text)
 
     def forget_after(self, stage: str, step: int) -> None:
         """Drops logged points of a stage past the step that it resumes from."""
@@ -65,13 +91,11 @@ class Reporter:
     def start_epoch(self, stage: str, epoch: int, steps: int, done: int) -> None:
         """Shows a progress bar of one epoch; none when the output is no terminal."""
         if self._is_main:
-            self._bar = tqdm.tqdm(
+            self._bar = bar(
                 total=steps,
                 initial=done,
                 desc=f"{stage} epoch {epoch + 1}",
                 unit="step",
-                leave=False,
-                disable=None,
                 dynamic_ncols=True,
             )
 

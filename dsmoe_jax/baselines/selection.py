@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, Int
 
+from dsmoe_jax import runlog
 from dsmoe_jax.baselines import builtin, linear
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
@@ -71,10 +72,9 @@ def evaluate_trials(
         prior_recall, prior = chooser.best_prior(scorer)
         combined = linear.add_prior(scorer, store, **prior)
         with_prior.offer(prior_recall, {**settings, **prior}, combined)
-        print(
+        runlog.say(
             f"{name}, trial {number} of {NUM_TRIALS}: validation macro {metric} "
-            f"{100 * recall:.1f} %, with the prior {100 * prior_recall:.1f} %, {settings}",
-            flush=True,
+            f"{100 * recall:.1f} %, with the prior {100 * prior_recall:.1f} %, {settings}"
         )
     if plain.scorer is None or with_prior.scorer is None:
         raise ValueError(f"{name}: expected at least one trial to choose from, got none")

@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             store = store_lib.Store.open(experiments.prepare(experiment, folder))
             for stage in ("teacher", "student"):
                 start_s = time.perf_counter()
-                run_lib.run(experiment, {}, folder / "run", stage)
+                run_lib.run(experiment, folder / "run", stage)
                 seconds[stage] = time.perf_counter() - start_s
     bench = ours.Bench(ours.Wanted("kuairand", distill=True, overrides=sizes))
     return {

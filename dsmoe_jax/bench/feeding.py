@@ -127,7 +127,7 @@ def train_epoch(experiment: schema.Experiment, workdir: pathlib.Path) -> dict[st
     experiment.train.max_epochs = 1
     # Validation is not measured.
     experiment.eval.validation_queries = 50
-    run_lib.run(experiment, {}, workdir, "student")
+    run_lib.run(experiment, workdir, "student")
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     points = [point for point in map(json.loads, lines) if "perf/data_wait_share" in point]
     return summarise(points, experiment.train.batch_size)

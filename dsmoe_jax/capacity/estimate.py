@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from dsmoe_jax import features
+from dsmoe_jax import main as command_line
 from dsmoe_jax.capacity import abstract, cases, collectives, simulated
 from dsmoe_jax.capacity import request as request_lib
 from dsmoe_jax.training import row_sparse, sharding, train_state
@@ -35,6 +36,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--distill", action="store_true", help="with a teacher in the step")
     parser.add_argument("--shape", choices=sorted(cases.SPECS), default="kuairand")
     parser.add_argument("--config", default="", help="FILE[:variant] for models and optimiser")
+
+
+def main(argv: list[str]) -> int:
+    """Runs `dsmoe plan`; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="dsmoe plan", description="What a run of any size would hold and move, without it."
+    )
+    add_options(parser)
+    options = parser.parse_args(argv)
+    return command_line.exit_status(lambda: print("\n".join(describe(measure(options)))))
 
 
 def parse_count(text: str) -> int:

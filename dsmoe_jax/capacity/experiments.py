@@ -18,18 +18,8 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 
 def load(name: str) -> schema.Experiment:
-    """The experiment of `FILE[:variant]`.
-
-    Raises:
-      ValueError: In one line, when there is no such configuration.
-    """
-    path, _, variant = name.partition(":")
-    try:
-        experiment = overrides.load_experiment(path, variant)
-    except overrides.UsageError as error:
-        raise ValueError(str(error)) from None
-    experiment.validate()
-    return experiment
+    """The experiment of `FILE[:variant]`; see `config.load.load_config`."""
+    return overrides.load_config(name)
 
 
 def prepare(experiment: schema.Experiment, folder: pathlib.Path) -> pathlib.Path:

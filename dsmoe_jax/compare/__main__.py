@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from dsmoe_jax import main as command_line
 from dsmoe_jax import optional
 from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.compare import (
     budget,
     cluster,
-    job,
     plan,
     processes,
     progress,
@@ -38,7 +38,9 @@ def main(argv: list[str]) -> int:
     overriding = options.command in ("run", "tune", "simulate")
     if rest and not (overriding and all(part.startswith("--config.") for part in rest)):
         parser.error(f"unknown argument {rest[0]!r}")
-    return job.status_of(lambda: _COMMANDS[options.command](options, _read_overrides(rest)))
+    return command_line.exit_status(
+        lambda: _COMMANDS[options.command](options, _read_overrides(rest))
+    )
 
 
 def _read_overrides(arguments: Sequence[str]) -> dict[str, Any]:

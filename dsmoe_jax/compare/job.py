@@ -25,7 +25,6 @@ from dsmoe_jax.compare.simulation import truth
 from dsmoe_jax.config import load, schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.run import results, run
-from dsmoe_jax.training import interrupt, loop
 
 FILE = "job.json"
 
@@ -68,25 +67,7 @@ def main(argv: list[str]) -> int:
         processes.sign(lock, task.starter)
         # Until a loop takes the signal over, being asked to end cleans up as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return status_of(lambda: execute(task, path.parent))
-
-
-def status_of(call: Callable[[], int | None]) -> int:
-    """Calls; returns what it returns, or the exit status of its error after one line about it."""
-    try:
-        return call() or 0
-    except interrupt.InterruptedRunError as stop:
-        print(stop, file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("interrupted; what was saved before stays", file=sys.stderr)
-        return 130
-    except loop.DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {load.one_line(error)}", file=sys.stderr)
-        return 2
+        return command_line.exit_status(lambda: execute(task, path.parent))
 
 
 def execute(task: Task, workdir: pathlib.Path) -> None:
@@ -107,7 +88,7 @@ def execute(task: Task, workdir: pathlib.Path) -> None:
         _evaluate_systems(task, experiment, workdir)
     else:
         mode = "teacher" if task.kind == "teacher" else "all"
-        run.run(experiment, task.overrides, workdir, mode)
+        run.run(experiment, workdir, mode, overrides=task.overrides, handle_signals=True)
 
 
 def _evaluate_systems(task: Task, experiment: schema.Experiment, workdir: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""Processes of jobs: started on cores of their own, stopped, and locks that say who works on what."""
+"""Processes of jobs: started on cores of their own, stopped, and locks that say who works."""
 
 import contextlib
 import fcntl

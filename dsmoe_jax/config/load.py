@@ -10,12 +10,14 @@ import importlib.util
 import pathlib
 import re
 import sys
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dsmoe_jax.config import fingerprint, schema
 
+MODULE_PREFIX = "dsmoe_config_"
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
@@ -85,14 +87,14 @@ def find(path: str) -> pathlib.Path:
     raise UsageError(f"--config: no such file {path!r}{nearest(path, beside)}")
 
 
-def load_experiment(path: str, variant: str) -> schema.Experiment:
-    """Calls `get_config(variant)` of a configuration; the result is not validated.
+def load_module(path: str) -> types.ModuleType:
+    """Runs a configuration's file.
 
     Raises:
-      UsageError: When the file is missing or no configuration, or when it refuses the variant.
+      UsageError: When the file is missing or not Python.
     """
     file = find(path)
-    name = f"dsmoe_config_{file.stem}"
+    name = f"{MODULE_PREFIX}{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"--config: expected a Python file, got {path!r}")
@@ -103,6 +105,16 @@ def load_experiment(path: str, variant: str) -> schema.Experiment:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UsageError(f"--config {path}: {one_line(error)}") from error
+    return module
+
+
+def load_experiment(path: str, variant: str) -> schema.Experiment:
+    """Calls `get_config(variant)` of a configuration; the result is not validated.
+
+    Raises:
+      UsageError: When the file is missing or no configuration, or when it refuses the variant.
+    """
+    module = load_module(path)
     if not hasattr(module, "get_config"):
         raise UsageError(f"--config {path}: expected a function get_config(variant), found none")
     try:

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import tqdm
 
 import dsmoe_jax
+from dsmoe_jax import runlog
 
 FORMAT = 1
 FILE = "manifest.json"
@@ -38,9 +38,7 @@ def fingerprint(paths: Iterable[str | os.PathLike[str]]) -> dict[str, dict[str, 
     files = [pathlib.Path(path) for path in paths]
     found: dict[str, dict[str, Any]] = {}
     total = sum(file.stat().st_size for file in files)
-    with tqdm.tqdm(
-        total=total, desc="hash", unit="B", unit_scale=True, disable=None, delay=2, leave=False
-    ) as bar:
+    with runlog.bar(total=total, desc="hash", unit="B", unit_scale=True, delay=2) as bar:
         for file in files:
             if file.name in found:
                 raise ValueError(

@@ -17,11 +17,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features
+from dsmoe_jax import features, runlog
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
@@ -332,6 +331,5 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 # Shown on a terminal only, and by one process.
-def _progress(title: str, total: int) -> tqdm.tqdm:
-    hidden = True if jax.process_index() else None
-    return tqdm.tqdm(total=total, desc=title, unit="batch", leave=False, disable=hidden)
+def _progress(title: str, total: int) -> Any:
+    return runlog.bar(total=total, desc=title, unit="batch", shown=jax.process_index() == 0)

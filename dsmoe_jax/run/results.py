@@ -77,7 +77,7 @@ def make(
 
 def save(path: pathlib.Path, results: dict[str, Any]) -> None:
     """Writes the file beside its place, then renames it there."""
-    runlog.replace_text(path, json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
+    runlog.replace_text(path, json.dumps(plain(results), indent=1, allow_nan=False) + "\n")
 
 
 def query_arrays(test: protocol.Evaluation) -> dict[str, np.ndarray]:
@@ -133,11 +133,12 @@ def describe_devices() -> str:
     return f"{jax.device_count()} x {kind}{cores}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value as JSON holds it; a number that is not finite becomes None."""
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value.item() if hasattr(value, "item") else value

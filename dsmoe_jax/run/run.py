@@ -6,9 +6,11 @@ Owns the order of things and what each mode leaves in the workdir. Every part re
     results.json  arrays.npz  figures/
 """
 
+import copy
 import json
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,41 +18,51 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dsmoe_jax import runlog
-from dsmoe_jax.config import fingerprint, schema
+from dsmoe_jax.config import fingerprint, restore, schema
 from dsmoe_jax.run import report, stages
 from dsmoe_jax.training import interrupt
 
+CONFIG_FILE = "config.json"
+
 
 def run(
-    experiment: schema.Experiment, overrides: dict[str, Any], workdir: pathlib.Path, mode: str
+    experiment: schema.Experiment,
+    workdir: pathlib.Path,
+    mode: str,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    handle_signals: bool = False,
 ) -> None:
     """Runs one mode of an experiment.
 
     Args:
-      experiment: The resolved and validated configuration.
-      overrides: Fields set on the command line, for the record.
+      experiment: The validated configuration; it is not changed.
       workdir: The run's folder; made if missing.
       mode: `all`, `prepare`, `teacher`, `student` or `evaluate`.
+      overrides: Fields that differ from the configuration file, for the record.
+      handle_signals: Whether SIGTERM and Ctrl-C save the state of training and end the run.
 
     Raises:
       ValueError: On bad data, or when a part needs one that is not there.
-      stop_lib.InterruptedRunError: When asked to stop.
-      train.DivergedError: When training diverges.
+      interrupt.InterruptedRunError: When asked to stop.
+      loop.DivergedError: When training diverges.
     """
+    experiment = resolve(experiment)
     workdir.mkdir(parents=True, exist_ok=True)
-    if experiment.data.raw_dir:
-        experiment.data.raw_dir = str(pathlib.Path(experiment.data.raw_dir).expanduser())
-    store_dir = pathlib.Path(experiment.data.store_dir or workdir / "store").expanduser()
     start_s = time.perf_counter()
-    _prepare(experiment.data, store_dir)
+    store_dir = prepare(experiment, workdir)
     prepare_s = time.perf_counter() - start_s
     reporter = runlog.Reporter(workdir, is_main=jax.process_index() == 0)
     try:
-        with interrupt.StopRequest() as stop:
+        with interrupt.StopRequest(handle_signals) as stop:
             session = stages.Session(experiment, workdir, store_dir, reporter, stop, prepare_s)
             if jax.process_index() == 0:
-                record = {"overrides": overrides, "config": fingerprint.as_dict(experiment)}
-                runlog.replace_text(workdir / "config.json", json.dumps(record, indent=1) + "\n")
+                record = {
+                    "overrides": dict(overrides or {}),
+                    "config": fingerprint.as_dict(experiment),
+                    "classes": restore.class_names(experiment),
+                }
+                runlog.replace_text(workdir / CONFIG_FILE, json.dumps(record, indent=1) + "\n")
             session.describe()
             if mode in ("all", "teacher") and (session.needs_teacher or mode == "teacher"):
                 session.train_teacher()
@@ -65,17 +77,41 @@ def run(
         reporter.close()
 
 
-def _prepare(data: schema.DataConfig, store_dir: pathlib.Path) -> None:
-    """Prepares the data in process 0; the others wait, and end too when it could not."""
+def resolve(experiment: schema.Experiment) -> schema.Experiment:
+    """A copy whose folder of raw files begins with no `~`."""
+    experiment, data = copy.copy(experiment), copy.copy(experiment.data)
+    if data.raw_dir:
+        data.raw_dir = str(pathlib.Path(data.raw_dir).expanduser())
+    experiment.data = data
+    return experiment
+
+
+def store_folder(experiment: schema.Experiment, workdir: pathlib.Path) -> pathlib.Path:
+    """Where the prepared data of a run lie."""
+    return pathlib.Path(experiment.data.store_dir or workdir / "store").expanduser()
+
+
+def prepare(experiment: schema.Experiment, workdir: pathlib.Path) -> pathlib.Path:
+    """Prepares the data in process 0; the others wait, and end too when it could not.
+
+    Args:
+      experiment: The run, resolved.
+      workdir: The run's folder.
+
+    Returns:
+      The folder of the store.
+    """
+    store_dir = store_folder(experiment, workdir)
     if jax.process_count() == 1:
-        data.prepare(str(store_dir))
-        return
+        experiment.data.prepare(str(store_dir))
+        return store_dir
     prepared = False
     try:
         if jax.process_index() == 0:
-            data.prepare(str(store_dir))
+            experiment.data.prepare(str(store_dir))
         prepared = True
     finally:
         prepared = bool(multihost_utils.broadcast_one_to_all(np.int32(prepared)))
     if not prepared:
         raise ValueError("process 0 could not prepare the data; its own message says why")
+    return store_dir

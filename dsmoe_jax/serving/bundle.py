@@ -24,12 +24,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Shaped
 
 import dsmoe_jax
 from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import runlog
 from dsmoe_jax.data import manifest
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import mixture
@@ -215,9 +215,7 @@ def _embed_corpus(
     starts = range(0, V, min(item_batch, V))
     vectors: list[list[np.ndarray]] = [[] for _ in scenarios]
     with (
-        tqdm.tqdm(
-            total=len(scenarios) * len(starts), desc="export", disable=None, leave=False
-        ) as bar,
+        runlog.bar(total=len(scenarios) * len(starts), desc="export") as bar,
         jax.default_matmul_precision("highest"),
     ):
         for s in scenarios:

@@ -1,4 +1,4 @@
-"""How a run is asked to stop."""
+"""Graceful shutdown on SIGINT and SIGTERM."""
 
 import signal
 from types import FrameType
@@ -19,12 +19,19 @@ class StopRequest:
     to SIGTERM, agrees on it. A second Ctrl-C ends the process at once.
     """
 
-    def __init__(self) -> None:
-        """Nothing is requested yet."""
+    def __init__(self, handle_signals: bool = True) -> None:
+        """Nothing is requested yet.
+
+        Args:
+          handle_signals: False leaves the process's signal handlers as they are: nothing ever asks.
+        """
+        self._handle_signals = handle_signals
         self._requested = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
+        if not self._handle_signals:
+            return self
         handled = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
         for number in handled:
             self._previous[number] = signal.signal(number, self._on_signal)

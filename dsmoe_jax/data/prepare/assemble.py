@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dsmoe_jax import features
+from dsmoe_jax import features, runlog
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
@@ -118,16 +118,15 @@ def prepare(
             changed = manifest_lib.differences(store_dir, settings, hashes.result())
             store_lib.Store.open(store_dir, verify=True)
             if not changed:
-                print(f"store {store_dir}: reused, inputs and settings are unchanged", flush=True)
+                runlog.say(f"store {store_dir}: reused, inputs and settings are unchanged")
                 return
-            print(f"store {store_dir}: prepared again, {'; '.join(changed)}", flush=True)
+            runlog.say(f"store {store_dir}: prepared again, {'; '.join(changed)}")
         dataset = load()
         counts = write(dataset, section, store_dir, settings, hashes.result())
-    print(
+    runlog.say(
         f"store {store_dir}: {dataset.name} prepared in {time.monotonic() - start_s:.1f} s: "
         f"{counts['users']:,} users, {counts['items']:,} items, training positives "
-        + ", ".join(f"{name} {n:,}" for name, n in counts["train"].items()),
-        flush=True,
+        + ", ".join(f"{name} {n:,}" for name, n in counts["train"].items())
     )
 
 

@@ -134,7 +134,7 @@ class CustomConfig(schema.DataConfig):
         users = self._users.read(files.users, self.bag_separator)
         items = self._items.read(files.items, self.bag_separator)
         positives, days = self._read_logs(files, users, items)
-        values = self.scenarios or _by_count(positives["scenario"])
+        values = self.scenarios or by_count(positives["scenario"])
         scenario = pl.col("scenario").replace_strict(
             values, list(range(len(values))), default=None, return_dtype=pl.Int64
         )
@@ -307,7 +307,7 @@ def _find_files(section: CustomConfig) -> _Files:
     )
 
 
-def _by_count(values: pl.Series) -> list[str]:
+def by_count(values: pl.Series) -> list[str]:
     """The distinct values, most frequent first; ties in alphabetical order."""
     counts = pl.DataFrame({"value": values}).group_by("value").len()
     return counts.sort(["len", "value"], descending=[True, False])["value"].to_list()

@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 import polars as pl
-import tqdm
 
+from dsmoe_jax import runlog
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import ahead, entities, windows
 
@@ -62,12 +62,8 @@ def write_behavior(
     times = writer.append_array(f"sequence_{log.name}_time", np.int32)
     found = [(np.zeros(len(r.user_X), np.int64), np.zeros(len(r.user_X), np.int64)) for r in rows]
     width = 2 + len(log.fields)
-    parts = tqdm.tqdm(
-        ahead.one_ahead(_sorted_parts(scratch, width)),
-        desc=f"sort {log.name}",
-        total=_PARTITIONS,
-        disable=None,
-        leave=False,
+    parts = runlog.bar(
+        ahead.one_ahead(_sorted_parts(scratch, width)), desc=f"sort {log.name}", total=_PARTITIONS
     )
     for part, event_EF in enumerate(parts):
         low, high = _user_range(part, num_users)

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import polars as pl
 
+from dsmoe_jax import runlog
 from dsmoe_jax.config import schema
 from dsmoe_jax.data.prepare import assemble, columns, entities, read
 from dsmoe_jax.data.synthetic import folders
@@ -105,7 +106,7 @@ class KuaiRandConfig(schema.DataConfig):
         if files.history and min(days) >= _HISTORY_END:
             pre_history = read_history(files.history, users, items, files)
         elif files.history:
-            print(f"{files.history} is left out: the logs begin on {min(days)}", flush=True)
+            runlog.say(f"{files.history} is left out: the logs begin on {min(days)}")
         return assemble.Dataset(
             name=folders.label(self.NAME, files.users.parent),
             scenarios=tuple(f"K{i + 1}" for i in range(len(self.tabs))),

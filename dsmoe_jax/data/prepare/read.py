@@ -20,8 +20,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import polars as pl
-import tqdm
 
+from dsmoe_jax import runlog
 from dsmoe_jax.data.prepare import ahead
 from dsmoe_jax.data.prepare import columns as columns_lib
 
@@ -79,15 +79,7 @@ def _csv_blocks(
     size = path.stat().st_size
     with (
         path.open("rb") as raw,
-        tqdm.tqdm(
-            total=size,
-            desc=path.name,
-            unit="B",
-            unit_scale=True,
-            disable=None,
-            delay=2,
-            leave=False,
-        ) as bar,
+        runlog.bar(total=size, desc=path.name, unit="B", unit_scale=True, delay=2) as bar,
     ):
         stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
         names = _read_header(path, _read_some(path, stream, lambda s: s.readline()), columns)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-import tqdm
 
+from dsmoe_jax import runlog
 from dsmoe_jax.data.prepare import alimama
 from dsmoe_jax.data.synthetic import alimama_tables, folders, official_columns, tastes
 from dsmoe_jax.data.synthetic import exposures as exposures_lib
@@ -161,7 +161,7 @@ def _write_logs(
     with (
         folders.CsvFile(folder / alimama.SAMPLES_FILE) as samples,
         folders.CsvFile(folder / alimama.BEHAVIORS_FILE) as behaviors,
-        tqdm.tqdm(total=size.num_behaviors, desc="generate", disable=None, delay=2) as bar,
+        runlog.bar(total=size.num_behaviors, desc="generate", delay=2) as bar,
     ):
         for block, (low, high) in enumerate(itertools.pairwise(edges)):
             rng = folders.random_stream(size.seed, "block", block)

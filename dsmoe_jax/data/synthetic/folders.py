@@ -86,10 +86,9 @@ def generate(
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     size_mb = sum(files.values()) / 1e6
-    print(
+    runlog.say(
         f"synthetic files {folder}: {size_mb:,.1f} MB in the layout of {title} generated in "
-        f"{time.monotonic() - start_s:.1f} s",
-        flush=True,
+        f"{time.monotonic() - start_s:.1f} s"
     )
     return folder
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-import tqdm
 
+from dsmoe_jax import runlog
 from dsmoe_jax.data.prepare import kuairand
 from dsmoe_jax.data.synthetic import exposures, folders, kuairand_tables, tastes
 
@@ -146,7 +146,7 @@ def _write_standard(
         folders.CsvFile(folder / names[0]) as early,
         folders.CsvFile(folder / names[1]) as late,
     ):
-        for day in tqdm.trange(_NUM_DAYS, desc="generate days", disable=None, delay=2):
+        for day in runlog.bar(range(_NUM_DAYS), desc="generate days", delay=2):
             rng = folders.random_stream(size.seed, "standard", day)
             user_B, tab_B, item_B, click_B, time_ms_B = feed.draw_day(rng, int(rows_D[day]))
             frame = _to_frame(rng, day, user_B, tab_B, item_B, click_B, time_ms_B, duration_V)

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import scipy.linalg
-import tqdm
 from jaxtyping import Float, Float32, Int
 
+from dsmoe_jax import runlog
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import assemble, custom, events
@@ -161,7 +161,7 @@ class SyntheticWorldConfig(schema.DataConfig):
         frames = [
             self._draw_block(preferences, share_S, np.arange(self.num_users)[b : b + _BLOCK_USERS],
                              count_U[b : b + _BLOCK_USERS])
-            for b in tqdm.tqdm(blocks, desc="generate events", disable=None, delay=2)
+            for b in runlog.bar(blocks, desc="generate events", delay=2)
         ]  # fmt: skip
         pl.concat(frames).sort("time", "user_id").write_parquet(folder / "log.parquet")
 

@@ -1,0 +1,124 @@
+"""Queries of a log that came after a store was written: what its known users clicked next.
+
+Owns the reading of a store's histories back into events. The rules of queries and of what came
+before are those of `windows.py`.
+
+    X  rows of the store     E  events     K  keys of sequences     Q  queries
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.data.prepare import windows
+
+
+class LaterStore(store_lib.Store):
+    """A store whose only queries are those of a later log."""
+
+    def __init__(self, store: store_lib.Store, table: store_lib.QueryTable):
+        """Shares the arrays of `store`."""
+        vars(self).update(vars(store))
+        self._table = table
+
+    def queries(self, split: str) -> store_lib.QueryTable:
+        """The queries, whatever the split is called."""
+        del split
+        return self._table
+
+
+def add_queries(store: store_lib.Store, positives: Mapping[str, np.ndarray]) -> LaterStore:
+    """The store with the queries of later positives.
+
+    A history holds what the store knows from before the first of them, and what was clicked then is
+    not to be found again.
+
+    Args:
+      store: The prepared data.
+      positives: `user`, `item` and `scenario` as text and `time_s`; those whose user, item or
+        scenario the store does not know are left out.
+
+    Raises:
+      ValueError: When no query is left.
+    """
+    user_P = _row_of(positives["user"], store.users_raw_id)
+    item_P = _row_of(positives["item"], store.items_raw_id)
+    scenario_P = _row_of(positives["scenario"], np.array(["", *store.spec.scenarios])) - 1
+    known_P = (user_P > 0) & (item_P > 0) & (scenario_P >= 0)
+    if not known_P.any():
+        raise ValueError(
+            f"log: expected a positive of a known user, item and scenario, got none among "
+            f"{len(known_P):,} positives"
+        )
+    user_P, item_P, scenario_P = user_P[known_P], item_P[known_P], scenario_P[known_P]
+    start_s = int(positives["time_s"][known_P].min())
+    history = _Sequence.read(store, "history", [""])
+    user_E, before_E = history.key_E, history.time_E < start_s
+    no_P, trained_N = np.zeros(len(user_P), bool), store.train_NC[:, store.columns["user"]]
+    found = windows.make_queries(
+        np.concatenate([user_E, user_P]),
+        # The scenario of what came before has no say.
+        np.concatenate([np.zeros_like(user_E), scenario_P]),
+        np.concatenate([history.item_E, item_P]),
+        in_split_E=np.concatenate([np.zeros_like(before_E), ~no_P]),
+        before_E=np.concatenate([before_E, no_P]),
+        in_train_E=np.concatenate([np.isin(user_E, trained_N), no_P]),
+        num_items=store.spec.num_items,
+    )
+    if not len(found.user_Q):
+        raise ValueError("log: expected a positive that its user had not clicked before, got none")
+    rows_QC = np.zeros((len(found.user_Q), len(store.columns)), np.int64)
+    rows_QC[:, store.columns["user"]] = found.user_Q
+    rows_QC[:, store.columns["scenario"]] = found.scenario_Q
+    rows_QC[:, store.columns["time_s"]] = start_s
+    suffixes = [f"_{s}" for s in range(store.spec.num_scenarios)]
+    for name, of_key in (("history", [""]), ("scenario_history", suffixes)):
+        sequence = _Sequence.read(store, name, of_key)
+        for s, suffix in enumerate(of_key):
+            start_Q, stop_Q = sequence.find(found.user_Q * len(of_key) + s, start_s)
+            rows_QC[:, store.columns[f"{name}_start{suffix}"]] = start_Q
+            rows_QC[:, store.columns[f"{name}_stop{suffix}"]] = stop_Q
+    return LaterStore(
+        store,
+        store_lib.QueryTable(
+            rows_QC,
+            store_lib.Ragged(*found.relevant),
+            store_lib.Ragged(*found.seen),
+            found.cold_Q,
+        ),
+    )
+
+
+class _Sequence:
+    """A sequence's events with the key of each, which rows of the store tell."""
+
+    def __init__(self, key_E: np.ndarray, item_E: np.ndarray, time_E: np.ndarray):
+        self.key_E, self.item_E, self.time_E = key_E, item_E, time_E
+
+    @classmethod
+    def read(cls, store: store_lib.Store, name: str, suffixes: list[str]) -> "_Sequence":
+        """Events of a sequence; a key is user * number of suffixes + suffix."""
+        rows_XC = np.concatenate(
+            [store.train_NC, *(store.queries(split).rows_QC for split in store_lib.SPLITS)]
+        )
+        # Who has an event has a row.
+        user_U, first_U = np.unique(rows_XC[:, store.columns["user"]], return_index=True)
+        starts = [rows_XC[first_U, store.columns[f"{name}_start{suffix}"]] for suffix in suffixes]
+        ids_EF, time_E = store.sequences[name]
+        key_UK = user_U[:, None] * len(suffixes) + np.arange(len(suffixes))
+        lengths = np.diff(np.append(np.stack(starts, axis=1).ravel(), len(time_E)))
+        key_E = np.repeat(key_UK.ravel(), lengths)
+        return cls(key_E, np.asarray(ids_EF[:, 0], np.int64), np.asarray(time_E, np.int64))
+
+    def find(self, key_Q: np.ndarray, start_s: int) -> tuple[np.ndarray, np.ndarray]:
+        """The events of each key before a time."""
+        day_E, day_Q = np.zeros_like(self.key_E), np.zeros_like(key_Q)
+        time_Q = np.full_like(key_Q, start_s)
+        return windows.find_windows(self.key_E, day_E, self.time_E, key_Q, day_Q, time_Q)
+
+
+def _row_of(values: np.ndarray, raw_id: np.ndarray) -> np.ndarray:
+    """Row of each value among raw ids, of which row 0 stands for none; 0 where there is none."""
+    rows = {value: row for row, value in enumerate(raw_id.tolist()) if row}
+    return np.array([rows.get(value, 0) for value in values.tolist()], np.int64)

@@ -1,0 +1,352 @@
+"""Own logs as data frames: roles of columns, time and split inferred, files for `custom.py`.
+
+Owns the reading of polars and pandas frames, and these rules. Text and truth values are categories,
+numbers and dates are dense, lists are bags. A time is a date, ISO 8601 text, or seconds to
+nanoseconds since 1970 by its magnitude. The last days test and as many before them validate: a
+tenth of all, 1 to 7, and more where a scenario would have no query.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from dsmoe_jax.config import load
+from dsmoe_jax.data.prepare import custom, expressions
+
+# A polars or pandas frame, or a path of a CSV or Parquet file.
+Frame = Any
+
+_LOG, _USERS, _ITEMS = "log.parquet", "users.parquet", "items.parquet"
+# The one scenario of a log without.
+_EVERYWHERE = "everywhere"
+# A character that no text of a list holds.
+_SEPARATOR = "\x1f"
+# Units of a time per second, with the least number of such a unit: 1973 in milliseconds.
+_UNITS = ((10**17, 10**9), (10**14, 10**6), (10**11, 10**3), (0, 1))
+_DAY_S = 86_400
+_SPLIT_SHARE, _MOST_DAYS = 10, 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """Which column of a log is what.
+
+    Attributes:
+      user: The user's id, in the table of users too.
+      item: The item's id, in the table of items too.
+      time: When the event happened.
+      scenario: Of the log or the table of users; None where there is one scenario.
+      positive: `rating >= 4`, `event == click` or the name of a column of truth values; None where
+        every event is a positive.
+    """
+
+    user: str
+    item: str
+    time: str
+    scenario: str | None
+    positive: str | None
+
+    @classmethod
+    def of(cls, section: custom.CustomConfig) -> "Roles":
+        """The roles that a configuration names."""
+        scenario = None if section.scenario == _EVERYWHERE else section.scenario
+        return cls(
+            section.user_id, section.item_id, section.time, scenario, section.positive or None
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What was inferred.
+
+    Attributes:
+      data: The configuration of the written files.
+      num_positives: Positives of the log.
+      num_items: Items that compete.
+      notes: What was chosen, as lines.
+    """
+
+    data: custom.CustomConfig
+    num_positives: int
+    num_items: int
+    notes: tuple[str, ...]
+
+
+def infer(
+    folder: pathlib.Path, log: Frame, users: Frame | None, items: Frame | None, roles: Roles
+) -> Found:
+    """Writes the frames as files of a folder and says which column is what.
+
+    Raises:
+      ValueError: In one line, when a column is missing or its type has no role.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    section = custom.CustomConfig(
+        name="own log", raw_dir=str(folder), log_files=(_LOG,), bag_separator=_SEPARATOR
+    )
+    tables = {}
+    for side, frame, key, file in (
+        ("user", users, roles.user, _USERS),
+        ("item", items, roles.item, _ITEMS),
+    ):
+        if frame is not None:
+            tables[side] = table = to_polars(frame, f"{side}s")
+            _check_columns(table, (key,), f"{side}s")
+            left_out = {key, roles.scenario if side == "user" else None}
+            tables[side] = table = _write_table(table, key, left_out, section, side)
+            table.write_parquet(folder / file)
+            setattr(section, f"{side}s_file", file)
+    events = to_polars(log, "log")
+    section.scenario_in_users = (
+        roles.scenario not in (None, *events.columns)
+        and "user" in tables
+        and roles.scenario in tables["user"].columns
+    )
+    events, section = _normalise(events, roles, section)
+    events.write_parquet(folder / _LOG)
+    positives = _positives(events, section, tables.get("user"))
+    notes = _choose_split(positives, events, section)
+    for side in ("user", "item"):
+        kinds = {"categories": "sparse", "numbers": "dense", "lists": "bags"}
+        named = {word: getattr(section, f"{side}_{kind}") for word, kind in kinds.items()}
+        notes += [f"{side}s: {w} {', '.join(names)}" for w, names in named.items() if names]
+    num_items = tables["item"].height if "item" in tables else positives["item"].n_unique()
+    return Found(section, positives.height, num_items, tuple(notes))
+
+
+def read_positives(log: Frame, section: custom.CustomConfig) -> dict[str, np.ndarray]:
+    """The positives of another log in the columns that a configuration names.
+
+    Returns:
+      `user`, `item` and `scenario` as text, and `time_s`.
+
+    Raises:
+      ValueError: In one line, when a column is missing or a time is none.
+    """
+    events, section = _normalise(log, Roles.of(section), section)
+    users = None
+    if section.scenario_in_users:
+        path = pathlib.Path(section.raw_dir, section.users_file)
+        users = to_polars(path, "users").with_columns(pl.col(section.user_id).cast(pl.String))
+    positives = _positives(events, section, users)
+    return {name: positives[name].to_numpy() for name in ("user", "item", "scenario", "time_s")}
+
+
+def _normalise(
+    log: Frame, roles: Roles, section: custom.CustomConfig
+) -> tuple[pl.DataFrame, custom.CustomConfig]:
+    """The log with ids as text and times in seconds, and the configuration that reads it."""
+    events = to_polars(log, "log")
+    positive, truth = roles.positive or "", []
+    if positive in events.columns:
+        truth, positive = [pl.col(positive).cast(pl.Float64, strict=False)], f"{positive} == 1"
+    condition = expressions.parse_condition(positive)
+    scenario = roles.scenario or _EVERYWHERE
+    in_log = [] if section.scenario_in_users else [scenario]
+    if roles.scenario is None:
+        events = events.with_columns(pl.lit(_EVERYWHERE).alias(_EVERYWHERE))
+    wanted = [roles.user, roles.item, roles.time, *in_log]
+    wanted += [condition.column] if condition else []
+    _check_columns(events, wanted, "log")
+    ids = [_as_id(events, name) for name in (roles.user, roles.item, *in_log)]
+    events = events.select(dict.fromkeys(wanted)).with_columns(
+        *ids, *truth, _seconds(events[roles.time], section.utc_offset_hours)
+    )
+    return events, dataclasses.replace(
+        section,
+        user_id=roles.user,
+        item_id=roles.item,
+        time=roles.time,
+        time_unit="s",
+        scenario=scenario,
+        positive=positive,
+    )
+
+
+def to_polars(frame: Frame, name: str) -> pl.DataFrame:
+    """The table of a frame or of a file.
+
+    Raises:
+      ValueError: When it is neither, or the file cannot be read.
+    """
+    if isinstance(frame, pl.LazyFrame):
+        frame = frame.collect()
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    if isinstance(frame, str | os.PathLike):
+        path = pathlib.Path(frame).expanduser()
+        try:
+            read = pl.read_parquet if path.suffix == ".parquet" else pl.read_csv
+            return read(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise ValueError(
+                f"{name}: expected a CSV or Parquet file, got {path}: {str(error).splitlines()[0]}"
+            ) from error
+    if hasattr(frame, "columns") and hasattr(frame, "iloc"):
+        columns = [(str(column), frame[column]) for column in frame.columns]
+        return pl.DataFrame([_from_pandas(column, values) for column, values in columns])
+    raise ValueError(
+        f"{name}: expected a polars or pandas frame or a path, got {type(frame).__name__}"
+    )
+
+
+def _from_pandas(name: str, values: Any) -> pl.Series:
+    """A column of pandas, without the library that polars wants for it."""
+    if values.dtype.kind == "M":
+        return pl.Series(name, values.to_numpy(dtype="datetime64[us]"))
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "iufb":
+        return pl.Series(name, values.to_numpy()).fill_nan(None)
+    known = [
+        None if missing else value for value, missing in zip(values, values.isna(), strict=True)
+    ]
+    return pl.Series(name, known, strict=False)
+
+
+def _check_columns(frame: pl.DataFrame, wanted: Any, name: str) -> None:
+    for column in wanted:
+        if column not in frame.columns:
+            raise ValueError(
+                f"{name}: expected a column {column!r}, got {', '.join(frame.columns)}"
+                f"{load.nearest(column, frame.columns)}; name it, e.g. user=..., time=..."
+            )
+
+
+def _as_id(frame: pl.DataFrame, column: str) -> pl.Expr:
+    """Text; whole numbers that missing cells made real ones are written as they were."""
+    value = pl.col(column)
+    if frame[column].dtype.is_float():
+        value = value.cast(pl.Int64, strict=False)
+    return value.cast(pl.String)
+
+
+def _seconds(times: pl.Series, utc_offset_hours: float) -> pl.Series:
+    """Unix seconds of a column of the log; text without a zone is on the clock of the offset."""
+    frame = times.to_frame()
+    value = pl.col(times.name)
+    if times.dtype.is_temporal():
+        value = value.cast(pl.Datetime("us")).dt.epoch("s")
+    elif times.dtype == pl.String:
+        value = expressions.parse_iso(value, round(3600 * utc_offset_hours))
+    elif times.dtype.is_numeric():
+        largest = float(np.nanmax(times.cast(pl.Float64).to_numpy(), initial=0))
+        per_s = next(per_s for least, per_s in _UNITS if largest >= least)
+        value = (value // per_s).cast(pl.Int64)
+    seconds = frame.select(value).to_series()
+    if not seconds.dtype.is_integer() or seconds.null_count():
+        bad = seconds.is_null().arg_true() if seconds.dtype.is_integer() else pl.Series([0])
+        raise ValueError(
+            f"log: row {bad[0] + 1}, column {times.name!r}: expected a date, text like "
+            f"2024-05-01T12:30:00 or a number since 1970, got {times[bad[0]]!r}"
+        )
+    return seconds
+
+
+def _write_table(
+    table: pl.DataFrame,
+    key: str,
+    left_out: set[str | None],
+    section: custom.CustomConfig,
+    side: str,
+) -> pl.DataFrame:
+    """The table as `custom` reads it; its roles are set in the section."""
+    found: dict[str, list[str]] = {"sparse": [], "dense": [], "bags": []}
+    columns = [_as_id(table, name) for name in table.columns if name in left_out]
+    for name, dtype in table.schema.items():
+        value = pl.col(name)
+        if name in left_out:
+            continue
+        if isinstance(dtype, pl.List):
+            role, value = (
+                "bags",
+                value.list.eval(pl.element().cast(pl.String)).list.join(_SEPARATOR),
+            )
+        elif dtype.is_numeric():
+            role, value = "dense", value.cast(pl.Float64).fill_nan(None)
+        elif dtype.is_temporal():
+            role, value = "dense", value.cast(pl.Datetime("us")).dt.epoch("s").cast(pl.Float64)
+        elif dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean):
+            role, value = "sparse", value.cast(pl.String)
+        else:
+            raise ValueError(
+                f"{side}s: column {name!r}: expected text, numbers, dates or lists, got {dtype}; "
+                "leave it out"
+            )
+        found[role].append(name)
+        columns.append(value)
+    for role, names in found.items():
+        setattr(section, f"{side}_{role}", tuple(names))
+    return table.select(columns)
+
+
+def _positives(
+    events: pl.DataFrame, section: custom.CustomConfig, users: pl.DataFrame | None
+) -> pl.DataFrame:
+    """Columns user, item, scenario, time_s and day of the positives."""
+    condition = expressions.parse_condition(section.positive)
+    if condition:
+        kind = pl.Float64 if condition.is_number else pl.String
+        of_kind = pl.col(condition.column).cast(kind, strict=False)
+        events = events.with_columns(of_kind).filter(condition.expression)
+    if section.scenario_in_users and users is not None:
+        events = events.join(users.select(section.user_id, section.scenario), on=section.user_id)
+    return events.select(
+        user=section.user_id,
+        item=section.item_id,
+        scenario=section.scenario,
+        time_s=section.time,
+        day=pl.col(section.time) // _DAY_S,
+    ).drop_nulls("scenario")
+
+
+def _choose_split(
+    positives: pl.DataFrame, events: pl.DataFrame, section: custom.CustomConfig
+) -> list[str]:
+    """Sets the days that validate and test, and the scenarios; returns what to say of it.
+
+    Raises:
+      ValueError: When the log has fewer than three days.
+    """
+    days = (events[section.time] // _DAY_S).unique().sort()
+    if len(days) < 3:
+        raise ValueError(
+            f"log: expected at least 3 days, one each to train, validate and test, got {len(days)}"
+        )
+    first_day = pl.col("day").min().over("user", "item")
+    clicks = positives.with_columns(first_day.alias("first"))
+    all_scenarios = positives["scenario"].unique()
+    fewest = min(_MOST_DAYS, max(1, len(days) // _SPLIT_SHARE))
+    judged: dict[int, pl.Series] = {}
+    for held_out in range(fewest, max(fewest, len(days) // 3) + 1):
+        judged[held_out] = _judged_scenarios(clicks, days[-2 * held_out], days[-held_out])
+        if len(judged[held_out]) == len(all_scenarios):
+            break
+    chosen = max(judged, key=lambda held_out: (len(judged[held_out]), -held_out))
+    section.validation_days = section.test_days = chosen
+    notes = [
+        f"log: {events.height:,} rows, {positives.height:,} positives, {len(days):,} days; the "
+        f"last {chosen} test, the {chosen} before them validate"
+    ]
+    without = sorted(set(all_scenarios) - set(judged[chosen]))
+    if without and len(judged[chosen]):
+        kept = positives.filter(pl.col("scenario").is_in(judged[chosen].implode()))
+        section.scenarios = tuple(custom.by_count(kept["scenario"]))
+        notes.append(f"scenarios left out, with too few positives: {', '.join(without)}")
+    return notes
+
+
+def _judged_scenarios(clicks: pl.DataFrame, validation: int, test: int) -> pl.Series:
+    """Scenarios that have training positives, and queries in both splits."""
+    day, first = pl.col("day"), pl.col("first")
+    return (
+        clicks.group_by("scenario")
+        .agg(
+            has=(day < validation).any()
+            & ((day >= validation) & (day < test) & (first >= validation)).any()
+            & ((day >= test) & (first >= test)).any()
+        )
+        .filter("has")["scenario"]
+    )

@@ -1,0 +1,293 @@
+"""Python API: configure, prepare, train, evaluate and load, as `dsmoe_jax` offers them.
+
+Owns what a caller's process sees of a run: no signal handler, no setting of JAX, nothing printed
+unless `progress` asks for it.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import weakref
+from typing import Any
+
+import jax
+import numpy as np
+
+from dsmoe_jax import runlog
+from dsmoe_jax.config import fingerprint, restore, schema
+from dsmoe_jax.config import load as load_lib
+from dsmoe_jax.data.prepare import custom, later, own_log
+from dsmoe_jax.evaluation import evaluators
+from dsmoe_jax.run import results, run, stages
+from dsmoe_jax.training import interrupt
+
+MODES = ("all", "prepare", "teacher", "student", "evaluate")
+Folder = str | os.PathLike[str]
+
+
+class Model:
+    """A trained student.
+
+    Attributes:
+      experiment: The run's configuration.
+      workdir: The run's folder, which holds the model.
+    """
+
+    def __init__(
+        self, experiment: schema.Experiment, workdir: pathlib.Path, *, is_temporary: bool = False
+    ):
+        """Opens nothing yet; a temporary folder goes with the model."""
+        self.experiment, self.workdir = experiment, workdir
+        if is_temporary:
+            weakref.finalize(self, shutil.rmtree, workdir, ignore_errors=True)
+
+    def __repr__(self) -> str:
+        """Data set, variant and folder."""
+        what = f"{self.experiment.dataset} {self.experiment.variant}".strip()
+        return f"Model({what!r}, workdir={str(self.workdir)!r})"
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The record of the run: `results.json`.
+
+        Raises:
+          ValueError: When the run was not evaluated.
+        """
+        path = self.workdir / results.FILE
+        if not path.is_file():
+            raise ValueError(f"{path}: expected the results of a run, found none; train with "
+                             "mode='all' or 'evaluate'")  # fmt: skip
+        return json.loads(path.read_text())
+
+    def evaluate(
+        self, log: own_log.Frame | None = None, *, split: str = "test", progress: bool = False
+    ) -> dict[str, Any]:
+        """Full-corpus metrics per scenario and macro, with those of cold users apart.
+
+        Args:
+          log: Events that were not there when the model was trained, in the columns of its own log:
+            the positives of its known users and items are what is to be found. None takes a split.
+          split: "validation" or "test", of the model's own log.
+          progress: Whether to show progress.
+
+        Raises:
+          ValueError: When there is nothing to find, or the model is not trained.
+        """
+        with runlog.quiet(not progress):
+            session, frozen = self._session, self._student.frozen
+            if log is None:
+                query_Q = session.sample_queries(split, None)
+                return results.plain(session.evaluate_matcher(frozen, split, query_Q).summarise())
+            section = self.experiment.data
+            if not isinstance(section, custom.CustomConfig):
+                raise ValueError(
+                    f"log: expected a model of own data, whose columns are known, got one of "
+                    f"{self.experiment.dataset}; evaluate with split= instead"
+                )
+            store = later.add_queries(session.store, own_log.read_positives(log, section))
+            evaluate = evaluators.MatcherEvaluator(
+                store,
+                session.spec,
+                session.corpus,
+                session.matcher,
+                self.experiment.eval,
+                session.mesh,
+            )
+            query_Q = np.arange(len(store.queries(split).cold_Q))
+            return results.plain(evaluate(frozen, "later log", query_Q).summarise())
+
+    @functools.cached_property
+    def _session(self) -> stages.Session:
+        # No second log is written for looking at what is trained.
+        return stages.Session(
+            self.experiment,
+            self.workdir,
+            run.store_folder(self.experiment, self.workdir),
+            runlog.Reporter(self.workdir, is_main=False),
+            interrupt.StopRequest(handle_signals=False),
+            prepare_s=0.0,
+        )
+
+    @functools.cached_property
+    def _student(self) -> stages.Trained:
+        return self._session.load_student()
+
+
+def load_config(spec: str, **overrides: Any) -> schema.Experiment:
+    """The validated experiment of a configuration.
+
+    Args:
+      spec: `NAME:token,token` of a packaged configuration, e.g. `kuairand:sample`, or
+        `FILE:token,token`.
+      **overrides: Fields, as `**{"train.learning_rate": 3e-4}` or `train={"learning_rate": 3e-4}`.
+
+    Raises:
+      ValueError: In one line, when a name, a type or a value is wrong.
+    """
+    return load_lib.load_config(spec, overrides)
+
+
+def prepare(
+    experiment: schema.Experiment, workdir: Folder, *, progress: bool = False
+) -> pathlib.Path:
+    """Prepares the data of a run, or finds them prepared; returns the folder of the store.
+
+    Raises:
+      ValueError: On bad data, naming file, row and column.
+    """
+    experiment.validate()
+    with runlog.quiet(not progress):
+        return run.prepare(run.resolve(experiment), pathlib.Path(workdir).expanduser())
+
+
+def train(
+    experiment: schema.Experiment,
+    workdir: Folder | None = None,
+    *,
+    mode: str = "all",
+    progress: bool = False,
+) -> Model:
+    """Prepares, trains and evaluates; a second call with the same folder continues or reuses.
+
+    Args:
+      experiment: The configuration.
+      workdir: The run's folder; None takes a temporary one, which lives as long as the model.
+      mode: "all", or one part: "prepare", "teacher", "student" or "evaluate".
+      progress: Whether to show progress.
+
+    Raises:
+      ValueError: On a bad configuration or bad data, in one line.
+      loop.DivergedError: When training diverges.
+    """
+    if mode not in MODES:
+        raise ValueError(
+            f"mode: expected one of {', '.join(MODES)}, got {mode!r}{load_lib.nearest(mode, MODES)}"
+        )
+    experiment.validate()
+    folder = pathlib.Path(workdir or tempfile.mkdtemp(prefix="dsmoe_jax_")).expanduser()
+    model = Model(experiment, folder, is_temporary=workdir is None)
+    with runlog.quiet(not progress):
+        run.run(experiment, folder, mode)
+    return model
+
+
+def evaluate(
+    model: Model | Folder,
+    log: own_log.Frame | None = None,
+    *,
+    split: str = "test",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Metrics of a model or of the one in a folder; see `Model.evaluate`."""
+    opened = model if isinstance(model, Model) else load(model)
+    return opened.evaluate(log, split=split, progress=progress)
+
+
+def load(workdir: Folder, experiment: schema.Experiment | None = None) -> Model:
+    """The model of a run's folder.
+
+    Args:
+      workdir: The run's folder.
+      experiment: Its configuration, where a class of it cannot be found again.
+
+    Raises:
+      ValueError: When the folder holds no run.
+    """
+    folder = pathlib.Path(workdir).expanduser()
+    path = folder / run.CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{path}: expected the configuration of a run, found none; train one")
+    if experiment is None:
+        record = json.loads(path.read_text())
+        experiment = restore.restore(record["config"], record["classes"])
+    return Model(experiment, folder)
+
+
+def fit(
+    log: own_log.Frame,
+    *,
+    users: own_log.Frame | None = None,
+    items: own_log.Frame | None = None,
+    user: str = "user_id",
+    item: str = "item_id",
+    time: str = "timestamp",
+    scenario: str | None = None,
+    positive: str | None = None,
+    variant: str = "",
+    workdir: Folder | None = None,
+    progress: bool = False,
+    **fields: Any,
+) -> Model:
+    """Trains on a log of one's own, with values that suit its size.
+
+    Text and truth values become categories, numbers and dates dense features, lists bags; the last
+    days of the log test and those before them validate. `progress` shows what was chosen.
+
+    Args:
+      log: One row per event: a polars or pandas frame, or a CSV or Parquet file.
+      users: One row per user, with features.
+      items: One row per item, with features; all of them are candidates.
+      user: Column of the user's id, in the log and in `users`.
+      item: Column of the item's id, in the log and in `items`.
+      time: Column of the log: a date, ISO 8601 text or a number since 1970.
+      scenario: Column of the log or of `users`; None where there is one scenario.
+      positive: Which events are positives: `rating >= 4`, `event == click` or a column of truth
+        values; None takes all.
+      variant: Tokens of the packaged configuration `custom`, e.g. `mmoe` or `no_distill`.
+      workdir: The run's folder; None takes a temporary one, which lives as long as the model.
+      progress: Whether to show progress.
+      **fields: Fields of the configuration, as in `load_config`.
+
+    Raises:
+      ValueError: In one line, when a column is missing, a cell is wrong or the log is too short.
+      loop.DivergedError: When training diverges.
+    """
+    folder = pathlib.Path(workdir or tempfile.mkdtemp(prefix="dsmoe_jax_")).expanduser()
+    roles = own_log.Roles(user, item, time, scenario, positive)
+    with contextlib.ExitStack() as undo:
+        if workdir is None:
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        found = own_log.infer(folder / "raw", log, users, items, roles)
+        values = {**_suited(found), **fingerprint.flatten(fields)}
+        experiment = load_lib.load_config(f"custom:{variant}")
+        experiment.data, experiment.dataset = found.data, found.data.name
+        known = set(load_lib.field_names(experiment))
+        for name, value in values.items():
+            # A method lacks some of the fields that suit others.
+            if name in known or name in fingerprint.flatten(fields):
+                load_lib.override(experiment, name, value)
+        with runlog.quiet(not progress):
+            for note in found.notes:
+                runlog.say(note)
+        model = train(experiment, folder, progress=progress)
+        undo.pop_all()
+    return Model(model.experiment, folder, is_temporary=workdir is None)
+
+
+def _suited(found: own_log.Found) -> dict[str, Any]:
+    """Fields whose defaults, the paper's for millions of rows, do not suit fewer or far more."""
+    rows = found.num_positives
+    # Some two hundred steps an epoch, and a multiple of the devices.
+    size = min(4096, max(32, 1 << (rows // 200).bit_length()))
+    values: dict[str, Any] = {
+        "train.batch_size": -(-size // jax.device_count()) * jax.device_count(),
+        "train.learning_rate": 1e-3,
+        "train.max_epochs": 50 if rows < 10**6 else 20 if rows < 10**7 else 5,
+        "eval.k": (50, 100) if found.num_items >= 1000 else (10, 50),
+    }
+    if rows < 10**6:
+        # Few rows: the user id and wide layers over-fit, see `configs/kuairand.py`.
+        values |= {
+            "train.average_decay": 0.995 if rows > 20_000 else 0.9,
+            "features.exclude": ("user_id",),
+            "features.scenario_history_length": 20,
+            "model.output_dim": 64,
+            "model.input_dropout": 0.3,
+            "teacher.model.input_dropout": 0.3,
+            "teacher.patience": 3,
+        }
+    return values
