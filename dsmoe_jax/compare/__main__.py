@@ -27,7 +27,7 @@ from dsmoe_jax.config import load
 PUBLISHED = pathlib.Path("docs/results/records")
 COMPARISON, SIMULATION, METHODS = "comparison", "simulation", "methods"
 SECTIONS = (COMPARISON, SIMULATION, METHODS)
-CONFIG = "configs/kuairand.py:sample"
+CONFIG = "kuairand:sample"
 T = TypeVar("T")
 
 
@@ -239,7 +239,7 @@ def _render_section(section: str, records: pathlib.Path) -> str:
     if section == METHODS:
         return formats.to_markdown(method_table.make())
     if section == SIMULATION:
-        worlds = page_section.load_worlds(records, designs.WORLDS)
+        worlds = page_section.load(records, designs.WORLDS)
         return page_section.section(worlds, designs.WORLDS)
     return build.to_section(build.Source(PUBLISHED / "comparison", CONFIG))
 

@@ -81,7 +81,7 @@ def execute(task: Task, workdir: pathlib.Path) -> None:
     if task.kind == "scored":
         catalogue.require(task.system)
     experiment = load.load_config(task.config, task.overrides)
-    command_line.start_jax(command_line.Options(experiment, {}, workdir, "all", None, None, None))
+    command_line.start_jax()
     if task.kind == "search":
         search.work(search.Request(**task.more), task.overrides)
     elif task.kind in _WITHOUT_TOWERS:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 # Memory that one run on the packaged rows takes at its height, with room to spare.
 RUN_BYTES = 4 << 30
@@ -17,6 +17,7 @@ RUN_BYTES = 4 << 30
 TAKEN = 75
 
 
+@runtime_checkable
 class Process(Protocol):
     """A started job, as far as the runner knows it; `subprocess.Popen` is one."""
 
@@ -30,6 +31,7 @@ class Process(Protocol):
         """Waits for its end."""
 
 
+@runtime_checkable
 class Machine(Protocol):
     """Where jobs run.
 

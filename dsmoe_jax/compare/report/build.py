@@ -199,7 +199,7 @@ def describe(source: Source) -> list[str]:
     )
     hours = sum(_seconds(cell) for cell in cells if cell is not None) / 3600
     return [
-        f"{len(done)} finished cells of {source.config}, {hours:.1f} hours of runs on {devices}, "
+        f"{len(done)} finished jobs of {source.config}, {hours:.1f} hours of runs on {devices}, "
         f"{when}.",
         f"Data: {first['dataset']}, {first['data_hash'][:12]}; {days}; {first['candidates']:,} "
         "candidates in every scenario.",
@@ -220,7 +220,7 @@ def _chosen_on(cells: Sequence[records.Record]) -> str:
     if not both:
         return ""
     return (
-        f" Of the test days, {both} are validation days of other cells: settings were chosen on "
+        f" Of the test days, {both} are validation days of other jobs: settings were chosen on "
         "them."
     )
 

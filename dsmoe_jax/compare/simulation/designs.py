@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dsmoe_jax.compare import plan
 from dsmoe_jax.config import load
 
-CONFIG = "configs/simulation.py"
+CONFIG = "simulation"
 
 
 @dataclasses.dataclass(frozen=True)

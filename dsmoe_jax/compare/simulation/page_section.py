@@ -15,7 +15,8 @@ import scipy.stats
 
 from dsmoe_jax.compare import records
 from dsmoe_jax.compare.simulation import designs
-from dsmoe_jax.config import fingerprint, load
+from dsmoe_jax.config import fingerprint
+from dsmoe_jax.config import load as load_lib
 
 
 class Found(NamedTuple):
@@ -44,7 +45,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def load_worlds(published: pathlib.Path, worlds: Sequence[designs.World]) -> dict[str, Finished]:
+def load(published: pathlib.Path, worlds: Sequence[designs.World]) -> dict[str, Finished]:
     """What was found with the seeds that finished every arm; a world without one is absent."""
     found = {}
     for world in worlds:
@@ -121,7 +122,7 @@ def _describe(world: designs.World, finished: Finished) -> str:
         params = seeds[0].params
         lines.append(_line([arm.label, *cells, f"{params['dense']:,}" if params else ""]))
     first = finished[world.arms[0].name]
-    config = load.load_config(load.extend(designs.CONFIG, world.name))
+    config = load_lib.load_config(load_lib.extend(designs.CONFIG, world.name))
     fields = fingerprint.as_dict(config)
     answers = [_answer(world, question, finished, views) for question in world.questions]
     return "\n\n".join(
