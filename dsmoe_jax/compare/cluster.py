@@ -5,7 +5,10 @@ that `processes.spawn` starts on one machine. A job near its time limit, or pree
 process to save and goes back to the queue.
 """
 
+import contextlib
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -57,21 +60,24 @@ class Cluster:
     def start(self, files: Sequence[pathlib.Path]) -> list["Submission"]:
         """See `processes.Machine`."""
         with self._executor.batch():
-            jobs = [self._executor.submit(Task(file)) for file in files]
+            jobs = [
+                self._executor.submit(Task(processes.command(file), processes.log_of(file)))
+                for file in files
+            ]
         return [Submission(job) for job in jobs]
 
 
 class Task:
     """What a node runs: the job's process, which it asks to save before the node is taken away."""
 
-    def __init__(self, file: pathlib.Path):
+    def __init__(self, command: list[str], log: pathlib.Path):
         """Nothing runs yet."""
-        self._file = file
+        self._command, self._log = command, log
         self._process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
         """Runs the job to its end; returns its exit status."""
-        self._process = processes.spawn(self._file)
+        self._process = processes.spawn(self._command, self._log)
         try:
             return self._process.wait()
         finally:
@@ -82,8 +88,11 @@ class Task:
         import submitit
 
         if self._process is not None:
-            processes.stop([self._process])
-        return submitit.helpers.DelayedSubmission(Task(self._file))
+            # Inside a signal handler, where another wait for the process holds its lock.
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._process.pid, signal.SIGTERM)
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        return submitit.helpers.DelayedSubmission(Task(self._command, self._log))
 
 
 class Submission:

@@ -65,7 +65,7 @@ class ThisMachine:
         environment = dict(os.environ)
         if self.workers > 1:
             environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / self.workers:.2f}")
-        self._slots[slot] = process = spawn(file, environment)
+        self._slots[slot] = process = spawn(command(file), log_of(file), environment)
         if self.workers > 1:
             # Before the interpreter has started any thread.
             with contextlib.suppress(ProcessLookupError):
@@ -78,13 +78,20 @@ def command(file: pathlib.Path) -> list[str]:
     return [sys.executable, "-m", "dsmoe_jax.compare.job", str(file)]
 
 
-def spawn(file: pathlib.Path, environment: dict[str, str] | None = None) -> subprocess.Popen:
+def log_of(file: pathlib.Path) -> pathlib.Path:
+    """Where the output of a job is added."""
+    return file.with_name("log.txt")
+
+
+def spawn(
+    arguments: Sequence[str], log: pathlib.Path, environment: dict[str, str] | None = None
+) -> subprocess.Popen:
     """Starts a job's process."""
-    with file.with_name("log.txt").open("a") as log:
+    with log.open("a") as output:
         return subprocess.Popen(
-            command(file),
+            arguments,
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
             # Ctrl-C reaches the runner alone, which asks every job once.

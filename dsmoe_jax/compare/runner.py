@@ -74,7 +74,9 @@ class Runner:
         Raises:
           ValueError: When a configuration or its data are refused.
         """
-        self.jobs, self.folder = list(jobs), folder
+        # A node of a cluster may start elsewhere.
+        self.jobs, self.folder = list(jobs), folder.absolute()
+        folder = self.folder
         self.records = published or folder / "records"
         for path in (self.records, folder / "jobs", folder / "stores", folder / "failed"):
             path.mkdir(parents=True, exist_ok=True)
@@ -305,7 +307,7 @@ class Runner:
         return self.folder / "jobs" / f"{job.name}.lock"
 
     def _log(self, job: plan.Job) -> pathlib.Path:
-        return self.workdir(job) / "log.txt"
+        return processes.log_of(self.workdir(job) / job_lib.FILE)
 
     def _failure_path(self, job: plan.Job) -> pathlib.Path:
         return self.folder / "failed" / f"{job.name}.json"

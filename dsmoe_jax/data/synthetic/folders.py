@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from dsmoe_jax import runlog
+
 # Raised when a generator's output changes for the same settings, so that old folders are rewritten.
 GENERATOR_VERSION = 1
 NOTE_NAME = "SYNTHETIC.md"
