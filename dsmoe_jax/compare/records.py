@@ -105,6 +105,7 @@ def make(job: plan.Job, identity: Identity, workdir: pathlib.Path, **more: Any) 
     teacher = found["teacher"]
     record["teacher"] = teacher and {
         **summarise(teacher),
+        "params": teacher["params"],
         "minus_student": teacher[f"minus_student_recall@{found['k'][0]}"],
     }
     return record
