@@ -14,7 +14,7 @@ PACKAGE = ROOT / "dsmoe_jax"
 HOMES = {
     "faiss": ("retrieval/faiss_index.py",),
     "orbax": ("dsmoe_jax/training/checkpoint.py",),
-    "polars": ("data/prepare/", "data/synthetic/"),
+    "polars": ("data/prepare/", "data/synthetic/", "compare/hits.py"),
     "matplotlib": ("/figures.py", "compare/report/sweeps.py"),
     "optuna": ("compare/search.py", "compare/search_results.py"),
     "submitit": ("compare/cluster.py",),

@@ -12,6 +12,7 @@ from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.compare import (
     budget,
     cluster,
+    hits,
     plan,
     processes,
     progress,
@@ -94,6 +95,8 @@ def _make_parser() -> argparse.ArgumentParser:
         type=pathlib.Path,
         help="default: runs/tune-<config>, with -teacher for a teacher's",
     )
+    packed = commands.add_parser("pack", help="move hits per query of all records into one file")
+    packed.add_argument("--records", type=pathlib.Path, required=True, help="their folder")
     written = commands.add_parser("report", help="write the report of finished jobs")
     written.add_argument("--config", default=CONFIG, help="FILE:variant")
     written.add_argument("--records", type=pathlib.Path, required=True, help="their folder")
@@ -216,6 +219,11 @@ def _report(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     return 0
 
 
+def _pack(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    print(f"hits: {hits.pack(options.records)}")
+    return 0
+
+
 def _simulate(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     known = {world.name: world for world in designs.WORLDS}
     names = [name for name in options.worlds.split(",") if name]
@@ -255,6 +263,7 @@ def _choose(what: str, names: Sequence[str], known: dict[str, T]) -> tuple[T, ..
 _COMMANDS = {
     "run": _run,
     "tune": _tune,
+    "pack": _pack,
     "report": _report,
     "simulate": _simulate,
     "render": _render,

@@ -34,6 +34,7 @@ class Task:
     """What a job's process is told.
 
     Attributes:
+      name: Of the job.
       kind: See `plan.System`.
       system: Its name.
       config: `FILE:variant`.
@@ -43,6 +44,7 @@ class Task:
       more: Further entries, of a search.
     """
 
+    name: str
     kind: str
     system: str
     config: str
@@ -110,8 +112,18 @@ def _evaluate_systems(task: Task, experiment: schema.Experiment, workdir: pathli
         "seen_items_removed": first.seen_removed,
         "k": list(experiment.eval.k),
         "time_s": {"system": seconds},
-        "systems": {system.name: _as_entry(system) for system in found},
+        "systems": {
+            system.name: {
+                **records.summarise(
+                    {**system.test.summarise(), "validation": system.validation.summarise()}
+                ),
+                "settings": system.settings,
+            }
+            for system in found
+        },
     }
+    queries = {system.name: hits.from_arrays(results.query_arrays(system.test)) for system in found}
+    hits.write(workdir / hits.FILE, task.name, queries)
     results.save(workdir / results.FILE, record)
     for system in found:
         metric = f"recall@{experiment.eval.k[0]}"
@@ -133,16 +145,6 @@ _WITHOUT_TOWERS: dict[str, Callable[..., list[builtin.Reference]]] = {
     "scored": _score,
     "truth": lambda _, experiment, store: truth.evaluate(experiment, store),
 }
-
-
-def _as_entry(system: builtin.Reference) -> dict[str, Any]:
-    summary = {**system.test.summarise(), "validation": system.validation.summarise()}
-    queries = hits.from_arrays(results.query_arrays(system.test))
-    return {
-        **records.summarise(summary),
-        "settings": system.settings,
-        "queries": hits.encode(queries),
-    }
 
 
 if __name__ == "__main__":

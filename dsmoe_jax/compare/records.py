@@ -1,16 +1,18 @@
 """Record of a finished job: the little that tables, figures and comparisons are made from.
 
 Owns its schema and its currency. A record holds one or several `systems` (a run has one, the
-reference rows several), each with recall per scenario on test and validation days and its hits per
-test query. A job is done while its record has today's hashes of configuration and data and today's
-versions of the components that decide its numbers (`numerics.VERSIONS`). The hash of the code that
-made it is provenance and is never compared; so are the versions of Python and of libraries.
+built-in baselines several), each with recall per scenario on test and validation days; hits per
+test query are in a file beside it (`hits.py`). A job is done while its record has today's hashes of
+configuration and data and today's versions of the components that decide its numbers
+(`numerics.VERSIONS`). The hash of the code that made it is provenance and is never compared; so are
+the versions of Python and of libraries.
 """
 
 import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -97,11 +99,10 @@ def make(job: plan.Job, identity: Identity, workdir: pathlib.Path, **more: Any) 
         record["systems"] = found["systems"]
         return record
     with np.load(workdir / results_lib.ARRAYS_FILE) as arrays:
-        queries = hits.encode(hits.from_arrays(arrays))
         record["views"] = {
             name: np.round(arrays[name], 5).tolist() for name in arrays if "/" in name
         }
-    record["systems"] = {job.system.name: {**summarise(found), "queries": queries}}
+    record["systems"] = {job.system.name: summarise(found)}
     teacher = found["teacher"]
     record["teacher"] = teacher and {
         **summarise(teacher),
@@ -109,6 +110,15 @@ def make(job: plan.Job, identity: Identity, workdir: pathlib.Path, **more: Any) 
         "minus_student": teacher[f"minus_student_recall@{found['k'][0]}"],
     }
     return record
+
+
+def keep_hits(job: plan.Job, workdir: pathlib.Path, path: pathlib.Path) -> None:
+    """Writes the hits that a finished job left in its workdir to their place beside its record."""
+    if job.system.kind == "run":
+        with np.load(workdir / results_lib.ARRAYS_FILE) as arrays:
+            hits.write(path, job.name, {job.system.name: hits.from_arrays(arrays)})
+    elif job.system.kind != "teacher":
+        shutil.copyfile(workdir / hits.FILE, path)
 
 
 def _read_course(job: plan.Job, workdir: pathlib.Path) -> Record:

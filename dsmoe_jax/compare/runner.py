@@ -5,7 +5,7 @@ Owns the folder of a comparison:
     stores/<hash>/            prepared data, shared by the jobs of the same days
     jobs/<name>/<identity>/   a job's workdir; another configuration, data or numerics has another
     jobs/<name>.lock          held by the process of the job, whoever started it
-    records/<name>.json       a finished job
+    records/<name>.json       a finished job; <name>.parquet: its hits per query
     failed/<name>.json        why a job failed; it is tried again the next time
 
 Every run resumes, so a runner that was killed continues inside the jobs where it stopped. A job
@@ -128,6 +128,7 @@ class Runner:
             teacher = self.workdir(self.jobs[self._index[job.teacher]])
             overrides["teacher.from_workdir"] = str(teacher)
         return job_lib.Task(
+            name=job.name,
             kind=job.system.kind,
             system=job.system.name,
             config=job.system.config,
@@ -292,7 +293,9 @@ class Runner:
             cores=self._cores,
             costs=counted,
         )
-        runlog.replace_text(self._record_path(job), json.dumps(record) + "\n")
+        path = self._record_path(job)
+        records.keep_hits(job, self.workdir(job), path.with_suffix(".parquet"))
+        runlog.replace_text(path, json.dumps(record) + "\n")
         return record
 
     def _is_kept(self, teacher: plan.Job) -> bool:

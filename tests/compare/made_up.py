@@ -46,7 +46,7 @@ def system(means, seed: int = 0, noise: int = 0) -> dict:
         },
         "macro": {"recall@5": np.mean(list(recall.values())), "recall@10": 0.5},
     }
-    return {**summary, "validation": summary, "queries": per_query.encode(queries)}
+    return {**summary, "validation": summary, "queries": queries}
 
 
 def record(system: str, systems: dict, *, seed: int = 0, days: int = 0, kind: str = "run") -> dict:
@@ -99,7 +99,12 @@ def save(folder: pathlib.Path, entry: dict) -> None:
     drop = f"-drop{entry['dropped_days']}" if entry["dropped_days"] else ""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{entry['system']}-seed{entry['seed']}{drop}.json"
-    path.write_text(json.dumps(entry))
+    systems = {name: dict(system) for name, system in entry["systems"].items()}
+    queries = {name: system.pop("queries") for name, system in systems.items()}
+    if queries:
+        per_query.write(path.with_suffix(".parquet"), path.stem, queries)
+    teacher = {k: v for k, v in entry.get("teacher", {}).items() if k != "queries"}
+    path.write_text(json.dumps({**entry, "systems": systems, "teacher": teacher or None}))
 
 
 def save_comparison(folder: pathlib.Path, *, days: tuple[int, ...] = (0,)) -> None:

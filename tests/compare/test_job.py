@@ -27,6 +27,7 @@ def evaluate_references(store, config, *, seed):
 
 def make_task(folder, **fields):
     task = {
+        "name": "mine-seed0",
         "kind": "scored",
         "system": "mine",
         "config": CONFIG,
@@ -61,6 +62,7 @@ def test_a_job_becomes_a_record_with_every_system_of_its_own(workdir, tmp_path):
     made = plan.Job(system, 0, {})
     record = records.make(made, identity, workdir, wall_s=1.0, cores=1, costs=None)
     (tmp_path / "mine-seed0.json").write_text(json.dumps(record))
+    records.keep_hits(made, workdir, tmp_path / "mine-seed0.parquet")
     systems_found = finished.load(tmp_path, [system])
     assert [system.name for system in systems_found] == ["popular", "popular + scenario prior"]
     assert record["versions"]["numpy"] == results.versions()["numpy"]

@@ -9,9 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    "name", ["launch/local.sh", "launch/slurm.sbatch", ".ci/run"]
-)
+@pytest.mark.parametrize("name", ["launch/local.sh", "launch/slurm.sbatch", ".ci/run"])
 def test_script_parses(name: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / name)], check=True)
 

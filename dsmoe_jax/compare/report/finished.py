@@ -16,10 +16,14 @@ class Entry:
     """One system of one finished job.
 
     Attributes:
+      folder: Of the records.
+      job: Name of the job.
       record: The job's record.
       name: Of the system in it.
     """
 
+    folder: pathlib.Path
+    job: str
     record: records.Record
     name: str
 
@@ -40,7 +44,7 @@ class Entry:
 
     def queries(self) -> hits.PerQuery:
         """Hits of every test query."""
-        return hits.decode(self.record["systems"][self.name]["queries"])
+        return hits.load(self.folder)[self.job, self.name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +85,13 @@ def load(folder: pathlib.Path, table: Iterable[plan.System]) -> list[System]:
         if system.kind == "run" or not jobs:
             names = {system.name: None}
         for name in names:
-            entries = tuple(Entry(job, name) for job in jobs if name in job["systems"])
+            entries = tuple(
+                Entry(
+                    folder, plan.job_name(system.name, job["seed"], job["dropped_days"]), job, name
+                )
+                for job in jobs
+                if name in job["systems"]
+            )
             label = system.label if system.kind == "run" or not jobs else name
             found.append(System(name, label, system.kind, entries))
     return found

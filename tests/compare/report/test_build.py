@@ -206,7 +206,7 @@ def test_the_readmes_section_has_every_table_but_that_of_the_methods(tmp_path, m
     assert all(f"- {sentence}" in text for sentence in build.find(source))
 
 
-def test_lists_that_share_a_folder_write_the_report_in_turn(tmp_path, monkeypatch):
+def test_runners_that_share_a_folder_write_the_report_in_turn(tmp_path, monkeypatch):
     is_held = []
 
     def write(source, folder):
@@ -215,7 +215,7 @@ def test_lists_that_share_a_folder_write_the_report_in_turn(tmp_path, monkeypatc
         return folder
 
     monkeypatch.setattr(build, "write", write)
-    monkeypatch.setattr(runner.WorkList, "run", lambda work, workers, only: work.states)
+    monkeypatch.setattr(runner.Runner, "run", lambda work, machine, only: work.states)
     assert command_line.main(["run", "fig4", "--budget=small", f"--dir={tmp_path}"]) == 0
     assert is_held == [True]
 
