@@ -35,7 +35,8 @@ usage: dsmoe train --config NAME|FILE[:token,token] [--workdir DIR] [--mode MODE
                    [--config.FIELD=VALUE ...]
 
   --config NAME|FILE[:tokens]
-                          a packaged configuration (alimama, custom, kuairand, movielens, planted)
+                          a packaged configuration (alimama, custom, kuairand, movielens,
+                          simulation)
                           or a file, and its variant; tokens in any order, one per axis
   --workdir DIR           where everything is written (default runs/<name>-<tokens>); the same
                           command with the same folder resumes
@@ -125,7 +126,7 @@ def parse(argv: list[str], mode: str = MODES[0]) -> Options:
       ValueError: When a field's value is out of its range.
     """
     spec, arguments = _take_config(argv[1:])
-    path, _, variant = spec.partition(":")
+    path, variant = load.split(spec)
     experiment = load.load_experiment(path, variant)
     given, overrides = _read_flags(arguments, experiment)
     mode = given.get("mode") or mode

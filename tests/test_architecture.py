@@ -14,9 +14,10 @@ PACKAGE = ROOT / "dsmoe_jax"
 HOMES = {
     "faiss": ("retrieval/faiss_index.py",),
     "orbax": ("dsmoe_jax/training/checkpoint.py",),
-    "polars": ("data/prepare/", "data/synthetic/"),
+    "polars": ("data/prepare/", "data/synthetic/", "compare/hits.py"),
     "matplotlib": ("/figures.py", "compare/report/sweeps.py"),
-    "optuna": ("compare/tune.py", "compare/search_results.py"),
+    "optuna": ("compare/search.py", "compare/search_results.py"),
+    "submitit": ("compare/cluster.py",),
     "torch": ("dsmoe_jax/bench/", "baselines/youtube_dnn.py"),
     "torch_rechub": ("baselines/youtube_dnn.py",),
     "implicit": ("baselines/implicit.py",),

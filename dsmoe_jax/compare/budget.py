@@ -12,9 +12,9 @@ class Budget:
 
     Attributes:
       name: On the command line and in the report.
-      seeds: Of the rows of Table 2: 0 to seeds - 1.
+      seeds: Of the systems of Table 2: 0 to seeds - 1.
       other_seeds: The same for what Table 4 and the figures need beyond them.
-      max_epochs: Upper bound on a cell's epochs; None leaves the configuration's own.
+      max_epochs: Upper bound on a job's epochs; None leaves the configuration's own.
       max_minutes: Minutes after which no further epoch begins; 0 for no limit.
       shares_teacher: Whether all seeds are taught by the teacher of seed 0.
       decisions: Whether `all` takes in what the paper leaves open, with teachers of its own.
@@ -30,16 +30,16 @@ class Budget:
     decisions: bool
     dropped_days: tuple[int, ...]
 
-    def limit(self, experiment: schema.Experiment) -> tuple[str, ...]:
-        """The flags that keep an experiment within the budget, both of its stages alike."""
-        flags = []
+    def limit(self, experiment: schema.Experiment) -> dict[str, int | float]:
+        """The fields that keep an experiment within the budget, both of its stages alike."""
+        fields: dict[str, int | float] = {}
         for section in ("train", "teacher"):
             own = getattr(experiment, section).max_epochs
             if self.max_epochs is not None and own > self.max_epochs:
-                flags.append(f"--config.{section}.max_epochs={self.max_epochs}")
+                fields[f"{section}.max_epochs"] = self.max_epochs
             if self.max_minutes:
-                flags.append(f"--config.{section}.max_minutes={self.max_minutes}")
-        return tuple(flags)
+                fields[f"{section}.max_minutes"] = self.max_minutes
+        return fields
 
 
 BUDGETS = {
@@ -71,7 +71,7 @@ def adjust(budget: Budget, seeds: int | None, days: str | None) -> Budget:
 
     Args:
       budget: The named one.
-      seeds: Number of seeds of every row; None keeps the budget's.
+      seeds: Number of seeds of every system; None keeps the budget's.
       days: Comma-separated numbers of days to leave out; None keeps the budget's.
 
     Raises:

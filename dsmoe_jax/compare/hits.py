@@ -1,18 +1,25 @@
-"""Recall of every single query, small enough to be committed: what paired comparisons are made of.
+"""Recall of every single query, which paired comparisons are made of, in Parquet files.
 
-Owns the text form in which a record holds it. Recall is kept as two small integers, relevant items
-and those of them among the top k, from which it is exact.
+Owns their schema: a row is a query of a system of a job, with `query`, `scenario`, `relevant` and
+`hits@k`. Recall is kept as two integers, relevant items and those of them among the top k, from
+which it is exact. A folder of records has `<job>.parquet` beside `<job>.json`, or all of them in
+`hits.parquet`, where `pack` moves them.
 
 Letters: Q queries.
 """
 
-import base64
-import zlib
-from collections.abc import Mapping
+import functools
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 from jaxtyping import Float, Int
+
+FILE = "hits.parquet"
+_KEYS = ("job", "system")
 
 
 class PerQuery(NamedTuple):
@@ -45,28 +52,58 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> PerQuery:
     return PerQuery(arrays["query"], arrays["scenario"], arrays["relevant"], hits)
 
 
-def encode(queries: PerQuery) -> dict[str, str]:
-    """As JSON-ready text."""
-    # Asked are nearly always all queries, so that their ids differ by one.
-    first = np.diff(queries.query_Q, prepend=0)
-    columns = {"query": first, "scenario": queries.scenario_Q, "relevant": queries.relevant_Q}
-    columns |= {f"hits@{k}": hits_Q for k, hits_Q in queries.hits.items()}
-    return {name: _pack(column) for name, column in columns.items()}
+def write(path: pathlib.Path, job: str, systems: Mapping[str, PerQuery]) -> None:
+    """Writes a job's file."""
+    frames = []
+    for system, queries in systems.items():
+        columns = {
+            "query": queries.query_Q,
+            "scenario": queries.scenario_Q,
+            "relevant": queries.relevant_Q,
+            **{f"hits@{k}": hits_Q for k, hits_Q in queries.hits.items()},
+        }
+        frame = pl.DataFrame(columns).cast(pl.Int32)
+        frames.append(frame.select(pl.lit(job).alias("job"), pl.lit(system).alias("system"), "*"))
+    _write(path, frames)
 
 
-def decode(text: Mapping[str, str]) -> PerQuery:
-    """Reads what `encode` wrote."""
-    columns = {name: _unpack(entry) for name, entry in text.items()}
-    columns["query"] = np.cumsum(columns["query"])
-    return from_arrays(columns)
+def load(folder: pathlib.Path) -> dict[tuple[str, str], PerQuery]:
+    """Every system by its job's name and its own; a job's own file counts before the packed one."""
+    # In order: what is read later replaces what was read before.
+    files = sorted(folder.glob("*.parquet"), key=lambda path: path.name != FILE)
+    return _load(tuple((path, path.stat().st_mtime_ns) for path in files))
 
 
-def _pack(column: np.ndarray) -> str:
-    dtype = "u1" if not column.size or (column.min() >= 0 and column.max() < 256) else "<i4"
-    packed = zlib.compress(np.ascontiguousarray(column, dtype).tobytes(), 9)
-    return f"{dtype}:{base64.b64encode(packed).decode()}"
+def pack(folder: pathlib.Path) -> pathlib.Path:
+    """Moves the jobs' files into one; returns it."""
+    packed = folder / FILE
+    single = sorted(path for path in folder.glob("*.parquet") if path != packed)
+    frames = [pl.read_parquet(path) for path in single]
+    if packed.exists():
+        stems = [path.stem for path in single]
+        frames.append(pl.read_parquet(packed).filter(~pl.col("job").is_in(stems)))
+    _write(packed, [pl.concat(frames, how="diagonal").sort(*_KEYS, "query")] if frames else [])
+    for path in single:
+        path.unlink()
+    return packed
 
 
-def _unpack(text: str) -> np.ndarray:
-    dtype, _, packed = text.partition(":")
-    return np.frombuffer(zlib.decompress(base64.b64decode(packed)), dtype).astype(np.int64)
+@functools.lru_cache(maxsize=4)
+def _load(files: tuple[tuple[pathlib.Path, int], ...]) -> dict[tuple[str, str], PerQuery]:
+    found = {}
+    for path, _ in files:
+        parts = pl.read_parquet(path).partition_by(_KEYS, as_dict=True, include_key=False)
+        for (job, system), part in parts.items():
+            known = part.select(column for column in part if not column.null_count())
+            arrays = {column.name: column.to_numpy().astype(np.int64) for column in known}
+            found[str(job), str(system)] = from_arrays(arrays)
+    return found
+
+
+def _write(path: pathlib.Path, frames: Iterable[pl.DataFrame]) -> None:
+    """Writes a file beside its place, then renames it there."""
+    partial = path.with_name(f"{path.name}.partial")
+    # Groups of many rows are smaller together.
+    joined = pl.concat(frames, how="diagonal")
+    joined.write_parquet(partial, compression_level=19, row_group_size=1 << 21)
+    os.replace(partial, path)

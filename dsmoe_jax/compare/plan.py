@@ -1,20 +1,20 @@
-"""What the comparison consists of: the rows of every table and figure, and their cells.
+"""Jobs of the comparison: the systems of every table and figure, and the runs that they need.
 
-Owns which runs a table or a figure needs. A cell is one row with one seed, tested on some days; a
-cell that several tables need is one cell. How cells are run is in `compare/runner.py`.
+Owns which runs a table or a figure needs. A job is one system with one seed, tested on some days; a
+job that several tables need is one job. How jobs are run is in `compare/runner.py`.
 """
 
 import dataclasses
 import functools
-import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from dsmoe_jax import main
 from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.compare import budget as budget_lib
-from dsmoe_jax.compare import rows
 from dsmoe_jax.config import fingerprint, load, schema
 from dsmoe_jax.models import registry
+
+Overrides = Mapping[str, Any]
 
 # Tables and figures of the paper, and a table of what it leaves open.
 PRINTED = ("table1", "table2", "table3", "table4", "fig2", "fig3", "fig4")
@@ -31,21 +31,21 @@ ABLATIONS = {
     "no_dsbn": "without DSBN",
     "no_norm": "without any normalisation",
 }
-# What the paper leaves open, or what this project decided otherwise: token, label and flags.
-DECISIONS = {
-    "shared_item_tower": ("shared_item_tower", "one item index for all scenarios", ()),
-    "same_fields": ("teacher_fields=same", "taught by a teacher with its own fields alone", ()),
+# What the paper leaves open, or what this project decided otherwise: token, label and overrides.
+DECISIONS: dict[str, tuple[str, str, Overrides]] = {
+    "shared_item_tower": ("shared_item_tower", "one item index for all scenarios", {}),
+    "same_fields": ("teacher_fields=same", "taught by a teacher with its own fields alone", {}),
     "undistilled": (
         "no_distill,undistilled",
         "without distillation, with values searched for that",
-        (),
+        {},
     ),
     "row_sparse": (
         "no_distill,undistilled",
         "the same, with updates of single rows",
-        ("--config.optim.embedding=row_sparse", "--config.optim.min_rows=1"),
+        {"optim.embedding": "row_sparse", "optim.min_rows": 1},
     ),
-    "paper_exact": ("paper_exact", "every value as printed", ()),
+    "paper_exact": ("paper_exact", "every value as printed", {}),
 }
 # Tables of recall that are made of all choices of test days.
 _ALL_DAYS = ("table2", "table4")
@@ -54,51 +54,89 @@ SWEEPS = {"fig2": ("num_experts", (1, 2, 3, 4, 5)), "fig3": ("rank", (1, 2, 4, 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class System:
+    """One system of a table, run once per seed.
+
+    Attributes:
+      name: Short name, part of a job's folder.
+      label: What the table prints.
+      config: `FILE:variant`, as on the command line.
+      overrides: Values of fields.
+      kind: "run" trains and reports, "teacher" trains a teacher for other systems, "scored" is a
+        system without towers (`baselines/catalogue.py`), "truth" ranks by a simulation's true
+        scores, "search" tries hyper-parameters (`compare/search.py`).
+      is_seeded: Whether its numbers depend on the seed.
+    """
+
+    name: str
+    label: str
+    config: str
+    overrides: Overrides = dataclasses.field(default_factory=dict)
+    kind: str = "run"
+    is_seeded: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
     """One run.
 
     Attributes:
-      row: What is run.
+      system: What is run.
       seed: Its seed.
+      overrides: Values of the run's fields, without its folders.
       dropped_days: Days at the end of the log that are left out.
-      arguments: The flags of the run, without its folders.
-      teacher: Name of the cell whose teacher it takes; empty for a cell without one.
+      teacher: Name of the job whose teacher it takes; empty for a job without one.
+      more: Further entries of the file that its process reads.
     """
 
-    row: rows.Row
+    system: System
     seed: int
-    dropped_days: int
-    arguments: tuple[str, ...]
+    overrides: Overrides
+    dropped_days: int = 0
     teacher: str = ""
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Of its folder and its record."""
-        return cell_name(self.row.name, self.seed, self.dropped_days)
+        return job_name(self.system.name, self.seed, self.dropped_days)
 
     @functools.cached_property
     def experiment(self) -> schema.Experiment:
-        """What its arguments resolve to."""
-        return main.parse(["dsmoe_jax", *self.arguments]).experiment
+        """Its validated configuration."""
+        return load.load_config(self.system.config, self.overrides)
+
+    @property
+    def components(self) -> list[str]:
+        """Components of `numerics.VERSIONS` that decide its numbers."""
+        if self.system.kind == "scored":
+            return catalogue.components(self.system.name)
+        if self.system.kind == "truth":
+            return ["data", "evaluation"]
+        return registry.components(
+            self.experiment,
+            student=self.system.kind == "run",
+            teacher=self.system.kind == "teacher" or bool(self.teacher),
+        )
 
 
-def cell_name(row: str, seed: int, dropped_days: int) -> str:
-    """Name of a cell: `perscen-seed1`, or `perscen-seed1-drop2` on earlier days."""
-    return f"{row}-seed{seed}" + (f"-drop{dropped_days}" if dropped_days else "")
+def job_name(system: str, seed: int, dropped_days: int) -> str:
+    """Name of a job: `perscen-seed1`, or `perscen-seed1-drop2` on earlier days."""
+    return f"{system}-seed{seed}" + (f"-drop{dropped_days}" if dropped_days else "")
 
 
-def rows_of(table: str, config: str) -> tuple[rows.Row, ...]:
-    """The rows of a table or a figure, in its order; a configuration file may lack some of them.
+def systems_of(table: str, config: str) -> tuple[System, ...]:
+    """The systems of a table or a figure, in order; a configuration file may lack some of them.
 
     Args:
       table: One of `TABLES`.
-      config: `FILE:variant` of the method's own row.
+      config: `FILE:variant` of the method itself.
 
     Raises:
-      overrides.UsageError: When the file or the variant is wrong, or another method's.
+      load.UsageError: When the file or the variant is wrong, or another method's.
     """
     _check_own(config)
-    own = rows.Row(METHOD, registry.LABELS[METHOD], config)
+    own = System(METHOD, registry.LABELS[METHOD], config)
     if table in ("table2", "table3"):
         others = [
             _variant(config, name, registry.LABELS.get(name, name))
@@ -107,8 +145,8 @@ def rows_of(table: str, config: str) -> tuple[rows.Row, ...]:
         found = [own, *(row for row in others if row)]
         if table == "table3":
             return tuple(found)
-        references = rows.Row("references", "references", config, (), "scored", False)
-        return (*found, references, *peer_rows(config))
+        references = System("references", "references", config, {}, "scored", False)
+        return (*found, references, *peer_systems(config))
     if table == "table4":
         ablated = [_variant(config, token, label) for token, label in ABLATIONS.items()]
         return (own, *(row for row in ablated if row))
@@ -120,123 +158,125 @@ def rows_of(table: str, config: str) -> tuple[rows.Row, ...]:
         named = (dataclasses.replace(r, name=n, overrides=f) for r, n, f in decided if r)
         return (own, *named)
     if table in SWEEPS:
-        return sweep_rows(table, config)
+        return sweep_systems(table, config)
     return (own,) if table == "fig4" else ()
 
 
-def peer_rows(config: str) -> tuple[rows.Row, ...]:
+def peer_systems(config: str) -> tuple[System, ...]:
     """The rows of other libraries."""
     return tuple(
-        rows.Row(name, peer.label, config, kind="scored") for name, peer in catalogue.PEERS.items()
+        System(name, peer.label, config, kind="scored") for name, peer in catalogue.PEERS.items()
     )
 
 
-def sweep_rows(table: str, config: str) -> tuple[rows.Row, ...]:
+def sweep_systems(table: str, config: str) -> tuple[System, ...]:
     """A figure's rows, one per value of its field; the default value is the method's own row."""
     field, values = SWEEPS[table]
     usual = getattr(_load(config).model, field)
     return tuple(
-        rows.Row(METHOD, str(value), config)
+        System(METHOD, str(value), config)
         if value == usual
-        else rows.Row(f"{field}{value}", str(value), config, (f"--config.model.{field}={value}",))
+        else System(f"{field}{value}", str(value), config, {f"model.{field}": value})
         for value in sorted({*values, usual})
     )
 
 
-def make_cells(
+def make_jobs(
     tables: Iterable[str],
     config: str,
     budget: budget_lib.Budget,
     *,
-    extra_rows: Sequence[rows.Row] = (),
-    flags: tuple[str, ...] = (),
-) -> list[Cell]:
-    """Every cell that the tables need, each once; a cell stands after those it needs.
+    extra_systems: Sequence[System] = (),
+    overrides: Overrides | None = None,
+) -> list[Job]:
+    """Every job that the tables need, each once; a job stands after those it needs.
 
     Args:
       tables: Names out of `TABLES`.
-      config: `FILE:variant` of the method's own row.
+      config: `FILE:variant` of the method itself.
       budget: Seeds, limits and days.
-      extra_rows: Further rows of Table 2.
-      flags: Further flags of every cell.
+      extra_systems: Further systems of Table 2.
+      overrides: Values of fields in every job.
     """
-    cells: dict[str, Cell] = {}
+    jobs: dict[str, Job] = {}
     for table in sorted(tables, key=TABLES.index):
         main_table = table == "table2"
-        chosen = [*rows_of(table, config), *(extra_rows if main_table else ())]
+        chosen = [*systems_of(table, config), *(extra_systems if main_table else ())]
         days = budget.dropped_days if table in _ALL_DAYS else budget.dropped_days[:1]
         seeds = budget.seeds if main_table else budget.other_seeds
         for dropped in days:
             for seed in range(seeds):
-                for row in chosen:
-                    for cell in _make_cells(row, config, seed, dropped, budget):
-                        more = dataclasses.replace(cell, arguments=cell.arguments + flags)
-                        cells.setdefault(cell.name, more)
-    return list(cells.values())
+                for system in chosen:
+                    for job in _make_jobs(system, config, seed, dropped, budget):
+                        more = {**job.overrides, **(overrides or {})}
+                        jobs.setdefault(job.name, dataclasses.replace(job, overrides=more))
+    return list(jobs.values())
 
 
-def _make_cells(
-    row: rows.Row, config: str, seed: int, dropped: int, budget: budget_lib.Budget
-) -> list[Cell]:
-    """The cell of a row, after that of the teacher it needs."""
-    if row.kind == "scored":
-        return [_make_cell(row, seed if row.is_seeded else 0, dropped, ())]
-    experiment = _load(row.config)
-    flags = (*row.overrides, *budget.limit(experiment), "--config.eval.references=False")
+def _make_jobs(
+    system: System, config: str, seed: int, dropped: int, budget: budget_lib.Budget
+) -> list[Job]:
+    """The job of a system, after that of the teacher it needs."""
+    if system.kind == "scored":
+        return [_make_job(system, seed if system.is_seeded else 0, dropped, {})]
+    experiment = _load(system.config)
+    overrides = {**system.overrides, **budget.limit(experiment), "eval.references": False}
     if experiment.loss.distill_weight == 0:
-        return [_make_cell(row, seed, dropped, flags)]
+        return [_make_job(system, seed, dropped, overrides)]
     teacher_seed = 0 if budget.shares_teacher else seed
-    teacher = _make_teacher(row, config, teacher_seed, dropped, budget)
+    teacher = _make_teacher(system, config, teacher_seed, dropped, budget)
     if teacher_seed != seed:
-        flags += (f"--config.teacher.seed={teacher_seed}",)
-    if row.name != METHOD and teacher.row.name == _TEACHER:
-        # It is judged once, in the cell of the method itself.
-        flags += ("--config.eval.teacher_test_queries=0",)
-    cell = _make_cell(row, seed, dropped, flags)
-    return [teacher, dataclasses.replace(cell, teacher=teacher.name)]
+        overrides["teacher.seed"] = teacher_seed
+    if system.name != METHOD and teacher.system.name == _TEACHER:
+        # It is judged once, in the job of the method itself.
+        overrides["eval.teacher_test_queries"] = 0
+    job = _make_job(system, seed, dropped, overrides)
+    return [teacher, dataclasses.replace(job, teacher=teacher.name)]
 
 
 def _make_teacher(
-    row: rows.Row, config: str, seed: int, dropped: int, budget: budget_lib.Budget
-) -> Cell:
-    """The cell of a row's teacher: the one of the method's own row, or one that differs from it."""
-    own = _make_cell(
-        rows.Row(_TEACHER, "teacher", config, kind="teacher"),
+    system: System, config: str, seed: int, dropped: int, budget: budget_lib.Budget
+) -> Job:
+    """The job of a system's teacher: that of the method itself, or one that differs from it."""
+    own = _make_job(
+        System(_TEACHER, "teacher", config, kind="teacher"),
         seed,
         dropped,
         budget.limit(_load(config)),
     )
-    name = f"{_TEACHER}_of_{row.name}"
-    other = _make_cell(
-        rows.Row(name, f"teacher of: {row.label}", row.config, row.overrides, kind="teacher"),
+    other = _make_job(
+        dataclasses.replace(
+            system,
+            name=f"{_TEACHER}_of_{system.name}",
+            label=f"teacher of: {system.label}",
+            kind="teacher",
+        ),
         seed,
         dropped,
-        (*row.overrides, *budget.limit(_load(row.config))),
+        {**system.overrides, **budget.limit(_load(system.config))},
     )
-    first, second = (fingerprint.of_stage(c.experiment, stage="teacher") for c in (own, other))
+    first, second = (fingerprint.of_stage(j.experiment, stage="teacher") for j in (own, other))
     return own if first == second else other
 
 
-def _make_cell(row: rows.Row, seed: int, dropped: int, flags: tuple[str, ...]) -> Cell:
-    days = (f"--config.data.drop_last_days={dropped}",) if dropped else ()
-    arguments = (f"--config={row.config}", f"--config.seed={seed}", *days, *flags)
-    return Cell(row, seed, dropped, arguments)
+def _make_job(system: System, seed: int, dropped: int, overrides: Overrides) -> Job:
+    days = {"data.drop_last_days": dropped} if dropped else {}
+    return Job(system, seed, {"seed": seed, **days, **overrides}, dropped)
 
 
-def _variant(config: str, token: str, label: str) -> rows.Row | None:
-    """The row of a variant with one more token; None where the file does not know the token."""
-    file, _, variant = config.partition(":")
-    extended = f"{file}:{variant},{token}" if variant else f"{file}:{token}"
+def _variant(config: str, token: str, label: str) -> System | None:
+    """The system of a variant with one more token; None where the file does not know the token."""
+    extended = load.extend(config, token)
     try:
         _load(extended)
     except load.UsageError:
         return None
-    return rows.Row(token, label, extended)
+    return System(token, label, extended)
 
 
 def _check_own(config: str) -> None:
     """Refuses what would stand under the method's name without being it."""
-    _, _, variant = config.partition(":")
+    _, variant = load.split(config)
     ablation = next(
         (token for token in variant.split(",") if token in registry.ABLATION_TOKENS), ""
     )
@@ -251,5 +291,4 @@ def _check_own(config: str) -> None:
 
 @functools.lru_cache
 def _load(config: str) -> schema.Experiment:
-    file, _, variant = config.partition(":")
-    return load.load_experiment(str(pathlib.Path(file)), variant)
+    return load.load_experiment(*load.split(config))

@@ -1,4 +1,4 @@
-"""Processes that share a machine: a run of the command line each, on cores of its own."""
+"""Processes of jobs: started on cores of their own, stopped, and locks that say who works."""
 
 import contextlib
 import fcntl
@@ -7,55 +7,111 @@ import pathlib
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 # Memory that one run on the packaged rows takes at its height, with room to spare.
 RUN_BYTES = 4 << 30
+# Exit status of a job that another process works on.
+TAKEN = 75
 
 
-def start(
-    command: Sequence[str], log: pathlib.Path, *, slot: int, workers: int, lock: int
-) -> subprocess.Popen:
-    """Starts one of several workers.
+@runtime_checkable
+class Process(Protocol):
+    """A started job, as far as the runner knows it; `subprocess.Popen` is one."""
 
-    Args:
-      command: Program and arguments.
-      log: File that its output is added to.
-      slot: Which worker it is, below `workers`.
-      workers: How many share the machine.
-      lock: Descriptor of a `lock`, held as long as the process lives, whatever becomes of this one;
-        its file says who runs for whom.
+    def poll(self) -> int | None:
+        """The exit status, or None while it runs."""
+
+    def terminate(self) -> None:
+        """Asks it to save and end."""
+
+    def wait(self) -> int:
+        """Waits for its end."""
+
+
+@runtime_checkable
+class Machine(Protocol):
+    """Where jobs run.
+
+    Attributes:
+      workers: Jobs at a time.
+      cores: Cores of each.
     """
-    environment = dict(os.environ)
-    if workers > 1:
-        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / workers:.2f}")
-    with log.open("a") as file:
-        process = subprocess.Popen(
-            command,
+
+    workers: int
+    cores: int
+
+    def start(self, files: Sequence[pathlib.Path]) -> Sequence[Process]:
+        """Starts the jobs of some files; their output is added to `log.txt` beside each."""
+
+
+class ThisMachine:
+    """Jobs as processes that share the cores of this machine."""
+
+    def __init__(self, workers: int):
+        """Starts nothing yet."""
+        self.workers, self.cores = workers, len(cores_of(0, workers))
+        self._slots: dict[int, subprocess.Popen] = {}
+
+    def start(self, files: Sequence[pathlib.Path]) -> list[subprocess.Popen]:
+        """See `Machine`; there must be as many free workers."""
+        return [self._start(file) for file in files]
+
+    def _start(self, file: pathlib.Path) -> subprocess.Popen:
+        running = {slot for slot, process in self._slots.items() if process.poll() is None}
+        slot = min(set(range(self.workers)) - running)
+        environment = dict(os.environ)
+        if self.workers > 1:
+            environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / self.workers:.2f}")
+        self._slots[slot] = process = spawn(command(file), log_of(file), environment)
+        if self.workers > 1:
+            # Before the interpreter has started any thread.
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, cores_of(slot, self.workers))
+        return process
+
+
+def command(file: pathlib.Path) -> list[str]:
+    """The program of a job."""
+    return [sys.executable, "-m", "dsmoe_jax.compare.job", str(file)]
+
+
+def log_of(file: pathlib.Path) -> pathlib.Path:
+    """Where the output of a job is added."""
+    return file.with_name("log.txt")
+
+
+def spawn(
+    arguments: Sequence[str], log: pathlib.Path, environment: dict[str, str] | None = None
+) -> subprocess.Popen:
+    """Starts a job's process."""
+    with log.open("a") as output:
+        return subprocess.Popen(
+            arguments,
             stdin=subprocess.DEVNULL,
-            stdout=file,
+            stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            # Ctrl-C reaches this process alone, which asks every worker once.
+            # Ctrl-C reaches the runner alone, which asks every job once.
             start_new_session=True,
-            pass_fds=(lock,),
         )
-    if workers > 1:
-        # Before the interpreter has started any thread.
-        with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(process.pid, cores_of(slot, workers))
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{socket.gethostname()} {os.getpid()} {process.pid}\n".encode(), 0)
-    return process
 
 
-def stop(running: Sequence[subprocess.Popen]) -> None:
+def stop(running: Sequence[Process]) -> None:
     """Asks processes to save and end, and waits for them."""
     for process in running:
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
     for process in running:
         process.wait()
+
+
+def sign(lock: int, starter: int) -> None:
+    """Writes into a lock that is held: the machine, the process that started the holder, and it."""
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{socket.gethostname()} {starter} {os.getpid()}\n".encode(), 0)
 
 
 def stop_orphan(path: pathlib.Path) -> bool:
@@ -103,7 +159,7 @@ def fit_workers(wanted: int) -> int:
 
 @contextlib.contextmanager
 def lock(path: pathlib.Path, *, wait: bool = False) -> Iterator[int | None]:
-    """A lock that processes which inherit its descriptor hold on to; None when it is taken."""
+    """A lock that ends with this process at the latest; None when it is taken."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         try:

@@ -1,4 +1,4 @@
-"""What a person sees of a work list: the state of every cell and the time that is left."""
+"""What a person sees of a list of jobs: the state of every job and the time that is left."""
 
 import dataclasses
 import shutil
@@ -10,14 +10,14 @@ STATES = ("done", "running", "left", "failed", "left out")
 
 
 @dataclasses.dataclass
-class CellState:
-    """Where a cell stands.
+class JobState:
+    """Where a job stands.
 
     Attributes:
-      name: Of the cell.
-      kind: Of its row; cells of a kind take about as long.
+      name: Of the job.
+      kind: Of its system; jobs of a kind take about as long.
       state: One of `STATES`.
-      seconds: What a finished cell took, or a running one so far; 0 where unknown.
+      seconds: What a finished job took, or a running one so far; 0 where unknown.
       note: The last thing it said, or why it failed.
     """
 
@@ -28,8 +28,8 @@ class CellState:
     note: str = ""
 
 
-def expect_seconds(states: Sequence[CellState], workers: int) -> float | None:
-    """Seconds until the list is done, from what finished cells took; None before the first."""
+def expect_seconds(states: Sequence[JobState], workers: int) -> float | None:
+    """Seconds until the list is done, from what finished jobs took; None before the first."""
     took: dict[str, list[float]] = {}
     for state in states:
         if state.state == "done" and state.seconds:
@@ -46,10 +46,10 @@ def expect_seconds(states: Sequence[CellState], workers: int) -> float | None:
     return total / max(1, min(workers, len(left)))
 
 
-def summary(states: Sequence[CellState], workers: int, unit: str = "cells") -> str:
-    """One line: how many cells are in each state, and the time that is left."""
+def summary(states: Sequence[JobState], workers: int) -> str:
+    """One line: how many jobs are in each state, and the time that is left."""
     count = {state: sum(s.state == state for s in states) for state in STATES}
-    parts = [f"{count['done']} of {len(states)} {unit} done"]
+    parts = [f"{count['done']} of {len(states)} jobs done"]
     parts += [f"{count[name]} {name}" for name in STATES[1:] if count[name]]
     seconds = expect_seconds(states, workers)
     if seconds is not None and count["left"] + count["running"]:
@@ -57,8 +57,8 @@ def summary(states: Sequence[CellState], workers: int, unit: str = "cells") -> s
     return ", ".join(parts)
 
 
-def whole_list(states: Sequence[CellState], workers: int) -> str:
-    """Every cell on a line of its own, then the summary."""
+def whole_list(states: Sequence[JobState], workers: int) -> str:
+    """Every job on a line of its own, then the summary."""
     width = max((len(s.name) for s in states), default=0)
     lines = [
         f"{number:>4}  {s.state:<8} {s.name:<{width}} {clock(s.seconds):>8}  {s.note}".rstrip()
@@ -73,11 +73,11 @@ def clock(seconds: float) -> str:
 
 
 class View:
-    """Shows a work list while it runs: a block that stays in place; plain lines on no terminal."""
+    """Shows jobs while they run: a block that stays in place; plain lines on no terminal."""
 
-    def __init__(self, states: Sequence[CellState], workers: int, unit: str = "cells"):
+    def __init__(self, states: Sequence[JobState], workers: int):
         """Nothing is shown yet."""
-        self._states, self._workers, self._unit = states, workers, unit
+        self._states, self._workers = states, workers
         self._is_terminal = sys.stdout.isatty()
         self._shown = 0
 
@@ -113,4 +113,4 @@ class View:
             self._shown = 0
 
     def _summary(self) -> str:
-        return summary(self._states, self._workers, self._unit)
+        return summary(self._states, self._workers)

@@ -1,16 +1,18 @@
-"""The record of a finished cell: the little that tables, figures and comparisons are made from.
+"""Record of a finished job: the little that tables, figures and comparisons are made from.
 
 Owns its schema and its currency. A record holds one or several `systems` (a run has one, the
-reference rows several), each with recall per scenario on test and validation days and its hits per
-test query. A cell is done while its record has today's hashes of configuration and data and today's
-versions of the components that decide its numbers (`numerics.VERSIONS`). The hash of the code that
-made it is provenance and is never compared; so are the versions of Python and of libraries.
+built-in baselines several), each with recall per scenario on test and validation days; hits per
+test query are in a file beside it (`hits.py`). A job is done while its record has today's hashes of
+configuration and data and today's versions of the components that decide its numbers
+(`numerics.VERSIONS`). The hash of the code that made it is provenance and is never compared; so are
+the versions of Python and of libraries.
 """
 
 import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ _KEPT = (
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What decides a cell's numbers.
+    """What decides a job's numbers.
 
     Attributes:
       config_hash: Of the configuration.
@@ -52,7 +54,7 @@ class Identity:
 
     @property
     def stamp(self) -> str:
-        """Name of the folder of a cell's runs with this identity."""
+        """Name of the folder of a job's runs with this identity."""
         text = json.dumps(self.numerics, sort_keys=True)
         components = hashlib.sha256(text.encode()).hexdigest()
         return "-".join(value[:12] for value in (self.config_hash, self.data_hash, components))
@@ -68,51 +70,60 @@ def load(path: pathlib.Path) -> Record | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def make(cell: plan.Cell, identity: Identity, workdir: pathlib.Path, **more: Any) -> Record:
-    """Reads what a finished cell left in its workdir.
+def make(job: plan.Job, identity: Identity, workdir: pathlib.Path, **more: Any) -> Record:
+    """Reads what a finished job left in its workdir.
 
     Args:
-      cell: The cell.
+      job: The job.
       identity: Under which it was run.
       workdir: Its folder.
       more: Further entries, of what the workdir does not say.
     """
     record: Record = {
-        "row": cell.row.name,
-        "kind": cell.row.kind,
-        "seed": cell.seed,
-        "dropped_days": cell.dropped_days,
-        "teacher_cell": cell.teacher,
+        "system": job.system.name,
+        "kind": job.system.kind,
+        "seed": job.seed,
+        "dropped_days": job.dropped_days,
+        "teacher_job": job.teacher,
         **dataclasses.asdict(identity),
         "code_hash": numerics.code_hash(),
         **more,
     }
-    if cell.row.kind != "scored":
-        record |= _read_course(cell, workdir)
-    if cell.row.kind == "teacher":
+    if job.system.kind in ("run", "teacher"):
+        record |= _read_course(job, workdir)
+    if job.system.kind == "teacher":
         return {**record, "systems": {}}
     found = json.loads((workdir / results_lib.FILE).read_text())
     record |= {name: found[name] for name in _KEPT if name in found}
-    if cell.row.kind == "scored":
+    if job.system.kind != "run":
         record["systems"] = found["systems"]
         return record
     with np.load(workdir / results_lib.ARRAYS_FILE) as arrays:
-        queries = hits.encode(hits.from_arrays(arrays))
         record["views"] = {
             name: np.round(arrays[name], 5).tolist() for name in arrays if "/" in name
         }
-    record["systems"] = {cell.row.name: {**summarise(found), "queries": queries}}
+    record["systems"] = {job.system.name: summarise(found)}
     teacher = found["teacher"]
     record["teacher"] = teacher and {
         **summarise(teacher),
+        "params": teacher["params"],
         "minus_student": teacher[f"minus_student_recall@{found['k'][0]}"],
     }
     return record
 
 
-def _read_course(cell: plan.Cell, workdir: pathlib.Path) -> Record:
-    """How many epochs the cell's own stage did, and what it was allowed."""
-    experiment, stage = cell.experiment, "teacher" if cell.row.kind == "teacher" else "student"
+def keep_hits(job: plan.Job, workdir: pathlib.Path, path: pathlib.Path) -> None:
+    """Writes the hits that a finished job left in its workdir to their place beside its record."""
+    if job.system.kind == "run":
+        with np.load(workdir / results_lib.ARRAYS_FILE) as arrays:
+            hits.write(path, job.name, {job.system.name: hits.from_arrays(arrays)})
+    elif job.system.kind != "teacher":
+        shutil.copyfile(workdir / hits.FILE, path)
+
+
+def _read_course(job: plan.Job, workdir: pathlib.Path) -> Record:
+    """How many epochs the job's own stage did, and what it was allowed."""
+    experiment, stage = job.experiment, "teacher" if job.system.kind == "teacher" else "student"
     allowed = experiment.teacher if stage == "teacher" else experiment.train
     score = f"eval/macro/recall@{experiment.eval.k[0]}"
     return {

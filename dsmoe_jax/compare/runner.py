@@ -1,46 +1,45 @@
-"""Runs the cells of a comparison, each in a process of its own, and keeps their records.
+"""Runner of jobs, each in a process of its own: those of comparison, searches and simulations.
 
 Owns the folder of a comparison:
 
-    stores/<hash>/            prepared data, shared by the cells of the same days
-    cells/<name>/<identity>/  a cell's workdir; another configuration, data or numerics has another
-    cells/<name>.lock         held by the process that runs the cell, whoever started it
-    records/<name>.json       a finished cell
-    failed/<name>.json        why a cell failed; it is tried again the next time
+    stores/<hash>/            prepared data, shared by the jobs of the same days
+    jobs/<name>/<identity>/   a job's workdir; another configuration, data or numerics has another
+    jobs/<name>.lock          held by the process of the job, whoever started it
+    records/<name>.json       a finished job; <name>.parquet: its hits per query
+    failed/<name>.json        why a job failed; it is tried again the next time
 
-Every run resumes, so a list that was killed continues inside the cells where it stopped. A cell
-that a killed list left running is asked to save and end: it would share its core with the next one,
-at the cost of both where their minutes are counted. Cells of another list on the same folder (a
-SLURM array) keep their locks: they are waited for, not run twice.
+Every run resumes, so a runner that was killed continues inside the jobs where it stopped. A job
+that a killed runner left running is asked to save and end: it would share its core with the next
+one, at the cost of both where their minutes are counted. Jobs of another runner on the same folder
+keep their locks: they are waited for, not run twice.
 
-A list also continues from records alone, such as those in a repository: a teacher whose folder is
-gone is trained again if an unfinished cell needs it.
+A runner also continues from records alone, such as those in a repository: a teacher whose folder is
+gone is trained again if an unfinished job needs it.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dsmoe_jax import runlog
 from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.compare import costs, numerics, plan, processes, progress, records
+from dsmoe_jax.compare import job as job_lib
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.models import registry
 from dsmoe_jax.run import results
 from dsmoe_jax.training import interrupt
 
 _POLL_S = 0.2
 
 
-class _Store(NamedTuple):
+class Store(NamedTuple):
     """Prepared data."""
 
     folder: pathlib.Path
@@ -48,129 +47,140 @@ class _Store(NamedTuple):
 
 
 class _Running(NamedTuple):
-    """A cell's process."""
+    """A job's process."""
 
     number: int
-    slot: int
-    process: subprocess.Popen
+    process: processes.Process
     start_s: float
 
 
-class WorkList:
-    """The cells of a comparison in their folder."""
+class Runner:
+    """Jobs in their folder."""
 
     def __init__(
         self,
-        cells: Sequence[plan.Cell],
+        jobs: Sequence[plan.Job],
         folder: pathlib.Path,
         published: pathlib.Path | None = None,
     ):
-        """Prepares the data and finds out which cells are done.
+        """Prepares the data and finds out which jobs are done.
 
         Args:
-          cells: In the order in which they are run; a teacher comes before its students. One that
-            is not done and whose library is not installed is left out.
+          jobs: In the order in which they are run; a teacher comes before its students. One that is
+            not done and whose library is not installed is left out.
           folder: Of the comparison.
           published: Folder of the records; `<folder>/records` without one.
 
         Raises:
           ValueError: When a configuration or its data are refused.
         """
-        self.cells, self.folder = list(cells), folder
+        # A node of a cluster may start elsewhere.
+        self.jobs, self.folder = list(jobs), folder.absolute()
+        folder = self.folder
         self.records = published or folder / "records"
-        for path in (self.records, folder / "cells", folder / "stores", folder / "failed"):
+        for path in (self.records, folder / "jobs", folder / "stores", folder / "failed"):
             path.mkdir(parents=True, exist_ok=True)
-        self._index = {cell.name: n for n, cell in enumerate(self.cells)}
+        self._index = {job.name: n for n, job in enumerate(self.jobs)}
         self._cores = 0
         self._orphans: set[int] = set()
-        self._stores: dict[str, _Store] = {}
+        self._stores: dict[str, Store] = {}
         self._identities: dict[str, records.Identity] = {}
         missing = catalogue.list_missing()
-        self.states = [progress.CellState(c.name, c.row.kind) for c in self.cells]
-        for cell, state in zip(self.cells, self.states, strict=True):
-            cell.experiment.validate()
-            record = self.read(cell)
+        self.states = [progress.JobState(job.name, job.system.kind) for job in self.jobs]
+        for job, state in zip(self.jobs, self.states, strict=True):
+            record = self.read(job)
             if record is not None:
                 state.state, state.seconds = "done", record["wall_s"]
-            elif cell.row.name in missing:
+            elif job.system.name in missing:
                 state.state, state.note = "left out", "its library is not installed"
-            elif (failure := records.load(self._failure_path(cell))) is not None:
+            elif (failure := records.load(self._failure_path(job))) is not None:
                 state.state, state.note = "failed", failure["error"]
-        for cell, state in zip(self.cells, self.states, strict=True):
-            if cell.teacher and state.state != "done":
-                teacher = self._index[cell.teacher]
-                if self.states[teacher].state == "done" and not self._is_kept(self.cells[teacher]):
-                    kind = self.cells[teacher].row.kind
-                    self.states[teacher] = progress.CellState(cell.teacher, kind)
+        for job, state in zip(self.jobs, self.states, strict=True):
+            if job.teacher and state.state != "done":
+                teacher = self._index[job.teacher]
+                if self.states[teacher].state == "done" and not self._is_kept(self.jobs[teacher]):
+                    self.states[teacher] = progress.JobState(job.teacher, "teacher")
 
-    def read(self, cell: plan.Cell) -> records.Record | None:
-        """The record of a cell, or None where there is none or it is not current."""
-        record = records.load(self.records / f"{cell.name}.json")
-        current = record is not None and records.is_current(record, self.identity(cell))
+    def read(self, job: plan.Job) -> records.Record | None:
+        """The record of a job, or None where there is none or it is not current."""
+        record = records.load(self._record_path(job))
+        current = record is not None and records.is_current(record, self.identity(job))
         return record if current else None
 
-    def identity(self, cell: plan.Cell) -> records.Identity:
-        """What decides the cell's numbers."""
-        if cell.name not in self._identities:
-            self._identities[cell.name] = records.Identity(
-                fingerprint.config_hash(cell.experiment),
-                self._store(cell).data_hash,
-                numerics.of(_components(cell)),
+    def identity(self, job: plan.Job) -> records.Identity:
+        """What decides the job's numbers."""
+        if job.name not in self._identities:
+            self._identities[job.name] = records.Identity(
+                fingerprint.config_hash(job.experiment),
+                self.store(job).data_hash,
+                numerics.of(job.components),
             )
-        return self._identities[cell.name]
+        return self._identities[job.name]
 
-    def workdir(self, cell: plan.Cell) -> pathlib.Path:
-        """Where the cell runs."""
-        return self.folder / "cells" / cell.name / self.identity(cell).stamp
+    def workdir(self, job: plan.Job) -> pathlib.Path:
+        """Where the job runs."""
+        return self.folder / "jobs" / job.name / self.identity(job).stamp
 
-    def command(self, cell: plan.Cell) -> list[str]:
-        """The cell's process."""
-        module = "dsmoe_jax.compare.baseline_job" if cell.row.kind == "scored" else "dsmoe_jax.main"
-        command = [sys.executable, "-m", module, *cell.arguments]
-        command.append(f"--workdir={self.workdir(cell)}")
-        command.append(f"--config.data.store_dir={self._store(cell).folder}")
-        if cell.row.kind == "scored":
-            command.append(f"--system={cell.row.name}")
-        if cell.row.kind == "teacher":
-            command.append("--mode=teacher")
-        if cell.teacher:
-            teacher = self.workdir(self.cells[self._index[cell.teacher]])
-            command.append(f"--config.teacher.from_workdir={teacher}")
-        return command
+    def task(self, job: plan.Job) -> job_lib.Task:
+        """What the job's process is told."""
+        overrides = {**job.overrides, "data.store_dir": str(self.store(job).folder)}
+        if job.teacher:
+            teacher = self.workdir(self.jobs[self._index[job.teacher]])
+            overrides["teacher.from_workdir"] = str(teacher)
+        return job_lib.Task(
+            name=job.name,
+            kind=job.system.kind,
+            system=job.system.name,
+            config=job.system.config,
+            overrides=overrides,
+            lock=str(self._lock_path(job)),
+            starter=os.getpid(),
+            more=dict(job.more),
+        )
 
-    def run(self, workers: int, only: int | None = None) -> list[progress.CellState]:
-        """Runs every cell that is not done; a failed cell does not keep the others from running.
+    def run(
+        self,
+        machine: processes.Machine,
+        only: int | None = None,
+        watch: Callable[[progress.View], None] | None = None,
+    ) -> list[progress.JobState]:
+        """Runs every job that is not done; a failed job does not keep the others from running.
 
         Args:
-          workers: Processes at a time, which share the cores.
-          only: Index of the one cell to run, with the teacher that it needs if it is not done; None
+          machine: Where jobs run.
+          only: Index of the one job to run, with the teacher that it needs if it is not done; None
             runs all.
+          watch: Called about once a second and at the end.
 
         Returns:
-          Where the cells that it was to run stand.
+          Where the jobs that it was to run stand.
 
         Raises:
-          stop_lib.InterruptedRunError: When asked to stop; what was done stays.
+          interrupt.InterruptedRunError: When asked to stop; what was done stays.
         """
-        wanted = list(range(len(self.cells)))
+        wanted = list(range(len(self.jobs)))
         if only is not None:
-            teacher = self.cells[only].teacher if self.states[only].state != "done" else ""
+            teacher = self.jobs[only].teacher if self.states[only].state != "done" else ""
             wanted = [*([self._index[teacher]] if teacher else []), only]
         for index in wanted:
             if self.states[index].state == "failed":
-                self.states[index] = progress.CellState(
-                    self.cells[index].name, self.cells[index].row.kind
-                )
+                job = self.jobs[index]
+                self.states[index] = progress.JobState(job.name, job.system.kind)
         states = [self.states[index] for index in wanted]
-        view = progress.View(states, workers)
-        self._cores = len(processes.cores_of(0, workers))
+        view = progress.View(states, machine.workers)
+        self._cores = machine.cores
         with interrupt.StopRequest() as stop, contextlib.ExitStack() as stack:
             stack.callback(view.clear)
-            self._run_all(wanted, workers, view, stop)
+            self._run_all(wanted, machine, view, stop, watch or (lambda view: None))
         return states
 
     def _run_all(
-        self, wanted: list[int], workers: int, view: progress.View, stop: interrupt.StopRequest
+        self,
+        wanted: list[int],
+        machine: processes.Machine,
+        view: progress.View,
+        stop: interrupt.StopRequest,
+        watch: Callable[[progress.View], None],
     ) -> None:
         running: list[_Running] = []
         drawn_s = 0.0
@@ -183,135 +193,142 @@ class WorkList:
                 raise interrupt.InterruptedRunError("stopped; the same command continues")
             left = [index for index in wanted if self.states[index].state == "left"]
             if not left and not running:
+                watch(view)
                 return
-            busy = {entry.slot for entry in running}
-            for slot in set(range(workers)) - busy:
-                started = self._start_next(left, slot, workers)
-                if started is not None:
-                    running.append(started)
-                    left.remove(started.number)
-                    view.tell(f"started {self.cells[started.number].name}")
-            if time.perf_counter() - drawn_s > 1.0:
-                drawn_s = time.perf_counter()
+            ready = self._take_ready(left, machine.workers - len(running))
+            now_s = time.perf_counter()
+            files = [self._write_task(self.jobs[index]) for index in ready]
+            started = machine.start(files) if files else []
+            for index, process in zip(ready, started, strict=True):
+                running.append(_Running(index, process, now_s))
+                view.tell(f"started {self.jobs[index].name}")
+            if now_s - drawn_s > 1.0:
+                drawn_s = now_s
                 for entry in running:
                     state = self.states[entry.number]
                     state.seconds = drawn_s - entry.start_s
-                    state.note = processes.last_line(self._log(self.cells[entry.number]))
+                    state.note = processes.last_line(self._log(self.jobs[entry.number]))
+                watch(view)
                 view.show()
             time.sleep(_POLL_S)
 
-    def _start_next(self, left: list[int], slot: int, workers: int) -> _Running | None:
-        """Starts the first cell that can be: its teacher is done and nobody else runs it."""
-        for index in list(left):
-            cell, state = self.cells[index], self.states[index]
-            teacher = self.states[self._index[cell.teacher]] if cell.teacher else None
+    def _take_ready(self, left: Sequence[int], free: int) -> list[int]:
+        """The first jobs that can start: their teacher is done and nobody else runs them."""
+        ready: list[int] = []
+        for index in left:
+            if len(ready) == free:
+                break
+            job, state = self.jobs[index], self.states[index]
+            teacher = self.states[self._index[job.teacher]] if job.teacher else None
             if teacher is not None and teacher.state == "failed":
                 state.state, state.note = "failed", f"its teacher {teacher.name} failed"
-                left.remove(index)
-                continue
-            if teacher is not None and teacher.state != "done":
-                continue
-            lock_path = self.folder / "cells" / f"{cell.name}.lock"
-            with processes.lock(lock_path) as lock:
-                if lock is None:
-                    # Once: a second request ends a run before it has saved.
-                    if index not in self._orphans and processes.stop_orphan(lock_path):
-                        self._orphans.add(index)
-                    continue
-                record = self.read(cell)  # another list may have finished it
-                if record is not None and (cell.row.kind != "teacher" or self._is_kept(cell)):
-                    state.state, state.seconds = "done", record["wall_s"]
-                    left.remove(index)
-                    continue
-                if cell.row.kind != "teacher" and (self.workdir(cell) / results.FILE).exists():
-                    # It ended after the list that started it had been killed.
-                    self._keep(cell, state)
-                    left.remove(index)
-                    continue
-                state.state, state.seconds = "running", 0.0
-                process = self._start(cell, slot, workers, lock)
-                return _Running(index, slot, process, time.perf_counter())
-        return None
+            elif teacher is None or teacher.state == "done":
+                with processes.lock(self._lock_path(job)) as lock:
+                    if lock is None:
+                        # Once: a second request ends a run before it has saved.
+                        if index not in self._orphans and processes.stop_orphan(
+                            self._lock_path(job)
+                        ):
+                            self._orphans.add(index)
+                    elif not self._is_done(job, state):
+                        state.state, state.seconds = "running", 0.0
+                        ready.append(index)
+        return ready
 
-    def _start(self, cell: plan.Cell, slot: int, workers: int, lock: int) -> subprocess.Popen:
-        workdir = self.workdir(cell)
+    def _is_done(self, job: plan.Job, state: progress.JobState) -> bool:
+        """Whether another runner finished the job, or its process did after its own was killed."""
+        record = self.read(job)
+        if record is not None and (job.system.kind != "teacher" or self._is_kept(job)):
+            state.state, state.seconds = "done", record["wall_s"]
+        elif (self.workdir(job) / results.FILE).exists() and job.system.kind != "teacher":
+            self._keep(job, state)
+        return state.state == "done"
+
+    def _write_task(self, job: plan.Job) -> pathlib.Path:
+        """Makes the job's folder, and the file for its process."""
+        workdir = self.workdir(job)
         for old in workdir.parent.glob("*-*-*") if workdir.parent.exists() else ():
             if old != workdir:
                 shutil.rmtree(old)
-        if cell.row.kind == "teacher":
-            # Until it is trained again, its students wait for it in every list.
-            (self.records / f"{cell.name}.json").unlink(missing_ok=True)
+        if job.system.kind == "teacher":
+            # Until it is trained again, its students wait for it in every runner.
+            self._record_path(job).unlink(missing_ok=True)
         workdir.mkdir(parents=True, exist_ok=True)
-        return processes.start(
-            self.command(cell), self._log(cell), slot=slot, workers=workers, lock=lock
-        )
+        job_lib.write(workdir / job_lib.FILE, self.task(job))
+        return workdir / job_lib.FILE
 
     def _finish(self, entry: _Running, view: progress.View) -> None:
-        cell, state = self.cells[entry.number], self.states[entry.number]
+        job, state, status = (
+            self.jobs[entry.number],
+            self.states[entry.number],
+            entry.process.poll(),
+        )
         state.seconds = time.perf_counter() - entry.start_s
-        if entry.process.returncode:
-            state.state = "failed"
-            state.note = f"{processes.last_line(self._log(cell))} (see {self._log(cell)})"
-            runlog.replace_text(self._failure_path(cell), json.dumps({"error": state.note}) + "\n")
-            view.tell(f"{cell.name}: failed, {state.note}")
+        if status == processes.TAKEN:
+            state.state, state.seconds = "left", 0.0
             return
-        record = self._keep(cell, state)
-        view.tell(f"{cell.name}: {_describe(record)}{progress.clock(state.seconds)} min")
+        if status:
+            state.state = "failed"
+            state.note = f"{processes.last_line(self._log(job))} (see {self._log(job)})"
+            runlog.replace_text(self._failure_path(job), json.dumps({"error": state.note}) + "\n")
+            view.tell(f"{job.name}: failed, {state.note}")
+            return
+        record = self._keep(job, state)
+        view.tell(f"{job.name}: {_describe(record)}{progress.clock(state.seconds)} min")
 
-    def _keep(self, cell: plan.Cell, state: progress.CellState) -> records.Record:
-        """Writes the record of a cell that is finished."""
+    def _keep(self, job: plan.Job, state: progress.JobState) -> records.Record:
+        """Writes the record of a job that is finished; a search has none, its journal goes on."""
+        state.state, state.note = "done", ""
+        self._failure_path(job).unlink(missing_ok=True)
+        if job.system.kind == "search":
+            return {"systems": {}}
         counted = None
-        if cell.row.kind == "run":
-            counted = costs.count(cell.experiment, self._store(cell).folder)
+        if job.system.kind == "run":
+            counted = costs.count(job.experiment, self.store(job).folder)
         record = records.make(
-            cell,
-            self.identity(cell),
-            self.workdir(cell),
+            job,
+            self.identity(job),
+            self.workdir(job),
             wall_s=round(state.seconds, 1),
             cores=self._cores,
             costs=counted,
         )
-        runlog.replace_text(self.records / f"{cell.name}.json", json.dumps(record) + "\n")
-        self._failure_path(cell).unlink(missing_ok=True)
-        state.state, state.note = "done", ""
+        path = self._record_path(job)
+        records.keep_hits(job, self.workdir(job), path.with_suffix(".parquet"))
+        runlog.replace_text(path, json.dumps(record) + "\n")
         return record
 
-    def _is_kept(self, teacher: plan.Cell) -> bool:
+    def _is_kept(self, teacher: plan.Job) -> bool:
         """Whether a finished teacher's folder is still there for its students."""
-        # The folder comes first: another list removes the record before it makes the folder anew.
+        # The folder comes first: another runner removes the record before it makes the folder anew.
         return self.workdir(teacher).exists() and self.read(teacher) is not None
 
-    def _log(self, cell: plan.Cell) -> pathlib.Path:
-        return self.workdir(cell) / "log.txt"
+    def _record_path(self, job: plan.Job) -> pathlib.Path:
+        return self.records / f"{job.name}.json"
 
-    def _failure_path(self, cell: plan.Cell) -> pathlib.Path:
-        return self.folder / "failed" / f"{cell.name}.json"
+    def _lock_path(self, job: plan.Job) -> pathlib.Path:
+        return self.folder / "jobs" / f"{job.name}.lock"
 
-    def _store(self, cell: plan.Cell) -> _Store:
-        """The cell's data, prepared at most once by this process."""
-        settings = json.dumps(fingerprint.as_dict(cell.experiment)["data"], sort_keys=True)
+    def _log(self, job: plan.Job) -> pathlib.Path:
+        return processes.log_of(self.workdir(job) / job_lib.FILE)
+
+    def _failure_path(self, job: plan.Job) -> pathlib.Path:
+        return self.folder / "failed" / f"{job.name}.json"
+
+    def store(self, job: plan.Job) -> Store:
+        """The job's data, prepared at most once by this process."""
+        settings = json.dumps(fingerprint.as_dict(job.experiment)["data"], sort_keys=True)
         name = hashlib.sha256(settings.encode()).hexdigest()[:12]
         if name not in self._stores:
             folder = self.folder / "stores" / name
             with processes.lock(folder.with_suffix(".lock"), wait=True):
-                cell.experiment.data.prepare(str(folder))
-            self._stores[name] = _Store(folder, store_lib.Store.open(folder).data_hash)
+                job.experiment.data.prepare(str(folder))
+            self._stores[name] = Store(folder, store_lib.Store.open(folder).data_hash)
         return self._stores[name]
 
 
-def _components(cell: plan.Cell) -> list[str]:
-    """Components that decide the cell's numbers."""
-    if cell.row.kind == "scored":
-        return catalogue.components(cell.row.name)
-    return registry.components(
-        cell.experiment,
-        student=cell.row.kind == "run",
-        teacher=cell.row.kind == "teacher" or bool(cell.teacher),
-    )
-
-
 def _describe(record: dict[str, Any]) -> str:
-    """The validation and test score of a finished cell's best system."""
+    """The validation and test score of a finished job's best system."""
     if not record["systems"]:
         return ""
     metric = f"recall@{record['k'][0]}"

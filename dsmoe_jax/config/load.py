@@ -39,12 +39,24 @@ def load_config(spec: str, overrides: Mapping[str, Any] | None = None) -> schema
       UsageError: When the file, the variant, a field or a value's type is wrong, in one line.
       ValueError: When a value is out of its range.
     """
-    path, _, variant = spec.partition(":")
-    experiment = load_experiment(path, variant)
+    experiment = load_experiment(*split(spec))
     for field, value in fingerprint.flatten(dict(overrides or {})).items():
         override(experiment, field, value)
     experiment.validate()
     return experiment
+
+
+def split(spec: str) -> tuple[str, str]:
+    """File or name, and tokens, of `FILE:token,token`."""
+    path, _, variant = spec.partition(":")
+    return path, variant
+
+
+def extend(spec: str, tokens: str) -> str:
+    """The configuration with more tokens; none are no change."""
+    path, variant = split(spec)
+    joined = ",".join(part for part in (variant, tokens) if part)
+    return f"{path}:{joined}" if joined else path
 
 
 def packaged() -> dict[str, pathlib.Path]:

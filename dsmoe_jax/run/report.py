@@ -109,6 +109,7 @@ def _evaluate_teacher(
     summary = {
         **found["test"].summarise(),
         "validation": found["validation"].summarise(),
+        "params": runlog.count_parameters(frozen.params),
     }
     k = config_eval.k[0]
     for split, evaluation in found.items():

@@ -60,11 +60,11 @@ def test_peers_without_their_libraries_are_listed(without):
 
 @pytest.mark.parametrize(("state", "told"), [("left out", True), ("done", False)])
 def test_a_list_says_which_peers_it_leaves_out(state, told, monkeypatch, capsys):
-    cell = types.SimpleNamespace(row=types.SimpleNamespace(name="lightfm"))
+    job = types.SimpleNamespace(system=types.SimpleNamespace(name="lightfm"))
     work = types.SimpleNamespace(
-        cells=[cell], states=[progress.CellState("lightfm-seed0", "scored", state)]
+        jobs=[job], states=[progress.JobState("lightfm-seed0", "scored", state)]
     )
-    monkeypatch.setattr(runner, "WorkList", lambda *arguments: work)
+    monkeypatch.setattr(runner, "Runner", lambda *arguments: work)
     assert command_line.main(["run", "table2", "--list"]) == 0
     line = "left out: LightFM WARP; pip install '.[peers]'\n"
     assert (line in capsys.readouterr().out) == told

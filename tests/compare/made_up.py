@@ -1,4 +1,4 @@
-"""Records of cells that nobody ran, with recalls that are asked for."""
+"""Records of jobs that nobody ran, with recalls that are asked for."""
 
 import json
 import pathlib
@@ -46,21 +46,21 @@ def system(means, seed: int = 0, noise: int = 0) -> dict:
         },
         "macro": {"recall@5": np.mean(list(recall.values())), "recall@10": 0.5},
     }
-    return {**summary, "validation": summary, "queries": per_query.encode(queries)}
+    return {**summary, "validation": summary, "queries": queries}
 
 
-def record(row: str, systems: dict, *, seed: int = 0, days: int = 0, kind: str = "run") -> dict:
-    """The record of a cell."""
+def record(system: str, systems: dict, *, seed: int = 0, days: int = 0, kind: str = "run") -> dict:
+    """The record of a job."""
     split = {
         part: {"days": [f"{part}-{days}a", f"{part}-{days}b"], "examples": 1000}
         for part in ("train", "validation", "test")
     }
     return {
-        "row": row,
+        "system": system,
         "kind": kind,
         "seed": seed,
         "dropped_days": days,
-        "teacher_cell": "",
+        "teacher_job": "",
         "config_hash": "c" * 12,
         "data_hash": "d" * 64,
         "numerics": {"data": 1, "training": 1, "evaluation": 1},
@@ -76,7 +76,7 @@ def record(row: str, systems: dict, *, seed: int = 0, days: int = 0, kind: str =
         "seen_items_removed": True,
         "k": [5, 10],
         "params": {"dense": 250_000, "embedding": 500_000},
-        "time_s": {"teacher": 50.0 if row == "dsmoe" else 0.0, "student": 30.0},
+        "time_s": {"teacher": 50.0 if system == "dsmoe" else 0.0, "student": 30.0},
         "examples_per_s": 500.0,
         "costs": {
             "user": 4_000_000,
@@ -95,15 +95,20 @@ def record(row: str, systems: dict, *, seed: int = 0, days: int = 0, kind: str =
 
 
 def save(folder: pathlib.Path, entry: dict) -> None:
-    """Writes a record where a work list would."""
+    """Writes a record where a runner would."""
     drop = f"-drop{entry['dropped_days']}" if entry["dropped_days"] else ""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{entry['row']}-seed{entry['seed']}{drop}.json"
-    path.write_text(json.dumps(entry))
+    path = folder / f"{entry['system']}-seed{entry['seed']}{drop}.json"
+    systems = {name: dict(system) for name, system in entry["systems"].items()}
+    queries = {name: system.pop("queries") for name, system in systems.items()}
+    if queries:
+        per_query.write(path.with_suffix(".parquet"), path.stem, queries)
+    teacher = {k: v for k, v in entry.get("teacher", {}).items() if k != "queries"}
+    path.write_text(json.dumps({**entry, "systems": systems, "teacher": teacher or None}))
 
 
 def save_comparison(folder: pathlib.Path, *, days: tuple[int, ...] = (0,)) -> None:
-    """DSMOE with two seeds, two ablations, a value of each sweep and the reference rows."""
+    """DSMOE with two seeds, two ablations, a value of each sweep and the built-in baselines."""
     for day in days:
         for seed in (0, 1):
             mine = {"dsmoe": system((0.4, 0.3), seed, day)}

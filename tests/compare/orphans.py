@@ -1,4 +1,4 @@
-"""A process whose starter was killed."""
+"""A job whose runner was killed."""
 
 import pathlib
 import signal
@@ -7,21 +7,28 @@ import sys
 
 from dsmoe_jax.compare import processes
 
-_STARTER = """
-import os, pathlib, signal, sys
+_HOLDER = """
+import pathlib, sys, time
 from dsmoe_jax.compare import processes
-path, log = map(pathlib.Path, sys.argv[1:])
-program = "import time; print('begun', flush=True); time.sleep(3600)"
-with processes.lock(path) as lock:
-    command = [sys.executable, "-c", program, path.stem]
-    processes.start(command, log, slot=0, workers=1, lock=lock)
-    os.kill(os.getpid(), signal.SIGKILL)
+with processes.lock(pathlib.Path(sys.argv[1])) as lock:
+    processes.sign(lock, int(sys.argv[2]))
+    print("begun", flush=True)
+    time.sleep(3600)
+"""
+_STARTER = """
+import os, pathlib, signal, subprocess, sys
+holder, path, log = sys.argv[1:]
+with open(log, "a") as file:
+    command = [sys.executable, "-c", holder, path, str(os.getpid())]
+    subprocess.Popen(command, stdout=file, start_new_session=True)
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 def leave(path: pathlib.Path, log: pathlib.Path) -> None:
     """Leaves a process that holds a lock and would outlive any test that waits for its end."""
-    starter = subprocess.run([sys.executable, "-c", _STARTER, str(path), str(log)], check=False)
+    command = [sys.executable, "-c", _STARTER, _HOLDER, str(path), str(log)]
+    starter = subprocess.run(command, check=False)
     assert starter.returncode == -signal.SIGKILL
     while processes.last_line(log) != "begun":
         pass

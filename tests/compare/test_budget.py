@@ -7,12 +7,12 @@ from dsmoe_jax.config import load
 def test_the_small_budget_bounds_both_stages_and_lengthens_none():
     experiment = load.load_experiment("configs/kuairand.py", "sample")
     experiment.teacher.max_epochs = 7
-    assert budget.BUDGETS["small"].limit(experiment) == (
-        "--config.train.max_epochs=15",
-        "--config.train.max_minutes=3.0",
-        "--config.teacher.max_minutes=3.0",
-    )
-    assert budget.BUDGETS["full"].limit(experiment) == ()
+    assert budget.BUDGETS["small"].limit(experiment) == {
+        "train.max_epochs": 15,
+        "train.max_minutes": 3.0,
+        "teacher.max_minutes": 3.0,
+    }
+    assert budget.BUDGETS["full"].limit(experiment) == {}
 
 
 def test_seeds_and_days_are_adjusted():

@@ -11,7 +11,7 @@ from tests.compare import made_up
 @pytest.fixture
 def systems(tmp_path):
     made_up.save_comparison(tmp_path, days=(0, 2))
-    rows = plan.rows_of("table2", "configs/kuairand.py:sample")
+    rows = plan.systems_of("table2", "configs/kuairand.py:sample")
     return {system.name: system for system in finished.load(tmp_path, rows)}
 
 
@@ -70,7 +70,7 @@ def test_a_scenario_without_queries_has_no_recall_and_is_left_out_of_macro(syste
 def test_every_seed_counts_and_the_spread_is_over_those_of_all_days(tmp_path):
     made_up.save_comparison(tmp_path, days=(0, 2))
     (tmp_path / "dsmoe-seed1-drop2.json").unlink()
-    rows = plan.rows_of("fig4", "configs/kuairand.py:sample")
+    rows = plan.systems_of("fig4", "configs/kuairand.py:sample")
     [own] = finished.load(tmp_path, rows)
     first, later = (estimates.pool(own.on_days(day), 5) for day in (0, 2))
     pooled = estimates.pool(own, 5)

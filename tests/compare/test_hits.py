@@ -1,35 +1,41 @@
-import json
-
 import numpy as np
+import pytest
 
 from dsmoe_jax.compare import hits
 
 
-def make(query_Q, hits_Q):
+def make(query_Q, hits_Q, k=5):
     Q = len(query_Q)
-    return hits.PerQuery(np.array(query_Q), np.arange(Q) % 3, np.full(Q, 4), {5: np.array(hits_Q)})
+    return hits.PerQuery(np.array(query_Q), np.arange(Q) % 3, np.full(Q, 4), {k: np.array(hits_Q)})
 
 
-def test_text_gives_the_same_numbers_back():
-    queries = make([2, 3, 900, 901], [0, 4, 1, 2])
-    back = hits.decode(json.loads(json.dumps(hits.encode(queries))))
+def test_a_file_gives_the_same_numbers_back(tmp_path):
+    queries = make([2, 3, 900, 70_001], [0, 4, 1, 2])
+    hits.write(tmp_path / "a.parquet", "a", {"one": queries, "other": make([1], [3], k=7)})
+    back = hits.load(tmp_path)["a", "one"]
     np.testing.assert_array_equal(back.query_Q, queries.query_Q)
     np.testing.assert_array_equal(back.scenario_Q, queries.scenario_Q)
     np.testing.assert_array_equal(back.recall(5), [0, 1, 0.25, 0.5])
+    assert list(hits.load(tmp_path)["a", "other"].hits) == [7]
 
 
-def test_seven_thousand_queries_take_few_bytes():
-    rng = np.random.default_rng(0)
-    Q = 7000
-    queries = hits.PerQuery(
-        np.arange(Q), np.sort(rng.integers(0, 4, Q)), np.ones(Q, int), {5: rng.random(Q) < 0.2}
-    )
-    assert sum(map(len, hits.encode(queries).values())) < 2500
+@pytest.mark.parametrize("times", [1, 2])
+def test_packed_jobs_are_the_same_in_one_file(tmp_path, times):
+    for job in ("a", "b"):
+        hits.write(tmp_path / f"{job}.parquet", job, {"one": make([1, 2], [0, 1])})
+    for _ in range(times):
+        hits.pack(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [hits.FILE]
+    found = hits.load(tmp_path)
+    assert list(found) == [("a", "one"), ("b", "one")]
+    np.testing.assert_array_equal(found["b", "one"].hits[5], [0, 1])
 
 
-def test_large_counts_are_kept():
-    queries = hits.PerQuery(np.arange(1), np.zeros(1, int), np.array([70_000]), {5: [300]})
-    queries = queries._replace(hits={5: np.array([300])})
-    back = hits.decode(hits.encode(queries))
-    assert back.relevant_Q[0] == 70_000
-    assert back.hits[5][0] == 300
+def test_a_job_that_ran_again_counts_before_what_was_packed(tmp_path):
+    for number, value in enumerate((1, 2, 3)):
+        hits.write(tmp_path / "a.parquet", "a", {"one": make([1], [value])})
+        assert hits.load(tmp_path)["a", "one"].hits[5] == [value]
+        if number == 1:
+            hits.pack(tmp_path)
+    hits.pack(tmp_path)
+    assert hits.load(tmp_path)["a", "one"].hits[5] == [3]

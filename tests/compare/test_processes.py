@@ -1,6 +1,7 @@
 """How processes share a machine, and what they leave to see."""
 
 import os
+import subprocess
 import sys
 
 from dsmoe_jax.compare import processes
@@ -15,25 +16,44 @@ def test_workers_share_the_cores():
     assert 1 <= processes.fit_workers(64) <= len(cores)
 
 
-def test_a_process_keeps_its_lock_when_its_starter_gives_it_up(tmp_path):
-    path, log = tmp_path / "lock", tmp_path / "log.txt"
-    with processes.lock(path) as lock:
-        program = "import time; print('begun', flush=True); time.sleep(600)"
-        command = [sys.executable, "-c", program]
-        process = processes.start(command, log, slot=0, workers=1, lock=lock)
-    while processes.last_line(log) != "begun":
-        pass
+def test_a_holder_keeps_its_lock_while_its_starter_lives(tmp_path):
+    path = tmp_path / "lock"
+    program = """
+import pathlib, sys, time
+from dsmoe_jax.compare import processes
+with processes.lock(pathlib.Path(sys.argv[1])) as lock:
+    processes.sign(lock, int(sys.argv[2]))
+    print("begun", flush=True)
+    time.sleep(600)
+"""
+    command = [sys.executable, "-c", program, str(path), str(os.getpid())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
     with processes.lock(path) as lock:
         assert lock is None
     assert not processes.stop_orphan(path)
     processes.stop([process])
+    process.stdout.close()
     assert process.returncode
     with processes.lock(path) as lock:
         assert lock is not None
 
 
+def test_more_jobs_at_a_time_are_on_different_cores(tmp_path, monkeypatch):
+    program = "import os; print(sorted(os.sched_getaffinity(0)), flush=True)"
+    monkeypatch.setattr(processes, "command", lambda file: [sys.executable, "-c", program])
+    files = [tmp_path / name / "job.json" for name in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+    machine = processes.ThisMachine(2)
+    for process in machine.start(files):
+        assert process.wait() == 0
+    assert all(file.with_name("log.txt").read_text().startswith("[") for file in files)
+    assert machine.cores == len(processes.cores_of(0, 2))
+
+
 def test_a_process_is_stopped_when_its_starter_is_gone(tmp_path):
-    path = tmp_path / "cell-seed0.lock"
+    path = tmp_path / "job-seed0.lock"
     orphans.leave(path, tmp_path / "log.txt")
     with processes.lock(path) as lock:
         assert lock is None
@@ -50,7 +70,7 @@ def test_a_process_is_stopped_when_its_starter_is_gone(tmp_path):
 
 
 def test_a_lock_that_nobody_wrote_into_names_no_process(tmp_path):
-    path = tmp_path / "cell-seed0.lock"
+    path = tmp_path / "job-seed0.lock"
     path.touch()
     assert not processes.stop_orphan(path)
 

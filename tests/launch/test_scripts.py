@@ -9,9 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    "name", ["launch/local.sh", "launch/slurm.sbatch", "launch/compare.sbatch", ".ci/run"]
-)
+@pytest.mark.parametrize("name", ["launch/local.sh", "launch/slurm.sbatch", ".ci/run"])
 def test_script_parses(name: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / name)], check=True)
 
@@ -24,5 +22,5 @@ def test_script_is_executable(name: str) -> None:
 def test_readme_names_every_launcher() -> None:
     text = (ROOT / "launch" / "README.md").read_text()
     files = {path.name for path in (ROOT / "launch").iterdir()} - {"README.md"}
-    assert files == {"local.sh", "slurm.sbatch", "compare.sbatch", "jobset.yaml", "sky.yaml"}
+    assert files == {"local.sh", "slurm.sbatch", "jobset.yaml", "sky.yaml"}
     assert all(f"`{name}`" in text for name in files)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from dsmoe_jax import optional, runlog
 from dsmoe_jax.baselines import catalogue
-from dsmoe_jax.compare import plan, records, rows
+from dsmoe_jax.compare import plan, records
 from dsmoe_jax.compare.report import (
     cost_table,
     findings,
@@ -33,20 +33,20 @@ class Source:
     Attributes:
       records: Folder of the records.
       config: `FILE:variant` of DSMOE's own row.
-      extra_rows: Further rows of Table 2.
+      extra_systems: Further rows of Table 2.
       failed: Folder of the failed cells' reasons, if any.
     """
 
     records: pathlib.Path
     config: str
-    extra_rows: tuple[rows.Row, ...] = ()
+    extra_systems: tuple[plan.System, ...] = ()
     failed: pathlib.Path | None = None
 
     def systems(self, table: str) -> list[finished.System]:
         """The systems of a table or figure."""
-        chosen = [*plan.rows_of(table, self.config)]
+        chosen = [*plan.systems_of(table, self.config)]
         if table == "table2":
-            chosen += self.extra_rows
+            chosen += self.extra_systems
         return finished.load(self.records, chosen)
 
 
@@ -218,21 +218,21 @@ def _chosen_on(cells: Sequence[records.Record]) -> str:
 def _cut_short(cells: Sequence[records.Record]) -> list[str]:
     """Which runs the minutes of their budget ended; empty where none."""
     named = {
-        plan.cell_name(cell["row"], cell["seed"], cell["dropped_days"]): cell for cell in cells
+        plan.job_name(cell["system"], cell["seed"], cell["dropped_days"]): cell for cell in cells
     }
     seconds = {name: _training_s(cell) for name, cell in named.items()}
     # A teacher's own record has no times, its students' have.
     seconds |= {
-        cell["teacher_cell"]: cell["time_s"]["teacher"]
+        cell["teacher_job"]: cell["time_s"]["teacher"]
         for cell in cells
-        if cell["teacher_cell"] and "time_s" in cell
+        if cell["teacher_job"] and "time_s" in cell
     }
     limited = {name: cell for name, cell in named.items() if cell.get("max_minutes")}
     ended: dict[str, list[int]] = {}
     for name, cell in limited.items():
         is_late = seconds[name] >= 60 * cell["max_minutes"]
         if is_late and cell["epochs"] < cell["max_epochs"]:
-            ended.setdefault(cell["row"], []).append(cell["epochs"])
+            ended.setdefault(cell["system"], []).append(cell["epochs"])
     if not ended:
         return []
     minutes = " or ".join(

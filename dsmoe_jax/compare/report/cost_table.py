@@ -2,7 +2,7 @@
 
 Owns its layout. Parameters are those that are trained and served: no moments, no running
 statistics, no teacher. A forward pass is of 4,096 pairs, each with its own scenario; how its
-multiplications are counted is in `macs.py`.
+multiplications are counted is in `costs.py`.
 """
 
 import statistics

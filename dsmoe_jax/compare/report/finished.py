@@ -1,4 +1,4 @@
-"""Finished cells as systems: what tables, figures and comparisons read.
+"""Finished jobs as systems: what tables, figures and comparisons read.
 
 Owns the way from a folder of records to the systems of a table, each with what every seed and every
 choice of test days found.
@@ -8,29 +8,33 @@ import dataclasses
 import pathlib
 from collections.abc import Iterable
 
-from dsmoe_jax.compare import hits, plan, records, rows
+from dsmoe_jax.compare import hits, plan, records
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One system of one finished cell.
+    """One system of one finished job.
 
     Attributes:
-      record: The cell's record.
+      folder: Of the records.
+      job: Name of the job.
+      record: The job's record.
       name: Of the system in it.
     """
 
+    folder: pathlib.Path
+    job: str
     record: records.Record
     name: str
 
     @property
     def seed(self) -> int:
-        """Of the cell."""
+        """Of the job."""
         return int(self.record["seed"])
 
     @property
     def dropped_days(self) -> int:
-        """Of the cell."""
+        """Of the job."""
         return int(self.record["dropped_days"])
 
     @property
@@ -40,17 +44,17 @@ class Entry:
 
     def queries(self) -> hits.PerQuery:
         """Hits of every test query."""
-        return hits.decode(self.record["systems"][self.name]["queries"])
+        return hits.load(self.folder)[self.job, self.name]
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A row of a table.
+    """A system of a table.
 
     Attributes:
-      name: Of the row, or of the reference row.
+      name: Of the system as planned, or of the baseline in its record.
       label: What is printed.
-      kind: Of its cells: "run" or "scored".
+      kind: Of its jobs: "run" or "scored".
       entries: In the order of days and seeds; empty where nothing is finished.
     """
 
@@ -72,26 +76,32 @@ class System:
         return dataclasses.replace(self, entries=kept)
 
 
-def load(folder: pathlib.Path, table: Iterable[rows.Row]) -> list[System]:
-    """The systems of a table's rows; a row without finished cells is a system without entries."""
+def load(folder: pathlib.Path, table: Iterable[plan.System]) -> list[System]:
+    """The systems of a table; one without finished jobs is a system without entries."""
     found = []
-    for row in table:
-        cells = load_cells(folder, row.name)
-        names = dict.fromkeys(name for cell in cells for name in cell["systems"])
-        if row.kind == "run" or not cells:
-            names = {row.name: None}
+    for system in table:
+        jobs = load_jobs(folder, system.name)
+        names = dict.fromkeys(name for job in jobs for name in job["systems"])
+        if system.kind == "run" or not jobs:
+            names = {system.name: None}
         for name in names:
-            entries = tuple(Entry(cell, name) for cell in cells if name in cell["systems"])
-            label = row.label if row.kind == "run" or not cells else name
-            found.append(System(name, label, row.kind, entries))
+            entries = tuple(
+                Entry(
+                    folder, plan.job_name(system.name, job["seed"], job["dropped_days"]), job, name
+                )
+                for job in jobs
+                if name in job["systems"]
+            )
+            label = system.label if system.kind == "run" or not jobs else name
+            found.append(System(name, label, system.kind, entries))
     return found
 
 
-def load_cells(folder: pathlib.Path, row: str) -> list[records.Record]:
-    """The records of a row, by days and seeds."""
-    cells = [records.load(path) for path in folder.glob(f"{row}-seed*.json")]
-    known = [cell for cell in cells if cell is not None and cell["row"] == row]
-    return sorted(known, key=lambda cell: (cell["dropped_days"], cell["seed"]))
+def load_jobs(folder: pathlib.Path, system: str) -> list[records.Record]:
+    """The records of a system, by days and seeds."""
+    jobs = [records.load(path) for path in folder.glob(f"{system}-seed*.json")]
+    known = [job for job in jobs if job is not None and job["system"] == system]
+    return sorted(known, key=lambda job: (job["dropped_days"], job["seed"]))
 
 
 def shared_days(systems: Iterable[System]) -> list[int]:
@@ -101,12 +111,12 @@ def shared_days(systems: Iterable[System]) -> list[int]:
 
 
 def own(systems: Iterable[System]) -> System:
-    """DSMOE's own row.
+    """DSMOE itself.
 
     Raises:
-      ValueError: When it has no finished cell.
+      ValueError: When it has no finished job.
     """
     for system in systems:
         if system.name == plan.METHOD and system.entries:
             return system
-    raise ValueError(f"report: expected a finished cell of {plan.METHOD}, found none; run it first")
+    raise ValueError(f"report: expected a finished job of {plan.METHOD}, found none; run it first")

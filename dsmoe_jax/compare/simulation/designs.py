@@ -1,10 +1,16 @@
-"""Which systems are compared in the planted worlds, and which questions their differences answer.
+"""Simulation designs: worlds with known truth, the systems that run in them, and what they answer.
 
-Owns names and words. How a cell is run is in `compare/simulation/simulate.py`; sizes and strengths
-of the worlds are in `configs/planted.py`.
+Owns names, words and the jobs of a world. Sizes and strengths of the worlds are in
+`configs/simulation.py`. Every seed has a world of its own; seed 0 is left for trying things out.
 """
 
 import dataclasses
+from collections.abc import Iterable
+
+from dsmoe_jax.compare import plan
+from dsmoe_jax.config import load
+
+CONFIG = "simulation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,17 +18,18 @@ class Arm:
     """One system of a world.
 
     Attributes:
-      name: Part of a record's name.
+      name: Part of its job's name.
       label: What the table prints.
-      kind: What is judged: "student", "teacher", the "truth" or its best approximation of the
-        towers' width, "truncated".
+      kind: Of its job: "run", "teacher", or "truth", which has several systems.
       tokens: Of the configuration's variant, after the world.
+      found_in: The arm whose record has its recall; empty for its own.
     """
 
     name: str
     label: str
-    kind: str = "student"
+    kind: str = "run"
     tokens: str = ""
+    found_in: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +48,8 @@ class World:
     Attributes:
       name: Token of the configuration.
       title: Heading of its part of the section.
-      text: What is planted; `{data[...]}` and `{model[...]}` are fields of a record.
-      arms: A teacher comes before those who share its variant, and its checkpoints.
+      text: What is generated; `{data[...]}` and `{model[...]}` are fields.
+      arms: A teacher comes before its students.
       questions: The differences to report.
       has_tail: Whether small scenarios are reported beside the mean over all.
     """
@@ -95,8 +102,13 @@ MATCH = World(
     ),
     arms=(
         Arm("truth", "_true scores_", "truth"),
-        Arm("truncated", "_their best approximation of the towers' rank_", "truncated"),
-        Arm("teacher", "teacher, MMOE-DIN", "teacher"),
+        Arm(
+            "truncated",
+            "_their best approximation of the towers' rank_",
+            "truth",
+            found_in="truth",
+        ),
+        Arm("teacher", "teacher, MMOE-DIN", "teacher", found_in="distilled"),
         Arm("distilled", "**DSMOE**, distilled"),
         Arm("student", "DSMOE, not distilled", tokens="no_distill"),
     ),
@@ -110,3 +122,36 @@ MATCH = World(
 )
 
 WORLDS = (SHIFT, MATCH)
+
+
+def make_jobs(
+    worlds: Iterable[World], seeds: Iterable[int], overrides: plan.Overrides | None = None
+) -> list[plan.Job]:
+    """The jobs of every world and seed; a teacher stands before its students.
+
+    Args:
+      worlds: The worlds.
+      seeds: Of worlds and trainings.
+      overrides: Values of fields in every job, for smaller trials.
+    """
+    found = []
+    for seed in seeds:
+        for world in worlds:
+            taught = [arm for arm in world.arms if arm.kind == "teacher"]
+            fields = {"seed": seed, "data.generator_seed": seed, **(overrides or {})}
+            for arm in world.arms:
+                if arm.kind == "truth" and arm.found_in:
+                    continue
+                config = load.extend(CONFIG, world.name)
+                system = plan.System(
+                    f"{world.name}-{arm.name}",
+                    arm.label,
+                    load.extend(config, arm.tokens),
+                    kind=arm.kind,
+                )
+                job = plan.Job(system, seed, fields)
+                if arm.kind == "run" and job.experiment.loss.distill_weight:
+                    teacher = plan.job_name(f"{world.name}-{taught[0].name}", seed, 0)
+                    job = dataclasses.replace(job, teacher=teacher)
+                found.append(job)
+    return found

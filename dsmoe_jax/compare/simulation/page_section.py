@@ -1,24 +1,40 @@
-"""The README's section on planted worlds, from the records of finished cells.
+"""Section on the simulation with known truth, from the records of finished jobs.
 
 Owns the statistics over seeds and the words around them. A number is a mean over the seeds that
 finished every arm of a world; a difference is paired by seed, that is by world, and has Student's
 95 % interval. What an interval says is derived from its ends, never typed.
 """
 
-import json
 import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import scipy.stats
 
+from dsmoe_jax.compare import records
 from dsmoe_jax.compare.simulation import designs
+from dsmoe_jax.config import fingerprint
+from dsmoe_jax.config import load as load_lib
 
-Record = dict[str, Any]
-# Records of a world by arm, in the order of seeds.
-Finished = dict[str, list[Record]]
+
+class Found(NamedTuple):
+    """One arm with one seed.
+
+    Attributes:
+      record: The record that has it.
+      recall: By scenario and macro.
+      params: Numbers of parameters, of what is trained.
+    """
+
+    record: records.Record
+    recall: dict[str, Any]
+    params: dict[str, int] | None
+
+
+# Arms of a world by name, each in the order of seeds.
+Finished = dict[str, list[Found]]
 
 
 class Interval(NamedTuple):
@@ -30,23 +46,27 @@ class Interval(NamedTuple):
 
 
 def load(published: pathlib.Path, worlds: Sequence[designs.World]) -> dict[str, Finished]:
-    """Records of the seeds that finished every arm; a world without one is absent."""
+    """What was found with the seeds that finished every arm; a world without one is absent."""
     found = {}
     for world in worlds:
-        records = {
-            arm.name: {
-                record["seed"]: record
-                for path in published.glob(f"{world.name}-{arm.name}-seed*.json")
-                for record in [json.loads(path.read_text())]
-            }
-            for arm in world.arms
-        }
-        seeds = sorted(set.intersection(*(set(by_seed) for by_seed in records.values())))
+        arms = {}
+        for arm in world.arms:
+            pattern = f"{world.name}-{arm.found_in or arm.name}-seed*.json"
+            entries = [records.load(path) for path in published.glob(pattern)]
+            arms[arm.name] = {r["seed"]: _find(world, arm, r) for r in entries if r is not None}
+        seeds = sorted(set.intersection(*(set(by_seed) for by_seed in arms.values())))
         if seeds:
             found[world.name] = {
-                name: [by_seed[seed] for seed in seeds] for name, by_seed in records.items()
+                name: [by_seed[seed] for seed in seeds] for name, by_seed in arms.items()
             }
     return found
+
+
+def _find(world: designs.World, arm: designs.Arm, record: records.Record) -> Found:
+    if arm.kind == "teacher":
+        return Found(record, record["teacher"], record["teacher"]["params"])
+    name = arm.name if arm.kind == "truth" else f"{world.name}-{arm.name}"
+    return Found(record, record["systems"][name], record.get("params"))
 
 
 def section(finished: dict[str, Finished], worlds: Sequence[designs.World]) -> str:
@@ -58,8 +78,8 @@ def section(finished: dict[str, Finished], worlds: Sequence[designs.World]) -> s
     parts = [_describe(world, finished[world.name]) for world in worlds if world.name in finished]
     if not parts:
         raise ValueError(
-            "planted worlds: expected a seed with every arm finished, found none; run "
-            "`python -m dsmoe_jax.compare planted` first"
+            "simulation: expected a seed with every arm finished, found none; run "
+            "`python -m dsmoe_jax.compare simulate` first"
         )
     return "\n\n".join(parts)
 
@@ -74,37 +94,41 @@ def student_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - reach, mean + reach)
 
 
-def macro(record: Record) -> float:
+def macro(found: Found) -> float:
     """Recall at the first cut-off, the unweighted mean over scenarios."""
-    return float(record["macro"][_metric(record)])
+    return float(found.recall["macro"][_metric(found)])
 
 
-def tail(record: Record) -> float:
+def tail(found: Found) -> float:
     """The mean over the smaller half of the scenarios by share of training examples."""
-    rows = sorted(record["scenarios"].values(), key=lambda row: row["share"])
-    known = [row[_metric(record)] for row in rows[: len(rows) // 2]]
+    rows = sorted(found.recall["scenarios"].values(), key=lambda row: row["share"])
+    known = [row[_metric(found)] for row in rows[: len(rows) // 2]]
     return statistics.fmean(value for value in known if value is not None)
 
 
-def _metric(record: Record) -> str:
-    return f"recall@{record['k'][0]}"
+def _metric(found: Found) -> str:
+    return f"recall@{found.record['k'][0]}"
 
 
 def _describe(world: designs.World, finished: Finished) -> str:
-    views = {"macro": macro, "tail": tail} if world.has_tail else {"macro": macro}
+    views: dict[str, Callable[[Found], float]] = {"macro": macro}
+    if world.has_tail:
+        views["tail"] = tail
     heads = ["", *views, "dense parameters"]
     lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
     for arm in world.arms:
-        records = finished[arm.name]
-        cells = [_mean_and_spread([view(r) for r in records]) for view in views.values()]
-        params = records[0]["params"]
+        seeds = finished[arm.name]
+        cells = [_mean_and_spread([view(found) for found in seeds]) for view in views.values()]
+        params = seeds[0].params
         lines.append(_line([arm.label, *cells, f"{params['dense']:,}" if params else ""]))
     first = finished[world.arms[0].name]
+    config = load_lib.load_config(load_lib.extend(designs.CONFIG, world.name))
+    fields = fingerprint.as_dict(config)
     answers = [_answer(world, question, finished, views) for question in world.questions]
     return "\n\n".join(
         [
             f"### {world.title}",
-            world.text.format(data=first[0]["data"], model=first[0]["model"]),
+            world.text.format(data=fields["data"], model=fields["model"]),
             "\n".join(lines),
             "\n".join(answers),
             _caption(world, first, finished),
@@ -116,7 +140,7 @@ def _answer(
     world: designs.World,
     question: designs.Question,
     finished: Finished,
-    views: dict[str, Any],
+    views: dict[str, Callable[[Found], float]],
 ) -> str:
     label = {arm.name: arm.label.strip("*_").replace("**", "") for arm in world.arms}
     parts = []
@@ -143,26 +167,26 @@ def verdict(low: float, high: float) -> str:
     return "below zero" if high < 0 else "not told apart from zero"
 
 
-def _caption(world: designs.World, first: list[Record], finished: Finished) -> str:
-    record = first[0]
-    every = [entry for records in finished.values() for entry in records]
-    seeds = ", ".join(str(entry["seed"]) for entry in first)
+def _caption(world: designs.World, first: list[Found], finished: Finished) -> str:
+    record = first[0].record
+    every = [found.record for seeds in finished.values() for found in seeds]
+    seeds = ", ".join(str(found.record["seed"]) for found in first)
     queries = statistics.fmean(
-        sum(row["queries"] for row in entry["scenarios"].values()) for entry in first
+        sum(row["queries"] for row in found.recall["scenarios"].values()) for found in first
     )
     seen = "removed" if record["seen_items_removed"] else "kept"
     small = "; tail: the smaller half of the scenarios" if world.has_tail else ""
     return (
-        f"Test {_metric(record)} in %, mean ± standard deviation over seeds {seeds}, each with a "
+        f"Test {_metric(first[0])} in %, mean ± standard deviation over seeds {seeds}, each with a "
         f"world of its own{small}; {record['candidates']:,} candidates, {queries:,.0f} queries a "
         f"world, items seen before are {seen}. Intervals: Student's, 95 %, over paired "
         f"differences. {_join(every, 'device')}, {_join(every, 'date')}. Made by "
-        "`python -m dsmoe_jax.compare planted` and `render planted`."
+        "`python -m dsmoe_jax.compare simulate` and `render simulation`."
     )
 
 
-def _join(records: list[Record], key: str) -> str:
-    return ", ".join(sorted({record[key] for record in records}))
+def _join(entries: list[records.Record], key: str) -> str:
+    return ", ".join(sorted({record[key] for record in entries}))
 
 
 def _mean_and_spread(values: list[float]) -> str:

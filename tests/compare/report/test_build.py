@@ -83,12 +83,12 @@ def test_a_comparison_without_dsmoe_is_refused(tmp_path):
     made_up.save_comparison(tmp_path)
     for path in tmp_path.glob("dsmoe-*"):
         path.unlink()
-    with pytest.raises(ValueError, match="expected a finished cell of dsmoe"):
+    with pytest.raises(ValueError, match="expected a finished job of dsmoe"):
         build.write(build.Source(tmp_path, CONFIG), tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
 
-def test_all_versions_that_cells_were_made_with_are_named(tmp_path):
+def test_all_versions_that_jobs_were_made_with_are_named(tmp_path):
     made_up.save_comparison(tmp_path)
     peer = made_up.record("implicit", {"implicit ALS": made_up.system((0.3, 0.3))}, kind="scored")
     made_up.save(tmp_path, peer | {"versions": {"jax": "1.2.4", "implicit": "0.7"}})
@@ -111,7 +111,7 @@ def test_a_report_says_what_was_run_and_what_failed(source, tmp_path):
     assert all(deviation in text for deviation in page.DEVIATIONS)
 
 
-def test_hours_count_what_a_resumed_cell_took_before(tmp_path):
+def test_hours_count_what_a_resumed_job_took_before(tmp_path):
     made_up.save_comparison(tmp_path)
     source = build.Source(tmp_path, CONFIG)
     assert ", 0.2 hours of runs" in build.describe(source)[0]  # seven of 90 s
@@ -139,7 +139,7 @@ def test_runs_that_their_minutes_ended_are_named_with_their_epochs(tmp_path):
     limits = {"max_epochs": 15, "max_minutes": 3.0}
     for seed, epochs, seconds in ((0, 10, 181.0), (1, 15, 200.0), (2, 9, 100.0)):
         entry = made_up.record("dsmoe", {"dsmoe": made_up.system((0.4, 0.3), seed)}, seed=seed)
-        entry |= {"teacher_cell": "teacher-seed0", "epochs": epochs, **limits}
+        entry |= {"teacher_job": "teacher-seed0", "epochs": epochs, **limits}
         entry["time_s"] = {"teacher": 190.0, "pretraining": 20.0, "student": seconds - 20.0}
         made_up.save(tmp_path, entry)
     references = {"random": made_up.system((0.01, 0.01), 5)}
@@ -178,13 +178,13 @@ def test_a_figures_numbers_are_a_table_too_whatever_days_were_tested(tmp_path):
     found = {table.name: table for table in build.make_tables(source)}
     assert "fig2_recall" not in found
     run = [row[0].text for row in found["fig3_recall"].rows if row[1].text != "not run"]
-    [own] = [row.label for row in plan.rows_of("fig3", CONFIG) if row.name == plan.METHOD]
+    [own] = [row.label for row in plan.systems_of("fig3", CONFIG) if row.name == plan.METHOD]
     below = ["popularity in scenario", "EASE + scenario prior"]
     assert run == ["rank R of SAP = 1", f"rank R of SAP = {own}", *below]
     assert "fig3.png" in {p.name for p in build.write(source, tmp_path / "r").parent.iterdir()}
 
 
-def test_lists_that_share_a_folder_write_the_report_in_turn(tmp_path, monkeypatch):
+def test_runners_that_share_a_folder_write_the_report_in_turn(tmp_path, monkeypatch):
     is_held = []
 
     def write(source, folder):
@@ -193,7 +193,7 @@ def test_lists_that_share_a_folder_write_the_report_in_turn(tmp_path, monkeypatc
         return folder
 
     monkeypatch.setattr(build, "write", write)
-    monkeypatch.setattr(runner.WorkList, "run", lambda work, workers, only: work.states)
+    monkeypatch.setattr(runner.Runner, "run", lambda work, machine, only: work.states)
     assert command_line.main(["run", "fig4", "--budget=small", f"--dir={tmp_path}"]) == 0
     assert is_held == [True]
 
@@ -225,7 +225,7 @@ def test_teachers_stand_beside_their_students(tmp_path):
 
 
 def test_references_are_rows_of_their_own(source):
-    rows = plan.rows_of("table2", CONFIG)
+    rows = plan.systems_of("table2", CONFIG)
     names = [system.name for system in finished.load(source.records, rows)]
     assert names[-len(catalogue.PEERS) - 3 :] == [
         "random",

@@ -23,12 +23,12 @@ def test_table_3_counts_pairs_parameters_and_seconds(tmp_path):
     assert printed["training, s"].text == "7,174"
 
 
-def test_table_3_names_the_machines_of_the_cells_that_it_shows(tmp_path):
+def test_table_3_names_the_machines_of_the_jobs_that_it_shows(tmp_path):
     made_up.save_comparison(tmp_path, days=(0, 2))
     elsewhere = made_up.record("dsmoe", {"dsmoe": made_up.system((0.4, 0.3))}, seed=2, days=2)
     made_up.save(tmp_path, elsewhere | {"device": "1 x GPU", "cores": 16})
     source = build.Source(tmp_path, CONFIG)
     [note] = cost_table.make(source.systems("table3")).notes
     assert "on 1 x cpu (2 cores), 1 core(s) a run" in note and "GPU" not in note
-    # The machines of all cells stand above all tables.
+    # The machines of all jobs stand above all tables.
     assert "1 x GPU, 1 x cpu (2 cores)" in build.describe(source)[0]

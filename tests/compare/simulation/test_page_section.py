@@ -28,16 +28,13 @@ def record(arm, seed, recalls):
         str(s): {"share": share, "queries": 10, "recall@50": value}
         for s, (share, value) in enumerate(zip(SHARES, recalls, strict=True))
     }
+    found = {"scenarios": rows, "macro": {"recall@50": sum(recalls) / 4}}
+    params = {} if arm == "truth" else {"params": {"dense": 54700, "embedding": 1}}
     return {
-        "world": "shift",
-        "arm": arm,
         "seed": seed,
         "k": [50],
-        "scenarios": rows,
-        "macro": {"recall@50": sum(recalls) / 4},
-        "params": None if arm == "truth" else {"dense": 54700, "embedding": 1},
-        "data": {"num_users": 4000},
-        "model": {"output_dim": 16},
+        "systems": {"truth" if arm == "truth" else f"shift-{arm}": found},
+        **params,
         "candidates": 2000,
         "seen_items_removed": True,
         "device": "1 x cpu (2 cores)",
@@ -56,6 +53,11 @@ def write(folder, gains, arms=("truth", "ours", "control")):
     return folder
 
 
+def found(recalls):
+    made = record("ours", 1, recalls)
+    return page_section.Found(made, made["systems"]["shift-ours"], None)
+
+
 def make(folder):
     return page_section.section(page_section.load(folder, (WORLD,)), (WORLD,))
 
@@ -72,8 +74,8 @@ def test_one_value_has_no_interval():
 
 
 def test_tail_is_the_mean_of_the_smaller_half_by_share():
-    assert page_section.tail(record("ours", 1, [0.9, 0.2, 0.8, 0.4])) == pytest.approx(0.3)
-    assert page_section.macro(record("ours", 1, [0.9, 0.2, 0.8, 0.3])) == pytest.approx(0.55)
+    assert page_section.tail(found([0.9, 0.2, 0.8, 0.4])) == pytest.approx(0.3)
+    assert page_section.macro(found([0.9, 0.2, 0.8, 0.3])) == pytest.approx(0.55)
 
 
 def test_table_has_means_spreads_and_parameters(tmp_path):
@@ -134,9 +136,9 @@ def test_render_writes_between_its_own_markers(tmp_path, monkeypatch):
     monkeypatch.setattr(designs, "WORLDS", (WORLD,))
     records = write(tmp_path / "records", (0.01, 0.03))
     page = tmp_path / "README.md"
-    begin, end = generated.markers(command_line.PLANTED)
+    begin, end = generated.markers(command_line.SIMULATION)
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    flags = ["render", "planted", f"--readme={page}", f"--records={records}"]
+    flags = ["render", "simulation", f"--readme={page}", f"--records={records}"]
     assert command_line.main(flags) == 0
     assert page.read_text() == f"before\n{begin}\n{make(records)}\n{end}\nafter\n"
 
@@ -144,12 +146,15 @@ def test_render_writes_between_its_own_markers(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["planted", "--worlds=shfit"], "--worlds: expected names among shift, match, got 'shfit'"),
+        (
+            ["simulate", "--worlds=shfit"],
+            "--worlds: expected names among shift, match, got 'shfit'",
+        ),
         (
             ["render", "table"],
-            "render: expected names among comparison, planted, methods, got 'table'",
+            "render: expected names among comparison, simulation, methods, got 'table'",
         ),
-        (["planted", "--config.train.epoch=1"], "nearest: 'config.train.max_epochs'"),
+        (["simulate", "--config.train.epoch=1"], "nearest: 'config.train.max_epochs'"),
     ],
 )
 def test_a_wrong_name_is_refused_in_one_line(arguments, message, capsys):

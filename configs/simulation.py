@@ -1,14 +1,14 @@
 """Generated worlds whose true scores are known: what SAP, a teacher and distillation earn.
 
-    python -m dsmoe_jax.compare planted
-        Every arm of both worlds, five seeds; the README's section is made from it.
-    python -m dsmoe_jax.main --config configs/planted.py:shift
+    python -m dsmoe_jax.compare simulate
+        Every system of both worlds, five seeds; what is published of them is made from it.
+    python -m dsmoe_jax.main --config configs/simulation.py:shift
         One run: DSMOE without a teacher where scenarios shift the taste.
-    python -m dsmoe_jax.main --config configs/planted.py:match
+    python -m dsmoe_jax.main --config configs/simulation.py:match
         One run: DSMOE with a teacher where an item is liked for its creator.
 
-Data: generated, see `data/prepare/synthetic_world.py`; `--config.data.generator_seed` makes another
-world. Time: one to three minutes a run on two cores. Expected results: the README's section.
+Data: generated, see `data/synthetic/world.py`; `--config.data.generator_seed` makes another
+world. Time: one to three minutes a run on two cores. Expected results: what is published.
 
 Variants, one world and at most one token of every other axis, in any order:
     world      shift: twelve scenarios with Zipf shares and a taste shift of rank 4; no distillation

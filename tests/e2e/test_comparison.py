@@ -26,7 +26,7 @@ def start(*arguments: str) -> subprocess.Popen:
     return commands.start_module("dsmoe_jax.compare", *arguments)
 
 
-def cells_alive(folder: pathlib.Path) -> list[int]:
+def jobs_alive(folder: pathlib.Path) -> list[int]:
     """Processes that work in the folder."""
     found = []
     for entry in pathlib.Path("/proc").iterdir():
@@ -35,35 +35,35 @@ def cells_alive(folder: pathlib.Path) -> list[int]:
                 line = (entry / "cmdline").read_bytes().decode()
             except OSError:
                 continue
-            if "dsmoe_jax.main" in line and str(folder) in line:
+            if "dsmoe_jax.compare.job" in line and str(folder) in line:
                 found.append(int(entry.name))
     return found
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """A comparison whose list, and then whose cell, was killed in its training."""
-    folder = tmp_path_factory.mktemp("suite")
+    """A comparison whose runner, and then whose job, was killed in its training."""
+    folder = tmp_path_factory.mktemp("comparison")
     arguments = (*RUN, f"--dir={folder}", "--config.checkpoint.every_steps=2")
     first = start(*arguments)
 
     def is_training() -> bool:
-        saved = folder.glob("cells/teacher-seed0/*/checkpoints/teacher/latest/*")
+        saved = folder.glob("jobs/teacher-seed0/*/checkpoints/teacher/latest/*")
         return any(path.name.isdigit() for path in saved)
 
     commands.interrupt_when(first, is_training, signal.SIGKILL)
-    [cell] = cells_alive(folder)
-    os.kill(cell, signal.SIGKILL)
-    while cells_alive(folder):
+    [job] = jobs_alive(folder)
+    os.kill(job, signal.SIGKILL)
+    while jobs_alive(folder):
         time.sleep(0.05)
     assert not list(folder.glob("records/*"))
     output = commands.finish(start(*arguments))
-    assert "2 of 2 cells done" in output
+    assert "2 of 2 jobs done" in output
     return folder
 
 
-def test_a_killed_list_continues_inside_the_cell_where_it_stopped(folder):
-    [log] = folder.glob("cells/teacher-seed0/*/log.txt")
+def test_a_killed_runner_continues_inside_the_job_where_it_stopped(folder):
+    [log] = folder.glob("jobs/teacher-seed0/*/log.txt")
     assert "teacher: resumes at step" in log.read_text()
     record = json.loads((folder / "records" / "dsmoe-seed0.json").read_text())
     assert record["teacher"]["macro"]["recall@50"] > 0
@@ -71,7 +71,7 @@ def test_a_killed_list_continues_inside_the_cell_where_it_stopped(folder):
     assert "scenario_coefficients/user/forward" in record["views"]
 
 
-def test_finished_cells_are_reused(folder):
+def test_finished_jobs_are_reused(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.glob("records/*")}
     output = commands.finish(start(*RUN, f"--dir={folder}", "--config.checkpoint.every_steps=2"))
     assert "started" not in output
@@ -87,4 +87,3 @@ def test_the_list_is_shown_without_running_anything(folder):
         ["done", "dsmoe-seed0"],
         ["left", "dsmoe-seed1"],
     ]
-    assert commands.finish(start(*RUN, "--array", "--seeds=2")) == "0-2\n"

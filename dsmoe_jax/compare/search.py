@@ -1,0 +1,275 @@
+"""Study of a hyper-parameter search, and the worker that runs and prunes its trials, with Optuna.
+
+Owns the journal that workers share, which setting is tried next, and a trial from its first epoch
+to its end. No test query is looked at. A trial whose worker was killed is tried again by any other
+one, in its workdir, where its training resumes.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import random
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from dsmoe_jax import runlog
+from dsmoe_jax.compare import processes, search_space
+from dsmoe_jax.config import fingerprint, load, schema
+from dsmoe_jax.run import stages
+from dsmoe_jax.training import interrupt, loop
+
+if TYPE_CHECKING:
+    import optuna
+
+# Trials before the first is compared with others, and epochs of a trial before it is.
+STARTUP_TRIALS = 4
+WARMUP_EPOCHS = 3
+_POLL_S = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is searched.
+
+    Attributes:
+      config: `FILE:variant`.
+      num_trials: Different settings to try, the configuration's own among them.
+      folder: Of the study.
+      overrides: Values of fields in every trial; a field that is set is not searched.
+      stage: One of `search_space.STAGES`: whose fields are searched.
+    """
+
+    config: str
+    num_trials: int
+    folder: str
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    stage: str = "student"
+
+
+class Study:
+    """The trials of a request, shared by its workers."""
+
+    def __init__(self, request: Request):
+        """Opens the journal.
+
+        Raises:
+          ValueError: On a bad request or configuration.
+        """
+        import optuna
+        from optuna.storages import journal
+
+        self.request, self.folder = request, pathlib.Path(request.folder)
+        self.experiment: schema.Experiment = load.load_config(request.config, request.overrides)
+        if request.stage == "teacher" and not self.experiment.loss.distill_weight:
+            raise ValueError(
+                "--stage teacher: expected a configuration that learns from a teacher, got "
+                f"{request.config} with loss.distill_weight 0"
+            )
+        self.space = search_space.make(
+            self.experiment, tuple(request.overrides), stage=request.stage
+        )
+        self.num_trials = min(request.num_trials, search_space.count(self.space))
+        self.score_name = f"macro recall@{self.experiment.eval.k[0]}"
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # Another configuration or another space is another study in the same journal.
+        content = json.dumps([fingerprint.as_dict(self.experiment), self.space], sort_keys=True)
+        backend = journal.JournalFileBackend(str(self.folder / "study.journal"))
+        self._study = optuna.create_study(
+            storage=optuna.storages.JournalStorage(backend),
+            study_name=f"{request.config} {_digest(content)}",
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS, WARMUP_EPOCHS),
+            load_if_exists=True,
+        )
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether the trials learn from a teacher."""
+        return self.request.stage == "student" and self.experiment.loss.distill_weight > 0
+
+    def trials(self) -> list["optuna.trial.FrozenTrial"]:
+        """All trials so far."""
+        return self._study.get_trials(deepcopy=False)
+
+    def ended(self) -> list["optuna.trial.FrozenTrial"]:
+        """The trials that came to an end."""
+        return [trial for trial in self.trials() if trial.state.name in ("COMPLETE", "PRUNED")]
+
+    def workdir(self, name: str) -> pathlib.Path:
+        """Of the trials of a setting."""
+        return self.folder / "trials" / name
+
+    def take(self, stack: contextlib.ExitStack) -> "optuna.Trial | None":
+        """The next trial, with its setting's lock in the stack; None where there are enough."""
+        import optuna
+
+        (self.folder / "trials").mkdir(exist_ok=True)
+        with processes.lock(self.folder / "ask.lock", wait=True):
+            seen = self._take_up()
+            if len(seen) >= self.num_trials:
+                return None
+            # A sampler that starts again with its seed would draw its first settings again.
+            seed = self.experiment.seed + len(self.trials())
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True
+            )
+            trial = self._suggest()
+            # What a killed worker had asked for comes first and may be done by now.
+            while name_of(trial.params) in seen:
+                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                self._study.enqueue_trial(self._draw(random.Random(seed), seen))
+                trial = self._suggest()
+            stack.enter_context(processes.lock(self._lock_path(name_of(trial.params)), wait=True))
+            return trial
+
+    def tell(self, trial: "optuna.Trial", end: str, score: float, seconds: float) -> None:
+        """Notes how a trial came to its end: done, ended early or diverged."""
+        import optuna
+
+        trial.set_user_attr("seconds", round(seconds, 1))
+        trial.set_user_attr("end", end)
+        if end == "done":
+            self._study.tell(trial, score)
+        else:
+            self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+    def _take_up(self) -> set[str]:
+        """Settings that are done or running; asks again for those whose worker is gone."""
+        import optuna
+
+        trials, seen = self.trials(), set()
+        if not trials:
+            self._study.enqueue_trial(
+                {field: search_space.as_text(v[0]) for field, v in self.space.items()}
+            )
+        for trial in trials:
+            if trial.state.name in ("COMPLETE", "PRUNED"):
+                seen.add(name_of(trial.params))
+            elif trial.state.name == "RUNNING":
+                with processes.lock(self._lock_path(name_of(trial.params))) as lock:
+                    if lock is None:
+                        seen.add(name_of(trial.params))
+                        continue
+                self._study.enqueue_trial(trial.params)
+                self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        return seen
+
+    def _suggest(self) -> "optuna.Trial":
+        trial = self._study.ask()
+        for field, choices in self.space.items():
+            trial.suggest_categorical(field, [search_space.as_text(value) for value in choices])
+        return trial
+
+    def _draw(self, rng: random.Random, seen: set[str]) -> dict[str, str]:
+        """A setting out of those that are left, all alike."""
+        while True:
+            drawn = {
+                field: search_space.as_text(rng.choice(choices))
+                for field, choices in self.space.items()
+            }
+            if name_of(drawn) not in seen:
+                return drawn
+
+    def _lock_path(self, name: str) -> pathlib.Path:
+        return self.workdir(name).with_suffix(".lock")
+
+
+class _Pruning(runlog.Reporter):
+    """Run log of a trial: tells the study every epoch's score, ends a trial that is behind."""
+
+    def __init__(self, workdir: pathlib.Path, trial: "optuna.Trial", stage: str, score: str):
+        super().__init__(workdir, is_main=True)
+        self._workdir, self._trial, self._stage, self._score = workdir, trial, stage, score
+        self.best, self._epochs = -math.inf, 0
+        # Of a trial that is taken up again.
+        self._report()
+
+    def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
+        super().metrics(stage, step, values)
+        if stage == self._stage and self._score in values:
+            self._report()
+            if self._trial.should_prune():
+                import optuna
+
+                raise optuna.TrialPruned
+
+    def _report(self) -> None:
+        """Tells the best score up to each new epoch."""
+        scores = runlog.read_scores(self._workdir, self._stage, self._score)
+        for score in scores[self._epochs :]:
+            self.best = max(self.best, score)
+            self._trial.report(self.best, self._epochs)
+            self._epochs += 1
+
+
+def work(request: Request, folders: Mapping[str, Any]) -> None:
+    """Runs trials until there are enough, those of other workers counted.
+
+    Args:
+      request: The search.
+      folders: Overrides of a trial that say where its data and its teacher are.
+
+    Raises:
+      ValueError: When a trial fails for another reason than a loss that is not finite.
+      interrupt.InterruptedRunError: When asked to stop; its trial is tried again from there.
+    """
+    study = Study(request)
+    while len(study.ended()) < study.num_trials:
+        with contextlib.ExitStack() as stack:
+            trial = study.take(stack)
+            if trial is None:
+                # What other workers run is taken up where one of them is killed.
+                time.sleep(_POLL_S)
+                continue
+            _run(study, trial, folders)
+        # Another setting is another program.
+        jax.clear_caches()
+
+
+def _run(study: Study, trial: "optuna.Trial", folders: Mapping[str, Any]) -> None:
+    import optuna
+
+    request, start_s = study.request, time.perf_counter()
+    workdir = study.workdir(name_of(trial.params))
+    workdir.mkdir(exist_ok=True)
+    shown = ", ".join(f"{f.rpartition('.')[2]} {v}" for f, v in trial.params.items())
+    print(f"trial {trial.number}: {shown}", flush=True)
+    score = f"eval/{study.score_name.replace(' ', '/')}"
+    reporter = _Pruning(workdir, trial, request.stage, score)
+    fields = {**request.overrides, **trial.params, **folders}
+    try:
+        train(load.load_config(request.config, fields), workdir, request.stage, reporter)
+        end = "done"
+    except optuna.TrialPruned:
+        end = "ended early"
+    except loop.DivergedError as error:
+        print(error, flush=True)
+        end = "diverged"
+    finally:
+        reporter.close()
+    study.tell(trial, end, reporter.best, time.perf_counter() - start_s)
+
+
+def train(
+    experiment: schema.Experiment, workdir: pathlib.Path, stage: str, reporter: runlog.Reporter
+) -> None:
+    """Trains one stage to its end, from where an earlier call in the workdir stopped."""
+    with interrupt.StopRequest() as stop:
+        store_dir = pathlib.Path(experiment.data.store_dir)
+        session = stages.Session(experiment, workdir, store_dir, reporter, stop, prepare_s=0.0)
+        session.train_teacher() if stage == "teacher" else session.train_student()
+
+
+def name_of(setting: Mapping[str, Any]) -> str:
+    """Of a setting's workdir."""
+    return _digest(json.dumps(setting, sort_keys=True))
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
