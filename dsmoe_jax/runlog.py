@@ -44,7 +44,7 @@ def bar(*values: Any, shown: bool = True, **options: Any) -> tqdm.tqdm:
     return tqdm.tqdm(*values, disable=disable, leave=False, **options)
 
 
-class Reporter:
+class RunLog:
     """Writes the metrics of a run and shows its progress."""
 
     def __init__(self, workdir: pathlib.Path, *, is_main: bool):

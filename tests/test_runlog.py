@@ -8,7 +8,7 @@ from dsmoe_jax import runlog
 
 @pytest.fixture
 def reporter(tmp_path):
-    opened = runlog.Reporter(tmp_path, is_main=True)
+    opened = runlog.RunLog(tmp_path, is_main=True)
     yield opened
     opened.close()
 
@@ -50,7 +50,7 @@ def test_metrics_reach_tensorboard(reporter, tmp_path):
 
 
 def test_other_processes_are_silent(tmp_path, capsys):
-    quiet = runlog.Reporter(tmp_path, is_main=False)
+    quiet = runlog.RunLog(tmp_path, is_main=False)
     quiet.line("hello")
     quiet.metrics("student", 1, {"train/loss": 0.5})
     quiet.start_epoch("student", 0, 10, 0)

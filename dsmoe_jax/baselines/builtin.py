@@ -52,7 +52,7 @@ Settings = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Reference:
+class Baseline:
     """A baseline and how it did.
 
     Attributes:
@@ -60,7 +60,7 @@ class Reference:
       settings: What validation chose; empty where there is nothing to choose. Without a half-life
         all training days weigh alike.
       validation: On all validation queries.
-      test: On the test queries, all or a sample; see `evaluate_references`.
+      test: On the test queries, all or a sample; see `evaluate_baselines`.
     """
 
     name: str
@@ -86,9 +86,9 @@ class Choice(NamedTuple):
         return Choice(recall, settings, scorer) if recall > self.recall else self
 
 
-def evaluate_references(
+def evaluate_baselines(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
-) -> list[Reference]:
+) -> list[Baseline]:
     """Fits, chooses and evaluates every built-in baseline.
 
     Every item is scored for every query, so that with many of both only as many queries of each
@@ -123,7 +123,7 @@ def evaluate_references(
 
 
 def make_chooser(store: store_lib.Store, config: schema.EvalConfig, *, seed: int) -> "PriorChooser":
-    """The chooser of `evaluate_references`, by the same arguments."""
+    """The chooser of `evaluate_baselines`, by the same arguments."""
     per_scenario = min(_max_queries(store), config.validation_queries)
     query_Q = protocol.sample_queries(store, "validation", per_scenario, seed)
     return PriorChooser(store, query_Q, config.k[0], remove_seen=config.remove_seen)
@@ -135,8 +135,8 @@ def evaluate_rows(
     rows: Iterable[tuple[str, Settings, linear.Scorer]],
     *,
     seed: int,
-) -> list[Reference]:
-    """Evaluates rows whose settings are chosen, on the queries of `evaluate_references`."""
+) -> list[Baseline]:
+    """Evaluates rows whose settings are chosen, on the queries of `evaluate_baselines`."""
     query_Q = {
         split: protocol.sample_queries(store, split, _max_queries(store), seed)
         for split in store_lib.SPLITS
@@ -148,7 +148,7 @@ def evaluate_rows(
         )
 
     return [
-        Reference(name, settings, evaluate(scorer, "validation"), evaluate(scorer, "test"))
+        Baseline(name, settings, evaluate(scorer, "validation"), evaluate(scorer, "test"))
         for name, settings, scorer in rows
     ]
 

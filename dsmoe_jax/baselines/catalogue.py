@@ -1,8 +1,8 @@
 """The baselines by name: built-in ones, and those of other libraries (peers).
 
 Owns their names, where they are and which libraries they need. A system is a module with
-`evaluate_references(store, config, *, seed)`, which fits on the training period, chooses on
-validation queries and returns `builtin.Reference` rows. The seed is that of all its draws and of
+`evaluate_baselines(store, config, *, seed)`, which fits on the training period, chooses on
+validation queries and returns `builtin.Baseline` rows. The seed is that of all its draws and of
 the queries that choose. Without its libraries it raises `ModuleNotFoundError`.
 """
 
@@ -19,7 +19,7 @@ class System:
     """One system.
 
     Attributes:
-      module: Of its `evaluate_references`.
+      module: Of its `evaluate_baselines`.
       label: What a table prints where it was not run; its rows have names of their own.
       libraries: Modules that an installation may lack; none but a peer needs any.
     """

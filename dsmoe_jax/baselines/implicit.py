@@ -24,9 +24,9 @@ ALS = {"factors": (64, 128), "regularization": (100.0, 300.0), "alpha": (10.0, 4
 BPR = {"factors": (63, 127), "learning_rate": (0.02, 0.05, 0.1), "regularization": (0.01, 0.02)}
 
 
-def evaluate_references(
+def evaluate_baselines(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
-) -> list[builtin.Reference]:
+) -> list[builtin.Baseline]:
     """ALS and BPR, each as it comes and with the scenario prior; see `catalogue`."""
     clicks = linear.read_clicks(store)
     models = {

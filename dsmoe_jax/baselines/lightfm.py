@@ -28,9 +28,9 @@ COMPONENTS = (32, 64, 128)
 EPOCHS = (10, 20, 30, 40)
 
 
-def evaluate_references(
+def evaluate_baselines(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
-) -> list[builtin.Reference]:
+) -> list[builtin.Baseline]:
     """WARP as it comes and with the scenario prior; see `catalogue`."""
     return selection.evaluate_trials("LightFM WARP", fit(store, seed), store, config, seed=seed)
 

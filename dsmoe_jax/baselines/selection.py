@@ -31,14 +31,14 @@ def evaluate_trials(
     config: schema.EvalConfig,
     *,
     seed: int,
-) -> list[builtin.Reference]:
+) -> list[builtin.Baseline]:
     """Chooses among the trials of a baseline and evaluates its two rows as built-in ones are.
 
     Args:
       name: Of the baseline; "+ scenario prior" is added for the second row.
       trials: Fitted one after the other, so that only the best are held; at most `NUM_TRIALS` are.
       store: The prepared data.
-      config: Cut-offs and removal rule, see `builtin.evaluate_references`.
+      config: Cut-offs and removal rule, see `builtin.evaluate_baselines`.
       seed: Of the validation queries that choose.
 
     Raises:

@@ -44,9 +44,9 @@ WEIGHT_DECAY = 1e-6
 _QUERY_BATCH = 4096
 
 
-def evaluate_references(
+def evaluate_baselines(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
-) -> list[builtin.Reference]:
+) -> list[builtin.Baseline]:
     """YoutubeDNN as it comes and with the scenario prior; see `catalogue`."""
     return selection.evaluate_trials(
         "torch-rechub YoutubeDNN", fit(store, seed), store, config, seed=seed

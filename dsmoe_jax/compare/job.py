@@ -133,15 +133,15 @@ def _evaluate_systems(task: Task, experiment: schema.Experiment, workdir: pathli
 
 def _score(
     name: str, experiment: schema.Experiment, store: store_lib.Store
-) -> list[builtin.Reference]:
+) -> list[builtin.Baseline]:
     module = importlib.import_module(catalogue.SYSTEMS[name].module)
-    found: list[builtin.Reference] = module.evaluate_references(
+    found: list[builtin.Baseline] = module.evaluate_baselines(
         store, experiment.eval, seed=experiment.seed
     )
     return found
 
 
-_WITHOUT_TOWERS: dict[str, Callable[..., list[builtin.Reference]]] = {
+_WITHOUT_TOWERS: dict[str, Callable[..., list[builtin.Baseline]]] = {
     "scored": _score,
     "truth": lambda _, experiment, store: truth.evaluate(experiment, store),
 }

@@ -180,7 +180,7 @@ class Study:
         return self.workdir(name).with_suffix(".lock")
 
 
-class _Pruning(runlog.Reporter):
+class _Pruning(runlog.RunLog):
     """Run log of a trial: tells the study every epoch's score, ends a trial that is behind."""
 
     def __init__(self, workdir: pathlib.Path, trial: "optuna.Trial", stage: str, score: str):
@@ -257,12 +257,12 @@ def _run(study: Study, trial: "optuna.Trial", folders: Mapping[str, Any]) -> Non
 
 
 def train(
-    experiment: schema.Experiment, workdir: pathlib.Path, stage: str, reporter: runlog.Reporter
+    experiment: schema.Experiment, workdir: pathlib.Path, stage: str, reporter: runlog.RunLog
 ) -> None:
     """Trains one stage to its end, from where an earlier call in the workdir stopped."""
     with interrupt.StopRequest() as stop:
         store_dir = pathlib.Path(experiment.data.store_dir)
-        session = stages.Session(experiment, workdir, store_dir, reporter, stop, prepare_s=0.0)
+        session = stages.Stages(experiment, workdir, store_dir, reporter, stop, prepare_s=0.0)
         session.train_teacher() if stage == "teacher" else session.train_student()
 
 

@@ -104,13 +104,13 @@ class Model:
         return evaluate(frozen, "later log", np.arange(len(store.queries(split).cold_Q)))
 
     @functools.cached_property
-    def _session(self) -> stages.Session:
+    def _session(self) -> stages.Stages:
         # No second log is written for looking at what is trained.
-        return stages.Session(
+        return stages.Stages(
             self.experiment,
             self.workdir,
             run.store_folder(self.experiment, self.workdir),
-            runlog.Reporter(self.workdir, is_main=False),
+            runlog.RunLog(self.workdir, is_main=False),
             interrupt.StopRequest(handle_signals=False),
             prepare_s=0.0,
         )

@@ -18,7 +18,7 @@ from dsmoe_jax.run import figures, results, stages
 from dsmoe_jax.training import train_state
 
 
-def write(run: stages.Session) -> None:
+def write(run: stages.Stages) -> None:
     """Evaluates the best states on all queries; writes results.json and the figures.
 
     Raises:
@@ -75,7 +75,7 @@ def write(run: stages.Session) -> None:
     run.log.line(f"results: {run.workdir / results.FILE}")
 
 
-def _evaluate_baselines(run: stages.Session, queries: int) -> dict[str, Any]:
+def _evaluate_baselines(run: stages.Stages, queries: int) -> dict[str, Any]:
     """Summaries of the baselines by name; none where the configuration wants none.
 
     Args:
@@ -84,7 +84,7 @@ def _evaluate_baselines(run: stages.Session, queries: int) -> dict[str, Any]:
     """
     if not run.experiment.eval.references:
         return {}
-    found = builtin.evaluate_references(run.store, run.experiment.eval, seed=stages.QUERY_SEED)
+    found = builtin.evaluate_baselines(run.store, run.experiment.eval, seed=stages.QUERY_SEED)
     asked = len(found[0].test.query_Q)
     if asked < queries:
         run.log.line(f"baselines score every item: asked {asked:,} of {queries:,} test queries")
@@ -92,7 +92,7 @@ def _evaluate_baselines(run: stages.Session, queries: int) -> dict[str, Any]:
 
 
 def _evaluate_teacher(
-    run: stages.Session,
+    run: stages.Stages,
     frozen: train_state.Frozen,
     student: dict[str, protocol.Evaluation],
 ) -> dict[str, Any]:

@@ -52,10 +52,10 @@ def run(
     start_s = time.perf_counter()
     store_dir = prepare(experiment, workdir)
     prepare_s = time.perf_counter() - start_s
-    reporter = runlog.Reporter(workdir, is_main=jax.process_index() == 0)
+    reporter = runlog.RunLog(workdir, is_main=jax.process_index() == 0)
     try:
         with interrupt.StopRequest(handle_signals) as stop:
-            session = stages.Session(experiment, workdir, store_dir, reporter, stop, prepare_s)
+            session = stages.Stages(experiment, workdir, store_dir, reporter, stop, prepare_s)
             if jax.process_index() == 0:
                 record = {
                     "overrides": dict(overrides or {}),

@@ -47,7 +47,7 @@ class Trained:
     progress: checkpoint.Progress
 
 
-class Session:
+class Stages:
     """The stages of one run, and what they share: data, devices, models, evaluators."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Session:
         experiment: schema.Experiment,
         workdir: pathlib.Path,
         store_dir: pathlib.Path,
-        log: runlog.Reporter,
+        log: runlog.RunLog,
         stop: interrupt.StopRequest,
         prepare_s: float,
     ):

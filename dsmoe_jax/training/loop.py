@@ -119,7 +119,7 @@ class Setting:
     steps_per_report: int
     steps_per_dispatch: int
     every_steps: int
-    log: runlog.Reporter
+    log: runlog.RunLog
     stop: interrupt.StopRequest
 
 

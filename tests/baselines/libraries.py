@@ -33,8 +33,8 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("module", [implicit, lightfm_warp, youtube_dnn])
 def test_a_peer_finds_what_users_like_and_gives_the_same_numbers_again(module, store, small):
-    rows = module.evaluate_references(store, CONFIG, seed=1)
-    again = module.evaluate_references(store, CONFIG, seed=1)
+    rows = module.evaluate_baselines(store, CONFIG, seed=1)
+    again = module.evaluate_baselines(store, CONFIG, seed=1)
     for row, same in zip(rows, again, strict=True):
         assert row.settings == same.settings
         np.testing.assert_array_equal(row.test.recall[3], same.test.recall[3])

@@ -20,7 +20,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(store):
-    return builtin.evaluate_references(store, CONFIG, seed=1)
+    return builtin.evaluate_baselines(store, CONFIG, seed=1)
 
 
 def all_queries(store, split):
@@ -53,7 +53,7 @@ def test_rows_are_judged_on_a_sample_where_scores_would_be_too_many(store, rows,
     per_scenario = 2
     scores = per_scenario * store.spec.num_items * store.spec.num_scenarios
     monkeypatch.setattr(builtin, "MAX_SCORES", scores)
-    found = builtin.evaluate_references(store, CONFIG, seed=1)
+    found = builtin.evaluate_baselines(store, CONFIG, seed=1)
     wanted_Q = protocol.sample_queries(store, "test", per_scenario, 1)
     assert 0 < len(wanted_Q) < len(all_queries(store, "test"))
     for row, whole in zip(found[:4], rows[:4], strict=True):
@@ -76,7 +76,7 @@ def test_a_row_equals_its_scorer_judged_directly(store, rows):
 def test_what_users_like_is_found_by_collaborative_rows_and_not_by_popularity(store, monkeypatch):
     # Users of the tiny store keep to one half of the items: two directions say it all.
     monkeypatch.setattr(builtin, "SVD_WIDTH", 2)
-    rows = builtin.evaluate_references(store, CONFIG, seed=1)
+    rows = builtin.evaluate_baselines(store, CONFIG, seed=1)
     recall = {row.name: np.mean([*row.validation.recall[5], *row.test.recall[5]]) for row in rows}
     assert recall["SVD"] > 1.3 * recall["popularity"]
     assert recall["SVD + scenario prior"] > 1.3 * recall["popularity in scenario"]
@@ -125,5 +125,5 @@ def test_the_best_candidate_and_prior_are_chosen(store):
 
 def test_large_pools_get_item_knn_in_place_of_ease(store, monkeypatch):
     monkeypatch.setattr(builtin, "MAX_EASE_ITEMS", tiny.NUM_ITEMS - 1)
-    names = [row.name for row in builtin.evaluate_references(store, CONFIG, seed=1)]
+    names = [row.name for row in builtin.evaluate_baselines(store, CONFIG, seed=1)]
     assert names[-1] == "item-kNN + scenario prior"

@@ -32,7 +32,7 @@ def without(monkeypatch):
 @pytest.mark.parametrize("name", catalogue.SYSTEMS)
 def test_every_system_has_a_module_that_needs_no_library_to_be_imported(name):
     module = importlib.import_module(catalogue.SYSTEMS[name].module)
-    assert list(inspect.signature(module.evaluate_references).parameters) == [
+    assert list(inspect.signature(module.evaluate_baselines).parameters) == [
         "store",
         "config",
         "seed",

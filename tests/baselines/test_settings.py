@@ -110,7 +110,7 @@ def test_als_folds_the_querys_own_window_in(store, implicit):
 
 
 def test_implicit_has_four_rows(store, implicit):
-    rows = implicit_models.evaluate_references(store, CONFIG, seed=0)
+    rows = implicit_models.evaluate_baselines(store, CONFIG, seed=0)
     assert [row.name for row in rows] == [
         "implicit ALS",
         "implicit ALS + scenario prior",

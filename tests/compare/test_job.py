@@ -19,7 +19,7 @@ from tests import tiny
 CONFIG = "configs/kuairand.py:sample"
 
 
-def evaluate_references(store, config, *, seed):
+def evaluate_baselines(store, config, *, seed):
     """A peer of one trial."""
     made = [({"a": 1}, linear.make_popularity(store))]
     return selection.evaluate_trials("popular", made, store, config, seed=seed)
@@ -42,7 +42,7 @@ def make_task(folder, **fields):
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
     """Of a finished job of the system `mine`."""
-    module = types.SimpleNamespace(evaluate_references=evaluate_references)
+    module = types.SimpleNamespace(evaluate_baselines=evaluate_baselines)
     monkeypatch.setitem(sys.modules, "made_up_system", module)
     # An installed library, so that the record says which version.
     mine = catalogue.System("made_up_system", "mine", ("numpy",))

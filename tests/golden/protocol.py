@@ -241,13 +241,13 @@ def baselines() -> dict[str, Any]:
             with contextlib.ExitStack() as stack:
                 for constant, value in changes.items():
                     stack.enter_context(mock.patch.object(builtin, constant, value))
-                rows = builtin.evaluate_references(store, CONFIG, seed=1)
+                rows = builtin.evaluate_baselines(store, CONFIG, seed=1)
             for row in rows:
                 found |= {f"{name}{row.name}: {key}": value for key, value in of_row(row).items()}
     return found
 
 
-def of_row(row: builtin.Reference) -> dict[str, Any]:
+def of_row(row: builtin.Baseline) -> dict[str, Any]:
     """Chosen settings, 0 standing for none, and recall."""
     settings = [float(row.settings[name] or 0) for name in sorted(row.settings)]
     found: dict[str, Any] = {"settings": settings} if settings else {}

@@ -28,7 +28,7 @@ def evaluate(store, split, query_Q, seed):
 @pytest.mark.parametrize("teacher_seed", [1, 2])
 def test_teacher_and_student_are_compared_by_an_interval_and_nothing_more(store, teacher_seed):
     lines = []
-    run = object.__new__(stages.Session)
+    run = object.__new__(stages.Stages)
     run.experiment = types.SimpleNamespace(eval=CONFIG)
     run.store, run.spec = store, store.spec
     run.log = types.SimpleNamespace(line=lines.append)

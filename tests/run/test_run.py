@@ -39,7 +39,7 @@ def start(monkeypatch, tmp_path):
 
     def start(session, experiment=experiment, handle_signals=True):
         monkeypatch.setattr(run, "prepare", lambda *arguments: tmp_path / "store")
-        monkeypatch.setattr(run.stages, "Session", lambda *arguments: session)
+        monkeypatch.setattr(run.stages, "Stages", lambda *arguments: session)
         monkeypatch.setattr(run.report, "write", lambda of: of.report())
         run.run(experiment, tmp_path, "all", handle_signals=handle_signals)
 

@@ -45,7 +45,7 @@ class Session:
         )
         self.mesh = sharding.make_mesh(devices)
         model = tiny.make_matcher(spec)
-        self.log = runlog.Reporter(workdir, is_main=True)
+        self.log = runlog.RunLog(workdir, is_main=True)
         self.stop = StopAt(stop_step) if stop_step else interrupt.StopRequest()
         self.setting = train.Setting(
             mesh=self.mesh,

@@ -13,7 +13,7 @@ from dsmoe_jax.evaluation import evaluators, protocol
 from dsmoe_jax.run import stages
 
 
-def evaluate(experiment: schema.Experiment, store: store_lib.Store) -> list[builtin.Reference]:
+def evaluate(experiment: schema.Experiment, store: store_lib.Store) -> list[builtin.Baseline]:
     """The systems `truth` and `truncated` on all queries of both splits."""
     data = cast(world.SyntheticWorldConfig, experiment.data)
     true = world.TrueScores(data.folder(data.store_dir), store)
@@ -34,6 +34,6 @@ def evaluate(experiment: schema.Experiment, store: store_lib.Store) -> list[buil
         )
 
     return [
-        builtin.Reference(name, {}, judge("validation", cut), judge("test", cut))
+        builtin.Baseline(name, {}, judge("validation", cut), judge("test", cut))
         for name, cut in (("truth", False), ("truncated", True))
     ]
