@@ -20,15 +20,10 @@ PRELU_SLOPE = 0.25
 
 
 class EncodedHistory(NamedTuple):
-    """What the unit needs of a history, computed once per user.
+    """What the unit needs of a history, computed once per user."""
 
-    Attributes:
-      events: The embedded events.
-      hidden_BLA: The history's part of the unit's first layer.
-    """
-
-    events: embed.Events
-    hidden_BLA: Float[jax.Array, "B L A"]
+    events: embed.Events  # The embedded events
+    hidden_BLA: Float[jax.Array, "B L A"]  # The history's part of the unit's first layer
 
 
 class DINAttention(nn.Module):
@@ -41,14 +36,10 @@ class DINAttention(nn.Module):
     with candidate, event, difference and product as the unit's input.
     **Deviation:** the weights are normalised by a softmax, which the original leaves out; PReLU in
     place of Dice.
-
-    Attributes:
-      event_dim: E.
-      hidden: Widths A of the unit's hidden layers.
     """
 
-    event_dim: int
-    hidden: tuple[int, ...]
+    event_dim: int  # E
+    hidden: tuple[int, ...]  # Widths A of the unit's hidden layers
 
     def setup(self) -> None:
         lecun, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros_init()

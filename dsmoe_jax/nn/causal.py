@@ -106,13 +106,9 @@ def unit_norm(x: Float[jax.Array, "*batch E"]) -> Float[jax.Array, "*batch E"]:
 
 
 class RelativeBias(nn.Module):
-    """One learned number per distance of positions and one per time bucket, for all heads.
+    """One learned number per distance of positions and one per time bucket, for all heads."""
 
-    Attributes:
-      max_len: N.
-    """
-
-    max_len: int
+    max_len: int  # N
 
     @nn.compact
     def __call__(
@@ -128,17 +124,11 @@ class RelativeBias(nn.Module):
 
 
 class Input(nn.Module):
-    """x0 = sqrt(E) event + position, dropped out; 0 where no position counts.
+    """x0 = sqrt(E) event + position, dropped out; 0 where no position counts."""
 
-    Attributes:
-      dim: E.
-      max_len: N.
-      dropout: Rate.
-    """
-
-    dim: int
-    max_len: int
-    dropout: float
+    dim: int  # E
+    max_len: int  # N
+    dropout: float  # Rate
 
     @nn.compact
     def __call__(
@@ -167,23 +157,14 @@ class Input(nn.Module):
 
 
 class Encoder(nn.Module):
-    """What every encoder is: a stack of blocks on events and their positions.
+    """What every encoder is: a stack of blocks on events and their positions."""
 
-    Attributes:
-      dim: E, which H divides.
-      num_blocks: Blocks.
-      num_heads: H.
-      max_len: N.
-      dropout: Rate in the blocks.
-      input_dropout: Rate on the first block's input.
-    """
-
-    dim: int
-    num_blocks: int = 2
-    num_heads: int = 1
-    max_len: int = 50
-    dropout: float = 0.0
-    input_dropout: float = 0.0
+    dim: int  # E, which H divides
+    num_blocks: int = 2  # Blocks
+    num_heads: int = 1  # H
+    max_len: int = 50  # N
+    dropout: float = 0.0  # Rate in the blocks
+    input_dropout: float = 0.0  # Rate on the first block's input
 
     def __call__(
         self,

@@ -30,18 +30,14 @@ class ScenarioNorm(nn.Module):
 
     **Paper:** section "Experts", domain-specific batch normalisation. The paper names only
     (gamma_d, beta_d); statistics are per scenario too.
-
-    Attributes:
-      kind: "dsbn"; "bn" normalises all scenarios together (the ablation "w/o DSBN"); "none" returns
-        its input.
-      num_scenarios: S.
-      num_features: F.
-      momentum: Share of the batch in the running statistics, in (0, 1] (PyTorch's convention).
     """
 
+    # "dsbn"; "bn" normalises all scenarios together (the ablation "w/o DSBN"); "none" returns its
+    # input.
     kind: str
-    num_scenarios: int
-    num_features: int
+    num_scenarios: int  # S
+    num_features: int  # F
+    # Share of the batch in the running statistics, in (0, 1] (PyTorch's convention).
     momentum: float = 0.1
 
     def setup(self) -> None:

@@ -24,16 +24,11 @@ class HistoryEncoder(nn.Module):
     **Deviation:** ours, the encoders' papers know no other features. The tower drops its inputs
     out, this one among them; experts are not balanced. The output is divided by sqrt(E), which the
     encoder's input was multiplied with, so that it is of the size of other fields.
-
-    Attributes:
-      kind: "hstu", "fuxi" or "fuxi_mme".
-      dim: E.
-      max_len: Positions of the longest history.
     """
 
-    kind: str
-    dim: int
-    max_len: int
+    kind: str  # "hstu", "fuxi" or "fuxi_mme"
+    dim: int  # E
+    max_len: int  # Positions of the longest history
 
     def setup(self) -> None:
         if self.kind == "hstu":

@@ -29,14 +29,10 @@ class Split(nn.Module):
 
     y = x W + bias with x = [part_0; part_1; ...]: a user's piece is multiplied once per user, an
     item's once per item, and only the sum is spread over pairs.
-
-    Attributes:
-      widths: Width of each piece.
-      out_dim: O.
     """
 
-    widths: tuple[int, ...]
-    out_dim: int
+    widths: tuple[int, ...]  # Width of each piece
+    out_dim: int  # O
 
     def setup(self) -> None:
         shape_IO = (sum(self.widths), self.out_dim)
@@ -54,17 +50,11 @@ class Split(nn.Module):
 
 
 class ExpertLinear(nn.Module):
-    """K linear layers, each on its own input: [B, ..., K * I] to [B, ..., K * O].
+    """K linear layers, each on its own input: [B, ..., K * I] to [B, ..., K * O]."""
 
-    Attributes:
-      num_experts: K.
-      in_dim: I.
-      out_dim: O.
-    """
-
-    num_experts: int
-    in_dim: int
-    out_dim: int
+    num_experts: int  # K
+    in_dim: int  # I
+    out_dim: int  # O
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B ... KI"]) -> Float[jax.Array, "B ... KO"]:
@@ -85,16 +75,11 @@ class ScenarioLinear(nn.Module):
 
     All S products are computed and one is kept: with few scenarios that is cheaper than moving
     rows.
-
-    Attributes:
-      num_scenarios: S.
-      in_dim: I.
-      out_dim: O.
     """
 
-    num_scenarios: int
-    in_dim: int
-    out_dim: int
+    num_scenarios: int  # S
+    in_dim: int  # I
+    out_dim: int  # O
 
     @nn.compact
     def __call__(
@@ -132,15 +117,10 @@ def mix(
 
 
 class LayerNorm(nn.Module):
-    """Each expert's outputs of a row with mean 0 and variance 1, then a learned gain and shift.
+    """Each expert's outputs of a row with mean 0 and variance 1, then a learned gain and shift."""
 
-    Attributes:
-      num_experts: K.
-      num_features: K * O.
-    """
-
-    num_experts: int
-    num_features: int
+    num_experts: int  # K
+    num_features: int  # K * O
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B ... KO"]) -> Float[jax.Array, "B ... KO"]:
@@ -156,23 +136,14 @@ class LayerNorm(nn.Module):
 
 
 class NormBlock(nn.Module):
-    """Normalisation -> ReLU -> dropout, after a linear layer.
+    """Normalisation -> ReLU -> dropout, after a linear layer."""
 
-    Attributes:
-      norm: One of `NORMS`.
-      num_scenarios: S.
-      num_features: K * O.
-      momentum: Of the running statistics.
-      dropout: Rate.
-      num_experts: K, of which layer normalisation takes each by itself.
-    """
-
-    norm: str
-    num_scenarios: int
-    num_features: int
-    momentum: float
-    dropout: float
-    num_experts: int = 1
+    norm: str  # One of `NORMS`
+    num_scenarios: int  # S
+    num_features: int  # K * O
+    momentum: float  # Of the running statistics
+    dropout: float  # Rate
+    num_experts: int = 1  # K, of which layer normalisation takes each by itself
 
     @nn.compact
     def __call__(
@@ -194,22 +165,14 @@ class ExpertStack(nn.Module):
 
     The first product is the caller's: where experts read one input it is one product for all, and
     of a joint input it is split.
-
-    Attributes:
-      num_experts: K.
-      dims: Width O of every layer, the first product's first.
-      norm: One of `NORMS`.
-      num_scenarios: S.
-      momentum: Of the running statistics.
-      dropout: Rate, after every layer.
     """
 
-    num_experts: int
-    dims: tuple[int, ...]
-    norm: str
-    num_scenarios: int
-    momentum: float
-    dropout: float
+    num_experts: int  # K
+    dims: tuple[int, ...]  # Width O of every layer, the first product's first
+    norm: str  # One of `NORMS`
+    num_scenarios: int  # S
+    momentum: float  # Of the running statistics
+    dropout: float  # Rate, after every layer
 
     def setup(self) -> None:
         K = self.num_experts
@@ -234,21 +197,13 @@ class ExpertStack(nn.Module):
 
 
 class ScenarioTower(nn.Module):
-    """One perceptron per scenario that ends in a logit; each example uses its own.
+    """One perceptron per scenario that ends in a logit; each example uses its own."""
 
-    Attributes:
-      num_scenarios: S.
-      in_dim: I.
-      dims: Widths between I and the logit; a block follows each.
-      norm: One of `NORMS`.
-      momentum: Of the running statistics.
-    """
-
-    num_scenarios: int
-    in_dim: int
-    dims: tuple[int, ...]
-    norm: str
-    momentum: float
+    num_scenarios: int  # S
+    in_dim: int  # I
+    dims: tuple[int, ...]  # Widths between I and the logit; a block follows each
+    norm: str  # One of `NORMS`
+    momentum: float  # Of the running statistics
 
     def setup(self) -> None:
         S, dims = self.num_scenarios, (self.in_dim, *self.dims, 1)
@@ -267,14 +222,10 @@ class ScenarioTower(nn.Module):
 
 
 class ReluStack(nn.Module):
-    """K perceptrons side by side from their first product on, with nothing but ReLU between.
+    """K perceptrons side by side from their first product on, with nothing but ReLU between."""
 
-    Attributes:
-      num_experts: K.
-      dims: Width O of every layer, the first product's first; the last is not rectified.
-    """
-
-    num_experts: int
+    num_experts: int  # K
+    # Width O of every layer, the first product's first; the last is not rectified.
     dims: tuple[int, ...]
 
     @nn.compact

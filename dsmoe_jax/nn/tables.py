@@ -77,22 +77,15 @@ def _init_table(
 
 
 class Slot(NamedTuple):
-    """Where E entries of an input come from, for readers that hold no model.
+    """Where E entries of an input come from, for readers that hold no model."""
 
-    Attributes:
-      kind: "sparse": a row of the table; "bag": the mean of the rows of the ids above 0;
-        "sequence": the same over the events; "dense": the value times the row.
-      name: Of the feature.
-      column: Of the sparse or dense matrix, or the field of the sequence's events; 0 for a bag.
-      table: Name of the array.
-      first_row: Row of id 0, or of the dense feature.
-    """
-
+    # "sparse": a row of the table; "bag": the mean of the rows of the ids above 0; "sequence": the
+    # same over the events; "dense": the value times the row.
     kind: str
-    name: str
-    column: int
-    table: str
-    first_row: int
+    name: str  # Of the feature
+    column: int  # Of the sparse or dense matrix, or the field of the sequence's events; 0 for a bag
+    table: str  # Name of the array
+    first_row: int  # Row of id 0, or of the dense feature
 
 
 class FieldTables(nn.Module):
@@ -101,18 +94,12 @@ class FieldTables(nn.Module):
     Small fields share one fused table, each with an offset: one gather forward and one scatter
     backward for all of them, sparse fields and bags alike. A field has a table of its own when it
     is large, when a history is pooled with it, or when it is an id that rankers cross.
-
-    Attributes:
-      sparse: The categorical columns.
-      bags: The multi-valued columns.
-      own: Names of the fields that have a table of their own beside the large ones.
-      dim: Width E.
     """
 
-    sparse: tuple[features.SparseFeature, ...]
-    bags: tuple[features.BagFeature, ...]
-    own: tuple[str, ...]
-    dim: int
+    sparse: tuple[features.SparseFeature, ...]  # The categorical columns
+    bags: tuple[features.BagFeature, ...]  # The multi-valued columns
+    own: tuple[str, ...]  # Names of the fields that have a table of their own beside the large ones
+    dim: int  # Width E
 
     def setup(self) -> None:
         sizes: dict[str, tuple[int, ...]] = {

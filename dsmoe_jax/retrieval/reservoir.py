@@ -27,18 +27,13 @@ _WORD = 32
 
 
 class Reservoir(NamedTuple):
-    """Candidates for the k best of every query.
+    """Candidates for the k best of every query."""
 
-    Attributes:
-      score_LN: Their scores; -inf where there is none.
-      item_LN: Their ids, ascending among equal scores.
-      filled: Rows in use, the same for every query; what lies behind them means nothing.
-      floor_N: k candidates with smaller ids than all to come reach it; -inf before that.
-    """
-
-    score_LN: Float[jax.Array, "L N"]
-    item_LN: Int[jax.Array, "L N"]
+    score_LN: Float[jax.Array, "L N"]  # Their scores; -inf where there is none
+    item_LN: Int[jax.Array, "L N"]  # Their ids, ascending among equal scores
+    # Rows in use, the same for every query; what lies behind them means nothing.
     filled: Int[jax.Array, ""]
+    # k candidates with smaller ids than all to come reach it; -inf before that.
     floor_N: Float[jax.Array, "N"]
 
 

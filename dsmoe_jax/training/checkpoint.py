@@ -21,27 +21,17 @@ from dsmoe_jax.training import sharding, train_state
 
 @dataclasses.dataclass
 class Progress:
-    """Where a stage stands, saved beside its state.
+    """Where a stage stands, saved beside its state."""
 
-    Attributes:
-      stage: Name of the stage.
-      step: Steps taken; the next batch is number `step` of the stage.
-      epochs_evaluated: Epochs that are complete and evaluated.
-      best_score: Best macro validation recall so far; -1 before the first evaluation.
-      best_step: Step of the best state.
-      bad_epochs: Evaluations since the best one; patience compares with it.
-      train_s: Seconds of training so far, evaluation included, before and after interruptions.
-      example_s: Seconds of those spent in training steps.
-    """
-
-    stage: str
-    step: int = 0
-    epochs_evaluated: int = 0
-    best_score: float = -1.0
-    best_step: int = 0
-    bad_epochs: int = 0
+    stage: str  # Name of the stage
+    step: int = 0  # Steps taken; the next batch is number `step` of the stage
+    epochs_evaluated: int = 0  # Epochs that are complete and evaluated
+    best_score: float = -1.0  # Best macro validation recall so far; -1 before the first evaluation
+    best_step: int = 0  # Step of the best state
+    bad_epochs: int = 0  # Evaluations since the best one; patience compares with it
+    # Seconds of training so far, evaluation included, before and after interruptions.
     train_s: float = 0.0
-    example_s: float = 0.0
+    example_s: float = 0.0  # Seconds of those spent in training steps
 
 
 class Checkpoint:

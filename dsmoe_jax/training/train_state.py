@@ -14,20 +14,14 @@ from dsmoe_jax.training import optimizer, sharding
 
 
 class TrainState(NamedTuple):
-    """The state of one stage.
+    """The state of one stage."""
 
-    Attributes:
-      step: int32 scalar, steps taken.
-      params: Trained parameters.
-      model_state: Flax collections beside the parameters: `batch_stats`, `constants`, ...
-      opt_state: The optimiser's moments.
-      average: The moving average of the parameters and of what the model tracks, or None.
-    """
-
-    step: jax.Array
-    params: Any
+    step: jax.Array  # int32 scalar, steps taken
+    params: Any  # Trained parameters
+    # Flax collections beside the parameters: `batch_stats`, `constants`, ...
     model_state: dict[str, Any]
-    opt_state: Any
+    opt_state: Any  # The optimiser's moments
+    # The moving average of the parameters and of what the model tracks, or None.
     average: "Frozen | None" = None
 
 

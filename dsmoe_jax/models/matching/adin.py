@@ -81,16 +81,11 @@ class InterestAdaptation(nn.Module):
     """Every field times a gate of its scenario: a_s = 2 sigmoid(W2_s ReLU(W1_s mean_E(field))).
 
     Embeddings are small at the start, so that gates are then near 1.
-
-    Attributes:
-      num_scenarios: S.
-      num_fields: N.
-      reduction: N / reduction hidden units, at least one.
     """
 
-    num_scenarios: int
-    num_fields: int
-    reduction: int
+    num_scenarios: int  # S
+    num_fields: int  # N
+    reduction: int  # N / reduction hidden units, at least one
 
     def setup(self) -> None:
         S, N = self.num_scenarios, self.num_fields
@@ -109,17 +104,12 @@ class InterestAdaptation(nn.Module):
 
 
 class Tower(nn.Module):
-    """Adaptation of the input, shared and per-scenario networks, their fusion and a last layer.
+    """Adaptation of the input, shared and per-scenario networks, their fusion and a last layer."""
 
-    Attributes:
-      in_dim: I.
-      spec: The features, whose scenarios are S and whose fields are of width E = C.
-      cfg: See `ADINConfig`.
-    """
-
-    in_dim: int
+    in_dim: int  # I
+    # The features, whose scenarios are S and whose fields are of width E = C.
     spec: features.FeatureSpec
-    cfg: ADINConfig
+    cfg: ADINConfig  # See `ADINConfig`
 
     def setup(self) -> None:
         cfg, S, C = self.cfg, self.spec.num_scenarios, self.spec.embedding_dim

@@ -46,12 +46,9 @@ class ScenarioEmbedder(nn.Module):
 
     A history is embedded with its example's scenario's item tables. There is no embedding of the
     scenario: within one it would be a constant.
-
-    Attributes:
-      spec: The features.
     """
 
-    spec: features.FeatureSpec
+    spec: features.FeatureSpec  # The features
 
     def setup(self) -> None:
         spec = self.spec

@@ -73,12 +73,9 @@ class ICANConfig(schema.MatcherConfig):
 class ContextualAttention(nn.Module):
     """Weights of a user's groups for the target scenario: a_g = exp(s_g) / (sum_g exp(s_g) + 0.001)
     with s_g = tanh(MLP([t; x_g; x_g - t; x_g * t])).
-
-    Attributes:
-      hidden_dims: Widths of the unit's hidden layers, each followed by tanh.
     """
 
-    hidden_dims: tuple[int, ...]
+    hidden_dims: tuple[int, ...]  # Widths of the unit's hidden layers, each followed by tanh
 
     @nn.compact
     def __call__(
@@ -100,12 +97,9 @@ class ContextualAttention(nn.Module):
 class InternalAttention(nn.Module):
     """Self-attention among a user's groups: heads of products that are not scaled, then one linear
     map; no residual, normalisation or feed-forward layer.
-
-    Attributes:
-      num_heads: H.
     """
 
-    num_heads: int
+    num_heads: int  # H
 
     @nn.compact
     def __call__(

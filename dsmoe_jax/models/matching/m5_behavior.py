@@ -16,17 +16,11 @@ from dsmoe_jax.nn import attention, tables
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: h + Attention(LN(h)), then h + FFN(LN(h)) with GELU.
+    """A pre-norm transformer block: h + Attention(LN(h)), then h + FFN(LN(h)) with GELU."""
 
-    Attributes:
-      width: W, which the heads divide.
-      num_heads: H.
-      expansion: Width of the FFN's hidden layer, in W.
-    """
-
-    width: int
-    num_heads: int
-    expansion: int = 2
+    width: int  # W, which the heads divide
+    num_heads: int  # H
+    expansion: int = 2  # Width of the FFN's hidden layer, in W
 
     def setup(self) -> None:
         self.attention_norm, self.ffn_norm = nn.LayerNorm(), nn.LayerNorm()
@@ -57,18 +51,12 @@ class Interests(nn.Module):
     h is a transformer block over projected tokens e_t + position_t, of which the most recent event
     has position 0. The parameters are shared by all histories. In training masked events are
     replaced by a learned token, and predicted from what surrounds them.
-
-    Attributes:
-      event_dim: E.
-      width: W.
-      num_heads: H.
-      max_len: L.
     """
 
-    event_dim: int
-    width: int
-    num_heads: int
-    max_len: int
+    event_dim: int  # E
+    width: int  # W
+    num_heads: int  # H
+    max_len: int  # L
 
     def setup(self) -> None:
         init = nn.initializers.truncated_normal(tables.TABLE_STD)

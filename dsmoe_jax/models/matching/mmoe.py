@@ -58,14 +58,10 @@ class MMoETower(nn.Module):
     Mixture-of-Experts", section 4.2, with scenarios as tasks.
     **Deviation:** a task's tower is one linear layer, since its output is a vector; libraries that
     normalise the gate's logits over the batch are not followed, the paper does not.
-
-    Attributes:
-      num_scenarios: S.
-      cfg: See `MMoEConfig`.
     """
 
-    num_scenarios: int
-    cfg: MMoEConfig
+    num_scenarios: int  # S
+    cfg: MMoEConfig  # See `MMoEConfig`
 
     def setup(self) -> None:
         cfg, S = self.cfg, self.num_scenarios

@@ -106,15 +106,10 @@ def check_division(name: str, value: int, whole_name: str, whole: int) -> None:
 
 
 class ItemTable(nn.Module):
-    """The table of item ids, under the name that updates of single rows know it by.
+    """The table of item ids, under the name that updates of single rows know it by."""
 
-    Attributes:
-      feature: The item id.
-      dim: D.
-    """
-
-    feature: features.SparseFeature
-    dim: int
+    feature: features.SparseFeature  # The item id
+    dim: int  # D
 
     def setup(self) -> None:
         self.item_tables = tables.FieldTables((self.feature,), (), (self.feature.name,), self.dim)

@@ -70,16 +70,11 @@ class GraphTower(nn.Module):
     **Deviation:** the unit's equation, the normalisation and what is fused are inferred. Summaries
     read as if the last layer alone were: products of L + 1 fields. So built, validation recall on
     the packaged rows stayed near that of popularity; all orders, from the first, learn.
-
-    Attributes:
-      in_dim: I.
-      spec: The features.
-      cfg: See `PERSCENConfig`.
     """
 
-    in_dim: int
-    spec: features.FeatureSpec
-    cfg: PERSCENConfig
+    in_dim: int  # I
+    spec: features.FeatureSpec  # The features
+    cfg: PERSCENConfig  # See `PERSCENConfig`
 
     def setup(self) -> None:
         cfg, S, E = self.cfg, self.spec.num_scenarios, self.spec.embedding_dim

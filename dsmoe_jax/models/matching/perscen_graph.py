@@ -22,14 +22,10 @@ class GraphGenerator(nn.Module):
     side: one product does for all first layers.
 
     **Paper:** PERSCEN, user-specific feature graph, after the public code of EmerG.
-
-    Attributes:
-      num_fields: F.
-      in_dim: I.
     """
 
-    num_fields: int
-    in_dim: int
+    num_fields: int  # F
+    in_dim: int  # I
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B I"]) -> Float[jax.Array, "B F F"]:
@@ -144,16 +140,11 @@ class FeatureGraph(nn.Module):
 
     **Paper:** PERSCEN, lightweight graph neural network on the user-specific graph; its layers and
     the activation's place are those of EmerG's public code.
-
-    Attributes:
-      num_fields: F.
-      dim: E.
-      num_layers: Graph layers >= 1.
     """
 
-    num_fields: int
-    dim: int
-    num_layers: int
+    num_fields: int  # F
+    dim: int  # E
+    num_layers: int  # Graph layers >= 1
 
     def setup(self) -> None:
         self.generator = GraphGenerator(self.num_fields, self.num_fields * self.dim)

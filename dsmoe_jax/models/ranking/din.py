@@ -79,20 +79,13 @@ class Activation(nn.Module):
     """Dice, p x + (1 - p) a x with p = sigmoid(norm(x)), or PReLU of norm(x), a learned per unit.
 
     **Deviation:** Dice's normalisation has a learned gain and shift.
-
-    Attributes:
-      kind: One of `ACTIVATIONS`.
-      norm: One of `dsbn.KINDS`.
-      num_scenarios: S.
-      num_features: O.
-      momentum: Of the running statistics.
     """
 
-    kind: str
-    norm: str
-    num_scenarios: int
-    num_features: int
-    momentum: float
+    kind: str  # One of `ACTIVATIONS`
+    norm: str  # One of `dsbn.KINDS`
+    num_scenarios: int  # S
+    num_features: int  # O
+    momentum: float  # Of the running statistics
 
     @nn.compact
     def __call__(

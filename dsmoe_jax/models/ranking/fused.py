@@ -54,12 +54,9 @@ class Fused(ranker.Ranker):
     **Paper:** section "Distillation" of DSMOE calls its teacher fused; that it averages several
     rankers is a second reading of the word.
     **Deviation:** members are trained together, on the loss of their mean.
-
-    Attributes:
-      members: Rankers by name.
     """
 
-    members: Mapping[str, ranker.Ranker]
+    members: Mapping[str, ranker.Ranker]  # Rankers by name
 
     @property
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -81,20 +81,14 @@ class JointRankerConfig(schema.RankerConfig):
 
 
 class Encoded(NamedTuple):
-    """What scoring needs of a user.
+    """What scoring needs of a user."""
 
-    Attributes:
-      first_BO: The user's part of the first layer.
-      user_id_BE: The user id's embedding, None where the features hold no user id.
-      pooled: Mean of every history's events.
-      attended: The histories that candidates attend to.
-      collaborative_BC: The pooled collaborative vector, None without.
-    """
-
-    first_BO: Float[jax.Array, "B O"]
+    first_BO: Float[jax.Array, "B O"]  # The user's part of the first layer
+    # The user id's embedding, None where the features hold no user id.
     user_id_BE: Float[jax.Array, "B E"] | None
-    pooled: dict[str, jax.Array]
-    attended: dict[str, attention.EncodedHistory]
+    pooled: dict[str, jax.Array]  # Mean of every history's events
+    attended: dict[str, attention.EncodedHistory]  # The histories that candidates attend to
+    # The pooled collaborative vector, None without.
     collaborative_BC: Float[jax.Array, "B C"] | None
 
 
