@@ -56,19 +56,13 @@ class MatcherEvaluator:
         config: schema.EvalConfig,
         mesh: jax.sharding.Mesh,
     ):
-        """Builds the functions; they compile at the first call.
+        """Builds the functions, which compile at the first call.
 
-        Args:
-          store: The prepared data.
-          spec: The features the model sees.
-          corpus: All items, on the devices.
-          matcher: The model.
-          config: Cut-offs, batch sizes, backend and removal rule.
-          mesh: The devices: queries and corpus are split over them.
+        Queries and corpus, all items, are split over the devices of the mesh.
         """
         self._store, self._spec, self._corpus, self._config = store, spec, corpus, config
         self._mesh, self._matcher = mesh, matcher
-        self._batch_size = _round_up(config.query_batch, mesh.size)
+        self._batch_size = sharding.shard_rows(config.query_batch, mesh.size) * mesh.size
         self._embed_users = jax.jit(
             lambda frozen, users, scenario_B: _apply(
                 matcher, frozen, users, scenario_B, method="embed_user"
@@ -259,7 +253,7 @@ def evaluate_scores(
       store: The prepared data.
       config: Cut-offs, batch size and removal rule.
       split: "validation" or "test".
-      query_Q: Ids of the queries.
+      query_Q: Rows of the split's query table.
       scores: Maps at most `batch_size` query ids to scores [B, V], column = item id (column 0 is
         ignored); rows past the given ids are padding.
       batch_size: Queries scored at once; `config.query_batch`, or what memory allows.
@@ -315,10 +309,6 @@ def _read_queries(
         mesh, (batch.users, batch.scenario_Q)
     )
     return placed
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 # Shown on a terminal only, and by one process.

@@ -177,16 +177,7 @@ class Protocol:
     """Collects the lists of one system, batch by batch, and makes an `Evaluation`."""
 
     def __init__(self, store: store_lib.Store, config: schema.EvalConfig, split: str):
-        """Opens the split's query table.
-
-        Args:
-          store: The prepared data.
-          config: Cut-offs and removal rule.
-          split: "validation" or "test".
-
-        Raises:
-          ValueError: On another split.
-        """
+        """Opens the query table of a split, "validation" or "test"; ValueError on another."""
         self.split = split
         self._store, self._config = store, config
         self._length = max(config.k[-1], config.mrr_depth)

@@ -65,12 +65,7 @@ class DINAttention(nn.Module):
     def __call__(
         self, encoded: EncodedHistory, candidate_BGE: Float[jax.Array, "_ G E"]
     ) -> Float[jax.Array, "B G E"]:
-        """The attended history of every candidate; 0 where the history is empty.
-
-        Args:
-          encoded: Histories of B users.
-          candidate_BGE: Candidates [B, G, E], or [1, G, E] shared by all users.
-        """
+        """The attended history of every candidate, [1, G, E] where users share them; 0 if empty."""
         of_candidate, _, of_difference, of_product = jnp.split(self.kernels[0], 4)
         event_BLE, mask_BL = encoded.events
         query_BGA = candidate_BGE @ (of_candidate + of_difference)

@@ -51,10 +51,8 @@ def make_timeline(
     **Paper:** HSTU and FuXi-alpha, the temporal channel, as in their public code.
     **Deviation:** an empty history counts as one position without an event, which those never have.
 
-    Args:
-      events_BL: Which positions hold an event: the first ones of each row.
-      time_BL: Unix seconds of the events.
-      time_B: Unix seconds of the request.
+    `events_BL` marks the positions that hold an event, the first ones of each row; times are Unix
+    seconds, `time_B` that of the request.
     """
     mask_BL = events_BL.at[:, 0].set(True)
     time_BL = jnp.where(events_BL, time_BL, 0)
@@ -176,13 +174,7 @@ class Encoder(nn.Module):
     ) -> tuple[Float[jax.Array, "B L E"], Aux]:
         """One vector per position, which sees that position and what came before.
 
-        Args:
-          event_BLE: Embedded events; 0 at padding.
-          timeline: Of the same histories.
-          offset_BLE: Added to the first block's input.
-          train: Whether dropout acts.
-
-        Returns:
-          The vectors, and unweighted auxiliary losses by name.
+        Events are 0 at padding; `offset_BLE` is added to the first block's input. Also returns
+        unweighted auxiliary losses by name.
         """
         raise NotImplementedError(f"{type(self).__name__} encodes nothing")

@@ -81,7 +81,6 @@ class ExpertFFN(nn.Module):
     def __call__(
         self, y_BMLE: Float[jax.Array, "B M L E"], mask_BL: Bool[jax.Array, "B L"]
     ) -> tuple[Float[jax.Array, "B M L E"], Float[jax.Array, ""]]:
-        """The output and the balance of its experts."""
         K, E, hidden = self.num_experts, y_BMLE.shape[-1], self.hidden_dim
         first_KEI = self.param("first", _STACKED, (K, E, hidden), jnp.float32)
         third_KEI = self.param("third", _STACKED, (K, E, hidden), jnp.float32)
@@ -104,7 +103,6 @@ class ExpertProjection(nn.Module):
     def __call__(
         self, x_BMLE: Float[jax.Array, "B M L E"], mask_BL: Bool[jax.Array, "B L"]
     ) -> tuple[Float[jax.Array, "B M L O"], Float[jax.Array, ""]]:
-        """The output and the balance of its experts."""
         K, E = self.num_experts, x_BMLE.shape[-1]
         gate_BMLK, balance = Router(K, self.experts_per_token, name="router")(x_BMLE, mask_BL)
         kernel_KEO = self.param("kernel", self.kernel_init, (K, E, self.out_dim), jnp.float32)

@@ -55,13 +55,7 @@ class HistoryEncoder(nn.Module):
         sequence: batch_lib.Sequence,
         time_B: jax.Array,
     ) -> Float[jax.Array, "B E"]:
-        """One vector per user; an empty history has a learned one.
-
-        Args:
-          event_BLE: The embedded events; 0 at padding.
-          sequence: Their ids and times.
-          time_B: Unix seconds of the request.
-        """
+        """One vector per user; an empty history has a learned one. `time_B` is the request's."""
         timeline = causal.make_timeline(sequence.ids_BLF[..., 0] > 0, sequence.time_BL, time_B)
         state_BLE, _ = self.encoder(event_BLE, timeline, train=False)
         return causal.last_position(state_BLE, timeline.mask_BL) / self.dim**0.5

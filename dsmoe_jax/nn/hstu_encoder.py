@@ -31,7 +31,6 @@ class Block(nn.Module):
     def __call__(
         self, x_BLE: Float[jax.Array, "B L E"], timeline: causal.Timeline, *, train: bool
     ) -> Float[jax.Array, "B L E"]:
-        """Applies the block."""
         B, L, E = x_BLE.shape
         H = self.num_heads
         normal = nn.initializers.normal(causal.KERNEL_STD)

@@ -58,7 +58,6 @@ class ExpertLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B ... KI"]) -> Float[jax.Array, "B ... KO"]:
-        """Multiplies."""
         K, inputs, outputs = self.num_experts, self.in_dim, self.out_dim
         kernel_KIO = self.param("kernel", _STACKED, (K, inputs, outputs), jnp.float32)
         bias_O = self.param("bias", nn.initializers.zeros_init(), (K * outputs,), jnp.float32)
@@ -85,7 +84,6 @@ class ScenarioLinear(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"]
     ) -> Float[jax.Array, "B ... O"]:
-        """Multiplies."""
         S, outputs = self.num_scenarios, self.out_dim
         kernel_SIO = self.param("kernel", _STACKED, (S, self.in_dim, outputs), jnp.float32)
         bias_SO = self.param("bias", nn.initializers.zeros_init(), (S, outputs), jnp.float32)
@@ -124,7 +122,6 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B ... KO"]) -> Float[jax.Array, "B ... KO"]:
-        """Normalises."""
         ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
         shape, like = (self.num_features,), (*(1,) * (x.ndim - 1), self.num_features)
         scale = self.param("scale", ones, shape, jnp.float32).reshape(like)
@@ -149,7 +146,6 @@ class NormBlock(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "B ... O"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
     ) -> Float[jax.Array, "B ... O"]:
-        """Applies the block."""
         if self.norm == "ln":
             normal = LayerNorm(self.num_experts, self.num_features, name="norm")(x)
         else:
@@ -189,7 +185,6 @@ class ExpertStack(nn.Module):
         *,
         train: bool,
     ) -> Float[jax.Array, "B ... KO"]:
-        """The experts' outputs."""
         hidden = self.expert_blocks[0](first, one_hot_BS, train=train)
         for layer, block in zip(self.expert_layers, self.expert_blocks[1:], strict=True):
             hidden = block(layer(hidden), one_hot_BS, train=train)
@@ -215,7 +210,6 @@ class ScenarioTower(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
     ) -> Float[jax.Array, "B ..."]:
-        """The logits."""
         for layer, block in zip(self.tower_layers, self.tower_blocks, strict=False):
             x = block(layer(x, one_hot_BS), one_hot_BS, train=train)
         return self.tower_layers[-1](x, one_hot_BS)[..., 0]
@@ -230,7 +224,6 @@ class ReluStack(nn.Module):
 
     @nn.compact
     def __call__(self, first: Float[jax.Array, "B ... KI"]) -> Float[jax.Array, "B ... KO"]:
-        """The outputs."""
         hidden = first
         for shape in itertools.pairwise(self.dims):
             hidden = ExpertLinear(self.num_experts, *shape)(nn.relu(hidden))

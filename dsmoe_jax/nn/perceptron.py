@@ -37,7 +37,6 @@ class Perceptron(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
     ) -> Float[jax.Array, "B ... O"]:
-        """Runs the tower."""
         for layer, block in zip(self.layers, self.blocks, strict=False):
             x = block(self._multiply(layer, x, one_hot_BS), one_hot_BS, train=train)
         return self._multiply(self.layers[-1], x, one_hot_BS)

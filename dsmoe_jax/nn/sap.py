@@ -76,11 +76,8 @@ class SAP(nn.Module):
     ) -> Float[jax.Array, "..."]:
         """Outputs [B, ..., K * O].
 
-        Args:
-          parts: The input in pieces whose widths sum to I, with leading axes that broadcast, e.g.
-            users [B, 1, I_u] and items [1, G, I_v]: each piece is multiplied before it is spread.
-          scenario_SC: Embeddings of the scenarios.
-          one_hot_BS: The scenario of each example.
+        The input comes in pieces whose widths sum to I, with leading axes that broadcast, e.g.
+        users [B, 1, I_u] and items [1, G, I_v]: each piece is multiplied before it is spread.
         """
         # What W, B and the bias multiply stands side by side, so that one product does for all
         # three and another for all three gradients.

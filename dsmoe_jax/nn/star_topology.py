@@ -49,16 +49,10 @@ class StarLinear(nn.Module):
         index: int = 0,
         affine: Affine | None = None,
     ) -> Float[jax.Array, "B ... O"]:
-        """The product of one piece with the weights of each example's scenario.
+        """The product of piece `index` with the weights of each example's scenario.
 
-        The first piece carries the biases.
-
-        Args:
-          part: The piece.
-          one_hot_BS: The scenario of each example.
-          index: Which piece it is.
-          affine: Gain and shift of the piece's columns in every scenario, applied before the
-            product.
+        The first piece carries the biases. `affine` is a gain and a shift of the piece's columns in
+        every scenario, applied before the product.
         """
         start = sum(self.widths[:index])
         rows = slice(start, start + self.widths[index])

@@ -23,11 +23,7 @@ class FaissIndex:
     """Flat inner product index; implements `index.Index`."""
 
     def __init__(self, item_VD: Float[jax.Array | np.ndarray, "V D"]):
-        """Copies the corpus into FAISS.
-
-        Args:
-          item_VD: Item vectors, row = item id; row 0 is padding and never returned.
-        """
+        """Copies the corpus, row = item id, into FAISS; row 0 is padding and never returned."""
         # Row 0 is left out, so FAISS's position p is item p + 1.
         item_XD = np.ascontiguousarray(np.asarray(item_VD)[1:], dtype=np.float32)
         self._index: Any = faiss.IndexFlatIP(item_XD.shape[1])

@@ -112,21 +112,10 @@ class Checkpoint:
 
 
 class StageCheckpoints:
-    """The checkpoints of one stage in a workdir.
-
-    Attributes:
-      latest: The state to resume from.
-      best: The state to keep.
-    """
+    """The checkpoints of one stage in a workdir: `latest` to resume from, `best` to keep."""
 
     def __init__(self, workdir: pathlib.Path, stage: str, identity: dict[str, Any]):
-        """Opens the folders.
-
-        Args:
-          workdir: The run's folder.
-          stage: Name of the stage.
-          identity: Flat fields (configuration and data hash) that a resumed run must share.
-        """
+        """Opens the folders; a resumed run must share the identity: flat fields and a data hash."""
         root = workdir.absolute() / "checkpoints" / stage
         self.latest, self.best = (Checkpoint(root / name, identity) for name in ("latest", "best"))
 

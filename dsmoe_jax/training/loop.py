@@ -240,7 +240,7 @@ class _Loop:
             self._waited_s += time.perf_counter() - start_s
         return placed
 
-    def _compile_steps(self) -> train_step.Steps:
+    def _compile_steps(self) -> train_step.Step:
         stage, setting = self._stage, self._setting
         taught = stage.distillation
         step = train_step.make_train_step(
@@ -253,7 +253,7 @@ class _Loop:
             average_decay=stage.average_decay,
             loss_method=stage.loss_method,
         )
-        steps: train_step.Steps = train_step.jit_step(
+        steps: train_step.Step = train_step.jit_step(
             train_step.make_steps(step, setting.steps_per_dispatch), setting.mesh, self._like
         )
         return steps

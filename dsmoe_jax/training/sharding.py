@@ -70,9 +70,7 @@ def splits_table(mesh: AnyMesh, rows: int) -> bool:
 def abstract(tree: Any, layout: Any) -> Any:
     """Shapes and types of the leaves in a layout: what can be compiled for, without the arrays.
 
-    Args:
-      tree: Of arrays or their shapes.
-      layout: A sharding of every leaf, or one for all.
+    The layout is a sharding of every leaf, or one for all.
     """
     if isinstance(layout, jax.sharding.Sharding):
         layout = jax.tree.map(lambda _: layout, tree)
@@ -120,11 +118,7 @@ def check_batch(mesh: Mesh, rows: int) -> None:
 
 
 def put_batches(mesh: Mesh, batches: list[Any]) -> Any:
-    """As `put_batch`, several stacked along a new first axis, which no device splits.
-
-    Raises:
-      ValueError: When the devices do not divide a batch.
-    """
+    """As `put_batch`, several stacked along a new first axis, which no device splits."""
     check_batch(mesh, jax.tree.leaves(batches[0])[0].shape[0])
     layout = NamedSharding(mesh, P(None, AXIS))
 
@@ -148,13 +142,8 @@ def put_replicated(mesh: Mesh, tree: Any) -> Any:
 def put_rows(mesh: Mesh, read: Callable[[slice], Any], num_rows: int) -> Any:
     """Host arrays with a common leading axis: every device gets its rows, and no host reads others.
 
-    They are laid out as `rows_layout` says; rows past the last are zeros.
-
-    Args:
-      mesh: The devices.
-      read: Host arrays, as a tree, of a slice of the rows; called once for each device of this
-        process, one after the other.
-      num_rows: Rows to read, in all.
+    They are laid out as `rows_layout` says; rows past the last are zeros. `read` gives a tree of
+    host arrays of a slice of the rows, once for each device of this process, one after the other.
     """
     layout, padded = rows_layout(mesh, num_rows)
     if layout.is_fully_replicated:

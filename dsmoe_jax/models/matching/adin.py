@@ -140,7 +140,6 @@ class Tower(nn.Module):
         *,
         train: bool,
     ) -> Float[jax.Array, "B ... D"]:
-        """Runs the tower."""
         adapted = self.adaptation(input_BI, one_hot_BS)
         shared = self._run_shared(adapted, scenario_SC, one_hot_BS, train)
         specific = adapted

@@ -135,6 +135,8 @@ class ICAN(two_tower.Matcher):
     out. The item vector is a linear map of all item fields by default.
     """
 
+    item_uses_scenario = False
+
     cfg: ICANConfig
 
     def setup(self) -> None:
@@ -146,11 +148,6 @@ class ICAN(two_tower.Matcher):
         self.user_layers = [nn.Dense(width) for width in (*cfg.hidden_dims, cfg.output_dim)]
         if cfg.item_vector == "fields":
             self.item_layer = nn.Dense(cfg.output_dim)
-
-    @property
-    def item_uses_scenario(self) -> bool:
-        """One index serves all scenarios."""
-        return False
 
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
@@ -171,7 +168,6 @@ class ICAN(two_tower.Matcher):
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
-        """Item vectors, the same in all scenarios."""
         embedded = self.embedder.items(items)
         if self.cfg.item_vector == "id":
             return self.drop(embedded.fields["item_id"], train=train), {}

@@ -78,12 +78,8 @@ class Interests(nn.Module):
     ) -> tuple[Float[jax.Array, "N W"], Float[jax.Array, "N L E"]]:
         """Interests, 0 where the history is empty, and what event each position predicts.
 
-        A prediction should have the largest inner product with the event that is there.
-
-        Args:
-          event_NLE: Embedded events, the most recent first.
-          mask_NL: Whether a position holds an event.
-          masked_NL: Which events are hidden.
+        The most recent event comes first; those in `masked_NL` are hidden. A prediction should have
+        the largest inner product with the event that is there.
         """
         token_NLE = jnp.where(masked_NL[..., None], self.masked_E[None, None], event_NLE)
         hidden_NLW = self.block(self.project(token_NLE + self.position_LE[None]), mask_NL)
@@ -102,13 +98,8 @@ def masked_item_loss(
 ) -> Float[jax.Array, ""]:
     """Sampled softmax of the hidden items, its mean over the masked positions; 0 without any.
 
-    Args:
-      predicted_NLE: From `Interests`.
-      event_NLE: The true events.
-      item_NL: Their items.
-      negative_XE: Uniformly drawn items, embedded alike; shared by all positions.
-      negative_X: Their ids; one that is the position's own item does not count there.
-      masked_NL: Which events are hidden, and predicted.
+    All positions share the uniform negatives; one that is a position's own item does not count
+    there.
     """
     own_NL = (predicted_NLE * event_NLE).sum(axis=-1)
     logit_NLX = predicted_NLE @ negative_XE.T

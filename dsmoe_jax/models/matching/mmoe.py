@@ -80,7 +80,6 @@ class MMoETower(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
     ) -> Float[jax.Array, "B ... D"]:
-        """Runs the tower."""
         K = self.cfg.num_experts
         first = self.first(x)
         hidden = self.blocks[0](first[..., : K * self.cfg.expert_dims[0]], one_hot_BS, train=train)

@@ -135,6 +135,7 @@ class PERSCEN(two_tower.Matcher):
     """
 
     has_end_epoch = True
+    item_uses_scenario = True  # it opens the item tower's gates
 
     cfg: PERSCENConfig
 
@@ -151,11 +152,6 @@ class PERSCEN(two_tower.Matcher):
         self.codes = perscen_quantizer.VectorQuantizer(cfg.num_codes, H, cfg.commitment)
         self.seed_hidden, self.seed_out = mlp.Split((H, H), H), nn.Dense(H)
         self.seed_block = self._make_block()
-
-    @property
-    def item_uses_scenario(self) -> bool:
-        """Always: the scenario opens the item tower's gates."""
-        return True
 
     @property
     def preference_history(self) -> str:
@@ -185,7 +181,6 @@ class PERSCEN(two_tower.Matcher):
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
-        """Item vectors in the scenarios."""
         one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
         x = self.drop(self.embedder.items(items).input_BI, train=train)
         gate_SH = self.item_tower.seed(self._encode_scenarios())

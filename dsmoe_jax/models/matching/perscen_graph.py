@@ -29,7 +29,6 @@ class GraphGenerator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B I"]) -> Float[jax.Array, "B F F"]:
-        """Runs every generator."""
         F, inputs = self.num_fields, self.in_dim + self.num_fields
         as_one_hot, zeros = nn.initializers.normal(inputs**-0.5), nn.initializers.zeros_init()
         stacked = nn.initializers.lecun_normal(batch_axis=(0,))
@@ -156,7 +155,6 @@ class FeatureGraph(nn.Module):
         )
 
     def graphs(self, x: Float[jax.Array, "B I"]) -> list[Float[jax.Array, "B F F"]]:
-        """The refined graph of every layer."""
         first_BFF, support_BFF = refine(self.generator(x))
         found = [first_BFF]
         for _ in range(1, self.num_layers):

@@ -68,7 +68,6 @@ class DIN(joint_ranker.JointRanker):
     def _trunk(
         self, first_BGO: Float[jax.Array, "B G O"], one_hot_BS: Float[jax.Array, "B S"], train: bool
     ) -> Float[jax.Array, "B G"]:
-        """The perceptron after its first product."""
         hidden = first_BGO
         for activate, drop, layer in zip(self.activations, self.drops, self.layers, strict=True):
             hidden = layer(drop(activate(hidden, one_hot_BS, train=train), train=train))
@@ -91,7 +90,6 @@ class Activation(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "B G O"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
     ) -> Float[jax.Array, "B G O"]:
-        """Activates."""
         norm = dsbn.ScenarioNorm(
             self.norm, self.num_scenarios, self.num_features, self.momentum, name="norm"
         )

@@ -60,7 +60,6 @@ class Fused(ranker.Ranker):
 
     @property
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:
-        """What any member wants."""
         shapes: dict[str, tuple[int, ...]] = {}
         for member in self.members.values():
             shapes.update(member.constant_shapes)
@@ -83,7 +82,6 @@ class Fused(ranker.Ranker):
         *,
         train: bool,
     ) -> Float[jax.Array, "B G"]:
-        """Logits of candidates [B, G], or [1, G] shared by all users."""
         logits = (
             member.score(encoded[name], items, scenario_B, train=train)
             for name, member in self.members.items()

@@ -174,7 +174,6 @@ class JointRanker(ranker.Ranker):
         *,
         train: bool,
     ) -> Float[jax.Array, "B G"]:
-        """Logits of candidates [B, G], or [1, G] shared by all users."""
         one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
         item_BG = items.sparse_VF[..., 0]
         embedded = self.embedder.items(items)
