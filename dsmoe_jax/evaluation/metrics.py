@@ -50,7 +50,7 @@ def find_members(
     key = np.sort(row_of(rows) * stride + rows.items)
     wanted_QT = np.arange(len(item_QT))[:, None] * stride + item_QT
     found_QT = np.minimum(np.searchsorted(key, wanted_QT), len(key) - 1)
-    return key[found_QT] == wanted_QT
+    return np.asarray(key[found_QT] == wanted_QT)
 
 
 def hits_at_k(hit_QT: Bool[np.ndarray, "Q T"], k: int) -> Int[np.ndarray, "Q"]:

@@ -110,9 +110,10 @@ class Evaluation(NamedTuple):
         )
 
     def _take(self, mask_Q: np.ndarray) -> "Evaluation":
-        return jax.tree.map(
+        taken: Evaluation = jax.tree.map(
             lambda leaf: leaf[mask_Q] if isinstance(leaf, np.ndarray) else leaf, self
         )
+        return taken
 
     def _summarise_scenarios(self) -> dict[str, Any]:
         columns = {

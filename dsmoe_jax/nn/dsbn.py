@@ -102,7 +102,9 @@ class ScenarioNorm(nn.Module):
         shape_SF = (self.num_scenarios, self.num_features)
         return jnp.broadcast_to(gain_SF, shape_SF), jnp.broadcast_to(shift_SF, shape_SF)
 
-    def _record(self, running: nn.Variable, batch_SF: jax.Array, enough_S1: jax.Array) -> None:
+    def _record(
+        self, running: nn.Variable[jax.Array], batch_SF: jax.Array, enough_S1: jax.Array
+    ) -> None:
         moved_SF = (1 - self.momentum) * running.value + self.momentum * batch_SF
         running.value = jnp.where(enough_S1, moved_SF, running.value)
 

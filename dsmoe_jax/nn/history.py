@@ -58,4 +58,5 @@ class HistoryEncoder(nn.Module):
         """One vector per user; an empty history has a learned one. `time_B` is the request's."""
         timeline = causal.make_timeline(sequence.ids_BLF[..., 0] > 0, sequence.time_BL, time_B)
         state_BLE, _ = self.encoder(event_BLE, timeline, train=False)
-        return causal.last_position(state_BLE, timeline.mask_BL) / self.dim**0.5
+        scale: float = self.dim**0.5
+        return causal.last_position(state_BLE, timeline.mask_BL) / scale

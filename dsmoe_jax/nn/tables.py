@@ -30,6 +30,8 @@ MASKED_LOOKUP_ROWS = 16_384
 
 SMALL_FIELDS = "small_fields"
 
+AnyFeature = features.SparseFeature | features.BagFeature
+
 
 def padded_rows(num_ids: int) -> int:
     """Rows of a table for `num_ids` ids: a large one is padded to a multiple of 1,024."""
@@ -43,9 +45,7 @@ def masks_lookups(rows: int) -> bool:
     return rows >= MASKED_LOOKUP_ROWS
 
 
-def has_own_table(
-    feature: features.SparseFeature | features.BagFeature, own: tuple[str, ...]
-) -> bool:
+def has_own_table(feature: AnyFeature, own: tuple[str, ...]) -> bool:
     """Whether a field is kept out of its side's fused table."""
     return feature.num_ids >= LARGE_TABLE_IDS or feature.name in own
 
@@ -128,7 +128,7 @@ class FieldTables(nn.Module):
         return table_VE * _known_rows(num_ids, table_VE.shape[0])
 
     @property
-    def _features(self) -> list[features.SparseFeature | features.BagFeature]:
+    def _features(self) -> list[AnyFeature]:
         return [*self.sparse, *self.bags]
 
     @property
@@ -147,7 +147,7 @@ class FieldTables(nn.Module):
             table = SMALL_FIELDS if name in offsets else name
             return Slot(kind, name, column.get(name, 0), table, offsets.get(name, 0))
 
-        def group(kind: str, side: tuple, own: bool) -> list[Slot]:
+        def group(kind: str, side: tuple[AnyFeature, ...], own: bool) -> list[Slot]:
             return [slot(kind, f.name) for f in side if self.has_own_table(f) == own]
 
         return [

@@ -61,4 +61,6 @@ class FaissIndex:
         score_NT, position_NT = self._index.search(query_ND, k)
         item_NT = (position_NT + 1).astype(np.int32)  # FAISS fills short lists with -1
         score_NT = np.where(item_NT == 0, np.float32(-np.inf), score_NT)
-        return index_lib.merge_interests(score_NT.reshape(Q, M, k), item_NT.reshape(Q, M, k), k)
+        apart = score_NT.reshape(Q, M, k), item_NT.reshape(Q, M, k)
+        lists: tuple[jax.Array, jax.Array] = index_lib.merge_interests(*apart, k)
+        return lists

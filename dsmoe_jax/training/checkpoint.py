@@ -54,7 +54,8 @@ class Checkpoint:
     @property
     def step(self) -> int | None:
         """Step of the state that is there."""
-        return self.manager.latest_step()
+        latest: int | None = self.manager.latest_step()
+        return latest
 
     @property
     def path(self) -> pathlib.Path:

@@ -281,7 +281,8 @@ class RowSparse:
         """The array on every device."""
         if self.mesh is None:
             return array
-        return jax.lax.with_sharding_constraint(array, sharding.replicated(self.mesh))
+        whole: jax.Array = jax.lax.with_sharding_constraint(array, sharding.replicated(self.mesh))
+        return whole
 
     def _on_owners(
         self,

@@ -126,7 +126,9 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, types and layout of what `init_state` makes, on devices that need not exist."""
     shapes = jax.eval_shape(make_init(model, updater, averaged), jax.random.key(0))
-    return sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
+    layout = sharding.state_sharding(mesh, shapes)
+    like: TrainState = sharding.abstract(shapes, layout)
+    return like
 
 
 def make_init(

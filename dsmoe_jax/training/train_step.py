@@ -195,9 +195,6 @@ def make_steps(step: Step, most: int) -> Step:
     metrics are stacked likewise, and those past `count` are zeros.
     """
 
-    def take(batches: batch_lib.Batch, index: jax.Array | int) -> batch_lib.Batch:
-        return jax.tree.map(lambda leaf: leaf[index], batches)
-
     def steps(
         state: train_state.TrainState,
         frozen_teacher: train_state.Frozen | None,
@@ -210,7 +207,8 @@ def make_steps(step: Step, most: int) -> Step:
         def run(
             state: train_state.TrainState, index: jax.Array | int
         ) -> tuple[train_state.TrainState, Metrics]:
-            return step(state, frozen_teacher, corpus, take(batches, index), distill_weight, key)
+            batch = jax.tree.map(lambda leaf: leaf[index], batches)
+            return step(state, frozen_teacher, corpus, batch, distill_weight, key)
 
         if most == 1:
             state, metrics = run(state, 0)
@@ -225,6 +223,9 @@ def make_steps(step: Step, most: int) -> Step:
 
         shapes = jax.eval_shape(lambda: run(state, 0)[1])
         empty = {name: jnp.zeros((most, *s.shape), s.dtype) for name, s in shapes.items()}
-        return jax.lax.fori_loop(0, count, add, (state, empty))
+        taken: tuple[train_state.TrainState, Metrics] = jax.lax.fori_loop(
+            0, count, add, (state, empty)
+        )
+        return taken
 
     return steps

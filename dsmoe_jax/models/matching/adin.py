@@ -187,7 +187,7 @@ class ADIN(symmetric.SymmetricMatcher):
     weights of shared networks are a softmax; normalisation follows the linear layers of the
     networks, not the gates of the fusion, which are constant within a scenario; the last layer is
     linear. Trained on the binary cross entropy that all methods share, where the original has a
-    sampled softmax. Self-training, off by default, judges unlabelled items in every step with the
+    sampled softmax. Self-training, off by default, labels unlabelled items in every step with the
     model as it is, where the original freezes it from time to time.
     """
 

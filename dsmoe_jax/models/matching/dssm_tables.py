@@ -27,7 +27,7 @@ def spread(spec: features.FeatureSpec) -> features.FeatureSpec:
       ValueError: When a feature gets more ids than int32 can number.
     """
 
-    def spread_side(side: tuple) -> tuple:
+    def spread_side(side: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
             dataclasses.replace(f, num_ids=1 + spec.num_scenarios * (f.num_ids - 1)) for f in side
         )

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float
 
 from dsmoe_jax import features
@@ -124,7 +125,7 @@ class FuxiMME(next_item.NextItemMatcher):
             return super().normalize(vector)
         M = self.cfg.num_subspaces
         parts = causal.unit_norm(vector.reshape(*vector.shape[:-1], M, -1)) * M**-0.5
-        return parts.reshape(vector.shape)
+        return jnp.reshape(parts, vector.shape)
 
     def weigh(self, aux: two_tower.Aux) -> two_tower.Aux:
         return {name: self.cfg.balance_weight * value for name, value in aux.items()}

@@ -229,7 +229,8 @@ class M5(two_tower.Matcher):
     def _draw_masked(self, mask_NL: Bool[jax.Array, "N L"]) -> Bool[jax.Array, "N L"]:
         seed = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
         lot_NL = dropout_lib.hash_positions(seed, mask_NL.shape)
-        return mask_NL & (lot_NL < jnp.uint32(self.cfg.mask_rate * 2**32))
+        drawn_NL: jax.Array = lot_NL < jnp.uint32(self.cfg.mask_rate * 2**32)
+        return mask_NL & drawn_NL
 
     def _run_experts(
         self, input_BI: Float[jax.Array, "B I"], one_hot_BS: Float[jax.Array, "B S"], train: bool

@@ -89,7 +89,8 @@ def _find_kth_largest(
         count_B1 = (value_BV >= higher_B1).sum(axis=1, keepdims=True, dtype=dtype)
         return jnp.where(count_B1 >= k_B1, higher_B1, found_B1)
 
-    return jax.lax.fori_loop(0, bits, set_bit, jnp.zeros(k_B1.shape, dtype))
+    kth_B1: jax.Array = jax.lax.fori_loop(0, bits, set_bit, jnp.zeros(k_B1.shape, dtype))
+    return kth_B1
 
 
 def refine(

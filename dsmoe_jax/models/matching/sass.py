@@ -226,4 +226,4 @@ def _have_equal_profiles(users: batch_lib.Users) -> Bool[jax.Array, "B B"]:
     """
     same_BBF = users.sparse_BF[:, None] == users.sparse_BF[None]
     near_BBF = users.dense_BF[:, None] == users.dense_BF[None]
-    return same_BBF.all(axis=2) & near_BBF.all(axis=2)
+    return jnp.all(same_BBF, axis=2) & jnp.all(near_BBF, axis=2)

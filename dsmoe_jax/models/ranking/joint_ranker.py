@@ -213,7 +213,8 @@ class JointRanker(ranker.Ranker):
         train: bool,
     ) -> Float[jax.Array, "_ ... O"]:
         """The product of one part, 0 the user's, 1 the item's, 2 the pair's."""
-        return self.first(index, self.drop(part, train=train))
+        product: jax.Array = self.first(index, self.drop(part, train=train))
+        return product
 
     def _trunk(
         self, first_BGO: Float[jax.Array, "B G O"], one_hot_BS: Float[jax.Array, "B S"], train: bool
@@ -227,7 +228,7 @@ class JointRanker(ranker.Ranker):
         """Collaborative vector of a user: the pooled ones of the history's items."""
         ids_BL = sequences[HISTORY].ids_BLF[..., 0]
         mask_BL = ids_BL > 0
-        vector_BLC = self._constant("item_vector_VC")[ids_BL]
+        vector_BLC: jax.Array = self._constant("item_vector_VC")[ids_BL]
         vector_BLC = vector_BLC * mask_BL[..., None].astype(jnp.float32)
         count_B1 = jnp.maximum(mask_BL.sum(axis=-1, keepdims=True), 1).astype(jnp.float32)
         if self.cfg.collaborative_pooling == "sqrt":
@@ -241,7 +242,8 @@ class JointRanker(ranker.Ranker):
         if not root.has_variable("constants", name):
             shape = self.constant_shapes[name]
             root.put_variable("constants", name, jnp.zeros(shape, jnp.float32))
-        return root.get_variable("constants", name)
+        value: jax.Array = root.get_variable("constants", name)
+        return value
 
     @property
     def _sequence_widths(self) -> dict[str, int]:
