@@ -96,7 +96,7 @@ def train_stage(
     """Trains a stage, from its latest checkpoint where there is one, and returns its best state.
 
     Raises:
-      InterruptedRunError: After a stop request, with the state saved.
+      InterruptedRunError: After an interrupt, with the state saved.
       DivergedError: When the loss is not finite, or the task's absurdly large, naming the step and
         the last good checkpoint.
     """
