@@ -9,7 +9,6 @@ events, M interests (1), D output. Inputs may have axes between B and I (candida
 """
 
 import dataclasses
-import functools
 import itertools
 
 import flax.linen as nn
@@ -165,10 +164,7 @@ class Tower(nn.Module):
         for layer, block in zip(self.shared_layers, self.shared_blocks[1:], strict=True):
             hidden = block(layer(hidden), one_hot_BS, train=train)
         weight = scenario.pick(nn.softmax(scenario_SC @ self.weight_CK), one_hot_BS, hidden.ndim)
-        networks = jnp.split(hidden, self.cfg.num_shared, axis=-1)
-        weights = jnp.split(weight, self.cfg.num_shared, axis=-1)
-        terms = (w * network for w, network in zip(weights, networks, strict=True))
-        return functools.reduce(jnp.add, terms)
+        return mlp.mix(hidden, weight)
 
     def _block(self, width: int) -> mlp.NormBlock:
         return mlp.NormBlock(

@@ -7,12 +7,10 @@ axes between B and I (candidates of an example).
 """
 
 import dataclasses
-import functools
 import itertools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import features
@@ -85,10 +83,8 @@ class MMoETower(nn.Module):
         hidden = self.blocks[0](first[..., : K * self.cfg.expert_dims[0]], one_hot_BS, train=train)
         for layer, block in zip(self.layers, self.blocks[1:], strict=True):
             hidden = block(layer(hidden), one_hot_BS, train=train)
-        weights = jnp.split(self._gate(first, one_hot_BS), K, axis=-1)
-        experts = jnp.split(hidden, K, axis=-1)
-        terms = (weight * expert for weight, expert in zip(weights, experts, strict=True))
-        output: jax.Array = self.output(functools.reduce(jnp.add, terms), one_hot_BS)
+        mixed = mlp.mix(hidden, self._gate(first, one_hot_BS))
+        output: jax.Array = self.output(mixed, one_hot_BS)
         return output
 
     def _gate(
