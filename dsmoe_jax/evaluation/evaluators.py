@@ -56,19 +56,13 @@ class MatcherEvaluator:
         config: schema.EvalConfig,
         mesh: jax.sharding.Mesh,
     ):
-        """Builds the functions; they compile at the first call.
+        """Builds the functions, which compile at the first call.
 
-        Args:
-          store: The prepared data.
-          spec: The features the model sees.
-          corpus: All items, on the devices.
-          matcher: The model.
-          config: Cut-offs, batch sizes, backend and removal rule.
-          mesh: The devices: queries and corpus are split over them.
+        Queries and corpus, all items, are split over the devices of the mesh.
         """
         self._store, self._spec, self._corpus, self._config = store, spec, corpus, config
         self._mesh, self._matcher = mesh, matcher
-        self._batch_size = _round_up(config.query_batch, mesh.size)
+        self._batch_size = sharding.shard_rows(config.query_batch, mesh.size) * mesh.size
         self._embed_users = jax.jit(
             lambda frozen, users, scenario_B: _apply(
                 matcher, frozen, users, scenario_B, method="embed_user"
@@ -107,7 +101,8 @@ class MatcherEvaluator:
 
     def embed_corpus(self, frozen: train_state.Frozen, scenario: int) -> Float[jax.Array, "rows D"]:
         """Item vectors in a scenario, row = item id; rows from V on are padding."""
-        return self._embed_corpus(frozen, self._corpus, jnp.int32(scenario))
+        item_VD: jax.Array = self._embed_corpus(frozen, self._corpus, jnp.int32(scenario))
+        return item_VD
 
     def lower_embed_corpus(self, frozen: train_state.Frozen) -> jax.stages.Lowered:
         """`embed_corpus`, lowered for arrays, or their shapes, in their layout: to look at."""
@@ -148,7 +143,9 @@ class MatcherEvaluator:
         def split(leaf: jax.Array) -> jax.Array:
             missing = Z * W - leaf.shape[0]
             leaf = jnp.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
-            return jax.lax.with_sharding_constraint(leaf.reshape(Z, W, *leaf.shape[1:]), by_rows)
+            leaf_ZW = leaf.reshape(Z, W, *leaf.shape[1:])
+            own: jax.Array = jax.lax.with_sharding_constraint(leaf_ZW, by_rows)
+            return own
 
         items_ZW = jax.tree.map(split, corpus)
 
@@ -160,20 +157,21 @@ class MatcherEvaluator:
             items = jax.tree.map(take, items_ZW)
             scenario_B = jnp.full(Z * chunk, scenario, jnp.int32)
             item_BD, _ = _apply(self._matcher, frozen, items, scenario_B, method="embed_item")
-            return item_BD.reshape(Z, chunk, -1)
+            return jnp.reshape(item_BD, (Z, chunk, -1))
 
         def fill(step: jax.Array, item_ZWD: jax.Array) -> jax.Array:
             # The last chunk reaches back to stay inside the shard.
             start = jnp.minimum(step * chunk, W - chunk)
             item_ZWD = jax.lax.dynamic_update_slice_in_dim(item_ZWD, embed(start), start, axis=1)
-            return jax.lax.with_sharding_constraint(item_ZWD, by_rows)
+            filled_ZWD: jax.Array = jax.lax.with_sharding_constraint(item_ZWD, by_rows)
+            return filled_ZWD
 
         like = jax.eval_shape(embed, jnp.int32(0))
         empty_ZWD = jax.lax.with_sharding_constraint(
             jnp.zeros((Z, W, like.shape[2]), like.dtype), by_rows
         )
         item_ZWD = jax.lax.fori_loop(0, -(-W // chunk), fill, empty_ZWD)
-        return item_ZWD.reshape(Z * W, -1)
+        return jnp.reshape(item_ZWD, (Z * W, -1))
 
 
 class RankerEvaluator:
@@ -212,10 +210,13 @@ class RankerEvaluator:
             def score_chunk(start: jax.Array) -> jax.Array:
                 id_1G = jnp.minimum(start + jnp.arange(G), V - 1)[None]
                 items = batch_lib.take_items(corpus, id_1G)
-                return _apply(ranker, frozen, encoded, items, scenario_B, method="score")
+                logit_BG: jax.Array = _apply(
+                    ranker, frozen, encoded, items, scenario_B, method="score"
+                )
+                return logit_BG
 
-            logit_XBG = jax.lax.map(score_chunk, jnp.arange(0, V, G))
-            return logit_XBG.swapaxes(0, 1).reshape(len(scenario_B), -1)[:, :V]
+            logit_BXG = jax.lax.map(score_chunk, jnp.arange(0, V, G)).swapaxes(0, 1)
+            return jnp.reshape(logit_BXG, (len(scenario_B), -1))[:, :V]
 
         self._score = jax.jit(score, out_shardings=sharding.replicated(mesh))
 
@@ -224,7 +225,7 @@ class RankerEvaluator:
     ) -> protocol.Evaluation:
         """Evaluates the parameters on the given queries of a split, log-loss included."""
 
-        def scores(ids: np.ndarray) -> jax.Array:
+        def scores(ids: np.ndarray) -> Any:
             users, scenario_B = _read_queries(
                 self._mesh, self._store, self._spec, split, ids, self._batch_size
             )
@@ -259,7 +260,7 @@ def evaluate_scores(
       store: The prepared data.
       config: Cut-offs, batch size and removal rule.
       split: "validation" or "test".
-      query_Q: Ids of the queries.
+      query_Q: Rows of the split's query table.
       scores: Maps at most `batch_size` query ids to scores [B, V], column = item id (column 0 is
         ignored); rows past the given ids are padding.
       batch_size: Queries scored at once; `config.query_batch`, or what memory allows.
@@ -315,10 +316,6 @@ def _read_queries(
         mesh, (batch.users, batch.scenario_Q)
     )
     return placed
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 # Shown on a terminal only, and by one process.

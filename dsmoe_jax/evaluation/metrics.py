@@ -50,7 +50,7 @@ def find_members(
     key = np.sort(row_of(rows) * stride + rows.items)
     wanted_QT = np.arange(len(item_QT))[:, None] * stride + item_QT
     found_QT = np.minimum(np.searchsorted(key, wanted_QT), len(key) - 1)
-    return key[found_QT] == wanted_QT
+    return np.asarray(key[found_QT] == wanted_QT)
 
 
 def hits_at_k(hit_QT: Bool[np.ndarray, "Q T"], k: int) -> Int[np.ndarray, "Q"]:
@@ -153,12 +153,8 @@ def paired_bootstrap(
 ) -> Comparison:
     """Percentile bootstrap of paired differences; queries are resampled within their scenario.
 
-    Args:
-      difference_Q: Metric of one system minus the other's on the same query.
-      scenario_Q: In [0, S).
-      num_scenarios: S.
-      resamples: Number of resampled means per scenario.
-      seed: Of the resampling; the same arguments give the same intervals.
+    A difference is the metric of one system minus the other's on the same query. The same arguments
+    give the same intervals.
     """
     rng = np.random.default_rng(seed)
     mean_SB = np.full((num_scenarios, resamples), np.nan)

@@ -110,9 +110,10 @@ class Evaluation(NamedTuple):
         )
 
     def _take(self, mask_Q: np.ndarray) -> "Evaluation":
-        return jax.tree.map(
+        taken: Evaluation = jax.tree.map(
             lambda leaf: leaf[mask_Q] if isinstance(leaf, np.ndarray) else leaf, self
         )
+        return taken
 
     def _summarise_scenarios(self) -> dict[str, Any]:
         columns = {
@@ -177,16 +178,7 @@ class Protocol:
     """Collects the lists of one system, batch by batch, and makes an `Evaluation`."""
 
     def __init__(self, store: store_lib.Store, config: schema.EvalConfig, split: str):
-        """Opens the split's query table.
-
-        Args:
-          store: The prepared data.
-          config: Cut-offs and removal rule.
-          split: "validation" or "test".
-
-        Raises:
-          ValueError: On another split.
-        """
+        """Opens the query table of a split, "validation" or "test"; ValueError on another."""
         self.split = split
         self._store, self._config = store, config
         self._length = max(config.k[-1], config.mrr_depth)

@@ -85,10 +85,7 @@ ABLATION_TOKENS = (*dsmoe.ABLATIONS, "no_distill")
 
 
 def make_matcher(chosen: dict[str, str]) -> schema.MatcherConfig:
-    """The method of a variant: its axes "method" and "ablation".
-
-    Args:
-      chosen: The variant's tokens by axis, from `variants.parse`.
+    """The method of a variant: its axes "method" and "ablation", as `variants.parse` gives them.
 
     Raises:
       ValueError: When another method than DSMOE is to be ablated.
@@ -128,13 +125,9 @@ def history_encoder(chosen: dict[str, str]) -> str:
 def components(experiment: schema.Experiment, *, student: bool, teacher: bool) -> list[str]:
     """Components of `numerics.VERSIONS` that decide the numbers of a run.
 
-    A method class that a configuration file defines has no version: the hash of the configuration
-    names it.
-
-    Args:
-      experiment: The run.
-      student: Whether it trains the two-tower method.
-      teacher: Whether it trains a teacher or learns from one.
+    `student` says whether the run trains the two-tower method, `teacher` whether it trains a
+    teacher or learns from one. A method class that a configuration file defines has no version: the
+    hash of the configuration names it.
     """
     names = {cls: name for known in (MATCHERS, RANKERS) for name, cls in known.items()}
     used: list[Any] = [experiment.model] if student else []

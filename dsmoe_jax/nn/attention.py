@@ -20,15 +20,10 @@ PRELU_SLOPE = 0.25
 
 
 class EncodedHistory(NamedTuple):
-    """What the unit needs of a history, computed once per user.
+    """What the unit needs of a history, computed once per user."""
 
-    Attributes:
-      events: The embedded events.
-      hidden_BLA: The history's part of the unit's first layer.
-    """
-
-    events: embed.Events
-    hidden_BLA: Float[jax.Array, "B L A"]
+    events: embed.Events  # The embedded events
+    hidden_BLA: Float[jax.Array, "B L A"]  # The history's part of the unit's first layer
 
 
 class DINAttention(nn.Module):
@@ -41,14 +36,10 @@ class DINAttention(nn.Module):
     with candidate, event, difference and product as the unit's input.
     **Deviation:** the weights are normalised by a softmax, which the original leaves out; PReLU in
     place of Dice.
-
-    Attributes:
-      event_dim: E.
-      hidden: Widths A of the unit's hidden layers.
     """
 
-    event_dim: int
-    hidden: tuple[int, ...]
+    event_dim: int  # E
+    hidden: tuple[int, ...]  # Widths A of the unit's hidden layers
 
     def setup(self) -> None:
         lecun, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
@@ -74,12 +65,7 @@ class DINAttention(nn.Module):
     def __call__(
         self, encoded: EncodedHistory, candidate_BGE: Float[jax.Array, "_ G E"]
     ) -> Float[jax.Array, "B G E"]:
-        """The attended history of every candidate; 0 where the history is empty.
-
-        Args:
-          encoded: Histories of B users.
-          candidate_BGE: Candidates [B, G, E], or [1, G, E] shared by all users.
-        """
+        """The attended history of every candidate, [1, G, E] where users share them; 0 if empty."""
         of_candidate, _, of_difference, of_product = jnp.split(self.kernels[0], 4)
         event_BLE, mask_BL = encoded.events
         query_BGA = candidate_BGE @ (of_candidate + of_difference)

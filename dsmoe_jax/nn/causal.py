@@ -51,10 +51,8 @@ def make_timeline(
     **Paper:** HSTU and FuXi-alpha, the temporal channel, as in their public code.
     **Deviation:** an empty history counts as one position without an event, which those never have.
 
-    Args:
-      events_BL: Which positions hold an event: the first ones of each row.
-      time_BL: Unix seconds of the events.
-      time_B: Unix seconds of the request.
+    `events_BL` marks the positions that hold an event, the first ones of each row; times are Unix
+    seconds, `time_B` that of the request.
     """
     mask_BL = events_BL.at[:, 0].set(True)
     time_BL = jnp.where(events_BL, time_BL, 0)
@@ -106,13 +104,9 @@ def unit_norm(x: Float[jax.Array, "*batch E"]) -> Float[jax.Array, "*batch E"]:
 
 
 class RelativeBias(nn.Module):
-    """One learned number per distance of positions and one per time bucket, for all heads.
+    """One learned number per distance of positions and one per time bucket, for all heads."""
 
-    Attributes:
-      max_len: N.
-    """
-
-    max_len: int
+    max_len: int  # N
 
     @nn.compact
     def __call__(
@@ -128,17 +122,11 @@ class RelativeBias(nn.Module):
 
 
 class Input(nn.Module):
-    """x0 = sqrt(E) event + position, dropped out; 0 where no position counts.
+    """x0 = sqrt(E) event + position, dropped out; 0 where no position counts."""
 
-    Attributes:
-      dim: E.
-      max_len: N.
-      dropout: Rate.
-    """
-
-    dim: int
-    max_len: int
-    dropout: float
+    dim: int  # E
+    max_len: int  # N
+    dropout: float  # Rate
 
     @nn.compact
     def __call__(
@@ -167,23 +155,14 @@ class Input(nn.Module):
 
 
 class Encoder(nn.Module):
-    """What every encoder is: a stack of blocks on events and their positions.
+    """What every encoder is: a stack of blocks on events and their positions."""
 
-    Attributes:
-      dim: E, which H divides.
-      num_blocks: Blocks.
-      num_heads: H.
-      max_len: N.
-      dropout: Rate in the blocks.
-      input_dropout: Rate on the first block's input.
-    """
-
-    dim: int
-    num_blocks: int = 2
-    num_heads: int = 1
-    max_len: int = 50
-    dropout: float = 0.0
-    input_dropout: float = 0.0
+    dim: int  # E, which H divides
+    num_blocks: int = 2  # Blocks
+    num_heads: int = 1  # H
+    max_len: int = 50  # N
+    dropout: float = 0.0  # Rate in the blocks
+    input_dropout: float = 0.0  # Rate on the first block's input
 
     def __call__(
         self,
@@ -195,13 +174,7 @@ class Encoder(nn.Module):
     ) -> tuple[Float[jax.Array, "B L E"], Aux]:
         """One vector per position, which sees that position and what came before.
 
-        Args:
-          event_BLE: Embedded events; 0 at padding.
-          timeline: Of the same histories.
-          offset_BLE: Added to the first block's input.
-          train: Whether dropout acts.
-
-        Returns:
-          The vectors, and unweighted auxiliary losses by name.
+        Events are 0 at padding; `offset_BLE` is added to the first block's input. Also returns
+        unweighted auxiliary losses by name.
         """
         raise NotImplementedError(f"{type(self).__name__} encodes nothing")

@@ -17,12 +17,9 @@ class Dropout(nn.Module):
     """Drops entries with probability `rate` and scales the rest so that the expectation stays.
 
     Needs the random key `dropout` in training.
-
-    Attributes:
-      rate: In [0, 1).
     """
 
-    rate: float
+    rate: float  # In [0, 1)
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "*shape"], *, train: bool) -> Float[jax.Array, "*shape"]:

@@ -30,18 +30,14 @@ class ScenarioNorm(nn.Module):
 
     **Paper:** section "Experts", domain-specific batch normalisation. The paper names only
     (gamma_d, beta_d); statistics are per scenario too.
-
-    Attributes:
-      kind: "dsbn"; "bn" normalises all scenarios together (the ablation "w/o DSBN"); "none" returns
-        its input.
-      num_scenarios: S.
-      num_features: F.
-      momentum: Share of the batch in the running statistics, in (0, 1] (PyTorch's convention).
     """
 
+    # "dsbn"; "bn" normalises all scenarios together (the ablation "w/o DSBN"); "none" returns its
+    # input.
     kind: str
-    num_scenarios: int
-    num_features: int
+    num_scenarios: int  # S
+    num_features: int  # F
+    # Share of the batch in the running statistics, in (0, 1] (PyTorch's convention).
     momentum: float = 0.1
 
     def setup(self) -> None:
@@ -106,7 +102,9 @@ class ScenarioNorm(nn.Module):
         shape_SF = (self.num_scenarios, self.num_features)
         return jnp.broadcast_to(gain_SF, shape_SF), jnp.broadcast_to(shift_SF, shape_SF)
 
-    def _record(self, running: nn.Variable, batch_SF: jax.Array, enough_S1: jax.Array) -> None:
+    def _record(
+        self, running: nn.Variable[jax.Array], batch_SF: jax.Array, enough_S1: jax.Array
+    ) -> None:
         moved_SF = (1 - self.momentum) * running.value + self.momentum * batch_SF
         running.value = jnp.where(enough_S1, moved_SF, running.value)
 

@@ -26,33 +26,24 @@ SCENARIO_STD = 1.0
 
 
 class Events(NamedTuple):
-    """The embedded events of one history.
+    """The embedded events of one history."""
 
-    Attributes:
-      event_BLE: Embeddings of the events, its fields concatenated; 0 at padding.
-      mask_BL: Whether a position holds an event.
-    """
-
+    # Embeddings of the events, its fields concatenated; 0 at padding.
     event_BLE: Float[jax.Array, "B L E"]
-    mask_BL: Bool[jax.Array, "B L"]
+    mask_BL: Bool[jax.Array, "B L"]  # Whether a position holds an event
 
 
 class Embedded(NamedTuple):
-    """One side's embedded features.
+    """One side's embedded features."""
 
-    Attributes:
-      input_BI: All fields concatenated: a tower's input.
-      fields: The embeddings [..., E] of single fields that have a table of their own.
-      pooled: The mean of every history's events, [B, E x its fields], or of the history of all
-        scenarios what the spec's encoder makes of it; empty on the item side, and without the
-        histories of every scenario.
-      events: The events themselves, of all histories; empty on the item side.
-    """
-
-    input_BI: Float[jax.Array, "... I"]
+    input_BI: Float[jax.Array, "... I"]  # All fields concatenated: a tower's input
+    # The embeddings [..., E] of single fields that have a table of their own.
     fields: dict[str, jax.Array]
+    # The mean of every history's events, [B, E x its fields], or of the history of all scenarios
+    # what the spec's encoder makes of it; empty on the item side, and without the histories of
+    # every scenario.
     pooled: dict[str, jax.Array]
-    events: dict[str, Events]
+    events: dict[str, Events]  # The events themselves, of all histories; empty on the item side
 
 
 def own_tables(spec: features.FeatureSpec, side: str) -> tuple[str, ...]:
@@ -85,15 +76,11 @@ class Embedder(nn.Module):
     **Paper:** section "Feature embedding"; the paper allows max or average pooling.
     **Deviation:** initial values are unstated in the paper: a normal of 0.02 cut at two standard
     deviations for fields, a standard normal (PyTorch's default) for scenarios.
-
-    Attributes:
-      spec: The features; what it leaves out has no table.
-      scenario_std: Of the scenario embeddings' initial values: `tables.TABLE_STD` where they are
-        one field of an input among others, which a standard normal would drown; None for a model
-        that has none.
     """
 
-    spec: features.FeatureSpec
+    spec: features.FeatureSpec  # The features; what it leaves out has no table
+    # Of the scenario embeddings' initial values: `tables.TABLE_STD` where they are one field of an
+    # input among others, which a standard normal would drown; None for a model that has none.
     scenario_std: float | None = SCENARIO_STD
 
     def setup(self) -> None:

@@ -26,15 +26,10 @@ _STACKED = nn.initializers.lecun_normal(batch_axis=(0,))
 
 
 class Router(nn.Module):
-    """Which experts a position uses, and how much of each.
+    """Which experts a position uses, and how much of each."""
 
-    Attributes:
-      num_experts: K; with one there is nothing to choose, and no parameter.
-      experts_per_token: Experts whose weight is kept, at most K.
-    """
-
-    num_experts: int
-    experts_per_token: int
+    num_experts: int  # K; with one there is nothing to choose, and no parameter
+    experts_per_token: int  # Experts whose weight is kept, at most K
 
     @nn.compact
     def __call__(
@@ -76,22 +71,16 @@ class ExpertFFN(nn.Module):
 
     All experts are computed, side by side in one product, and weighted before the last one, which
     sums over them: with a handful of experts that is cheaper than moving rows.
-
-    Attributes:
-      hidden_dim: I.
-      num_experts: K.
-      experts_per_token: See `Router`.
     """
 
-    hidden_dim: int
-    num_experts: int
-    experts_per_token: int
+    hidden_dim: int  # I
+    num_experts: int  # K
+    experts_per_token: int  # See `Router`
 
     @nn.compact
     def __call__(
         self, y_BMLE: Float[jax.Array, "B M L E"], mask_BL: Bool[jax.Array, "B L"]
     ) -> tuple[Float[jax.Array, "B M L E"], Float[jax.Array, ""]]:
-        """The output and the balance of its experts."""
         K, E, hidden = self.num_experts, y_BMLE.shape[-1], self.hidden_dim
         first_KEI = self.param("first", _STACKED, (K, E, hidden), jnp.float32)
         third_KEI = self.param("third", _STACKED, (K, E, hidden), jnp.float32)
@@ -103,25 +92,17 @@ class ExpertFFN(nn.Module):
 
 
 class ExpertProjection(nn.Module):
-    """sum_k g_k x W_k over the best experts of each position.
+    """sum_k g_k x W_k over the best experts of each position."""
 
-    Attributes:
-      out_dim: O.
-      num_experts: K.
-      experts_per_token: See `Router`.
-      kernel_init: Of every expert's kernel.
-    """
-
-    out_dim: int
-    num_experts: int
-    experts_per_token: int
-    kernel_init: nn.initializers.Initializer
+    out_dim: int  # O
+    num_experts: int  # K
+    experts_per_token: int  # See `Router`
+    kernel_init: nn.initializers.Initializer  # Of every expert's kernel
 
     @nn.compact
     def __call__(
         self, x_BMLE: Float[jax.Array, "B M L E"], mask_BL: Bool[jax.Array, "B L"]
     ) -> tuple[Float[jax.Array, "B M L O"], Float[jax.Array, ""]]:
-        """The output and the balance of its experts."""
         K, E = self.num_experts, x_BMLE.shape[-1]
         gate_BMLK, balance = Router(K, self.experts_per_token, name="router")(x_BMLE, mask_BL)
         kernel_KEO = self.param("kernel", self.kernel_init, (K, E, self.out_dim), jnp.float32)
@@ -142,27 +123,18 @@ class Block(nn.Module):
     **Paper:** FuXi-alpha, "Adaptive Multi-channel Self-attention" and "Multi-stage Feed-forward
     Network". **Deviation:** where its code and text differ, the code: u is made of the normalised
     input, and the order of the channels.
-
-    Attributes:
-      dim: E; a head is E / H wide.
-      num_heads: H.
-      ffn_multiple: Hidden width of the feed-forward network, in E.
-      num_experts: K.
-      experts_per_token: See `Router`.
-      expert_projections: Whether W and Linear are mixtures of experts too, each by a router of its
-        own; the feed-forward network always is.
-      max_len: N.
-      dropout: Rate.
     """
 
-    dim: int
-    num_heads: int
-    ffn_multiple: int
-    num_experts: int
-    experts_per_token: int
+    dim: int  # E; a head is E / H wide
+    num_heads: int  # H
+    ffn_multiple: int  # Hidden width of the feed-forward network, in E
+    num_experts: int  # K
+    experts_per_token: int  # See `Router`
+    # Whether W and Linear are mixtures of experts too, each by a router of its own; the feed-
+    # forward network always is.
     expert_projections: bool
-    max_len: int
-    dropout: float
+    max_len: int  # N
+    dropout: float  # Rate
 
     @nn.compact
     def __call__(
@@ -219,21 +191,14 @@ class Encoder(causal.Encoder):
     into M independent ones comes to; the positions' table is shared. Outputs are joined again.
 
     `dim` of `causal.Encoder` is M E, and H divides E.
-
-    Attributes:
-      ffn_multiple: Hidden width of a feed-forward network, in its input's.
-      num_subspaces: M.
-      num_experts: K.
-      experts_per_token: See `Router`.
-      expert_projections: See `Block`.
-      subspace_token: Whether a learned vector per sub-space joins the first block's input.
     """
 
-    ffn_multiple: int = 1
-    num_subspaces: int = 1
-    num_experts: int = 1
-    experts_per_token: int = 1
-    expert_projections: bool = False
+    ffn_multiple: int = 1  # Hidden width of a feed-forward network, in its input's
+    num_subspaces: int = 1  # M
+    num_experts: int = 1  # K
+    experts_per_token: int = 1  # See `Router`
+    expert_projections: bool = False  # See `Block`
+    # Whether a learned vector per sub-space joins the first block's input.
     subspace_token: bool = False
 
     @nn.compact

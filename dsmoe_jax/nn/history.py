@@ -24,16 +24,11 @@ class HistoryEncoder(nn.Module):
     **Deviation:** ours, the encoders' papers know no other features. The tower drops its inputs
     out, this one among them; experts are not balanced. The output is divided by sqrt(E), which the
     encoder's input was multiplied with, so that it is of the size of other fields.
-
-    Attributes:
-      kind: "hstu", "fuxi" or "fuxi_mme".
-      dim: E.
-      max_len: Positions of the longest history.
     """
 
-    kind: str
-    dim: int
-    max_len: int
+    kind: str  # "hstu", "fuxi" or "fuxi_mme"
+    dim: int  # E
+    max_len: int  # Positions of the longest history
 
     def setup(self) -> None:
         if self.kind == "hstu":
@@ -60,13 +55,8 @@ class HistoryEncoder(nn.Module):
         sequence: batch_lib.Sequence,
         time_B: jax.Array,
     ) -> Float[jax.Array, "B E"]:
-        """One vector per user; an empty history has a learned one.
-
-        Args:
-          event_BLE: The embedded events; 0 at padding.
-          sequence: Their ids and times.
-          time_B: Unix seconds of the request.
-        """
+        """One vector per user; an empty history has a learned one. `time_B` is the request's."""
         timeline = causal.make_timeline(sequence.ids_BLF[..., 0] > 0, sequence.time_BL, time_B)
         state_BLE, _ = self.encoder(event_BLE, timeline, train=False)
-        return causal.last_position(state_BLE, timeline.mask_BL) / self.dim**0.5
+        scale: float = self.dim**0.5
+        return causal.last_position(state_BLE, timeline.mask_BL) / scale

@@ -20,24 +20,17 @@ class Block(nn.Module):
     **Paper:** "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for
     Generative Recommendations", pointwise aggregated attention, as in its public code: no softmax,
     N constant, norms without parameters, one bias of positions and times for all heads.
-
-    Attributes:
-      dim: E; a head is E / H wide.
-      num_heads: H.
-      max_len: N.
-      dropout: Rate.
     """
 
-    dim: int
-    num_heads: int
-    max_len: int
-    dropout: float
+    dim: int  # E; a head is E / H wide
+    num_heads: int  # H
+    max_len: int  # N
+    dropout: float  # Rate
 
     @nn.compact
     def __call__(
         self, x_BLE: Float[jax.Array, "B L E"], timeline: causal.Timeline, *, train: bool
     ) -> Float[jax.Array, "B L E"]:
-        """Applies the block."""
         B, L, E = x_BLE.shape
         H = self.num_heads
         normal = nn.initializers.normal(causal.KERNEL_STD)

@@ -27,20 +27,14 @@ class FoldedTower(NamedTuple):
     """A tower at inference: in each scenario a perceptron with one hidden layer of K * H units.
 
     PReLU(x first_s + first_bias_s) second_s + second_bias_s.
-
-    Attributes:
-      first_SIF: SAP folded into one matrix per scenario.
-      first_bias_SF: The first layer's bias.
-      slope_F: PReLU's slope below 0.
-      second_SFD: Normalisation, gate and forward layer folded into one matrix per scenario.
-      second_bias_SD: Their constant part.
     """
 
-    first_SIF: Float[jax.Array, "S I F"]
-    first_bias_SF: Float[jax.Array, "S F"]
-    slope_F: Float[jax.Array, "F"]
+    first_SIF: Float[jax.Array, "S I F"]  # SAP folded into one matrix per scenario
+    first_bias_SF: Float[jax.Array, "S F"]  # The first layer's bias
+    slope_F: Float[jax.Array, "F"]  # PReLU's slope below 0
+    # Normalisation, gate and forward layer folded into one matrix per scenario.
     second_SFD: Float[jax.Array, "S F D"]
-    second_bias_SD: Float[jax.Array, "S D"]
+    second_bias_SD: Float[jax.Array, "S D"]  # Their constant part
 
 
 class ScenarioMixture(nn.Module):
@@ -50,34 +44,21 @@ class ScenarioMixture(nn.Module):
     a linear map of the scenario embedding, hence one row of weights per scenario) and "Forward
     network" (one SAP layer without activation).
     **Deviation:** one learned PReLU slope per expert, initially 0.25, unstated in the paper.
-
-    Attributes:
-      in_dim: I.
-      hidden_dim: H.
-      output_dim: D.
-      scenario_dim: C.
-      num_scenarios: S.
-      num_experts: K.
-      rank: R of every SAP layer.
-      use_sap: False replaces SAP layers by linear ones.
-      norm: "dsbn", "bn" or "none".
-      momentum: Of the running statistics.
-      gate_input: "scenario", or "scenario_and_features" for a gate that also reads x.
-      product_dtype: See `sap.SAP`.
     """
 
-    in_dim: int
-    hidden_dim: int
-    output_dim: int
-    scenario_dim: int
-    num_scenarios: int
-    num_experts: int
-    rank: int
-    use_sap: bool = True
-    norm: str = "dsbn"
-    momentum: float = 0.1
+    in_dim: int  # I
+    hidden_dim: int  # H
+    output_dim: int  # D
+    scenario_dim: int  # C
+    num_scenarios: int  # S
+    num_experts: int  # K
+    rank: int  # R of every SAP layer
+    use_sap: bool = True  # False replaces SAP layers by linear ones
+    norm: str = "dsbn"  # "dsbn", "bn" or "none"
+    momentum: float = 0.1  # Of the running statistics
+    # "scenario", or "scenario_and_features" for a gate that also reads x.
     gate_input: str = "scenario"
-    product_dtype: str = "float32"
+    product_dtype: str = "float32"  # See `sap.SAP`
 
     def setup(self) -> None:
         K, C, H = self.num_experts, self.scenario_dim, self.hidden_dim

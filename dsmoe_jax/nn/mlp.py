@@ -29,14 +29,10 @@ class Split(nn.Module):
 
     y = x W + bias with x = [part_0; part_1; ...]: a user's piece is multiplied once per user, an
     item's once per item, and only the sum is spread over pairs.
-
-    Attributes:
-      widths: Width of each piece.
-      out_dim: O.
     """
 
-    widths: tuple[int, ...]
-    out_dim: int
+    widths: tuple[int, ...]  # Width of each piece
+    out_dim: int  # O
 
     def setup(self) -> None:
         shape_IO = (sum(self.widths), self.out_dim)
@@ -54,21 +50,14 @@ class Split(nn.Module):
 
 
 class ExpertLinear(nn.Module):
-    """K linear layers, each on its own input: [B, ..., K * I] to [B, ..., K * O].
+    """K linear layers, each on its own input: [B, ..., K * I] to [B, ..., K * O]."""
 
-    Attributes:
-      num_experts: K.
-      in_dim: I.
-      out_dim: O.
-    """
-
-    num_experts: int
-    in_dim: int
-    out_dim: int
+    num_experts: int  # K
+    in_dim: int  # I
+    out_dim: int  # O
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B ... KI"]) -> Float[jax.Array, "B ... KO"]:
-        """Multiplies."""
         K, inputs, outputs = self.num_experts, self.in_dim, self.out_dim
         kernel_KIO = self.param("kernel", _STACKED, (K, inputs, outputs), jnp.float32)
         bias_O = self.param("bias", nn.initializers.zeros_init(), (K * outputs,), jnp.float32)
@@ -85,22 +74,16 @@ class ScenarioLinear(nn.Module):
 
     All S products are computed and one is kept: with few scenarios that is cheaper than moving
     rows.
-
-    Attributes:
-      num_scenarios: S.
-      in_dim: I.
-      out_dim: O.
     """
 
-    num_scenarios: int
-    in_dim: int
-    out_dim: int
+    num_scenarios: int  # S
+    in_dim: int  # I
+    out_dim: int  # O
 
     @nn.compact
     def __call__(
         self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"]
     ) -> Float[jax.Array, "B ... O"]:
-        """Multiplies."""
         S, outputs = self.num_scenarios, self.out_dim
         kernel_SIO = self.param("kernel", _STACKED, (S, self.in_dim, outputs), jnp.float32)
         bias_SO = self.param("bias", nn.initializers.zeros_init(), (S, outputs), jnp.float32)
@@ -132,19 +115,13 @@ def mix(
 
 
 class LayerNorm(nn.Module):
-    """Each expert's outputs of a row with mean 0 and variance 1, then a learned gain and shift.
+    """Each expert's outputs of a row with mean 0 and variance 1, then a learned gain and shift."""
 
-    Attributes:
-      num_experts: K.
-      num_features: K * O.
-    """
-
-    num_experts: int
-    num_features: int
+    num_experts: int  # K
+    num_features: int  # K * O
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B ... KO"]) -> Float[jax.Array, "B ... KO"]:
-        """Normalises."""
         ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
         shape, like = (self.num_features,), (*(1,) * (x.ndim - 1), self.num_features)
         scale = self.param("scale", ones, shape, jnp.float32).reshape(like)
@@ -156,29 +133,19 @@ class LayerNorm(nn.Module):
 
 
 class NormBlock(nn.Module):
-    """Normalisation -> ReLU -> dropout, after a linear layer.
+    """Normalisation -> ReLU -> dropout, after a linear layer."""
 
-    Attributes:
-      norm: One of `NORMS`.
-      num_scenarios: S.
-      num_features: K * O.
-      momentum: Of the running statistics.
-      dropout: Rate.
-      num_experts: K, of which layer normalisation takes each by itself.
-    """
-
-    norm: str
-    num_scenarios: int
-    num_features: int
-    momentum: float
-    dropout: float
-    num_experts: int = 1
+    norm: str  # One of `NORMS`
+    num_scenarios: int  # S
+    num_features: int  # K * O
+    momentum: float  # Of the running statistics
+    dropout: float  # Rate
+    num_experts: int = 1  # K, of which layer normalisation takes each by itself
 
     @nn.compact
     def __call__(
         self, x: Float[jax.Array, "B ... O"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
     ) -> Float[jax.Array, "B ... O"]:
-        """Applies the block."""
         if self.norm == "ln":
             normal = LayerNorm(self.num_experts, self.num_features, name="norm")(x)
         else:
@@ -194,22 +161,14 @@ class ExpertStack(nn.Module):
 
     The first product is the caller's: where experts read one input it is one product for all, and
     of a joint input it is split.
-
-    Attributes:
-      num_experts: K.
-      dims: Width O of every layer, the first product's first.
-      norm: One of `NORMS`.
-      num_scenarios: S.
-      momentum: Of the running statistics.
-      dropout: Rate, after every layer.
     """
 
-    num_experts: int
-    dims: tuple[int, ...]
-    norm: str
-    num_scenarios: int
-    momentum: float
-    dropout: float
+    num_experts: int  # K
+    dims: tuple[int, ...]  # Width O of every layer, the first product's first
+    norm: str  # One of `NORMS`
+    num_scenarios: int  # S
+    momentum: float  # Of the running statistics
+    dropout: float  # Rate, after every layer
 
     def setup(self) -> None:
         K = self.num_experts
@@ -226,7 +185,6 @@ class ExpertStack(nn.Module):
         *,
         train: bool,
     ) -> Float[jax.Array, "B ... KO"]:
-        """The experts' outputs."""
         hidden = self.expert_blocks[0](first, one_hot_BS, train=train)
         for layer, block in zip(self.expert_layers, self.expert_blocks[1:], strict=True):
             hidden = block(layer(hidden), one_hot_BS, train=train)
@@ -234,21 +192,13 @@ class ExpertStack(nn.Module):
 
 
 class ScenarioTower(nn.Module):
-    """One perceptron per scenario that ends in a logit; each example uses its own.
+    """One perceptron per scenario that ends in a logit; each example uses its own."""
 
-    Attributes:
-      num_scenarios: S.
-      in_dim: I.
-      dims: Widths between I and the logit; a block follows each.
-      norm: One of `NORMS`.
-      momentum: Of the running statistics.
-    """
-
-    num_scenarios: int
-    in_dim: int
-    dims: tuple[int, ...]
-    norm: str
-    momentum: float
+    num_scenarios: int  # S
+    in_dim: int  # I
+    dims: tuple[int, ...]  # Widths between I and the logit; a block follows each
+    norm: str  # One of `NORMS`
+    momentum: float  # Of the running statistics
 
     def setup(self) -> None:
         S, dims = self.num_scenarios, (self.in_dim, *self.dims, 1)
@@ -260,26 +210,20 @@ class ScenarioTower(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
     ) -> Float[jax.Array, "B ..."]:
-        """The logits."""
         for layer, block in zip(self.tower_layers, self.tower_blocks, strict=False):
             x = block(layer(x, one_hot_BS), one_hot_BS, train=train)
         return self.tower_layers[-1](x, one_hot_BS)[..., 0]
 
 
 class ReluStack(nn.Module):
-    """K perceptrons side by side from their first product on, with nothing but ReLU between.
+    """K perceptrons side by side from their first product on, with nothing but ReLU between."""
 
-    Attributes:
-      num_experts: K.
-      dims: Width O of every layer, the first product's first; the last is not rectified.
-    """
-
-    num_experts: int
+    num_experts: int  # K
+    # Width O of every layer, the first product's first; the last is not rectified.
     dims: tuple[int, ...]
 
     @nn.compact
     def __call__(self, first: Float[jax.Array, "B ... KI"]) -> Float[jax.Array, "B ... KO"]:
-        """The outputs."""
         hidden = first
         for shape in itertools.pairwise(self.dims):
             hidden = ExpertLinear(self.num_experts, *shape)(nn.relu(hidden))

@@ -14,21 +14,14 @@ from dsmoe_jax.nn import mlp
 
 
 class Perceptron(nn.Module):
-    """Linear -> normalisation -> ReLU for each hidden width, then a linear layer.
+    """Linear -> normalisation -> ReLU for each hidden width, then a linear layer."""
 
-    Attributes:
-      dims: Widths from the input to the output, both included: at least two.
-      num_scenarios: S, of the normalisation and of `per_scenario`.
-      norm: "dsbn", "bn" or "none".
-      momentum: Of the running statistics.
-      per_scenario: Whether every scenario has linear layers of its own, of which each example uses
-        its scenario's.
-    """
-
-    dims: tuple[int, ...]
-    num_scenarios: int
-    norm: str
-    momentum: float
+    dims: tuple[int, ...]  # Widths from the input to the output, both included: at least two
+    num_scenarios: int  # S, of the normalisation and of `per_scenario`
+    norm: str  # "dsbn", "bn" or "none"
+    momentum: float  # Of the running statistics
+    # Whether every scenario has linear layers of its own, of which each example uses its
+    # scenario's.
     per_scenario: bool = False
 
     def setup(self) -> None:
@@ -44,7 +37,6 @@ class Perceptron(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
     ) -> Float[jax.Array, "B ... O"]:
-        """Runs the tower."""
         for layer, block in zip(self.layers, self.blocks, strict=False):
             x = block(self._multiply(layer, x, one_hot_BS), one_hot_BS, train=train)
         return self._multiply(self.layers[-1], x, one_hot_BS)

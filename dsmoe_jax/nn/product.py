@@ -9,6 +9,7 @@ Letters: N rows, I input, O output.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, w = saved
     # A barrier keeps XLA from merging what it separates: it is no operation.
-    keep = jax.lax.optimization_barrier
+    keep: Any = jax.lax.optimization_barrier
     gradient_NO = keep(gradient).reshape(-1, w.shape[1])
     x_NI = x.reshape(-1, w.shape[0])
     if w.shape[0] <= w.shape[1]:

@@ -25,13 +25,6 @@ def sampled_softmax(
 
     **Paper:** sampled softmax as in the public code of HSTU and FuXi-alpha.
     **Deviation:** their negatives are drawn for every position: L times the memory.
-
-    Args:
-      query_BLD: Logits are inner products with it.
-      positive_BLD: What each position is to find.
-      negative_BND: Drawn items.
-      positive_id_BL: Item ids of the positives.
-      negative_id_BN: Item ids of the negatives.
     """
     positive_BL = (query_BLD * positive_BLD).sum(axis=-1)
     negative_BLN = jnp.einsum("bld,bnd->bln", query_BLD, negative_BND)

@@ -28,23 +28,15 @@ class SAP(nn.Module):
     multiplies.
     **Deviation:** initial values and the additive bias, shared by all scenarios, are unstated in
     the paper. Each SAP layer has its own C and c.
-
-    Attributes:
-      in_dim: I.
-      out_dim: O.
-      scenario_dim: C.
-      rank: R >= 1.
-      num_experts: K.
-      use_sap: False leaves a linear layer, the ablation "w/o SAP".
-      product_dtype: Type of the operands of products over rows, of `product.DTYPES`.
     """
 
-    in_dim: int
-    out_dim: int
-    scenario_dim: int
-    rank: int
-    num_experts: int = 1
-    use_sap: bool = True
+    in_dim: int  # I
+    out_dim: int  # O
+    scenario_dim: int  # C
+    rank: int  # R >= 1
+    num_experts: int = 1  # K
+    use_sap: bool = True  # False leaves a linear layer, the ablation "w/o SAP"
+    # Type of the operands of products over rows, of `product.DTYPES`.
     product_dtype: str = "float32"
 
     def setup(self) -> None:
@@ -84,11 +76,8 @@ class SAP(nn.Module):
     ) -> Float[jax.Array, "..."]:
         """Outputs [B, ..., K * O].
 
-        Args:
-          parts: The input in pieces whose widths sum to I, with leading axes that broadcast, e.g.
-            users [B, 1, I_u] and items [1, G, I_v]: each piece is multiplied before it is spread.
-          scenario_SC: Embeddings of the scenarios.
-          one_hot_BS: The scenario of each example.
+        The input comes in pieces whose widths sum to I, with leading axes that broadcast, e.g.
+        users [B, 1, I_u] and items [1, G, I_v]: each piece is multiplied before it is spread.
         """
         # What W, B and the bias multiply stands side by side, so that one product does for all
         # three and another for all three gradients.

@@ -27,16 +27,11 @@ class StarLinear(nn.Module):
     Multi-Domain CTR Prediction", section 3.4.
     **Deviation:** W_s starts at 1 and b_s at 0, so that the start is the shared network; the paper
     states no initial values.
-
-    Attributes:
-      num_scenarios: S.
-      widths: Width of each piece of the input; one for an input in one.
-      out_dim: O.
     """
 
-    num_scenarios: int
-    widths: tuple[int, ...]
-    out_dim: int
+    num_scenarios: int  # S
+    widths: tuple[int, ...]  # Width of each piece of the input; one for an input in one
+    out_dim: int  # O
 
     def setup(self) -> None:
         S, inputs, outputs = self.num_scenarios, sum(self.widths), self.out_dim
@@ -54,16 +49,10 @@ class StarLinear(nn.Module):
         index: int = 0,
         affine: Affine | None = None,
     ) -> Float[jax.Array, "B ... O"]:
-        """The product of one piece with the weights of each example's scenario.
+        """The product of piece `index` with the weights of each example's scenario.
 
-        The first piece carries the biases.
-
-        Args:
-          part: The piece.
-          one_hot_BS: The scenario of each example.
-          index: Which piece it is.
-          affine: Gain and shift of the piece's columns in every scenario, applied before the
-            product.
+        The first piece carries the biases. `affine` is a gain and a shift of the piece's columns in
+        every scenario, applied before the product.
         """
         start = sum(self.widths[:index])
         rows = slice(start, start + self.widths[index])
@@ -85,16 +74,11 @@ class PartitionedNorm(nn.Module):
     Statistics are each scenario's, with running ones for inference.
 
     **Paper:** as `StarLinear`, section 3.3.
-
-    Attributes:
-      num_scenarios: S.
-      num_features: I.
-      momentum: Of the running statistics.
     """
 
-    num_scenarios: int
-    num_features: int
-    momentum: float
+    num_scenarios: int  # S
+    num_features: int  # I
+    momentum: float  # Of the running statistics
 
     def setup(self) -> None:
         ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()

@@ -30,6 +30,8 @@ MASKED_LOOKUP_ROWS = 16_384
 
 SMALL_FIELDS = "small_fields"
 
+AnyFeature = features.SparseFeature | features.BagFeature
+
 
 def padded_rows(num_ids: int) -> int:
     """Rows of a table for `num_ids` ids: a large one is padded to a multiple of 1,024."""
@@ -43,9 +45,7 @@ def masks_lookups(rows: int) -> bool:
     return rows >= MASKED_LOOKUP_ROWS
 
 
-def has_own_table(
-    feature: features.SparseFeature | features.BagFeature, own: tuple[str, ...]
-) -> bool:
+def has_own_table(feature: AnyFeature, own: tuple[str, ...]) -> bool:
     """Whether a field is kept out of its side's fused table."""
     return feature.num_ids >= LARGE_TABLE_IDS or feature.name in own
 
@@ -77,22 +77,15 @@ def _init_table(
 
 
 class Slot(NamedTuple):
-    """Where E entries of an input come from, for readers that hold no model.
+    """Where E entries of an input come from, for readers that hold no model."""
 
-    Attributes:
-      kind: "sparse": a row of the table; "bag": the mean of the rows of the ids above 0;
-        "sequence": the same over the events; "dense": the value times the row.
-      name: Of the feature.
-      column: Of the sparse or dense matrix, or the field of the sequence's events; 0 for a bag.
-      table: Name of the array.
-      first_row: Row of id 0, or of the dense feature.
-    """
-
+    # "sparse": a row of the table; "bag": the mean of the rows of the ids above 0; "sequence": the
+    # same over the events; "dense": the value times the row.
     kind: str
-    name: str
-    column: int
-    table: str
-    first_row: int
+    name: str  # Of the feature
+    column: int  # Of the sparse or dense matrix, or the field of the sequence's events; 0 for a bag
+    table: str  # Name of the array
+    first_row: int  # Row of id 0, or of the dense feature
 
 
 class FieldTables(nn.Module):
@@ -101,18 +94,12 @@ class FieldTables(nn.Module):
     Small fields share one fused table, each with an offset: one gather forward and one scatter
     backward for all of them, sparse fields and bags alike. A field has a table of its own when it
     is large, when a history is pooled with it, or when it is an id that rankers cross.
-
-    Attributes:
-      sparse: The categorical columns.
-      bags: The multi-valued columns.
-      own: Names of the fields that have a table of their own beside the large ones.
-      dim: Width E.
     """
 
-    sparse: tuple[features.SparseFeature, ...]
-    bags: tuple[features.BagFeature, ...]
-    own: tuple[str, ...]
-    dim: int
+    sparse: tuple[features.SparseFeature, ...]  # The categorical columns
+    bags: tuple[features.BagFeature, ...]  # The multi-valued columns
+    own: tuple[str, ...]  # Names of the fields that have a table of their own beside the large ones
+    dim: int  # Width E
 
     def setup(self) -> None:
         sizes: dict[str, tuple[int, ...]] = {
@@ -141,7 +128,7 @@ class FieldTables(nn.Module):
         return table_VE * _known_rows(num_ids, table_VE.shape[0])
 
     @property
-    def _features(self) -> list[features.SparseFeature | features.BagFeature]:
+    def _features(self) -> list[AnyFeature]:
         return [*self.sparse, *self.bags]
 
     @property
@@ -160,7 +147,7 @@ class FieldTables(nn.Module):
             table = SMALL_FIELDS if name in offsets else name
             return Slot(kind, name, column.get(name, 0), table, offsets.get(name, 0))
 
-        def group(kind: str, side: tuple, own: bool) -> list[Slot]:
+        def group(kind: str, side: tuple[AnyFeature, ...], own: bool) -> list[Slot]:
             return [slot(kind, f.name) for f in side if self.has_own_table(f) == own]
 
         return [

@@ -89,7 +89,10 @@ class ExactIndex:
 
     def _search(self, query_QMD: Array, k: int) -> tuple[jax.Array, jax.Array]:
         chunk = self._item_chunk or _fit_rows(query_QMD.shape[0] * query_QMD.shape[1])
-        return _search(query_QMD, self._item_VD, self._num_rows, k=k, chunk=chunk, mesh=self._mesh)
+        lists: tuple[jax.Array, jax.Array] = _search(
+            query_QMD, self._item_VD, self._num_rows, k=k, chunk=chunk, mesh=self._mesh
+        )
+        return lists
 
 
 def _fit_rows(num_vectors: int) -> int:

@@ -23,11 +23,7 @@ class FaissIndex:
     """Flat inner product index; implements `index.Index`."""
 
     def __init__(self, item_VD: Float[jax.Array | np.ndarray, "V D"]):
-        """Copies the corpus into FAISS.
-
-        Args:
-          item_VD: Item vectors, row = item id; row 0 is padding and never returned.
-        """
+        """Copies the corpus, row = item id, into FAISS; row 0 is padding and never returned."""
         # Row 0 is left out, so FAISS's position p is item p + 1.
         item_XD = np.ascontiguousarray(np.asarray(item_VD)[1:], dtype=np.float32)
         self._index: Any = faiss.IndexFlatIP(item_XD.shape[1])
@@ -65,4 +61,6 @@ class FaissIndex:
         score_NT, position_NT = self._index.search(query_ND, k)
         item_NT = (position_NT + 1).astype(np.int32)  # FAISS fills short lists with -1
         score_NT = np.where(item_NT == 0, np.float32(-np.inf), score_NT)
-        return index_lib.merge_interests(score_NT.reshape(Q, M, k), item_NT.reshape(Q, M, k), k)
+        apart = score_NT.reshape(Q, M, k), item_NT.reshape(Q, M, k)
+        lists: tuple[jax.Array, jax.Array] = index_lib.merge_interests(*apart, k)
+        return lists

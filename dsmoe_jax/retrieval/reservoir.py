@@ -27,18 +27,13 @@ _WORD = 32
 
 
 class Reservoir(NamedTuple):
-    """Candidates for the k best of every query.
+    """Candidates for the k best of every query."""
 
-    Attributes:
-      score_LN: Their scores; -inf where there is none.
-      item_LN: Their ids, ascending among equal scores.
-      filled: Rows in use, the same for every query; what lies behind them means nothing.
-      floor_N: k candidates with smaller ids than all to come reach it; -inf before that.
-    """
-
-    score_LN: Float[jax.Array, "L N"]
-    item_LN: Int[jax.Array, "L N"]
+    score_LN: Float[jax.Array, "L N"]  # Their scores; -inf where there is none
+    item_LN: Int[jax.Array, "L N"]  # Their ids, ascending among equal scores
+    # Rows in use, the same for every query; what lies behind them means nothing.
     filled: Int[jax.Array, ""]
+    # k candidates with smaller ids than all to come reach it; -inf before that.
     floor_N: Float[jax.Array, "N"]
 
 
@@ -195,7 +190,8 @@ def _middle(low: jax.Array, high: jax.Array) -> jax.Array:
 def _order(score: Float[jax.Array, "..."]) -> Int[jax.Array, "..."]:
     """Integers in the order of float32 numbers."""
     bits = jax.lax.bitcast_convert_type(score, jnp.int32)
-    return bits ^ ((bits >> 31) & jnp.int32(0x7FFFFFFF))
+    key: jax.Array = bits ^ ((bits >> 31) & jnp.int32(0x7FFFFFFF))
+    return key
 
 
 def _unorder(key: Int[jax.Array, "..."]) -> Float[jax.Array, "..."]:
@@ -211,7 +207,8 @@ def _pack(mask_CN: Bool[jax.Array, "C N"]) -> UInt32[jax.Array, "X N"]:
     bit_W = jnp.uint32(1) << jnp.arange(_WORD, dtype=jnp.uint32)
     bit_XWN = jnp.where(mask_CN.reshape(-1, _WORD, N), bit_W[None, :, None], jnp.uint32(0))
     # Fused into the sums that count words, XLA would pack once per term.
-    return jax.lax.optimization_barrier(bit_XWN.sum(axis=1, dtype=jnp.uint32))
+    word_XN: jax.Array = jax.lax.optimization_barrier(bit_XWN.sum(axis=1, dtype=jnp.uint32))
+    return word_XN
 
 
 def _count_up(word_XN: UInt32[jax.Array, "X N"]) -> Int[jax.Array, "X N"]:

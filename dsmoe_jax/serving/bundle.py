@@ -142,7 +142,7 @@ def fold_tower(
     # GPUs round float32 products by default; what is written once is folded exactly.
     with jax.default_matmul_precision("highest"):
         fold = jax.jit(lambda frozen: _apply(matcher, frozen, side, method="fold_tower"))
-        folded = jax.tree.map(_to_host, fold(frozen))
+        folded: mixture.FoldedTower = jax.tree.map(_to_host, fold(frozen))
         num_scenarios, width = folded.first_SIF.shape[:2]
         probe_BI = np.random.default_rng(0).normal(size=(_PROBES, width)).astype(np.float32)
         run = jax.jit(functools.partial(_run_tower, matcher, side))
@@ -174,7 +174,8 @@ def _run_tower(
     scenario: jax.Array,
 ) -> jax.Array:
     scenario_B = jnp.full(input_BI.shape[0], scenario, jnp.int32)
-    return _apply(matcher, frozen, side, input_BI, scenario_B, method="run_tower")
+    output: jax.Array = _apply(matcher, frozen, side, input_BI, scenario_B, method="run_tower")
+    return output
 
 
 def _read_arrays(
@@ -207,6 +208,7 @@ def _embed_corpus(
     ) -> jax.Array:
         items = batch_lib.take_items(corpus, id_B)
         scenario_B = jnp.full(id_B.shape, scenario, jnp.int32)
+        item_BD: jax.Array
         item_BD, _ = _apply(matcher, frozen, items, scenario_B, train=False, method="embed_item")
         return item_BD
 

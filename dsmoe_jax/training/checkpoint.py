@@ -21,27 +21,17 @@ from dsmoe_jax.training import sharding, train_state
 
 @dataclasses.dataclass
 class Progress:
-    """Where a stage stands, saved beside its state.
+    """Where a stage stands, saved beside its state."""
 
-    Attributes:
-      stage: Name of the stage.
-      step: Steps taken; the next batch is number `step` of the stage.
-      epochs_evaluated: Epochs that are complete and evaluated.
-      best_score: Best macro validation recall so far; -1 before the first evaluation.
-      best_step: Step of the best state.
-      bad_epochs: Evaluations since the best one; patience compares with it.
-      train_s: Seconds of training so far, evaluation included, before and after interruptions.
-      example_s: Seconds of those spent in training steps.
-    """
-
-    stage: str
-    step: int = 0
-    epochs_evaluated: int = 0
-    best_score: float = -1.0
-    best_step: int = 0
-    bad_epochs: int = 0
+    stage: str  # Name of the stage
+    step: int = 0  # Steps taken; the next batch is number `step` of the stage
+    epochs_evaluated: int = 0  # Epochs that are complete and evaluated
+    best_score: float = -1.0  # Best macro validation recall so far; -1 before the first evaluation
+    best_step: int = 0  # Step of the best state
+    bad_epochs: int = 0  # Evaluations since the best one; patience compares with it
+    # Seconds of training so far, evaluation included, before and after interruptions.
     train_s: float = 0.0
-    example_s: float = 0.0
+    example_s: float = 0.0  # Seconds of those spent in training steps
 
 
 class Checkpoint:
@@ -64,7 +54,8 @@ class Checkpoint:
     @property
     def step(self) -> int | None:
         """Step of the state that is there."""
-        return self.manager.latest_step()
+        latest: int | None = self.manager.latest_step()
+        return latest
 
     @property
     def path(self) -> pathlib.Path:
@@ -122,21 +113,10 @@ class Checkpoint:
 
 
 class StageCheckpoints:
-    """The checkpoints of one stage in a workdir.
-
-    Attributes:
-      latest: The state to resume from.
-      best: The state to keep.
-    """
+    """The checkpoints of one stage in a workdir: `latest` to resume from, `best` to keep."""
 
     def __init__(self, workdir: pathlib.Path, stage: str, identity: dict[str, Any]):
-        """Opens the folders.
-
-        Args:
-          workdir: The run's folder.
-          stage: Name of the stage.
-          identity: Flat fields (configuration and data hash) that a resumed run must share.
-        """
+        """Opens the folders; a resumed run must share the identity: flat fields and a data hash."""
         root = workdir.absolute() / "checkpoints" / stage
         self.latest, self.best = (Checkpoint(root / name, identity) for name in ("latest", "best"))
 

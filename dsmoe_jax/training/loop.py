@@ -38,89 +38,56 @@ class DivergedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """What a stage learns from beside the labels.
+    """What a stage learns from beside the labels."""
 
-    Attributes:
-      teacher: The module that teaches.
-      frozen: Its parameters.
-      weight: lambda.
-      temperature: tau.
-      warmup_epochs: First epochs with lambda = 0.
-    """
-
-    teacher: nn.Module
-    frozen: train_state.Frozen
-    weight: float
-    temperature: float = 1.0
-    warmup_epochs: int = 0
+    teacher: nn.Module  # The module that teaches
+    frozen: train_state.Frozen  # Its parameters
+    weight: float  # lambda
+    temperature: float = 1.0  # tau
+    warmup_epochs: int = 0  # First epochs with lambda = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What is trained, and how it is evaluated.
+    """What is trained, and how it is evaluated."""
 
-    Attributes:
-      name: `teacher`, `student`, ...
-      model: A matcher or a ranker.
-      updater: How its parameters are updated.
-      max_epochs: Upper bound on passes over the examples.
-      patience: Evaluations without a better score before the stage ends.
-      validate: Summary of a frozen state on validation queries, with `scenarios` and `macro` as in
-        results.json; None where nothing selects and the last epoch is kept.
-      score_name: The macro metric that selects the epoch, e.g. `recall@50`.
-      loss_method: The model's method that gives the loss; empty for logits and their BCE.
-      start_from: What an earlier stage trained; None starts from initial parameters.
-      last_only: Whether only the last example of every user is read.
-      max_train_s: Seconds of training after which no further epoch begins; what is evaluated and
-        kept is the best state until then.
-      make_constants: Computes the values of the model's `constants` collection.
-      average_decay: Decay per step of the moving average that is evaluated and kept; 0 for none.
-      distillation: The teacher, if any.
-    """
-
-    name: str
-    model: nn.Module
-    updater: optimizer.Updater
-    max_epochs: int
-    patience: int
+    name: str  # `teacher`, `student`, ...
+    model: nn.Module  # A matcher or a ranker
+    updater: optimizer.Updater  # How its parameters are updated
+    max_epochs: int  # Upper bound on passes over the examples
+    patience: int  # Evaluations without a better score before the stage ends
+    # Summary of a frozen state on validation queries, with `scenarios` and `macro` as in
+    # results.json; None where nothing selects and the last epoch is kept.
     validate: Callable[[train_state.Frozen], Summary] | None
-    score_name: str
-    loss_method: str = ""
+    score_name: str  # The macro metric that selects the epoch, e.g. `recall@50`
+    loss_method: str = ""  # The model's method that gives the loss; empty for logits and their BCE
+    # What an earlier stage trained; None starts from initial parameters.
     start_from: train_state.Frozen | None = None
-    last_only: bool = False
+    last_only: bool = False  # Whether only the last example of every user is read
+    # Seconds of training after which no further epoch begins; what is evaluated and kept is the
+    # best state until then.
     max_train_s: float = math.inf
+    # Computes the values of the model's `constants` collection.
     make_constants: Callable[[], dict[str, np.ndarray]] = dict
+    # Decay per step of the moving average that is evaluated and kept; 0 for none.
     average_decay: float = 0.0
-    distillation: Distillation | None = None
+    distillation: Distillation | None = None  # The teacher, if any
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What all stages of a run share.
+    """What all stages of a run share."""
 
-    Attributes:
-      mesh: The devices.
-      corpus: All items, on the devices; rows past the last item are padding.
-      source: The training batches.
-      key: Random key of the run; a stage folds its name in.
-      num_negatives: N.
-      steps_per_report: Steps between two logged points.
-      steps_per_dispatch: Steps that the devices take without the host.
-      every_steps: Steps between two saves inside an epoch; 0 for none.
-      log: Where progress is logged.
-      stop: Whether the run was asked to end.
-    """
-
-    mesh: jax.sharding.Mesh
-    corpus: batch_lib.Items
-    source: pipeline.BatchSource
-    key: jax.Array
-    num_negatives: int
-    steps_per_report: int
-    steps_per_dispatch: int
-    every_steps: int
-    log: runlog.RunLog
-    stop: interrupt.StopRequest
+    mesh: jax.sharding.Mesh  # The devices
+    corpus: batch_lib.Items  # All items, on the devices; rows past the last item are padding
+    source: pipeline.BatchSource  # The training batches
+    key: jax.Array  # Random key of the run; a stage folds its name in
+    num_negatives: int  # N
+    steps_per_report: int  # Steps between two logged points
+    steps_per_dispatch: int  # Steps that the devices take without the host
+    every_steps: int  # Steps between two saves inside an epoch; 0 for none
+    log: runlog.RunLog  # Where progress is logged
+    stop: interrupt.StopRequest  # Whether the run was asked to end
 
 
 def train_stage(
@@ -129,7 +96,7 @@ def train_stage(
     """Trains a stage, from its latest checkpoint where there is one, and returns its best state.
 
     Raises:
-      InterruptedRunError: After a stop request, with the state saved.
+      InterruptedRunError: After an interrupt, with the state saved.
       DivergedError: When the loss is not finite, or the task's absurdly large, naming the step and
         the last good checkpoint.
     """
@@ -273,7 +240,7 @@ class _Loop:
             self._waited_s += time.perf_counter() - start_s
         return placed
 
-    def _compile_steps(self) -> train_step.Steps:
+    def _compile_steps(self) -> train_step.Step:
         stage, setting = self._stage, self._setting
         taught = stage.distillation
         step = train_step.make_train_step(
@@ -286,7 +253,7 @@ class _Loop:
             average_decay=stage.average_decay,
             loss_method=stage.loss_method,
         )
-        steps: train_step.Steps = train_step.jit_step(
+        steps: train_step.Step = train_step.jit_step(
             train_step.make_steps(step, setting.steps_per_dispatch), setting.mesh, self._like
         )
         return steps

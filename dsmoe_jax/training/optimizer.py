@@ -75,13 +75,9 @@ class Updater(Protocol):
     def update(
         self, gradient: Any, params: Any, gathered: Gathered, step: Int[jax.Array, ""]
     ) -> tuple[Any, Any]:
-        """The next parameters and state.
+        """The next parameters and state, after `step` steps before this one.
 
-        Args:
-          gradient: With respect to `gathered.params`.
-          params: Before the step, whole.
-          gathered: From `gather`.
-          step: Steps taken before this one.
+        The gradient is with respect to `gathered.params`; `params` are whole.
         """
 
     def average(self, average: Any, params: Any, gathered: Gathered, share: jax.Array) -> Any:
@@ -90,16 +86,12 @@ class Updater(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """All parameters in every step: the paper's recipe.
-
-    Attributes:
-      optimizer: From `make_optimizer`, or any other.
-    """
+    """All parameters in every step: the paper's recipe."""
 
     optimizer: optax.GradientTransformation
 
     def init(self, params: Any) -> Any:
-        """See `Updater`."""
+        """Moments of 0."""
         return self.optimizer.init(params)
 
     def gather(

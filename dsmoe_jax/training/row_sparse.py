@@ -51,12 +51,7 @@ class RowState(NamedTuple):
 
 
 class OptState(NamedTuple):
-    """State of the optimiser.
-
-    Attributes:
-      dense: Of the parameters that are updated whole.
-      rows: Of the tables.
-    """
+    """State of the optimiser: of the parameters that are updated whole, and of the tables' rows."""
 
     dense: Any
     rows: dict[str, RowState]
@@ -286,7 +281,8 @@ class RowSparse:
         """The array on every device."""
         if self.mesh is None:
             return array
-        return jax.lax.with_sharding_constraint(array, sharding.replicated(self.mesh))
+        whole: jax.Array = jax.lax.with_sharding_constraint(array, sharding.replicated(self.mesh))
+        return whole
 
     def _on_owners(
         self,
@@ -297,11 +293,7 @@ class RowSparse:
     ) -> Any:
         """`function(first, tables, touched, argument)` on each device with the rows that it owns.
 
-        Args:
-          function: Gets the id of the first row of its tables; returns arrays of their rows.
-          tables: Arrays of the same rows.
-          touched: Whole, as is `argument`.
-          argument: What else it needs.
+        `first` is the id of its tables' first row; `touched` and `argument` are whole.
         """
         rows = tables[0].shape[0]
         mesh = self.mesh

@@ -5,6 +5,7 @@ bytes in proportion to the batch and not to the table; so are the features of a 
 everything else is replicated.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +53,7 @@ def state_sharding(mesh: AnyMesh, tree: Any) -> Any:
     rows and the devices divide them (tables are padded to a multiple of 1,024 rows).
     """
 
-    def rule(path: tuple, leaf: Any) -> NamedSharding:
+    def rule(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         rows = leaf.shape[0] if leaf.ndim else 0
         is_table = "table" in jax.tree_util.keystr(path)
         if is_table and splits_table(mesh, rows):
@@ -70,9 +71,7 @@ def splits_table(mesh: AnyMesh, rows: int) -> bool:
 def abstract(tree: Any, layout: Any) -> Any:
     """Shapes and types of the leaves in a layout: what can be compiled for, without the arrays.
 
-    Args:
-      tree: Of arrays or their shapes.
-      layout: A sharding of every leaf, or one for all.
+    The layout is a sharding of every leaf, or one for all.
     """
     if isinstance(layout, jax.sharding.Sharding):
         layout = jax.tree.map(lambda _: layout, tree)
@@ -97,11 +96,9 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     Raises:
       ValueError: When the devices do not divide the batch.
     """
-
-    def put(leaf: np.ndarray) -> jax.Array:
+    for leaf in jax.tree.leaves(batch):
         check_batch(mesh, leaf.shape[0])
-        return jax.make_array_from_process_local_data(by_rows(mesh), leaf)
-
+    put = functools.partial(jax.make_array_from_process_local_data, by_rows(mesh))
     return jax.tree.map(put, batch)
 
 
@@ -120,41 +117,30 @@ def check_batch(mesh: Mesh, rows: int) -> None:
 
 
 def put_batches(mesh: Mesh, batches: list[Any]) -> Any:
-    """As `put_batch`, several stacked along a new first axis, which no device splits.
-
-    Raises:
-      ValueError: When the devices do not divide a batch.
-    """
+    """As `put_batch`, several stacked along a new first axis, which no device splits."""
     check_batch(mesh, jax.tree.leaves(batches[0])[0].shape[0])
     layout = NamedSharding(mesh, P(None, AXIS))
 
     def put(*leaves: np.ndarray) -> jax.Array:
         stacked = leaves[0][None] if len(leaves) == 1 else np.stack(leaves)
-        return jax.make_array_from_process_local_data(layout, stacked)
+        placed: jax.Array = jax.make_array_from_process_local_data(layout, stacked)
+        return placed
 
     return jax.tree.map(put, *batches)
 
 
 def put_replicated(mesh: Mesh, tree: Any) -> Any:
     """Host arrays, equal in every process, on every device."""
-
-    def put(leaf: np.ndarray) -> jax.Array:
-        leaf = np.asarray(leaf)
-        return jax.make_array_from_process_local_data(replicated(mesh), leaf, leaf.shape)
-
-    return jax.tree.map(put, tree)
+    put: Any = functools.partial(jax.make_array_from_process_local_data, replicated(mesh))
+    host = jax.tree.map(np.asarray, tree)
+    return jax.tree.map(lambda leaf: put(leaf, leaf.shape), host)
 
 
 def put_rows(mesh: Mesh, read: Callable[[slice], Any], num_rows: int) -> Any:
     """Host arrays with a common leading axis: every device gets its rows, and no host reads others.
 
-    They are laid out as `rows_layout` says; rows past the last are zeros.
-
-    Args:
-      mesh: The devices.
-      read: Host arrays, as a tree, of a slice of the rows; called once for each device of this
-        process, one after the other.
-      num_rows: Rows to read, in all.
+    They are laid out as `rows_layout` says; rows past the last are zeros. `read` gives a tree of
+    host arrays of a slice of the rows, once for each device of this process, one after the other.
     """
     layout, padded = rows_layout(mesh, num_rows)
     if layout.is_fully_replicated:

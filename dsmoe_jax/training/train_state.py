@@ -14,20 +14,14 @@ from dsmoe_jax.training import optimizer, sharding
 
 
 class TrainState(NamedTuple):
-    """The state of one stage.
+    """The state of one stage."""
 
-    Attributes:
-      step: int32 scalar, steps taken.
-      params: Trained parameters.
-      model_state: Flax collections beside the parameters: `batch_stats`, `constants`, ...
-      opt_state: The optimiser's moments.
-      average: The moving average of the parameters and of what the model tracks, or None.
-    """
-
-    step: jax.Array
-    params: Any
+    step: jax.Array  # int32 scalar, steps taken
+    params: Any  # Trained parameters
+    # Flax collections beside the parameters: `batch_stats`, `constants`, ...
     model_state: dict[str, Any]
-    opt_state: Any
+    opt_state: Any  # The optimiser's moments
+    # The moving average of the parameters and of what the model tracks, or None.
     average: "Frozen | None" = None
 
 
@@ -61,10 +55,7 @@ def move_average(
 
     **Deviation:** the paper evaluates the last parameters.
 
-    Args:
-      state: After the step.
-      decay: d in [0, 1) of late steps.
-      move_params: `f(average, params, 1 - d)`, which averages the parameters.
+    `decay` in [0, 1) is d of late steps; `move_params(average, params, 1 - d)` averages parameters.
     """
     if state.average is None:
         return state
@@ -95,13 +86,8 @@ def init_state(
 ) -> TrainState:
     """Initial state, created in its sharded layout.
 
-    Args:
-      model: A matcher or a ranker.
-      updater: How its parameters are updated.
-      key: Random key of the initial parameters.
-      mesh: The devices.
-      constants: Values of the model's `constants` collection by name.
-      averaged: Whether a moving average of the parameters is kept.
+    `constants` are the values of the model's collection of that name; `averaged` says whether a
+    moving average of the parameters is kept.
 
     Raises:
       ValueError: When the given constants are not those the model declares.
@@ -138,16 +124,11 @@ def abstract_state(
     mesh: sharding.AnyMesh,
     averaged: bool = False,
 ) -> TrainState:
-    """Shapes, types and layout of what `init_state` makes; allocates nothing.
-
-    Args:
-      model: A matcher or a ranker.
-      updater: How its parameters are updated.
-      mesh: The devices, which need not exist.
-      averaged: Whether a moving average of the parameters is kept.
-    """
+    """Shapes, types and layout of what `init_state` makes, on devices that need not exist."""
     shapes = jax.eval_shape(make_init(model, updater, averaged), jax.random.key(0))
-    return sharding.abstract(shapes, sharding.state_sharding(mesh, shapes))
+    layout = sharding.state_sharding(mesh, shapes)
+    like: TrainState = sharding.abstract(shapes, layout)
+    return like
 
 
 def make_init(

@@ -21,11 +21,10 @@ from dsmoe_jax.data import negatives
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.training import losses, optimizer, sharding, train_state
 
-# Sums over the rows of each scenario, [S] per name; divided by "rows" once, when reported.
+# Sums over the rows of each scenario, [S] per name; divided by "rows" once, when logged. Those of
+# several steps are stacked along a new first axis.
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[train_state.TrainState, Metrics]]
-# Several steps; their metrics are stacked along a new first axis.
-Steps = Callable[..., tuple[train_state.TrainState, Metrics]]
 
 
 def make_train_step(
@@ -57,21 +56,19 @@ def make_train_step(
 
     def objective(
         params: Any,
+        gathered: optimizer.Gathered,
         model_state: dict[str, Any],
-        constants: dict[str, jax.Array],
-        users: batch_lib.Users,
         scenario_B: jax.Array,
-        items: batch_lib.Items,
         teacher_logit_BG: jax.Array | None,
         distill_weight: jax.Array,
         dropout_key: jax.Array,
     ) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
         mutable = [name for name in model_state if name != "constants"]
-        items, unlabelled = batch_lib.split_items(items, 1 + num_negatives)
+        items, unlabelled = batch_lib.split_items(gathered.items, 1 + num_negatives)
         extra: dict[str, Any] = {"unlabelled": unlabelled} if unlabelled.sparse_VF.shape[1] else {}
         (output_BX, aux), updated = model.apply(
-            {"params": params, **model_state, "constants": constants},
-            users,
+            {"params": params, **model_state, "constants": gathered.constants},
+            gathered.users,
             items,
             scenario_B,
             train=True,
@@ -87,11 +84,10 @@ def make_train_step(
             parts_BX = {"loss_task": losses.bce_with_logits(output_BX, label_BX)}
         total = parts_BX["loss_task"].mean()
         if teacher_logit_BG is not None:
-            kl_BX = losses.bernoulli_kl(
+            parts_BX["loss_distill"] = losses.bernoulli_kl(
                 teacher_logit_BG, output_BX, temperature=distill_temperature
             )
-            parts_BX["loss_distill"] = kl_BX
-            total = total + distill_weight * kl_BX.mean()
+            total = total + distill_weight * parts_BX["loss_distill"].mean()
         for value in aux.values():
             total = total + value
         one_hot_BS = jax.nn.one_hot(scenario_B, model.spec.num_scenarios)
@@ -120,11 +116,7 @@ def make_train_step(
         teacher_logit_BG = None
         if teacher is not None and frozen_teacher is not None:
             teacher_logit_BG, _ = teacher.apply(
-                frozen_teacher.variables,
-                batch.users,
-                items,
-                batch.scenario_B,
-                train=False,
+                frozen_teacher.variables, batch.users, items, batch.scenario_B, train=False
             )
             teacher_logit_BG = jax.lax.stop_gradient(teacher_logit_BG)
         unlabelled_BX = None
@@ -138,11 +130,9 @@ def make_train_step(
         gathered = updater.gather(state.params, state.opt_state, batch.users, items, constants)
         gradient, (model_state, metrics) = jax.grad(objective, has_aux=True)(
             gathered.params,
+            gathered,
             state.model_state,
-            gathered.constants,
-            gathered.users,
             batch.scenario_B,
-            gathered.items,
             teacher_logit_BG,
             distill_weight,
             dropout_key,
@@ -165,12 +155,8 @@ def make_end_epoch(
 ) -> Callable[[train_state.TrainState, jax.Array], tuple[train_state.TrainState, Metrics]] | None:
     """The jitted `end(state, key)` of a model that does something after an epoch, else None.
 
-    It returns the state and the model's metrics of the epoch.
-
-    Args:
-      model: A matcher may declare it; see `two_tower.Matcher.has_end_epoch`.
-      mesh: The devices.
-      state: A `TrainState`, or its shapes.
+    A matcher may declare it, see `two_tower.Matcher.has_end_epoch`. `state` may be shapes alone.
+    Returns the state and the model's metrics of the epoch.
     """
     if not (isinstance(model, two_tower.Matcher) and model.has_end_epoch):
         return None
@@ -191,32 +177,23 @@ def make_end_epoch(
         )
         return ended, {f"train/{name}": value for name, value in found.items()}
 
-    jitted: Steps = jit_step(end, mesh, state)
+    jitted: Step = jit_step(end, mesh, state)
     return jitted
 
 
 def jit_step(step: Callable[..., Any], mesh: sharding.AnyMesh, state: Any) -> Any:
-    """The step, or steps, jitted as training does it: the state is donated and keeps its layout.
-
-    Args:
-      step: From `make_train_step` or `make_steps`.
-      mesh: The devices.
-      state: A `TrainState`, or its shapes.
-    """
+    """The step, or steps, jitted as training does it: the state is donated and keeps its layout."""
     layout = sharding.state_sharding(mesh, state)
     return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
 
 
-def make_steps(step: Step, most: int) -> Steps:
+def make_steps(step: Step, most: int) -> Step:
     """Builds `steps(state, frozen_teacher, corpus, batches, distill_weight, key, count)`.
 
     It takes `count` steps, 1 to `most`, which is traced: groups of every size are one program.
     `batches` are `most` batches stacked along a first axis, of which the first `count` are used;
     metrics are stacked likewise, and those past `count` are zeros.
     """
-
-    def take(batches: batch_lib.Batch, index: jax.Array | int) -> batch_lib.Batch:
-        return jax.tree.map(lambda leaf: leaf[index], batches)
 
     def steps(
         state: train_state.TrainState,
@@ -230,7 +207,8 @@ def make_steps(step: Step, most: int) -> Steps:
         def run(
             state: train_state.TrainState, index: jax.Array | int
         ) -> tuple[train_state.TrainState, Metrics]:
-            return step(state, frozen_teacher, corpus, take(batches, index), distill_weight, key)
+            batch = jax.tree.map(lambda leaf: leaf[index], batches)
+            return step(state, frozen_teacher, corpus, batch, distill_weight, key)
 
         if most == 1:
             state, metrics = run(state, 0)
@@ -245,6 +223,9 @@ def make_steps(step: Step, most: int) -> Steps:
 
         shapes = jax.eval_shape(lambda: run(state, 0)[1])
         empty = {name: jnp.zeros((most, *s.shape), s.dtype) for name, s in shapes.items()}
-        return jax.lax.fori_loop(0, count, add, (state, empty))
+        taken: tuple[train_state.TrainState, Metrics] = jax.lax.fori_loop(
+            0, count, add, (state, empty)
+        )
+        return taken
 
     return steps

@@ -15,7 +15,7 @@ CONFIG = schema.EvalConfig(k=(2, 5))
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return tiny.write_store(tmp_path_factory.mktemp("judge") / "store")
+    return tiny.write_store(tmp_path_factory.mktemp("rules") / "store")
 
 
 def relevant_items(store, split, query):
@@ -35,12 +35,12 @@ def draw_scores(store, split, seed=0):
 
 
 def judge_scores(store, score_QV, split="test", config=CONFIG, batch=7):
-    judge = protocol.Protocol(store, config, split)
+    rules = protocol.Protocol(store, config, split)
     query_Q = np.arange(len(score_QV))
     for start in range(0, len(query_Q), batch):
         ids = query_Q[start : start + batch]
-        judge.add_scores(ids, score_QV[ids].copy())
-    return judge.finish()
+        rules.add_scores(ids, score_QV[ids].copy())
+    return rules.finish()
 
 
 @pytest.mark.parametrize("remove_seen", [True, False])
@@ -81,22 +81,22 @@ def test_reciprocal_rank_looks_further_than_the_cut_offs(store):
     summary = evaluation.summarise()
     mean_S = [evaluation.mrr_Q[evaluation.scenario_Q == s].mean() for s in range(3)]
     assert summary["scenarios"]["C"]["mrr"] == pytest.approx(mean_S[2])
-    judge = protocol.Protocol(store, config, "test")
-    assert judge.list_length(np.arange(3)) >= 9
+    rules = protocol.Protocol(store, config, "test")
+    assert rules.list_length(np.arange(3)) >= 9
 
 
 def test_lists_with_room_for_seen_items_give_the_same_as_scores(store):
     score_QV = draw_scores(store, "test")
     score_QV[:, 0] = -np.inf
     by_score = judge_scores(store, score_QV)
-    judge = protocol.Protocol(store, CONFIG, "test")
-    for _, ids in judge.group_by_scenario(np.arange(len(score_QV)), 16):
-        T = judge.list_length(ids)
+    rules = protocol.Protocol(store, CONFIG, "test")
+    for _, ids in rules.group_by_scenario(np.arange(len(score_QV)), 16):
+        T = rules.list_length(ids)
         item_BT = np.argsort(-score_QV[ids], axis=1)[:, :T].astype(np.int32)
         score_BT = np.take_along_axis(score_QV[ids], item_BT, axis=1)
         padding = ((0, 16 - len(ids)), (0, 0))  # rows past the batch are ignored
-        judge.add_lists(ids, np.pad(score_BT, padding), np.pad(item_BT, padding))
-    by_list = judge.finish()
+        rules.add_lists(ids, np.pad(score_BT, padding), np.pad(item_BT, padding))
+    by_list = rules.finish()
     np.testing.assert_array_equal(by_list.query_Q, by_score.query_Q)
     for k in CONFIG.k:
         np.testing.assert_array_equal(by_list.recall[k], by_score.recall[k])
@@ -131,10 +131,10 @@ def test_list_length_leaves_room_for_the_longest_seen_set_only_when_removing(sto
 
 
 def test_groups_hold_each_query_once_and_one_scenario_each(store):
-    judge = protocol.Protocol(store, CONFIG, "test")
+    rules = protocol.Protocol(store, CONFIG, "test")
     scenario_Q = store.queries("test").rows_QC[:, store.columns["scenario"]]
     query_Q = np.arange(len(scenario_Q))
-    groups = list(judge.group_by_scenario(query_Q, 6))
+    groups = list(rules.group_by_scenario(query_Q, 6))
     assert sorted(np.concatenate([ids for _, ids in groups]).tolist()) == query_Q.tolist()
     for scenario, ids in groups:
         assert len(ids) <= 6
@@ -217,11 +217,11 @@ def test_description_names_candidates_queries_cuts_and_rule(store):
 def test_log_loss_counts_each_positive_with_its_negatives(store):
     num_queries = len(store.queries("validation").rows_QC)
     logit_QV = np.full((num_queries, store.spec.num_items), -2.0, np.float32)
-    judge = protocol.Protocol(store, CONFIG, "validation")
+    rules = protocol.Protocol(store, CONFIG, "validation")
     ids = np.arange(num_queries)
-    judge.add_log_loss(ids, logit_QV, num_negatives=4, seed=0)
-    judge.add_scores(ids, logit_QV)
-    evaluation = judge.finish()
+    rules.add_log_loss(ids, logit_QV, num_negatives=4, seed=0)
+    rules.add_scores(ids, logit_QV)
+    evaluation = rules.finish()
     expected = (math.log1p(math.exp(2)) + 4 * math.log1p(math.exp(-2))) / 5
     np.testing.assert_allclose(evaluation.log_loss_Q, expected, rtol=1e-6)
     assert evaluation.summarise()["scenarios"]["A"]["log_loss"] == pytest.approx(expected)

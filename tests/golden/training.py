@@ -165,12 +165,12 @@ def stage() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         store = tiny.write_store(folder / "store")
-        session = test_loop.Session(
+        trainer = test_loop.Trainer(
             store, folder / "run", devices=tiny.one_device(), average_decay=0.9
         )
-        session.setting = dataclasses.replace(session.setting, steps_per_dispatch=3)
+        trainer.setting = dataclasses.replace(trainer.setting, steps_per_dispatch=3)
         with contextlib.redirect_stdout(io.StringIO()):
-            state, _ = session.run()
-        found: dict[str, Any] = {"stage: loss": session.curve()}
+            state, _ = trainer.run()
+        found: dict[str, Any] = {"stage: loss": trainer.curve()}
     found["stage: average"] = summarise(train_state.freeze(state).params)
     return found

@@ -152,8 +152,8 @@ def test_one_scenario_equals_flax_batch_norm(kind):
     layer, variables = make(kind, num_scenarios=1)
     y, stats = run(layer, variables, x_BF, one_hot_BS)
     flat = jax.tree.map(lambda leaf: leaf[0], variables)
-    peer = nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_running_average=False)
-    expected, updated = peer.apply(flat, x_BF, mutable=["batch_stats"])
+    flax_norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_running_average=False)
+    expected, updated = flax_norm.apply(flat, x_BF, mutable=["batch_stats"])
     np.testing.assert_allclose(y, expected, atol=1e-5)
     np.testing.assert_allclose(stats["mean"][0], updated["batch_stats"]["mean"], rtol=1e-5)
 

@@ -23,7 +23,7 @@ def store(tmp_path_factory):
     return tiny.write_store(tmp_path_factory.mktemp("train") / "store")
 
 
-class Session:
+class Trainer:
     """Everything a stage needs, on the tiny store."""
 
     def __init__(
@@ -128,34 +128,34 @@ def test_loss_falls_and_one_trace_serves_the_run(store, tmp_path, monkeypatch):
         return counted
 
     monkeypatch.setattr(train.train_step, "make_train_step", counting)
-    session = Session(store, tmp_path / "run", max_epochs=15, devices=tiny.one_device())
-    stage = session.stage
+    trainer = Trainer(store, tmp_path / "run", max_epochs=15, devices=tiny.one_device())
+    stage = trainer.stage
     state = train_state.init_state(
-        stage.model, stage.updater, key=jax.random.key(1), mesh=session.mesh
+        stage.model, stage.updater, key=jax.random.key(1), mesh=trainer.mesh
     )
     taught = train.Distillation(
         stage.model, train_state.freeze(state), weight=1e-3, warmup_epochs=2
     )
-    session.stage = dataclasses.replace(stage, distillation=taught)
-    session.run()
-    curve = session.curve()
+    trainer.stage = dataclasses.replace(stage, distillation=taught)
+    trainer.run()
+    curve = trainer.curve()
     assert np.mean(curve[-3:]) < 0.9 * np.mean(curve[:3])
     assert len(traces) == 1
     # Of the untrained teacher: told in every epoch, learned from after the warm-up.
-    last = session.points()[-2]
+    last = trainer.points()[-2]
     assert last["train/loss_distill"] > 0
     assert last["train/loss"] > last["train/loss_task"]
 
 
 def test_waiting_for_data_is_told(store, tmp_path):
-    def shares(session):
-        session.run()
-        points = [point for point in session.points() if "train/loss" in point]
+    def shares(trainer):
+        trainer.run()
+        points = [point for point in trainer.points() if "train/loss" in point]
         # The first step compiles.
         return [point["perf/data_wait_share"] for point in points[1:]]
 
-    fast = Session(store, tmp_path / "fast", devices=tiny.one_device())
-    slow = Session(store, tmp_path / "slow", devices=tiny.one_device())
+    fast = Trainer(store, tmp_path / "fast", devices=tiny.one_device())
+    slow = Trainer(store, tmp_path / "slow", devices=tiny.one_device())
     original = slow.setting.source.__class__.__getitem__
 
     class Slow(slow.setting.source.__class__):
@@ -172,8 +172,8 @@ def test_waiting_for_data_is_told(store, tmp_path):
 
 def test_a_slow_source_costs_nothing_while_the_device_works(store, tmp_path, monkeypatch):
     # Reports fetch metrics, after which the device is idle: here none comes before the last step.
-    session = Session(store, tmp_path / "run", devices=tiny.one_device(), max_epochs=1)
-    session.setting = dataclasses.replace(session.setting, steps_per_report=1000)
+    trainer = Trainer(store, tmp_path / "run", devices=tiny.one_device(), max_epochs=1)
+    trainer.setting = dataclasses.replace(trainer.setting, steps_per_report=1000)
     waits = train._Loop._fetch
 
     class Working:
@@ -187,19 +187,19 @@ def test_a_slow_source_costs_nothing_while_the_device_works(store, tmp_path, mon
         return group
 
     monkeypatch.setattr(train._Loop, "_fetch", fetch)
-    session.run()
-    assert [p["perf/data_wait_share"] for p in session.points() if "train/loss" in p] == [0.0]
+    trainer.run()
+    assert [p["perf/data_wait_share"] for p in trainer.points() if "train/loss" in p] == [0.0]
 
 
 def test_steps_taken_several_at_a_time_are_the_same_steps(store, tmp_path):
-    sessions = {}
+    trainers = {}
     for most in (1, 3):
-        session = Session(store, tmp_path / f"{most}", max_epochs=2)
-        session.setting = dataclasses.replace(
-            session.setting, steps_per_dispatch=most, steps_per_report=4
+        trainer = Trainer(store, tmp_path / f"{most}", max_epochs=2)
+        trainer.setting = dataclasses.replace(
+            trainer.setting, steps_per_dispatch=most, steps_per_report=4
         )
-        sessions[most] = session, session.run()[0]
-    (one, state), (three, others) = sessions.values()
+        trainers[most] = trainer, trainer.run()[0]
+    (one, state), (three, others) = trainers.values()
     # Four steps are a group of three and one of one.
     assert one.setting.source.steps_per_epoch > 4
     assert [p["step"] for p in three.points()] == [p["step"] for p in one.points()]
@@ -210,13 +210,13 @@ def test_steps_taken_several_at_a_time_are_the_same_steps(store, tmp_path):
 
 def test_a_run_stopped_between_groups_resumes_bit_for_bit(store, tmp_path):
     def start(name, stop_step=None):
-        session = Session(
+        trainer = Trainer(
             store, tmp_path / name, devices=tiny.one_device(), max_epochs=2, stop_step=stop_step
         )
-        session.setting = dataclasses.replace(
-            session.setting, steps_per_dispatch=3, steps_per_report=100
+        trainer.setting = dataclasses.replace(
+            trainer.setting, steps_per_dispatch=3, steps_per_report=100
         )
-        return session
+        return trainer
 
     whole, _ = start("whole").run()
     with pytest.raises(interrupt.InterruptedRunError, match="stopped at step 3"):
@@ -226,8 +226,8 @@ def test_a_run_stopped_between_groups_resumes_bit_for_bit(store, tmp_path):
 
 
 def test_eight_devices_give_the_losses_of_one(store, tmp_path):
-    one = Session(store, tmp_path / "one", devices=tiny.one_device())
-    eight = Session(store, tmp_path / "eight")
+    one = Trainer(store, tmp_path / "one", devices=tiny.one_device())
+    eight = Trainer(store, tmp_path / "eight")
     assert eight.mesh.size == 8
     one.run()
     eight.run()
@@ -237,8 +237,8 @@ def test_eight_devices_give_the_losses_of_one(store, tmp_path):
 def test_a_sharded_table_gives_the_losses_of_one_device(store, tmp_path, monkeypatch):
     # No table of a small test is large: lower the bar so that this one is sharded.
     monkeypatch.setattr(sharding, "MIN_SHARDED_ROWS", 1024)
-    one = Session(store, tmp_path / "one", devices=tiny.one_device())
-    eight = Session(store, tmp_path / "eight")
+    one = Trainer(store, tmp_path / "one", devices=tiny.one_device())
+    eight = Trainer(store, tmp_path / "eight")
     state, _ = eight.run()
     sharded = [
         jax.tree_util.keystr(path)
@@ -256,28 +256,28 @@ def test_sigterm_saves_and_ends_the_run(store, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
         return {"macro": {"recall@5": 0.5}, "scenarios": {}}
 
-    session = Session(store, tmp_path / "run", devices=tiny.one_device(), validate=validate)
-    steps = session.setting.source.steps_per_epoch
+    trainer = Trainer(store, tmp_path / "run", devices=tiny.one_device(), validate=validate)
+    steps = trainer.setting.source.steps_per_epoch
     with pytest.raises(
         interrupt.InterruptedRunError, match=f"stopped at step {steps}, state saved"
     ):
-        session.run()
+        trainer.run()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    second = Session(store, tmp_path / "run", devices=tiny.one_device())
+    second = Trainer(store, tmp_path / "run", devices=tiny.one_device())
     second.run()
     assert len(second.losses) == 1
 
 
 @pytest.mark.parametrize("stop_step", [3, 6, 9])
 def test_interrupted_and_resumed_equals_uninterrupted(store, tmp_path, stop_step):
-    whole = Session(store, tmp_path / "whole", devices=tiny.one_device())
+    whole = Trainer(store, tmp_path / "whole", devices=tiny.one_device())
     state, progress = whole.run()
-    first = Session(store, tmp_path / "parts", devices=tiny.one_device(), stop_step=stop_step)
+    first = Trainer(store, tmp_path / "parts", devices=tiny.one_device(), stop_step=stop_step)
     with pytest.raises(
         interrupt.InterruptedRunError, match="state saved; the same command resumes"
     ):
         first.run()
-    second = Session(store, tmp_path / "parts", devices=tiny.one_device())
+    second = Trainer(store, tmp_path / "parts", devices=tiny.one_device())
     second.losses = list(first.losses)
     resumed_state, resumed_progress = second.run()
     assert_same_bits(state, resumed_state)
@@ -287,9 +287,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(store, tmp_path, stop_step
 
 
 def test_killed_between_saves_resumes_from_the_last_one(store, tmp_path):
-    whole = Session(store, tmp_path / "whole", devices=tiny.one_device())
+    whole = Trainer(store, tmp_path / "whole", devices=tiny.one_device())
     state, _ = whole.run()
-    killed = Session(store, tmp_path / "parts", devices=tiny.one_device(), every_steps=2)
+    killed = Trainer(store, tmp_path / "parts", devices=tiny.one_device(), every_steps=2)
     source = killed.setting.source
     original = source.__class__.__getitem__
 
@@ -302,19 +302,19 @@ def test_killed_between_saves_resumes_from_the_last_one(store, tmp_path):
     source.__class__ = Dying
     with pytest.raises(OSError, match="the machine is gone"):
         killed.run()
-    second = Session(store, tmp_path / "parts", devices=tiny.one_device())
+    second = Trainer(store, tmp_path / "parts", devices=tiny.one_device())
     second.losses = list(killed.losses)
     resumed_state, _ = second.run()
     assert_same_bits(state, resumed_state)
 
 
 def test_resuming_on_other_devices_sees_the_same_examples_and_losses(store, tmp_path):
-    whole = Session(store, tmp_path / "whole", devices=tiny.one_device(), max_epochs=5)
+    whole = Trainer(store, tmp_path / "whole", devices=tiny.one_device(), max_epochs=5)
     whole.run()
-    first = Session(store, tmp_path / "parts", max_epochs=5, stop_step=6)
+    first = Trainer(store, tmp_path / "parts", max_epochs=5, stop_step=6)
     with pytest.raises(interrupt.InterruptedRunError):
         first.run()
-    second = Session(store, tmp_path / "parts", devices=jax.devices()[:4], max_epochs=5)
+    second = Trainer(store, tmp_path / "parts", devices=jax.devices()[:4], max_epochs=5)
     second.losses = list(first.losses)
     second.run()
     by_step = {point["step"]: point for point in whole.points() if "train/loss" in point}
@@ -336,71 +336,71 @@ def test_best_state_is_kept_and_patience_ends_the_stage(store, tmp_path):
         score = next(scores)
         return {"macro": {"recall@5": score}, "scenarios": {}}
 
-    session = Session(
+    trainer = Trainer(
         store, tmp_path / "run", devices=tiny.one_device(), max_epochs=9, validate=validate
     )
-    session.stage = dataclasses.replace(session.stage, patience=2)
-    state, progress = session.run()
+    trainer.stage = dataclasses.replace(trainer.stage, patience=2)
+    state, progress = trainer.run()
     assert len(states) == 4
     assert progress.best_score == 0.5
     assert_same_bits(state.params, states[1])
 
 
 def test_past_its_time_a_stage_begins_no_epoch_and_keeps_its_best(store, tmp_path):
-    session = Session(store, tmp_path / "run", max_epochs=5, max_train_s=1e-9)
-    state, progress = session.run()
+    trainer = Trainer(store, tmp_path / "run", max_epochs=5, max_train_s=1e-9)
+    state, progress = trainer.run()
     # One epoch is needed for a best state.
     assert progress.epochs_evaluated == 1
-    assert_same_bits(train_state.freeze(state).params, session.losses[0].params)
+    assert_same_bits(train_state.freeze(state).params, trainer.losses[0].params)
     # Given more time, the same workdir goes on as if there had been no limit.
-    longer = Session(store, tmp_path / "run", max_epochs=2)
+    longer = Trainer(store, tmp_path / "run", max_epochs=2)
     longer.losses.append(None)  # its scores rise from where they were
-    unlimited = Session(store, tmp_path / "other", max_epochs=2)
+    unlimited = Trainer(store, tmp_path / "other", max_epochs=2)
     assert_same_bits(longer.run()[0].params, unlimited.run()[0].params)
 
 
 def test_a_finished_stage_trains_no_more(store, tmp_path):
-    first = Session(store, tmp_path / "run", devices=tiny.one_device())
+    first = Trainer(store, tmp_path / "run", devices=tiny.one_device())
     state, _ = first.run()
-    second = Session(store, tmp_path / "run", devices=tiny.one_device())
+    second = Trainer(store, tmp_path / "run", devices=tiny.one_device())
     again, _ = second.run()
     assert second.losses == []
     assert_same_bits(state, again)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(store, tmp_path):
-    Session(store, tmp_path / "run", devices=tiny.one_device()).run()
-    other = Session(store, tmp_path / "run", devices=tiny.one_device())
+    Trainer(store, tmp_path / "run", devices=tiny.one_device()).run()
+    other = Trainer(store, tmp_path / "run", devices=tiny.one_device())
     with pytest.raises(ValueError, match=r"seed: checkpoint 1, run 2\); change the fields back"):
         other.run({"seed": 2})
 
 
 def test_divergence_names_the_step_and_the_last_good_checkpoint(store, tmp_path):
-    session = Session(
+    trainer = Trainer(
         store, tmp_path / "run", devices=tiny.one_device(), learning_rate=1e4, every_steps=1
     )
     with pytest.raises(
         train.DivergedError, match=r"student: the loss is .* at step \d+ \(epoch 1, batch \d+\); "
     ) as caught:
-        session.run()
+        trainer.run()
     assert "the last good checkpoint is step" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_large_auxiliary_loss_is_no_divergence(store, tmp_path):
-    session = Session(store, tmp_path / "run", devices=tiny.one_device(), max_epochs=1)
+    trainer = Trainer(store, tmp_path / "run", devices=tiny.one_device(), max_epochs=1)
     config = perscen.PERSCENConfig(hidden_dim=8, output_dim=4, num_codes=4, vq_weight=1e4)
-    model = config.make(session.stage.model.spec)
-    session.stage = dataclasses.replace(session.stage, model=model)
-    _, progress = session.run()
+    model = config.make(trainer.stage.model.spec)
+    trainer.stage = dataclasses.replace(trainer.stage, model=model)
+    _, progress = trainer.run()
     assert progress.epochs_evaluated == 1
-    assert session.curve()[0] > train.DIVERGED_LOSS
+    assert trainer.curve()[0] > train.DIVERGED_LOSS
 
 
 def test_train_metrics_are_given_per_scenario(store, tmp_path):
-    session = Session(store, tmp_path / "run", devices=tiny.one_device())
-    session.run()
-    point = next(point for point in session.points() if "train/loss" in point)
+    trainer = Trainer(store, tmp_path / "run", devices=tiny.one_device())
+    trainer.run()
+    point = next(point for point in trainer.points() if "train/loss" in point)
     assert {"train/loss_task", "train/A/loss_task", "perf/examples_per_s"} <= set(point)
     parts = [point[f"train/{name}/loss_task"] for name in tiny.SCENARIOS]
     assert min(parts) <= point["train/loss_task"] <= max(parts)

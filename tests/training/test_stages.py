@@ -45,17 +45,17 @@ class Counting(tiny.TinyMatcher):
         return jnp.square(jnp.linalg.norm(user_BMD[:, 0], axis=-1, keepdims=True) - 1), aux
 
 
-def make_session(store, workdir, **changes):
-    session = test_loop.Session(store, workdir, devices=tiny.one_device(), **changes)
-    model = Counting(session.stage.model.spec)
-    session.stage = dataclasses.replace(session.stage, model=model)
-    return session
+def make_trainer(store, workdir, **changes):
+    trainer = test_loop.Trainer(store, workdir, devices=tiny.one_device(), **changes)
+    model = Counting(trainer.stage.model.spec)
+    trainer.stage = dataclasses.replace(trainer.stage, model=model)
+    return trainer
 
 
 def test_an_auxiliary_loss_is_added_and_told(store, tmp_path):
-    session = make_session(store, tmp_path / "run", max_epochs=1)
-    session.run()
-    for point in session.points():
+    trainer = make_trainer(store, tmp_path / "run", max_epochs=1)
+    trainer.run()
+    for point in trainer.points():
         if "train/loss" in point:
             whole = point["train/loss_task"] + point["train/loss_size"]
             assert point["train/loss_size"] > 0
@@ -63,19 +63,19 @@ def test_an_auxiliary_loss_is_added_and_told(store, tmp_path):
 
 
 def test_end_of_epoch_changes_parameters_and_state_once_an_epoch(store, tmp_path):
-    session = make_session(store, tmp_path / "run", max_epochs=3)
+    trainer = make_trainer(store, tmp_path / "run", max_epochs=3)
     marks = []
 
     def validate(frozen):
         # Now: the next step takes the parameters' memory.
         marks.append(float(frozen.params["mark"][0]))
-        return session.rising_score(frozen)
+        return trainer.rising_score(frozen)
 
-    session.stage = dataclasses.replace(session.stage, validate=validate)
-    state, _ = session.run()
+    trainer.stage = dataclasses.replace(trainer.stage, validate=validate)
+    state, _ = trainer.run()
     assert state.model_state["epochs"]["count"] == 3
     assert len({*marks, 0.0}) == 4
-    assert [p["train/epochs"] for p in session.points() if "train/epochs" in p] == [1, 2, 3]
+    assert [p["train/epochs"] for p in trainer.points() if "train/epochs" in p] == [1, 2, 3]
 
 
 def test_only_a_declared_end_of_epoch_is_called(store):
@@ -109,25 +109,25 @@ def test_every_stage_has_a_random_stream_of_its_own():
 
 
 def test_end_of_epoch_is_the_same_after_a_resumption(store, tmp_path):
-    whole, _ = make_session(store, tmp_path / "whole", max_epochs=3).run()
-    first = make_session(store, tmp_path / "parts", max_epochs=3)
+    whole, _ = make_trainer(store, tmp_path / "whole", max_epochs=3).run()
+    first = make_trainer(store, tmp_path / "parts", max_epochs=3)
     per_epoch = first.setting.source.steps_per_epoch
-    stopping = make_session(store, tmp_path / "parts", max_epochs=3, stop_step=per_epoch + 2)
+    stopping = make_trainer(store, tmp_path / "parts", max_epochs=3, stop_step=per_epoch + 2)
     with pytest.raises(interrupt.InterruptedRunError):
         stopping.run()
-    second = make_session(store, tmp_path / "parts", max_epochs=3)
+    second = make_trainer(store, tmp_path / "parts", max_epochs=3)
     second.losses = list(stopping.losses)
     resumed, _ = second.run()
     test_loop.assert_same_bits(whole, resumed)
 
 
 def test_a_stage_may_train_on_a_loss_of_the_model(store, tmp_path):
-    session = make_session(store, tmp_path / "run", max_epochs=10)
-    session.stage = dataclasses.replace(
-        session.stage, loss_method="norm_loss", validate=None, patience=10
+    trainer = make_trainer(store, tmp_path / "run", max_epochs=10)
+    trainer.stage = dataclasses.replace(
+        trainer.stage, loss_method="norm_loss", validate=None, patience=10
     )
-    state, progress = session.run()
-    curve = [p["train/loss_task"] for p in session.points() if "train/loss_task" in p]
+    state, progress = trainer.run()
+    curve = [p["train/loss_task"] for p in trainer.points() if "train/loss_task" in p]
     assert curve[-1] < 0.2 * curve[0]
     # Nothing selects: the last epoch is the best.
     assert progress.epochs_evaluated == 10
@@ -135,10 +135,10 @@ def test_a_stage_may_train_on_a_loss_of_the_model(store, tmp_path):
 
 
 def test_a_stage_starts_from_what_an_earlier_one_trained(store, tmp_path):
-    trained, _ = make_session(store, tmp_path / "first", max_epochs=1).run()
+    trained, _ = make_trainer(store, tmp_path / "first", max_epochs=1).run()
     frozen = train_state.freeze(trained)
-    later = make_session(store, tmp_path / "later", max_epochs=1, average_decay=0.9)
-    fresh = make_session(store, tmp_path / "fresh", max_epochs=1)
+    later = make_trainer(store, tmp_path / "later", max_epochs=1, average_decay=0.9)
+    fresh = make_trainer(store, tmp_path / "fresh", max_epochs=1)
     later.stage = dataclasses.replace(later.stage, start_from=frozen, max_epochs=1)
     state, _ = later.run()
     fresh.run()

@@ -9,7 +9,6 @@ events, M interests (1), D output. Inputs may have axes between B and I (candida
 """
 
 import dataclasses
-import functools
 import itertools
 
 import flax.linen as nn
@@ -81,16 +80,11 @@ class InterestAdaptation(nn.Module):
     """Every field times a gate of its scenario: a_s = 2 sigmoid(W2_s ReLU(W1_s mean_E(field))).
 
     Embeddings are small at the start, so that gates are then near 1.
-
-    Attributes:
-      num_scenarios: S.
-      num_fields: N.
-      reduction: N / reduction hidden units, at least one.
     """
 
-    num_scenarios: int
-    num_fields: int
-    reduction: int
+    num_scenarios: int  # S
+    num_fields: int  # N
+    reduction: int  # N / reduction hidden units, at least one
 
     def setup(self) -> None:
         S, N = self.num_scenarios, self.num_fields
@@ -109,17 +103,12 @@ class InterestAdaptation(nn.Module):
 
 
 class Tower(nn.Module):
-    """Adaptation of the input, shared and per-scenario networks, their fusion and a last layer.
+    """Adaptation of the input, shared and per-scenario networks, their fusion and a last layer."""
 
-    Attributes:
-      in_dim: I.
-      spec: The features, whose scenarios are S and whose fields are of width E = C.
-      cfg: See `ADINConfig`.
-    """
-
-    in_dim: int
+    in_dim: int  # I
+    # The features, whose scenarios are S and whose fields are of width E = C.
     spec: features.FeatureSpec
-    cfg: ADINConfig
+    cfg: ADINConfig  # See `ADINConfig`
 
     def setup(self) -> None:
         cfg, S, C = self.cfg, self.spec.num_scenarios, self.spec.embedding_dim
@@ -150,7 +139,6 @@ class Tower(nn.Module):
         *,
         train: bool,
     ) -> Float[jax.Array, "B ... D"]:
-        """Runs the tower."""
         adapted = self.adaptation(input_BI, one_hot_BS)
         shared = self._run_shared(adapted, scenario_SC, one_hot_BS, train)
         specific = adapted
@@ -176,10 +164,7 @@ class Tower(nn.Module):
         for layer, block in zip(self.shared_layers, self.shared_blocks[1:], strict=True):
             hidden = block(layer(hidden), one_hot_BS, train=train)
         weight = scenario.pick(nn.softmax(scenario_SC @ self.weight_CK), one_hot_BS, hidden.ndim)
-        networks = jnp.split(hidden, self.cfg.num_shared, axis=-1)
-        weights = jnp.split(weight, self.cfg.num_shared, axis=-1)
-        terms = (w * network for w, network in zip(weights, networks, strict=True))
-        return functools.reduce(jnp.add, terms)
+        return mlp.mix(hidden, weight)
 
     def _block(self, width: int) -> mlp.NormBlock:
         return mlp.NormBlock(
@@ -198,7 +183,7 @@ class ADIN(symmetric.SymmetricMatcher):
     weights of shared networks are a softmax; normalisation follows the linear layers of the
     networks, not the gates of the fusion, which are constant within a scenario; the last layer is
     linear. Trained on the binary cross entropy that all methods share, where the original has a
-    sampled softmax. Self-training, off by default, judges unlabelled items in every step with the
+    sampled softmax. Self-training, off by default, labels unlabelled items in every step with the
     model as it is, where the original freezes it from time to time.
     """
 

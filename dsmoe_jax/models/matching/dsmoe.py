@@ -107,7 +107,6 @@ class DSMOE(two_tower.Matcher):
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
-        """One vector per user."""
         user_BD = self._run("user", self.embedder.users(users).input_BI, scenario_B, train)
         return user_BD[:, None], {}
 

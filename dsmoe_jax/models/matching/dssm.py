@@ -99,7 +99,6 @@ class DSSM(two_tower.Matcher):
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
-        """One vector per user."""
         if self._is_per_scenario:
             input_BI = self.scenario_embedder.users(users, scenario_B)
         else:

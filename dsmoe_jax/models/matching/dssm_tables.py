@@ -27,7 +27,7 @@ def spread(spec: features.FeatureSpec) -> features.FeatureSpec:
       ValueError: When a feature gets more ids than int32 can number.
     """
 
-    def spread_side(side: tuple) -> tuple:
+    def spread_side(side: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
             dataclasses.replace(f, num_ids=1 + spec.num_scenarios * (f.num_ids - 1)) for f in side
         )
@@ -46,12 +46,9 @@ class ScenarioEmbedder(nn.Module):
 
     A history is embedded with its example's scenario's item tables. There is no embedding of the
     scenario: within one it would be a constant.
-
-    Attributes:
-      spec: The features.
     """
 
-    spec: features.FeatureSpec
+    spec: features.FeatureSpec  # The features
 
     def setup(self) -> None:
         spec = self.spec
@@ -134,13 +131,7 @@ class ScenarioEmbedder(nn.Module):
 def _move(
     ids: Int[Any, "B ... F"], num_ids: list[int], scenario_B: Int[jax.Array, "B"]
 ) -> Int[jax.Array, "B ... F"]:
-    """Ids of the examples' scenarios; 0 stays 0.
-
-    Args:
-      ids: Of F fields, or of one field with its ids along the last axis.
-      num_ids: Ids of each field, the 0 included.
-      scenario_B: The examples' scenarios.
-    """
+    """Ids of the examples' scenarios, of F fields or along a bag; 0 stays 0 and counts as an id."""
     step_F = jnp.asarray(num_ids, jnp.int32) - 1
     step_F = step_F.reshape(*(1,) * (ids.ndim - 1), -1)
     first = scenario_B.reshape(-1, *(1,) * (ids.ndim - 1)) * step_F

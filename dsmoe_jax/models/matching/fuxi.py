@@ -4,8 +4,10 @@ Owns the choice of the encoder, which is `nn/fuxi_encoder.py`; all else is in `n
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float
 
 from dsmoe_jax import features
@@ -29,10 +31,6 @@ class FuxiConfig(next_item.NextItemConfig):
     def make(self, spec: features.FeatureSpec) -> "Fuxi":
         return self.build(Fuxi, spec)
 
-    def check(self, spec: features.FeatureSpec) -> None:
-        super().check(spec)
-        next_item.check_division("num_heads", self.num_heads, "output_dim", self.output_dim)
-
 
 @dataclasses.dataclass
 class FuxiMMEConfig(next_item.NextItemConfig):
@@ -54,6 +52,8 @@ class FuxiMMEConfig(next_item.NextItemConfig):
       balance_weight: Of the loss that spreads positions over experts, >= 0.
     """
 
+    divides_output: ClassVar[str] = "num_subspaces"
+
     output_dim: int = 64
     ffn_multiple: int = fields.field(1, at_least=1)
     num_subspaces: int = fields.field(2, at_least=1)
@@ -70,7 +70,6 @@ class FuxiMMEConfig(next_item.NextItemConfig):
     def check(self, spec: features.FeatureSpec) -> None:
         super().check(spec)
         M = self.num_subspaces
-        next_item.check_division("num_subspaces", M, "output_dim", self.output_dim)
         if self.output_dim // M % self.num_heads:
             raise ValueError(
                 f"model.num_heads: expected a divisor of a sub-space's width "
@@ -92,17 +91,8 @@ class Fuxi(next_item.NextItemMatcher):
 
     cfg: FuxiConfig
 
-    def make_encoder(self, max_len: int) -> causal.Encoder:
-        cfg = self.cfg
-        return fuxi_encoder.Encoder(
-            cfg.output_dim,
-            num_blocks=cfg.num_blocks,
-            num_heads=cfg.num_heads,
-            ffn_multiple=cfg.ffn_multiple,
-            max_len=max_len,
-            dropout=cfg.dropout,
-            input_dropout=cfg.input_dropout,
-        )
+    def make_encoder(self, **sizes: Any) -> causal.Encoder:
+        return fuxi_encoder.Encoder(ffn_multiple=self.cfg.ffn_multiple, **sizes)
 
 
 class FuxiMME(next_item.NextItemMatcher):
@@ -117,21 +107,16 @@ class FuxiMME(next_item.NextItemMatcher):
 
     cfg: FuxiMMEConfig
 
-    def make_encoder(self, max_len: int) -> causal.Encoder:
+    def make_encoder(self, **sizes: Any) -> causal.Encoder:
         cfg = self.cfg
         return fuxi_encoder.Encoder(
-            cfg.output_dim,
-            num_blocks=cfg.num_blocks,
-            num_heads=cfg.num_heads,
             ffn_multiple=cfg.ffn_multiple,
             num_subspaces=cfg.num_subspaces,
             num_experts=cfg.num_experts,
             experts_per_token=cfg.experts_per_token,
             expert_projections=cfg.moe_in == "ffn+proj",
             subspace_token=cfg.subspace_token,
-            max_len=max_len,
-            dropout=cfg.dropout,
-            input_dropout=cfg.input_dropout,
+            **sizes,
         )
 
     def normalize(self, vector: Float[jax.Array, "... D"]) -> Float[jax.Array, "... D"]:
@@ -140,7 +125,7 @@ class FuxiMME(next_item.NextItemMatcher):
             return super().normalize(vector)
         M = self.cfg.num_subspaces
         parts = causal.unit_norm(vector.reshape(*vector.shape[:-1], M, -1)) * M**-0.5
-        return parts.reshape(vector.shape)
+        return jnp.reshape(parts, vector.shape)
 
     def weigh(self, aux: two_tower.Aux) -> two_tower.Aux:
         return {name: self.cfg.balance_weight * value for name, value in aux.items()}

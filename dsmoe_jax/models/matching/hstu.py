@@ -4,6 +4,7 @@ Owns the choice of the encoder, which is `nn/hstu_encoder.py`; all else is in `n
 """
 
 import dataclasses
+from typing import Any
 
 from dsmoe_jax import features
 from dsmoe_jax.models.matching import next_item
@@ -17,10 +18,6 @@ class HSTUConfig(next_item.NextItemConfig):
     def make(self, spec: features.FeatureSpec) -> "HSTU":
         return self.build(HSTU, spec)
 
-    def check(self, spec: features.FeatureSpec) -> None:
-        super().check(spec)
-        next_item.check_division("num_heads", self.num_heads, "output_dim", self.output_dim)
-
 
 class HSTU(next_item.NextItemMatcher):
     """HSTU on the history of all scenarios.
@@ -31,13 +28,5 @@ class HSTU(next_item.NextItemMatcher):
 
     cfg: HSTUConfig
 
-    def make_encoder(self, max_len: int) -> causal.Encoder:
-        cfg = self.cfg
-        return hstu_encoder.Encoder(
-            cfg.output_dim,
-            num_blocks=cfg.num_blocks,
-            num_heads=cfg.num_heads,
-            max_len=max_len,
-            dropout=cfg.dropout,
-            input_dropout=cfg.input_dropout,
-        )
+    def make_encoder(self, **sizes: Any) -> causal.Encoder:
+        return hstu_encoder.Encoder(**sizes)

@@ -73,12 +73,9 @@ class ICANConfig(schema.MatcherConfig):
 class ContextualAttention(nn.Module):
     """Weights of a user's groups for the target scenario: a_g = exp(s_g) / (sum_g exp(s_g) + 0.001)
     with s_g = tanh(MLP([t; x_g; x_g - t; x_g * t])).
-
-    Attributes:
-      hidden_dims: Widths of the unit's hidden layers, each followed by tanh.
     """
 
-    hidden_dims: tuple[int, ...]
+    hidden_dims: tuple[int, ...]  # Widths of the unit's hidden layers, each followed by tanh
 
     @nn.compact
     def __call__(
@@ -100,12 +97,9 @@ class ContextualAttention(nn.Module):
 class InternalAttention(nn.Module):
     """Self-attention among a user's groups: heads of products that are not scaled, then one linear
     map; no residual, normalisation or feed-forward layer.
-
-    Attributes:
-      num_heads: H.
     """
 
-    num_heads: int
+    num_heads: int  # H
 
     @nn.compact
     def __call__(
@@ -141,6 +135,8 @@ class ICAN(two_tower.Matcher):
     out. The item vector is a linear map of all item fields by default.
     """
 
+    item_uses_scenario = False
+
     cfg: ICANConfig
 
     def setup(self) -> None:
@@ -152,11 +148,6 @@ class ICAN(two_tower.Matcher):
         self.user_layers = [nn.Dense(width) for width in (*cfg.hidden_dims, cfg.output_dim)]
         if cfg.item_vector == "fields":
             self.item_layer = nn.Dense(cfg.output_dim)
-
-    @property
-    def item_uses_scenario(self) -> bool:
-        """One index serves all scenarios."""
-        return False
 
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
@@ -177,7 +168,6 @@ class ICAN(two_tower.Matcher):
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
-        """Item vectors, the same in all scenarios."""
         embedded = self.embedder.items(items)
         if self.cfg.item_vector == "id":
             return self.drop(embedded.fields["item_id"], train=train), {}

@@ -11,6 +11,7 @@ channels together, M interests (1), V items, P ids in a padded bag, F feature fi
 import dataclasses
 import functools
 import itertools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -48,6 +49,8 @@ class M5Config(schema.MatcherConfig):
       mask_weight: Its weight >= 0.
     """
 
+    scenario_histories: ClassVar[bool] = True
+
     attention_length: int = fields.field(50, at_least=1)
     attention_dim: int = fields.field(64, at_least=1, search=(32, 64))
     num_heads: int = fields.field(2, at_least=1)
@@ -60,11 +63,6 @@ class M5Config(schema.MatcherConfig):
     mask_rate: float = fields.rate(0.2)
     mask_negatives: int = fields.field(64, at_least=1)
     mask_weight: float = fields.field(0.1, at_least=0)
-
-    @property
-    def scenario_histories(self) -> bool:
-        """True: they are the groups of behaviour."""
-        return True
 
     def make(self, spec: features.FeatureSpec) -> "M5":
         return self.build(M5, spec)
@@ -104,6 +102,8 @@ class M5(two_tower.Matcher):
     their cross, equal in both channels, stand once in the joint input; the masked histories are
     also what the recommendation is trained on, so that the block runs once.
     """
+
+    item_uses_scenario = False
 
     cfg: M5Config
 
@@ -147,11 +147,6 @@ class M5(two_tower.Matcher):
             **{f"bag_{f.name}_VP": (V, f.max_len) for f in spec.item_bags},
         }
 
-    @property
-    def item_uses_scenario(self) -> bool:
-        """False: scenarios act on the user's side alone."""
-        return False
-
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
@@ -178,7 +173,6 @@ class M5(two_tower.Matcher):
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
-        """Item vectors; the scenarios are not used."""
         found = self._embed_channels(items)
         heads = (self.item_heads[c](self.drop(found[c], train=train)) for c in CHANNELS)
         return jnp.concatenate(list(heads), axis=-1), {}
@@ -235,7 +229,8 @@ class M5(two_tower.Matcher):
     def _draw_masked(self, mask_NL: Bool[jax.Array, "N L"]) -> Bool[jax.Array, "N L"]:
         seed = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
         lot_NL = dropout_lib.hash_positions(seed, mask_NL.shape)
-        return mask_NL & (lot_NL < jnp.uint32(self.cfg.mask_rate * 2**32))
+        drawn_NL: jax.Array = lot_NL < jnp.uint32(self.cfg.mask_rate * 2**32)
+        return mask_NL & drawn_NL
 
     def _run_experts(
         self, input_BI: Float[jax.Array, "B I"], one_hot_BS: Float[jax.Array, "B S"], train: bool

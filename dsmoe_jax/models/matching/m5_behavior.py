@@ -16,17 +16,11 @@ from dsmoe_jax.nn import attention, tables
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: h + Attention(LN(h)), then h + FFN(LN(h)) with GELU.
+    """A pre-norm transformer block: h + Attention(LN(h)), then h + FFN(LN(h)) with GELU."""
 
-    Attributes:
-      width: W, which the heads divide.
-      num_heads: H.
-      expansion: Width of the FFN's hidden layer, in W.
-    """
-
-    width: int
-    num_heads: int
-    expansion: int = 2
+    width: int  # W, which the heads divide
+    num_heads: int  # H
+    expansion: int = 2  # Width of the FFN's hidden layer, in W
 
     def setup(self) -> None:
         self.attention_norm, self.ffn_norm = nn.LayerNorm(), nn.LayerNorm()
@@ -57,18 +51,12 @@ class Interests(nn.Module):
     h is a transformer block over projected tokens e_t + position_t, of which the most recent event
     has position 0. The parameters are shared by all histories. In training masked events are
     replaced by a learned token, and predicted from what surrounds them.
-
-    Attributes:
-      event_dim: E.
-      width: W.
-      num_heads: H.
-      max_len: L.
     """
 
-    event_dim: int
-    width: int
-    num_heads: int
-    max_len: int
+    event_dim: int  # E
+    width: int  # W
+    num_heads: int  # H
+    max_len: int  # L
 
     def setup(self) -> None:
         init = nn.initializers.truncated_normal(tables.TABLE_STD)
@@ -90,12 +78,8 @@ class Interests(nn.Module):
     ) -> tuple[Float[jax.Array, "N W"], Float[jax.Array, "N L E"]]:
         """Interests, 0 where the history is empty, and what event each position predicts.
 
-        A prediction should have the largest inner product with the event that is there.
-
-        Args:
-          event_NLE: Embedded events, the most recent first.
-          mask_NL: Whether a position holds an event.
-          masked_NL: Which events are hidden.
+        The most recent event comes first; those in `masked_NL` are hidden. A prediction should have
+        the largest inner product with the event that is there.
         """
         token_NLE = jnp.where(masked_NL[..., None], self.masked_E[None, None], event_NLE)
         hidden_NLW = self.block(self.project(token_NLE + self.position_LE[None]), mask_NL)
@@ -114,13 +98,8 @@ def masked_item_loss(
 ) -> Float[jax.Array, ""]:
     """Sampled softmax of the hidden items, its mean over the masked positions; 0 without any.
 
-    Args:
-      predicted_NLE: From `Interests`.
-      event_NLE: The true events.
-      item_NL: Their items.
-      negative_XE: Uniformly drawn items, embedded alike; shared by all positions.
-      negative_X: Their ids; one that is the position's own item does not count there.
-      masked_NL: Which events are hidden, and predicted.
+    All positions share the uniform negatives; one that is a position's own item does not count
+    there.
     """
     own_NL = (predicted_NLE * event_NLE).sum(axis=-1)
     logit_NLX = predicted_NLE @ negative_XE.T

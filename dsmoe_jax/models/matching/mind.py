@@ -68,6 +68,8 @@ class MIND(two_tower.Matcher):
     not, and one index serves all.
     """
 
+    item_uses_scenario = False
+
     cfg: MINDConfig
 
     def setup(self) -> None:
@@ -88,15 +90,9 @@ class MIND(two_tower.Matcher):
         dims = (self.embedder.item_dim, *dims)
         self.item_tower = perceptron.Perceptron(dims, 1, cfg.norm, cfg.bn_momentum)
 
-    @property
-    def item_uses_scenario(self) -> bool:
-        """One index serves all scenarios."""
-        return False
-
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
-        """One vector per interest."""
         one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
         embedded = self.embedder.users(users)
         profile_BI = scenario.append(self._profile(embedded), self.embedder.scenarios(), one_hot_BS)
@@ -111,7 +107,6 @@ class MIND(two_tower.Matcher):
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
-        """Item vectors, the same in all scenarios."""
         input_BI = self.drop(self.embedder.items(items).input_BI, train=train)
         one_hot_B1 = jnp.ones((scenario_B.shape[0], 1), jnp.float32)
         return self.item_tower(input_BI, one_hot_B1, train=train), {}

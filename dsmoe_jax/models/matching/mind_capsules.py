@@ -62,16 +62,11 @@ class DynamicRouting(nn.Module):
     **Deviation:** log2(1 + n) interests where the paper has log2(n), so that an empty history has
     its one interest; the noise belongs to the position and is never drawn anew, so that a user's
     vectors are a function of the user.
-
-    Attributes:
-      event_dim: E, of events and interests alike.
-      num_interests: M.
-      iterations: Of the routing, at least 1.
     """
 
-    event_dim: int
-    num_interests: int
-    iterations: int
+    event_dim: int  # E, of events and interests alike
+    num_interests: int  # M
+    iterations: int  # Of the routing, at least 1
 
     def setup(self) -> None:
         shape_EE = (self.event_dim, self.event_dim)

@@ -7,12 +7,10 @@ axes between B and I (candidates of an example).
 """
 
 import dataclasses
-import functools
 import itertools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from dsmoe_jax import features
@@ -58,14 +56,10 @@ class MMoETower(nn.Module):
     Mixture-of-Experts", section 4.2, with scenarios as tasks.
     **Deviation:** a task's tower is one linear layer, since its output is a vector; libraries that
     normalise the gate's logits over the batch are not followed, the paper does not.
-
-    Attributes:
-      num_scenarios: S.
-      cfg: See `MMoEConfig`.
     """
 
-    num_scenarios: int
-    cfg: MMoEConfig
+    num_scenarios: int  # S
+    cfg: MMoEConfig  # See `MMoEConfig`
 
     def setup(self) -> None:
         cfg, S = self.cfg, self.num_scenarios
@@ -84,16 +78,13 @@ class MMoETower(nn.Module):
     def __call__(
         self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
     ) -> Float[jax.Array, "B ... D"]:
-        """Runs the tower."""
         K = self.cfg.num_experts
         first = self.first(x)
         hidden = self.blocks[0](first[..., : K * self.cfg.expert_dims[0]], one_hot_BS, train=train)
         for layer, block in zip(self.layers, self.blocks[1:], strict=True):
             hidden = block(layer(hidden), one_hot_BS, train=train)
-        weights = jnp.split(self._gate(first, one_hot_BS), K, axis=-1)
-        experts = jnp.split(hidden, K, axis=-1)
-        terms = (weight * expert for weight, expert in zip(weights, experts, strict=True))
-        output: jax.Array = self.output(functools.reduce(jnp.add, terms), one_hot_BS)
+        mixed = mlp.mix(hidden, self._gate(first, one_hot_BS))
+        output: jax.Array = self.output(mixed, one_hot_BS)
         return output
 
     def _gate(

@@ -50,6 +50,7 @@ class NextItemConfig(schema.MatcherConfig):
     temperature: float = fields.share(0.05)
     scenario_token: bool = False
 
+    divides_output: ClassVar[str] = "num_heads"  # The field that is to divide `output_dim`
     recipe: ClassVar[dict[str, Any]] = {
         "batch_size": 128,
         "num_negatives": 128,
@@ -86,6 +87,12 @@ class NextItemConfig(schema.MatcherConfig):
                 f"features.history_encoder: expected 'mean' with {type(self).__name__}, which "
                 f"encodes the history itself, got {spec.history_encoder!r}"
             )
+        value = getattr(self, self.divides_output)
+        if self.output_dim % value:
+            raise ValueError(
+                f"model.{self.divides_output}: expected a divisor of "
+                f"model.output_dim={self.output_dim}, got {value}"
+            )
 
 
 def _histories(spec: features.FeatureSpec) -> tuple[features.SequenceFeature, ...]:
@@ -93,34 +100,16 @@ def _histories(spec: features.FeatureSpec) -> tuple[features.SequenceFeature, ..
     return tuple(s for s in spec.sequences if s.name == HISTORY and s.fields == ("item_id",))
 
 
-def check_division(name: str, value: int, whole_name: str, whole: int) -> None:
-    """Refuses a number of parts that does not divide what is to be split.
-
-    Raises:
-      ValueError: Naming both fields.
-    """
-    if whole % value:
-        raise ValueError(
-            f"model.{name}: expected a divisor of model.{whole_name}={whole}, got {value}"
-        )
-
-
 class ItemTable(nn.Module):
-    """The table of item ids, under the name that updates of single rows know it by.
+    """The table of item ids, under the name that updates of single rows know it by."""
 
-    Attributes:
-      feature: The item id.
-      dim: D.
-    """
-
-    feature: features.SparseFeature
-    dim: int
+    feature: features.SparseFeature  # The item id
+    dim: int  # D
 
     def setup(self) -> None:
         self.item_tables = tables.FieldTables((self.feature,), (), (self.feature.name,), self.dim)
 
     def __call__(self, ids: Int[jax.Array, "..."]) -> Float[jax.Array, "... D"]:
-        """Embeddings; 0 for id 0."""
         return self.item_tables.field(self.feature.name, ids)
 
 
@@ -132,10 +121,12 @@ class NextItemMatcher(two_tower.Matcher):
     is known, as there.
     """
 
+    item_uses_scenario = False
+
     cfg: NextItemConfig
 
-    def make_encoder(self, max_len: int) -> causal.Encoder:
-        """The method's encoder of histories of at most `max_len` events."""
+    def make_encoder(self, **sizes: Any) -> causal.Encoder:
+        """The method's encoder, of the given attributes of `causal.Encoder` and its own."""
         raise NotImplementedError(f"{type(self).__name__} makes no encoder")
 
     def weigh(self, aux: two_tower.Aux) -> two_tower.Aux:
@@ -149,15 +140,17 @@ class NextItemMatcher(two_tower.Matcher):
     def setup(self) -> None:
         D, S = self.cfg.output_dim, self.spec.num_scenarios
         self.embedder = ItemTable(self.spec.item_sparse[0], D)
-        self.encoder = self.make_encoder(self.spec.sequences[0].max_len)
+        self.encoder = self.make_encoder(
+            dim=D,
+            num_blocks=self.cfg.num_blocks,
+            num_heads=self.cfg.num_heads,
+            max_len=self.spec.sequences[0].max_len,
+            dropout=self.cfg.dropout,
+            input_dropout=self.cfg.input_dropout,
+        )
         if self.cfg.scenario_token:
             init = nn.initializers.truncated_normal(D**-0.5)
             self.scenario_SD = self.param("scenario_token", init, (S, D), jnp.float32)
-
-    @property
-    def item_uses_scenario(self) -> bool:
-        """Never."""
-        return False
 
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool

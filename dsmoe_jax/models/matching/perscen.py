@@ -70,16 +70,11 @@ class GraphTower(nn.Module):
     **Deviation:** the unit's equation, the normalisation and what is fused are inferred. Summaries
     read as if the last layer alone were: products of L + 1 fields. So built, validation recall on
     the packaged rows stayed near that of popularity; all orders, from the first, learn.
-
-    Attributes:
-      in_dim: I.
-      spec: The features.
-      cfg: See `PERSCENConfig`.
     """
 
-    in_dim: int
-    spec: features.FeatureSpec
-    cfg: PERSCENConfig
+    in_dim: int  # I
+    spec: features.FeatureSpec  # The features
+    cfg: PERSCENConfig  # See `PERSCENConfig`
 
     def setup(self) -> None:
         cfg, S, E = self.cfg, self.spec.num_scenarios, self.spec.embedding_dim
@@ -140,6 +135,7 @@ class PERSCEN(two_tower.Matcher):
     """
 
     has_end_epoch = True
+    item_uses_scenario = True  # it opens the item tower's gates
 
     cfg: PERSCENConfig
 
@@ -156,11 +152,6 @@ class PERSCEN(two_tower.Matcher):
         self.codes = perscen_quantizer.VectorQuantizer(cfg.num_codes, H, cfg.commitment)
         self.seed_hidden, self.seed_out = mlp.Split((H, H), H), nn.Dense(H)
         self.seed_block = self._make_block()
-
-    @property
-    def item_uses_scenario(self) -> bool:
-        """Always: the scenario opens the item tower's gates."""
-        return True
 
     @property
     def preference_history(self) -> str:
@@ -190,7 +181,6 @@ class PERSCEN(two_tower.Matcher):
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
-        """Item vectors in the scenarios."""
         one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
         x = self.drop(self.embedder.items(items).input_BI, train=train)
         gate_SH = self.item_tower.seed(self._encode_scenarios())

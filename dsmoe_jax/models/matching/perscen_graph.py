@@ -22,18 +22,13 @@ class GraphGenerator(nn.Module):
     side: one product does for all first layers.
 
     **Paper:** PERSCEN, user-specific feature graph, after the public code of EmerG.
-
-    Attributes:
-      num_fields: F.
-      in_dim: I.
     """
 
-    num_fields: int
-    in_dim: int
+    num_fields: int  # F
+    in_dim: int  # I
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B I"]) -> Float[jax.Array, "B F F"]:
-        """Runs every generator."""
         F, inputs = self.num_fields, self.in_dim + self.num_fields
         as_one_hot, zeros = nn.initializers.normal(inputs**-0.5), nn.initializers.zeros_init()
         stacked = nn.initializers.lecun_normal(batch_axis=(0,))
@@ -94,7 +89,8 @@ def _find_kth_largest(
         count_B1 = (value_BV >= higher_B1).sum(axis=1, keepdims=True, dtype=dtype)
         return jnp.where(count_B1 >= k_B1, higher_B1, found_B1)
 
-    return jax.lax.fori_loop(0, bits, set_bit, jnp.zeros(k_B1.shape, dtype))
+    kth_B1: jax.Array = jax.lax.fori_loop(0, bits, set_bit, jnp.zeros(k_B1.shape, dtype))
+    return kth_B1
 
 
 def refine(
@@ -144,16 +140,11 @@ class FeatureGraph(nn.Module):
 
     **Paper:** PERSCEN, lightweight graph neural network on the user-specific graph; its layers and
     the activation's place are those of EmerG's public code.
-
-    Attributes:
-      num_fields: F.
-      dim: E.
-      num_layers: Graph layers >= 1.
     """
 
-    num_fields: int
-    dim: int
-    num_layers: int
+    num_fields: int  # F
+    dim: int  # E
+    num_layers: int  # Graph layers >= 1
 
     def setup(self) -> None:
         self.generator = GraphGenerator(self.num_fields, self.num_fields * self.dim)
@@ -165,7 +156,6 @@ class FeatureGraph(nn.Module):
         )
 
     def graphs(self, x: Float[jax.Array, "B I"]) -> list[Float[jax.Array, "B F F"]]:
-        """The refined graph of every layer."""
         first_BFF, support_BFF = refine(self.generator(x))
         found = [first_BFF]
         for _ in range(1, self.num_layers):

@@ -25,16 +25,11 @@ class VectorQuantizer(nn.Module):
     **Paper:** van den Oord et al., "Neural Discrete Representation Learning", section 3; the
     codebook is learned by its loss, not by moving averages.
     **Deviation:** unused codes are re-seeded, see `reseed`.
-
-    Attributes:
-      num_codes: N.
-      dim: H.
-      commitment: beta >= 0, the weight of the loss that draws vectors to their codes.
     """
 
-    num_codes: int
-    dim: int
-    commitment: float
+    num_codes: int  # N
+    dim: int  # H
+    commitment: float  # beta >= 0, the weight of the loss that draws vectors to their codes
 
     def setup(self) -> None:
         shape_NH = (self.num_codes, self.dim)

@@ -127,12 +127,6 @@ class SASS(symmetric.SymmetricMatcher):
 
         **Paper:** the self-supervised stage. **Deviation:** in the other scenario a user's own
         history is the one of that scenario, as the tower would see it there.
-
-        Args:
-          users: The user side.
-          items: Candidates [B, G].
-          scenario_B: The example's scenario.
-          train: Whether statistics are recorded and the other scenario is drawn.
         """
         sides = [self._contrast_items(items, scenario_B, train)]
         if self.cfg.contrastive_sides == "both":
@@ -154,7 +148,9 @@ class SASS(symmetric.SymmetricMatcher):
     def _contrast_users(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], train: bool
     ) -> Float[jax.Array, "B"]:
-        active_BS = self._read_active(users)
+        ids_BLF = users.sequences[features.SCENARIO_HISTORIES].ids_BLF
+        apart = ids_BLF.reshape(len(ids_BLF), self.spec.num_scenarios, -1)
+        active_BS = (apart > 0).any(axis=2)
         other_B, paired_B = draw_other(active_BS, scenario_B, self._make_key(train))
         moved = self._move(users, other_B)
         views = (self.embedder.users(users).input_BI, self.embedder.users(moved).input_BI)
@@ -177,10 +173,6 @@ class SASS(symmetric.SymmetricMatcher):
             first_BD, second_BD, paired_B, same_BB, self.cfg.contrastive_temperature
         )
         return loss_B * (len(loss_B) / jnp.maximum(paired_B.sum(), 1))
-
-    def _read_active(self, users: batch_lib.Users) -> Bool[jax.Array, "B S"]:
-        ids_BLF = users.sequences[features.SCENARIO_HISTORIES].ids_BLF
-        return (ids_BLF.reshape(len(ids_BLF), self.spec.num_scenarios, -1) > 0).any(axis=2)
 
     def _move(self, users: batch_lib.Users, other_B: Int[jax.Array, "B"]) -> batch_lib.Users:
         """The users as the tower sees them in other scenarios: their own history is from there."""
@@ -215,12 +207,7 @@ def draw_other(
 ) -> tuple[Int[jax.Array, "B"], Bool[jax.Array, "B"]]:
     """A scenario other than the example's in which something is present, and whether there is one.
 
-    The example's own where there is none.
-
-    Args:
-      present_BS: Where it is present.
-      scenario_B: The example's scenario.
-      key: Of several, one is drawn at random; without a key it is the first.
+    The example's own where there is none; of several one at random, without a key the first.
     """
     own_BS = scenario.one_hot(scenario_B, present_BS.shape[1]) > 0
     possible_BS = present_BS & ~own_BS
@@ -239,4 +226,4 @@ def _have_equal_profiles(users: batch_lib.Users) -> Bool[jax.Array, "B B"]:
     """
     same_BBF = users.sparse_BF[:, None] == users.sparse_BF[None]
     near_BBF = users.dense_BF[:, None] == users.dense_BF[None]
-    return same_BBF.all(axis=2) & near_BBF.all(axis=2)
+    return jnp.all(same_BBF, axis=2) & jnp.all(near_BBF, axis=2)

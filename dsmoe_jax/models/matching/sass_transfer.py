@@ -25,26 +25,16 @@ class AdaptiveTower(nn.Module):
     **Paper:** the multi-layer scenario adaptive transfer module. **Deviation:** written without the
     paper's equations; that the gates read both paths and the scenario embedding, and that the
     update is a gated recurrent unit's, is inferred.
-
-    Attributes:
-      in_dim: I; both paths start from the input.
-      hidden_dims: O of each layer.
-      output_dim: D.
-      bias_dim: Hidden width of the scenario bias network, the MLP above.
-      scenario_dim: C.
-      num_scenarios: S.
-      norm: "bn", "dsbn" or "none".
-      momentum: Of the running statistics.
     """
 
-    in_dim: int
-    hidden_dims: tuple[int, ...]
-    output_dim: int
-    bias_dim: int
-    scenario_dim: int
-    num_scenarios: int
-    norm: str
-    momentum: float
+    in_dim: int  # I; both paths start from the input
+    hidden_dims: tuple[int, ...]  # O of each layer
+    output_dim: int  # D
+    bias_dim: int  # Hidden width of the scenario bias network, the MLP above
+    scenario_dim: int  # C
+    num_scenarios: int  # S
+    norm: str  # "bn", "dsbn" or "none"
+    momentum: float  # Of the running statistics
 
     def setup(self) -> None:
         S, widths = self.num_scenarios, (self.in_dim, *self.hidden_dims)

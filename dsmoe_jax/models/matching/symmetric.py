@@ -22,22 +22,17 @@ class SymmetricMatcher(two_tower.Matcher):
     dropout of both towers' inputs, `user_tower` and `item_tower`.
     """
 
-    @property
-    def item_uses_scenario(self) -> bool:
-        """True: the towers are symmetric."""
-        return True
+    item_uses_scenario = True
 
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
-        """One vector per user."""
         input_BI = self.embedder.users(users).input_BI
         return self.run(self.user_tower, input_BI, scenario_B, train)[:, None], {}
 
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
-        """Item vectors in the scenarios."""
         input_BI = self.embedder.items(items).input_BI
         return self.run(self.item_tower, input_BI, scenario_B, train), {}
 

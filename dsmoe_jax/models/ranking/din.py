@@ -68,7 +68,6 @@ class DIN(joint_ranker.JointRanker):
     def _trunk(
         self, first_BGO: Float[jax.Array, "B G O"], one_hot_BS: Float[jax.Array, "B S"], train: bool
     ) -> Float[jax.Array, "B G"]:
-        """The perceptron after its first product."""
         hidden = first_BGO
         for activate, drop, layer in zip(self.activations, self.drops, self.layers, strict=True):
             hidden = layer(drop(activate(hidden, one_hot_BS, train=train), train=train))
@@ -79,26 +78,18 @@ class Activation(nn.Module):
     """Dice, p x + (1 - p) a x with p = sigmoid(norm(x)), or PReLU of norm(x), a learned per unit.
 
     **Deviation:** Dice's normalisation has a learned gain and shift.
-
-    Attributes:
-      kind: One of `ACTIVATIONS`.
-      norm: One of `dsbn.KINDS`.
-      num_scenarios: S.
-      num_features: O.
-      momentum: Of the running statistics.
     """
 
-    kind: str
-    norm: str
-    num_scenarios: int
-    num_features: int
-    momentum: float
+    kind: str  # One of `ACTIVATIONS`
+    norm: str  # One of `dsbn.KINDS`
+    num_scenarios: int  # S
+    num_features: int  # O
+    momentum: float  # Of the running statistics
 
     @nn.compact
     def __call__(
         self, x: Float[jax.Array, "B G O"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
     ) -> Float[jax.Array, "B G O"]:
-        """Activates."""
         norm = dsbn.ScenarioNorm(
             self.norm, self.num_scenarios, self.num_features, self.momentum, name="norm"
         )

@@ -54,16 +54,12 @@ class Fused(ranker.Ranker):
     **Paper:** section "Distillation" of DSMOE calls its teacher fused; that it averages several
     rankers is a second reading of the word.
     **Deviation:** members are trained together, on the loss of their mean.
-
-    Attributes:
-      members: Rankers by name.
     """
 
-    members: Mapping[str, ranker.Ranker]
+    members: Mapping[str, ranker.Ranker]  # Rankers by name
 
     @property
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:
-        """What any member wants."""
         shapes: dict[str, tuple[int, ...]] = {}
         for member in self.members.values():
             shapes.update(member.constant_shapes)
@@ -86,7 +82,6 @@ class Fused(ranker.Ranker):
         *,
         train: bool,
     ) -> Float[jax.Array, "B G"]:
-        """Logits of candidates [B, G], or [1, G] shared by all users."""
         logits = (
             member.score(encoded[name], items, scenario_B, train=train)
             for name, member in self.members.items()

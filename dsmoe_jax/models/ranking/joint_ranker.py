@@ -81,20 +81,14 @@ class JointRankerConfig(schema.RankerConfig):
 
 
 class Encoded(NamedTuple):
-    """What scoring needs of a user.
+    """What scoring needs of a user."""
 
-    Attributes:
-      first_BO: The user's part of the first layer.
-      user_id_BE: The user id's embedding, None where the features hold no user id.
-      pooled: Mean of every history's events.
-      attended: The histories that candidates attend to.
-      collaborative_BC: The pooled collaborative vector, None without.
-    """
-
-    first_BO: Float[jax.Array, "B O"]
+    first_BO: Float[jax.Array, "B O"]  # The user's part of the first layer
+    # The user id's embedding, None where the features hold no user id.
     user_id_BE: Float[jax.Array, "B E"] | None
-    pooled: dict[str, jax.Array]
-    attended: dict[str, attention.EncodedHistory]
+    pooled: dict[str, jax.Array]  # Mean of every history's events
+    attended: dict[str, attention.EncodedHistory]  # The histories that candidates attend to
+    # The pooled collaborative vector, None without.
     collaborative_BC: Float[jax.Array, "B C"] | None
 
 
@@ -180,7 +174,6 @@ class JointRanker(ranker.Ranker):
         *,
         train: bool,
     ) -> Float[jax.Array, "B G"]:
-        """Logits of candidates [B, G], or [1, G] shared by all users."""
         one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
         item_BG = items.sparse_VF[..., 0]
         embedded = self.embedder.items(items)
@@ -220,7 +213,8 @@ class JointRanker(ranker.Ranker):
         train: bool,
     ) -> Float[jax.Array, "_ ... O"]:
         """The product of one part, 0 the user's, 1 the item's, 2 the pair's."""
-        return self.first(index, self.drop(part, train=train))
+        product: jax.Array = self.first(index, self.drop(part, train=train))
+        return product
 
     def _trunk(
         self, first_BGO: Float[jax.Array, "B G O"], one_hot_BS: Float[jax.Array, "B S"], train: bool
@@ -234,7 +228,7 @@ class JointRanker(ranker.Ranker):
         """Collaborative vector of a user: the pooled ones of the history's items."""
         ids_BL = sequences[HISTORY].ids_BLF[..., 0]
         mask_BL = ids_BL > 0
-        vector_BLC = self._constant("item_vector_VC")[ids_BL]
+        vector_BLC: jax.Array = self._constant("item_vector_VC")[ids_BL]
         vector_BLC = vector_BLC * mask_BL[..., None].astype(jnp.float32)
         count_B1 = jnp.maximum(mask_BL.sum(axis=-1, keepdims=True), 1).astype(jnp.float32)
         if self.cfg.collaborative_pooling == "sqrt":
@@ -248,7 +242,8 @@ class JointRanker(ranker.Ranker):
         if not root.has_variable("constants", name):
             shape = self.constant_shapes[name]
             root.put_variable("constants", name, jnp.zeros(shape, jnp.float32))
-        return root.get_variable("constants", name)
+        value: jax.Array = root.get_variable("constants", name)
+        return value
 
     @property
     def _sequence_widths(self) -> dict[str, int]:

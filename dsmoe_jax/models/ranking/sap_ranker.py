@@ -87,7 +87,6 @@ class SAPRanker(ranker.Ranker):
         *,
         train: bool,
     ) -> Float[jax.Array, "B G"]:
-        """Logits of candidates [B, G], or [1, G] shared by all users."""
         one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
         item = self.drop(self.embedder.items(items).input_BI, train=train)
         parts = (encoded[:, None], item)

@@ -94,7 +94,6 @@ class STAR(joint_ranker.JointRanker):
     def _trunk(
         self, first_BGO: Float[jax.Array, "B G O"], one_hot_BS: Float[jax.Array, "B S"], train: bool
     ) -> Float[jax.Array, "B G"]:
-        """The rest of both networks."""
         hidden, aux = jnp.split(first_BGO, [self.cfg.hidden_dims[0]], axis=-1)
         for block, layer in zip(self.blocks, self.layers, strict=True):
             hidden = layer(block(hidden, one_hot_BS, train=train), one_hot_BS)

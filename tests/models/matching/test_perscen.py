@@ -336,7 +336,7 @@ def test_features_without_a_history_are_refused():
         perscen.PERSCENConfig().make(dataclasses.replace(SPEC, sequences=()))
 
 
-PLANTED = features.FeatureSpec(
+SIMULATED = features.FeatureSpec(
     scenarios=("A",),
     user_sparse=(features.SparseFeature("left", 9), features.SparseFeature("right", 9)),
     user_dense=(),
@@ -354,10 +354,10 @@ def plant(rng, rows):
     ids_BF = rng.integers(1, 9, (rows, 2))
     odd_B = ids_BF.sum(axis=1) % 2
     pair_BG = 2 * rng.integers(1, 11, (rows, 2)) - np.stack([odd_B, 1 - odd_B], axis=1)
-    users = tiny_features.make_users(PLANTED, rows)
+    users = tiny_features.make_users(SIMULATED, rows)
     empty = jax.tree.map(jnp.zeros_like, users.sequences)
     users = users._replace(sparse_BF=jnp.asarray(ids_BF, jnp.int32), sequences=empty)
-    items = tiny_features.make_items(PLANTED, (rows, 2))
+    items = tiny_features.make_items(SIMULATED, (rows, 2))
     items = items._replace(sparse_VF=jnp.asarray(pair_BG[..., None], jnp.int32))
     return users, items, jnp.zeros(rows, jnp.int32)
 
@@ -366,7 +366,7 @@ class Linear(nn.Module):
     """Both towers linear in their embedded fields."""
 
     def setup(self):
-        self.embedder = embed.Embedder(PLANTED)
+        self.embedder = embed.Embedder(SIMULATED)
         self.user, self.item = nn.Dense(8), nn.Dense(8)
 
     def __call__(self, users, items, scenario_B, *, train):
@@ -407,5 +407,5 @@ def learn(model, steps):
 
 def test_interaction_of_two_fields_is_learned_which_no_linear_tower_can():
     config = perscen.PERSCENConfig(hidden_dim=16, output_dim=8, num_codes=4)
-    assert learn(config.make(PLANTED), steps=160) > 0.95
+    assert learn(config.make(SIMULATED), steps=160) > 0.95
     assert learn(Linear(), steps=160) < 0.65
