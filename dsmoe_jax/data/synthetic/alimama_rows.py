@@ -76,38 +76,20 @@ class SyntheticAlimamaConfig(alimama.AlimamaConfig):
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
         folder = self.generate(self.raw_dir or f"{store_dir}.synthetic")
-        real = dataclasses.replace(self, raw_dir=str(folder))
-        super(SyntheticAlimamaConfig, real).prepare(store_dir)
+        alimama.AlimamaConfig.prepare(dataclasses.replace(self, raw_dir=str(folder)), store_dir)
 
     def generate(self, folder: str) -> pathlib.Path:
         """Writes the four files into `folder`, unless they are there; returns it."""
-        size = AlimamaSize(
-            self.num_users,
-            self.num_items,
-            self.num_impressions,
-            self.num_behaviors,
-            self.generator_seed,
-        )
         return folders.generate(
             folder,
             title="Alimama's display-advertising logs",
             note=NOTE,
-            settings=size._asdict(),
-            write=lambda partial: write_alimama(partial, size),
+            settings=folders.own_fields(self, alimama.AlimamaConfig),
+            write=lambda partial: write_alimama(partial, self),
         )
 
 
-class AlimamaSize(NamedTuple):
-    """How much is generated; see `SyntheticAlimamaConfig`."""
-
-    num_users: int
-    num_items: int
-    num_impressions: int
-    num_behaviors: int
-    seed: int
-
-
-def write_alimama(folder: pathlib.Path, size: AlimamaSize) -> None:
+def write_alimama(folder: pathlib.Path, size: SyntheticAlimamaConfig) -> None:
     """Writes the four CSV files into `folder`.
 
     Raises:
@@ -118,31 +100,30 @@ def write_alimama(folder: pathlib.Path, size: AlimamaSize) -> None:
         size, num_users=400, num_items=400, num_impressions=rows, num_behaviors=rows
     )
     preferences = tastes.make_preferences(
-        size.seed,
+        size.generator_seed,
         share_S=alimama_tables.LEVEL_SHARE,
         num_users=size.num_users,
-        creator_V=alimama_tables.draw_brands(size.seed, size.num_items),
+        creator_V=alimama_tables.draw_brands(size.generator_seed, size.num_items),
     )
-    rng = folders.random_stream(size.seed, "levels")
+    rng = folders.random_stream(size.generator_seed, "levels")
     level_U = official_columns.deal(rng, alimama_tables.LEVEL_SHARE, size.num_users)
     user_id_U = 1 + rng.permutation(size.num_users)
-    frame, ads = alimama_tables.make_ads(size.seed, preferences)
-    with folders.CsvFile(folder / alimama.ADS_FILE) as file:
-        file.append(frame)
-    with folders.CsvFile(folder / alimama.PROFILES_FILE) as file:
-        file.append(alimama_tables.make_profiles(size.seed, preferences, level_U, user_id_U))
+    frame, ads = alimama_tables.make_ads(size.generator_seed, preferences)
+    frame.write_csv(folder / alimama.ADS_FILE)
+    profiles = alimama_tables.make_profiles(size.generator_seed, preferences, level_U, user_id_U)
+    profiles.write_csv(folder / alimama.PROFILES_FILE)
     _write_logs(folder, size, preferences, ads, level_U, user_id_U)
 
 
 def _write_logs(
     folder: pathlib.Path,
-    size: AlimamaSize,
+    size: SyntheticAlimamaConfig,
     preferences: tastes.Preferences,
     ads: alimama_tables.Ads,
     level_U: np.ndarray,
     user_id_U: np.ndarray,
 ) -> None:
-    rng = folders.random_stream(size.seed, "activity")
+    rng = folders.random_stream(size.generator_seed, "activity")
     activity_U = np.exp(rng.standard_normal(size.num_users))
     impressions_U = 1 + folders.spread_counts(activity_U, size.num_impressions - size.num_users)
     repeats = round(_DUPLICATE_SHARE * size.num_behaviors)
@@ -156,21 +137,22 @@ def _write_logs(
     impossible = folders.scaled(_IMPOSSIBLE_TIMES, OFFICIAL_BEHAVIORS, size.num_behaviors, 3)
     impossible_N = folders.spread_counts(kept_N, impossible)
     with (
-        folders.CsvFile(folder / alimama.SAMPLES_FILE) as samples,
-        folders.CsvFile(folder / alimama.BEHAVIORS_FILE) as behaviors,
+        (folder / alimama.SAMPLES_FILE).open("wb") as samples,
+        (folder / alimama.BEHAVIORS_FILE).open("wb") as behaviors,
         runlog.bar(total=size.num_behaviors, desc="generate", delay=2) as bar,
     ):
         for block, (low, high) in enumerate(itertools.pairwise(edges)):
-            rng = folders.random_stream(size.seed, "block", block)
+            rng = folders.random_stream(size.generator_seed, "block", block)
             user_B = np.arange(low, high)
             log = _draw_behaviors(rng, exposures, level_U, user_B, behaviors_U[low:high])
             frame = _behavior_frame(
                 rng, ads, user_id_U, log, int(repeats_N[block]), int(impossible_N[block])
             )
-            behaviors.append(frame)
-            user_B = np.repeat(user_B, impressions_U[low:high])
-            samples.append(_sample_frame(rng, exposures, ads, level_U, user_id_U, log, user_B))
+            folders.append_csv(behaviors, frame)
             bar.update(frame.height)
+            user_B = np.repeat(user_B, impressions_U[low:high])
+            frame = _sample_frame(rng, exposures, ads, level_U, user_id_U, log, user_B)
+            folders.append_csv(samples, frame)
 
 
 def _block_edges(rows_U: np.ndarray) -> np.ndarray:

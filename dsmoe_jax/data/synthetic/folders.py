@@ -8,6 +8,7 @@ distinct values or share of nulls. Does not own: what is in the files
 the preferences planted in them (`data/synthetic/tastes.py`).
 """
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -15,13 +16,13 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from dsmoe_jax import runlog
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import read
 
@@ -123,28 +124,15 @@ def _note(title: str, note: str, settings: dict[str, Any]) -> str:
     )
 
 
-class CsvFile:
-    """Appends frames to one CSV file; the header is written once, with the first frame."""
+def own_fields(section: schema.DataConfig, base: type[schema.DataConfig]) -> dict[str, Any]:
+    """What a generator's section adds to its base and so decides the content of its files."""
+    inherited = {field.name for field in dataclasses.fields(base)}
+    return {n: v for n, v in dataclasses.asdict(section).items() if n not in inherited}
 
-    def __init__(self, path: pathlib.Path) -> None:
-        self._file: io.BufferedWriter = path.open("wb")
-        self._has_header = False
 
-    def __enter__(self) -> "CsvFile":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-
-    def append(self, frame: pl.DataFrame) -> None:
-        """Writes the frame's rows; a null is an empty field."""
-        frame.write_csv(self._file, include_header=not self._has_header)
-        self._has_header = True
+def append_csv(file: io.BufferedWriter, frame: pl.DataFrame) -> None:
+    """Appends the frame's rows, after a header in an empty file; a null is an empty field."""
+    frame.write_csv(file, include_header=file.tell() == 0)
 
 
 def covering_codes(

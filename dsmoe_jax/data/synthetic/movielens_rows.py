@@ -55,16 +55,14 @@ class SyntheticMovieLensConfig(movielens.MovieLensConfig):
 
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
-        names = ("num_users", "num_items", "ratings_per_user", "generator_seed")
         folder = folders.generate(
             self.raw_dir or f"{store_dir}.synthetic",
             title="MovieLens-1M",
             note=NOTE,
-            settings={name: getattr(self, name) for name in names},
+            settings=folders.own_fields(self, movielens.MovieLensConfig),
             write=lambda partial: write_movielens(partial, self),
         )
-        real = dataclasses.replace(self, raw_dir=str(folder))
-        super(SyntheticMovieLensConfig, real).prepare(store_dir)
+        movielens.MovieLensConfig.prepare(dataclasses.replace(self, raw_dir=str(folder)), store_dir)
 
 
 def write_movielens(folder: pathlib.Path, size: SyntheticMovieLensConfig) -> None:

@@ -95,7 +95,7 @@ class SyntheticWorldConfig(schema.DataConfig):
                 "rank 4, popularity per scenario, recent creators. truth.npz holds what they are "
                 "made of."
             ),
-            settings=self.settings(),
+            settings=folders.own_fields(self, schema.DataConfig),
             write=self._write,
         )
         dims = self.taste_dim + tastes.SHIFT_RANK
@@ -117,11 +117,6 @@ class SyntheticWorldConfig(schema.DataConfig):
     def folder(self, store_dir: str) -> pathlib.Path:
         """Where the generated files are."""
         return pathlib.Path(self.raw_dir or f"{store_dir}.synthetic")
-
-    def settings(self) -> dict[str, Any]:
-        """What decides the generated files."""
-        split = {field.name for field in dataclasses.fields(schema.DataConfig)}
-        return {n: v for n, v in dataclasses.asdict(self).items() if n not in split}
 
     def _write(self, folder: pathlib.Path) -> None:
         seed = self.generator_seed
