@@ -62,8 +62,8 @@ def test_warp_scores_as_its_library_does(store, small):
     model.fit(click_RV, user_features=feature_RF, epochs=5, num_threads=1)
     _, score = next(lightfm_warp.fit(store, 1))
     ids = np.arange(6)
-    user_B = linear.make_user_of(store)("test", ids)
-    scenario_B = linear.make_scenario_of(store)("test", ids)
+    user_B = linear.read_column(store, "user")("test", ids)
+    scenario_B = linear.read_column(store, "scenario")("test", ids)
     items = np.arange(tiny.NUM_ITEMS + 1)
     for row, pair in enumerate(user_B * (store.spec.num_scenarios + 1) + scenario_B):
         expected = model.predict(int(pair), items, user_features=feature_RF)
