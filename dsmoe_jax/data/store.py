@@ -121,22 +121,15 @@ class Store:
         self.items_dense = self.load("items_dense")
         self.items_bags = {bag.name: self.load(f"items_bag_{bag.name}") for bag in spec.item_bags}
         self.items_raw_id = self.load("items_raw_id")
+        names = [sequence.name for sequence in spec.sequences]
         self.sequences = {
-            sequence.name: (
-                self.load(f"sequence_{sequence.name}"),
-                self.load(f"sequence_{sequence.name}_time"),
-            )
-            for sequence in spec.sequences
+            n: (self.load(f"sequence_{n}"), self.load(f"sequence_{n}_time")) for n in names
         }
         self.train_NC = self.load("train")
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify: bool = False) -> "Store":
-        """Opens the store at `path`.
-
-        Args:
-          path: The store's folder.
-          verify: Whether to hash every file again; without it only sizes are checked.
+        """Opens the store at `path`; `verify` hashes every file again, else sizes are checked.
 
         Raises:
           ValueError: In one line, when there is no store or it is damaged.
@@ -148,7 +141,12 @@ class Store:
 
     def load(self, name: str) -> np.ndarray:
         """The array `<name>.npy`, memory-mapped and read-only."""
-        return np.load(self.root / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.load(self.root / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return array
+
+    def all_rows(self) -> np.ndarray:
+        """Rows [X, C] of the training examples, then of the queries of every split."""
+        return np.concatenate([self.train_NC, *(self.queries(s).rows_QC for s in SPLITS)])
 
     def queries(self, split: str) -> QueryTable:
         """The queries of `split`, "validation" or "test".
@@ -168,7 +166,7 @@ class Store:
     @property
     def data_hash(self) -> str:
         """64 hexadecimal digits that name the content of all arrays."""
-        return self.manifest["data_hash"]
+        return str(self.manifest["data_hash"])
 
 
 class GrowingArray:
@@ -263,8 +261,8 @@ class StoreWriter:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.root = pathlib.Path(path)
-        self._stack = contextlib.ExitStack()
         self._names: list[str] = []
+        self._stack = contextlib.ExitStack()
         self._open: list[np.memmap] = []
         self._growing: list[GrowingArray] = []
         self._manifest: dict[str, Any] | None = None
@@ -314,30 +312,15 @@ class StoreWriter:
         self._growing.append(array)
         return array
 
-    def manifest(
-        self,
-        *,
-        dataset: str,
-        spec: features.FeatureSpec,
-        columns: dict[str, list[str]],
-        counts: dict[str, Any],
-        split: dict[str, Any],
-        settings: dict[str, Any],
-        inputs: dict[str, dict[str, Any]],
-        **more: Any,
-    ) -> None:
-        """Sets the manifest's content; `format`, `files`, hashes and versions are added here."""
+    def manifest(self, *, dataset: str, spec: features.FeatureSpec, **more: Any) -> None:
+        """Sets the manifest's content; `format`, `files`, hashes and versions are added here.
+
+        What `manifest.read` requires is `columns`, `settings` and `inputs` beside the spec.
+        """
+        scenarios = list(spec.scenarios)
         self._manifest = {
-            "dataset": dataset,
-            "scenarios": list(spec.scenarios),
-            "spec": spec.to_json(),
-            "columns": columns,
-            "counts": counts,
-            "split": split,
-            "settings": settings,
-            "inputs": inputs,
-            **more,
-        }
+            "dataset": dataset, "scenarios": scenarios, "spec": spec.to_json(), **more
+        }  # fmt: skip
 
     def _add(self, name: str) -> None:
         if name in self._names:

@@ -49,6 +49,7 @@ _AD_COLUMNS = (
     columns.Column("brand", "code", low=0, nullable=True, null="NULL"),
     columns.Column("price", "float", low=0),
 )
+_AD_SPARSE = ("category", "campaign", "customer", "brand")
 _LEVEL = "new_user_class_level"
 _PROFILE_COLUMNS = (
     columns.Column("userid", "int", low=0),
@@ -109,19 +110,14 @@ class AlimamaConfig(schema.DataConfig):
             name=read.label(self.NAME, files[SAMPLES_FILE].parent),
             scenarios=tuple(f"A{i + 1}" for i in range(len(self.levels))),
             users=entities.Table(users, key="userid", sparse=tuple(features)),
-            items=entities.Table(
-                pool,
-                key="adgroup_id",
-                sparse=("category", "campaign", "customer", "brand"),
-                log_dense=("price",),
-            ),
+            items=entities.Table(pool, key="adgroup_id", sparse=_AD_SPARSE, log_dense=("price",)),
             positives=positives,
             days=days,
             utc_offset_s=BEIJING_S,
             behavior=events.BehaviorLog(
-                name="behavior",
-                fields=("category", "brand"),
-                blocks=lambda: _iterate_behaviors(files[BEHAVIORS_FILE], users["userid"]),
+                "behavior",
+                ("category", "brand"),
+                lambda: _iterate_behaviors(files[BEHAVIORS_FILE], users["userid"]),
             ),
             # Behaviours reach further than the clicked ads: to all that is advertised.
             extra_values={"category": ads["category"], "brand": ads["brand"]},
@@ -156,7 +152,7 @@ def find_files(raw_dir: str) -> dict[str, pathlib.Path]:
             "--config.data.raw_dir=FOLDER, or run the synthetic twin instead with "
             "--config configs/alimama.py:synthetic"
         )
-    return {name: path for name, path in found.items() if path is not None}
+    return {name: path for name, path in found.items() if path}
 
 
 def read_ads(path: pathlib.Path) -> pl.DataFrame:
@@ -182,13 +178,7 @@ def _read_clicks(
         kept = frame.filter(pl.col("clk") == 1).join(scenario, on="user", maintain_order="left")
         columns.check_known(path, kept, "adgroup_id", ads["adgroup_id"], files[ADS_FILE].name)
         clicks.append(
-            kept.select(
-                "user",
-                pl.col("adgroup_id").alias("item"),
-                "scenario",
-                pl.col("time_stamp").alias("time_s"),
-                day.alias("day"),
-            )
+            kept.select("user", "scenario", item="adgroup_id", time_s="time_stamp", day=day)
         )
     return pl.concat(clicks), sorted(days)
 

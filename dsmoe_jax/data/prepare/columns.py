@@ -213,7 +213,7 @@ def fits(dtype: Any, kind: Kind) -> bool:
     if kind == "str":
         # Ids, categories and times all have one text each; real numbers have several.
         texts = (pl.String, pl.Categorical, pl.Enum, pl.Boolean)
-        return dtype in texts or dtype.is_integer() or dtype.is_temporal()
+        return bool(dtype in texts or dtype.is_integer() or dtype.is_temporal())
     if RAW_TYPE[kind] == pl.Int64:
-        return dtype.is_integer() or dtype == pl.Boolean
-    return dtype.is_numeric()
+        return bool(dtype.is_integer() or dtype == pl.Boolean)
+    return bool(dtype.is_numeric())

@@ -46,6 +46,9 @@ _RANGES = (
 )
 _COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
 _ONEHOTS = tuple(f"onehot_feat{i}" for i in range(18))
+_USER_SPARSE = (
+    "user_active_degree", "is_live_streamer", "is_video_author", *_RANGES, *_ONEHOTS
+)  # fmt: skip
 _USER_COLUMNS = (
     columns.Column("user_id", "int", low=0),
     columns.Column("user_active_degree", "str", nullable=True),
@@ -58,6 +61,10 @@ _USER_COLUMNS = (
 _SIZES = ("video_duration", "server_width", "server_height")
 _ITEM_CODES = ("author_id", "music_id", "music_type")
 _ITEM_TEXTS = ("video_type", "upload_dt", "upload_type")
+_ITEM_SPARSE = (
+    "author_id", "video_type", "upload_dt", "upload_type", "music_id", "music_type",
+    "video_duration_bucket",
+)  # fmt: skip
 _ITEM_COLUMNS = (
     columns.Column("video_id", "int", low=0),
     *(columns.Column(name, "code", nullable=True) for name in _ITEM_CODES),
@@ -109,32 +116,9 @@ class KuaiRandConfig(schema.DataConfig):
         return assemble.Dataset(
             name=read.label(self.NAME, files.users.parent),
             scenarios=tuple(f"K{i + 1}" for i in range(len(self.tabs))),
-            users=entities.Table(
-                users,
-                key="user_id",
-                sparse=(
-                    "user_active_degree",
-                    "is_live_streamer",
-                    "is_video_author",
-                    *_RANGES,
-                    *_ONEHOTS,
-                ),
-                log_dense=_COUNTS,
-            ),
+            users=entities.Table(users, key="user_id", sparse=_USER_SPARSE, log_dense=_COUNTS),
             items=entities.Table(
-                items,
-                key="video_id",
-                sparse=(
-                    "author_id",
-                    "video_type",
-                    "upload_dt",
-                    "upload_type",
-                    "music_id",
-                    "music_type",
-                    "video_duration_bucket",
-                ),
-                log_dense=_SIZES,
-                bags=("tag",),
+                items, key="video_id", sparse=_ITEM_SPARSE, log_dense=_SIZES, bags=("tag",)
             ),
             positives=positives,
             days=days,
@@ -161,11 +145,11 @@ class KuaiRandConfig(schema.DataConfig):
             .sort("user_id", "video_id", "time_ms", "tab", "date")
             .unique(["user_id", "video_id", "time_ms", "tab"], keep="first", maintain_order=True)
             .select(
-                pl.col("user_id").alias("user"),
-                pl.col("video_id").alias("item"),
-                scenario.alias("scenario"),
-                (pl.col("time_ms") // 1000).alias("time_s"),
-                pl.col("date").alias("day"),
+                user="user_id",
+                item="video_id",
+                scenario=scenario,
+                time_s=pl.col("time_ms") // 1000,
+                day="date",
             )
         )
         return positives, sorted(days)
@@ -264,18 +248,12 @@ def read_history(
         .drop_nulls("long_watch_seq")
     )
     columns.check_known(path, flat, "long_watch_seq", items["video_id"], files.items.name)
-    return flat.select(pl.col("user_id").alias("user"), pl.col("long_watch_seq").alias("item"))
+    return flat.select(user="user_id", item="long_watch_seq")
 
 
 def _split_ids(path: pathlib.Path, frame: pl.DataFrame, column: str, separator: str) -> pl.Series:
     """A text column of ids joined by `separator` as a list column of integers."""
-    parts = pl.col(column).str.split(separator)
-    ids = parts.cast(pl.List(pl.Int64), strict=False)
-    columns.check(
-        path,
-        frame,
-        ids.list.eval(pl.element().is_null()).list.any(),
-        column,
-        f"integers joined by {separator!r}",
-    )
+    ids = pl.col(column).str.split(separator).cast(pl.List(pl.Int64), strict=False)
+    unreadable = ids.list.eval(pl.element().is_null()).list.any()
+    columns.check(path, frame, unreadable, column, f"integers joined by {separator!r}")
     return frame.select(ids).to_series()

@@ -202,7 +202,8 @@ def _draw_behaviors(
 
 def _draw_times(rng: np.random.Generator, rows: int, start_s: int, days: int) -> np.ndarray:
     day_B = rng.integers(0, days, rows)
-    return start_s + day_B * store_lib.DAY_S + folders.draw_time_of_day_ms(rng, rows) // 1000
+    second_B = folders.draw_time_of_day_ms(rng, rows) // 1000
+    return np.asarray(start_s + day_B * store_lib.DAY_S + second_B)
 
 
 def _behavior_frame(
@@ -275,4 +276,4 @@ def _recent_brands(log: _Behaviors, user_B: np.ndarray, time_B: np.ndarray) -> n
     index_BL = stop_B[:, None] - 1 - np.arange(_RECENT)[None]
     inside_BL = index_BL >= start_B[:, None]
     # The index is only looked at where it is inside.
-    return np.where(inside_BL, log.brand_code_E[np.maximum(index_BL, 0)], -1)
+    return np.asarray(np.where(inside_BL, log.brand_code_E[np.maximum(index_BL, 0)], -1))

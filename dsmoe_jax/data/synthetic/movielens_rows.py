@@ -6,6 +6,8 @@ every time is drawn, none is taken from the real files.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -125,11 +127,10 @@ class Taste:
         movie, rated = -1, []
         for position in range(count):
             after = movie + 1
-            if position and follows[position] and after % _SERIES and after < num_items:
-                movie = after if open_V[after] else -1
+            is_part = position and follows[position] and after % _SERIES and after < num_items
+            if is_part and open_V[after]:
+                movie = after
             else:
-                movie = -1
-            if movie < 0:
                 movie = int(folders.draw_shares(rng, share_V * open_V, 1)[0])
             open_V[movie] = False
             rated.append(movie)
@@ -152,7 +153,7 @@ def _write_users(path: pathlib.Path, num_users: int, seed: int) -> None:
     )
 
 
-def _write_dat(path: pathlib.Path, cells: list) -> None:
+def _write_dat(path: pathlib.Path, cells: Sequence[Any]) -> None:
     frame = pl.DataFrame({str(i): column for i, column in enumerate(cells)})
     joined = frame.select(pl.concat_str(pl.all().cast(pl.String), separator="::"))
     path.write_text("\n".join(joined.to_series().to_list()) + "\n", encoding="latin-1")
