@@ -92,13 +92,9 @@ def evaluate_baselines(
     """Fits, chooses and evaluates every built-in baseline.
 
     Every item is scored for every query, so that with many of both only as many queries of each
-    scenario are asked as make `MAX_SCORES` scores in all.
-
-    Args:
-      store: The prepared data.
-      config: Cut-offs and removal rule. Macro recall at the smallest cut-off chooses settings, on
-        at most `validation_queries` queries per scenario.
-      seed: Of the random row and of those queries.
+    scenario are asked as make `MAX_SCORES` scores in all. Macro recall at the smallest cut-off
+    chooses settings, on at most `validation_queries` queries per scenario; the seed is that of the
+    random baseline and of those queries.
     """
     clicks = linear.read_clicks(store)
     chooser = make_chooser(store, config, seed=seed)

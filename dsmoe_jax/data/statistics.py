@@ -107,14 +107,14 @@ def count_clicks(
     """
     columns, train_NC = store.columns, store.train_NC
     V = store.spec.num_items
-    cell = train_NC[:, columns["scenario"]] * V + train_NC[:, columns["item"]]
+    pair_N = train_NC[:, columns["scenario"]] * V + train_NC[:, columns["item"]]
     weight_N = np.ones(len(train_NC))
     if half_life_days is not None:
         cut_s = store.queries("validation").rows_QC[:, columns["time_s"]].max()
         # A few clicks of the last training day carry a time past the cut; they count as new.
         age_days_N = np.maximum(cut_s - train_NC[:, columns["time_s"]], 0) / store_lib.DAY_S
         weight_N = 0.5 ** (age_days_N / half_life_days)
-    count = np.bincount(cell, weights=weight_N, minlength=store.spec.num_scenarios * V)
+    count = np.bincount(pair_N, weights=weight_N, minlength=store.spec.num_scenarios * V)
     return count.reshape(-1, V)
 
 

@@ -113,14 +113,10 @@ class Store:
         self.spec = features.FeatureSpec.from_json(manifest["spec"])
         self.columns = {name: i for i, name in enumerate(manifest["columns"]["examples"])}
         spec = self.spec
-        self.users_sparse = self.load("users_sparse")
-        self.users_dense = self.load("users_dense")
+        self.users_sparse, self.users_dense, self.users_raw_id = self._load_table("users")
         self.users_bags = {bag.name: self.load(f"users_bag_{bag.name}") for bag in spec.user_bags}
-        self.users_raw_id = self.load("users_raw_id")
-        self.items_sparse = self.load("items_sparse")
-        self.items_dense = self.load("items_dense")
+        self.items_sparse, self.items_dense, self.items_raw_id = self._load_table("items")
         self.items_bags = {bag.name: self.load(f"items_bag_{bag.name}") for bag in spec.item_bags}
-        self.items_raw_id = self.load("items_raw_id")
         names = [sequence.name for sequence in spec.sequences]
         self.sequences = {
             n: (self.load(f"sequence_{n}"), self.load(f"sequence_{n}_time")) for n in names
@@ -143,6 +139,9 @@ class Store:
         """The array `<name>.npy`, memory-mapped and read-only."""
         array: np.ndarray = np.load(self.root / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         return array
+
+    def _load_table(self, side: str) -> list[np.ndarray]:
+        return [self.load(f"{side}_{name}") for name in ("sparse", "dense", "raw_id")]
 
     def all_rows(self) -> np.ndarray:
         """Rows [X, C] of the training examples, then of the queries of every split."""
@@ -250,8 +249,8 @@ class StoreWriter:
 
         with StoreWriter(path) as writer:
             writer.array("users_sparse", users_sparse_UF)
-            events = writer.open_array("sequence_history", np.int32, (num_events, 1))
-            events[:] = ...
+            events = writer.append_array("sequence_history", np.int32, num_columns=1)
+            events.append(block_EF)
             writer.manifest(dataset=..., spec=..., columns=..., ...)
 
     Raises:
@@ -263,7 +262,6 @@ class StoreWriter:
         self.root = pathlib.Path(path)
         self._names: list[str] = []
         self._stack = contextlib.ExitStack()
-        self._open: list[np.memmap] = []
         self._growing: list[GrowingArray] = []
         self._manifest: dict[str, Any] | None = None
 
@@ -284,7 +282,6 @@ class StoreWriter:
             if kind is None:
                 self._finish()
         finally:
-            self._open.clear()
             for growing in self._growing:
                 growing.close()
             self._stack.close()
@@ -295,15 +292,6 @@ class StoreWriter:
             raise ValueError(f"{name}: expected a plain dtype, got {array.dtype}")
         self._add(name)
         np.save(self.partial / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
-
-    def open_array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-        """Creates `<name>.npy` filled with zeros and returns it for writing in place."""
-        self._add(name)
-        array = np.lib.format.open_memmap(
-            self.partial / f"{name}.npy", mode="w+", dtype=np.dtype(dtype), shape=shape
-        )
-        self._open.append(array)
-        return array
 
     def append_array(self, name: str, dtype: Any, num_columns: int = 0) -> "GrowingArray":
         """Creates `<name>.npy`, [rows] or [rows, num_columns], to be written block after block."""
@@ -330,8 +318,6 @@ class StoreWriter:
     def _finish(self) -> None:
         if self._manifest is None:
             raise ValueError(f"{self.root}: expected `manifest` to be called, it was not")
-        for array in self._open:
-            array.flush()
         for growing in self._growing:
             growing.close()
         files = manifest_lib.fingerprint(

@@ -1,6 +1,6 @@
-"""The peers with their libraries, which the gate does not install.
+"""Baselines with their libraries, which the gate does not install.
 
-pip install '.[cpu,dev,peers]' && python -m pytest tests/peers/libraries.py
+pip install '.[cpu,dev,peers]' && python -m pytest tests/baselines/libraries.py
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("module", [implicit, lightfm_warp, youtube_dnn])
-def test_a_peer_finds_what_users_like_and_gives_the_same_numbers_again(module, store, small):
+def test_a_baseline_finds_what_users_like_and_gives_the_same_numbers_again(module, store, small):
     rows = module.evaluate_baselines(store, CONFIG, seed=1)
     again = module.evaluate_baselines(store, CONFIG, seed=1)
     for row, same in zip(rows, again, strict=True):

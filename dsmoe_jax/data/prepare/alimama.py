@@ -28,14 +28,15 @@ PROFILES_FILE = "user_profile.csv"
 BEHAVIORS_FILE = "behavior_log.csv"
 BEIJING_S = 8 * 3600
 # 2017-05-06 00:00 in Beijing, the first of eight days of impressions.
-_SAMPLES_START_S = 1_494_000_000
-_SAMPLES_STOP_S = _SAMPLES_START_S + 8 * store_lib.DAY_S
-# Behaviours cover 22 days, the impressions' last; a time outside them is impossible.
-_BEHAVIORS_START_S = _SAMPLES_STOP_S - 22 * store_lib.DAY_S
+SAMPLES_START_S, SAMPLES_DAYS = 1_494_000_000, 8
+_SAMPLES_STOP_S = SAMPLES_START_S + SAMPLES_DAYS * store_lib.DAY_S
+# Behaviours end with the impressions; a time outside their days is impossible.
+BEHAVIORS_DAYS = 22
+BEHAVIORS_START_S = _SAMPLES_STOP_S - BEHAVIORS_DAYS * store_lib.DAY_S
 
 _SAMPLE_COLUMNS = (
     columns.Column("user", "int", low=0),
-    columns.Column("time_stamp", "int", low=_SAMPLES_START_S, high=_SAMPLES_STOP_S - 1),
+    columns.Column("time_stamp", "int", low=SAMPLES_START_S, high=_SAMPLES_STOP_S - 1),
     columns.Column("adgroup_id", "int", low=0),
     columns.Column("nonclk", "int", low=0, high=1),
     columns.Column("clk", "int", low=0, high=1),
@@ -186,7 +187,7 @@ def _read_clicks(
 def _iterate_behaviors(path: pathlib.Path, users: pl.Series) -> Iterator[pl.DataFrame]:
     """Behaviours of these users at possible times, block by block."""
     kept = pl.DataFrame({"user": users})
-    possible = pl.col("time_stamp").is_between(_BEHAVIORS_START_S, _SAMPLES_STOP_S, closed="left")
+    possible = pl.col("time_stamp").is_between(BEHAVIORS_START_S, _SAMPLES_STOP_S, closed="left")
     for frame in read.iterate(path, _BEHAVIOR_COLUMNS):
         yield (
             frame.filter(possible)

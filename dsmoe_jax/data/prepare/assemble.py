@@ -47,6 +47,8 @@ from dsmoe_jax.data.prepare import entities, events, examples, splits, windows
 # Raised when the same inputs and settings give another content than before, so that stores in place
 # are prepared again; the package's own version is ignored.
 STORE_VERSION = 1
+# Rows written at once.
+_BLOCK_ROWS = 1 << 20
 _EPOCH = datetime.date(1970, 1, 1)
 
 
@@ -288,11 +290,12 @@ def _write_rows(
         found.append((store_lib.Windows(log.name), [of_log]))
     columns = ["user", "scenario", "item", "time_s", *(n for w, _ in found for n in w.columns)]
     for i, (name, row) in enumerate(rows.items()):
-        matrix_XC = writer.open_array(name, np.int64, (len(row.user_X), len(columns)))
+        matrix_XC = writer.append_array(name, np.int64, len(columns))
         first = (row.user_X, row.scenario_X, row.item_X, row.time_X)
         bounds = [bound for _, parts in found for part in parts for bound in part[i]]
-        for column, values_X in enumerate((*first, *bounds)):
-            matrix_XC[:, column] = values_X
+        for start in range(0, len(row.user_X), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
+            matrix_XC.append(np.stack([value_X[block] for value_X in (*first, *bounds)], axis=1))
     return columns
 
 

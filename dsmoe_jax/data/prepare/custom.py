@@ -112,7 +112,7 @@ class CustomConfig(schema.DataConfig):
             file=getattr(self, f"{name}s_file"),
             key=getattr(self, f"{name}_id"),
             more=(self.scenario,) if self.scenario_in_users and name == "user" else (),
-            **{role: getattr(self, f"{name}_{role}") for role in roles},
+            roles={role: getattr(self, f"{name}_{role}") for role in roles},
         )
 
     def _load(self, files: "_Files") -> assemble.Dataset:
@@ -197,15 +197,12 @@ class _Side:
     name: str
     file: str
     key: str
-    sparse: tuple[str, ...]
-    dense: tuple[str, ...]
-    log_dense: tuple[str, ...]
-    bags: tuple[str, ...]
+    roles: dict[str, tuple[str, ...]]
     more: tuple[str, ...]
 
     def check(self) -> None:
         """Refuses columns without a file, and a column with two roles."""
-        named = [*self.sparse, *self.dense, *self.log_dense, *self.bags]
+        named = [name for names in self.roles.values() for name in names]
         if (named or self.more) and not self.file:
             raise ValueError(
                 f"data.{self.name}s_file: expected a file with the columns "
@@ -222,22 +219,23 @@ class _Side:
         """The table, bags as lists; None without a file."""
         if path is None:
             return None
-        texts = sorted({*self.sparse, *self.bags, *self.more} - {self.key})
+        sparse, dense, log_dense, bags = self.roles.values()
+        texts = sorted({*sparse, *bags, *self.more} - {self.key})
         wanted = (
             columns.Column(self.key, "str"),
             *(columns.Column(name, "str", nullable=True) for name in texts),
-            *(columns.Column(name, "float", nullable=True) for name in self.dense),
-            *(columns.Column(name, "float", low=0, nullable=True) for name in self.log_dense),
+            *(columns.Column(name, "float", nullable=True) for name in dense),
+            *(columns.Column(name, "float", low=0, nullable=True) for name in log_dense),
         )
         table = read.read(path, wanted)
         columns.check_unique(path, table, self.key)
-        return table.with_columns(pl.col(name).str.split(bag_separator) for name in self.bags)
+        return table.with_columns(pl.col(name).str.split(bag_separator) for name in bags)
 
     def table(self, table: pl.DataFrame | None, occurring: pl.Series) -> entities.Table:
         """The features for the store; without a file, the ids that occur."""
         if table is None:
-            return entities.Table(pl.DataFrame({self.key: occurring.unique()}), key=self.key)
-        return entities.Table(table, self.key, self.sparse, self.dense, self.log_dense, self.bags)
+            return entities.Table(pl.DataFrame({self.key: occurring.unique()}), self.key)
+        return entities.Table(table, self.key, **self.roles)
 
 
 class _Files(NamedTuple):

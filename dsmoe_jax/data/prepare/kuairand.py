@@ -195,11 +195,8 @@ def find_files(folder: pathlib.Path) -> Files:
             f"data.raw_dir: expected a folder with KuaiRand-Pure's files, got {folder}; "
             "leave it empty for the packaged rows"
         )
-    names = {
-        path.name.removesuffix(".gz")
-        for pattern in (LOG_PATTERN, f"{LOG_PATTERN}.gz")
-        for path in folder.glob(pattern)
-    }
+    found_logs = (*folder.glob(LOG_PATTERN), *folder.glob(f"{LOG_PATTERN}.gz"))
+    names = {path.name.removesuffix(".gz") for path in found_logs}
     logs = [path for name in sorted(names) if (path := read.find(folder, name))]
     found = {name: read.find(folder, name) for name in (USERS_FILE, ITEMS_FILE)}
     missing = [f"{name}[.gz]" for name, path in found.items() if path is None]

@@ -14,7 +14,7 @@ the public code of the methods leaves their order to its sorting.
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import polars as pl
 
@@ -68,7 +68,8 @@ class MovieLensConfig(schema.DataConfig):
                 "configs/movielens.py:synthetic"
             )
         files = find_files(pathlib.Path(self.raw_dir))
-        assemble.prepare(self, store_dir, files.all(), lambda: self._load(files))
+        inputs = [path for path in files if path]
+        assemble.prepare(self, store_dir, inputs, lambda: self._load(files))
 
     def _load(self, files: "Files") -> assemble.Dataset:
         movies = read_movies(files.movies)
@@ -85,17 +86,12 @@ class MovieLensConfig(schema.DataConfig):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Files:
+class Files(NamedTuple):
     """The official files found in a folder; users only in the `.dat` layout."""
 
     ratings: pathlib.Path
     movies: pathlib.Path
-    users: pathlib.Path | None
-
-    def all(self) -> list[pathlib.Path]:
-        """Every file that decides the store's content."""
-        return [self.ratings, self.movies, *([self.users] if self.users else [])]
+    users: pathlib.Path | None = None
 
 
 def find_files(folder: pathlib.Path) -> Files:
@@ -115,8 +111,7 @@ def find_files(folder: pathlib.Path) -> Files:
             f"movies.csv, missing {', '.join(missing)}; they are published at "
             f"{MovieLensConfig.SITE}"
         )
-    paths = [folder / name for name in names]
-    return Files(paths[0], paths[1], paths[2] if len(paths) > 2 else None)
+    return Files(*(folder / name for name in names))
 
 
 def read_movies(path: pathlib.Path) -> pl.DataFrame:

@@ -94,16 +94,9 @@ def make_queries(
     """Groups the positives of a split into (user, scenario) queries.
 
     Relevant is what was clicked in the split and scenario, less what was seen: clicked in any
-    scenario before the split. A pair with nothing relevant left is no query.
-
-    Args:
-      user_E: int64 row in the user table of every positive.
-      scenario_E: int64 scenario id.
-      item_E: int64 row in the item table.
-      in_split_E: bool, the positive belongs to the split.
-      before_E: bool, it is known to the split's queries.
-      in_train_E: bool, it is a training example.
-      num_items: V, rows of the item table.
+    scenario before the split. A pair with nothing relevant left is no query. Of every positive
+    `in_split_E` says whether it belongs to the split, `before_E` whether it is known to the split's
+    queries, `in_train_E` whether it is a training example; `num_items` counts row 0.
     """
     num_scenarios = int(scenario_E.max(initial=0)) + 1
     pair_E = user_E * num_items + item_E

@@ -30,19 +30,12 @@ _TAGS = ["pv", "cart", "fav", "buy"]
 _TAG_SHARE = np.array([638.6, 15.9, 9.3, 8.4])
 _PIDS = ["430548_1007", "430539_1007"]
 
-# 2017-05-06 00:00 in Beijing; impressions last eight days from here.
-_FIRST_DAY_S = 1_494_000_000
-_IMPRESSION_DAYS = 8
-# Behaviours begin fourteen days earlier and end with the impressions.
-_BEHAVIOR_DAYS = 22
-_BEHAVIOR_START_S = _FIRST_DAY_S - 14 * store_lib.DAY_S
-
 _RECENT = 10
 _INTERESTS = 8
 _BLOCK_BEHAVIORS = 1_500_000
 
 NOTE = (
-    "Planted: users' and ads' taste; a taste shift per city level of rank 4; ad popularity per "
+    "Simulated: users' and ads' taste; a taste shift per city level of rank 4; ad popularity per "
     "city level; and an ad is clicked more if its brand is among the brands of the user's last 10 "
     "behaviours. Numbers of distinct values, shares, nulls and quirks imitate the official files: "
     "the trailing space of `new_user_class_level `, brands that are NULL or empty, users of "
@@ -194,7 +187,7 @@ def _draw_behaviors(
     is_elsewhere_E = rng.random(rows) < 0.05
     brand_code_E = exposures.preferences.creator_V[item_E]
     brand_code_E[is_elsewhere_E] = -1
-    time_E = _draw_times(rng, rows, _BEHAVIOR_START_S, _BEHAVIOR_DAYS)
+    time_E = _draw_times(rng, rows, alimama.BEHAVIORS_START_S, alimama.BEHAVIORS_DAYS)
     # All else is independent of time, so sorting times within users sorts the rows.
     time_E = np.sort((place_E << 32) + time_E) & (2**32 - 1)
     return _Behaviors(user_B[place_E], time_E, item_E, brand_code_E, is_elsewhere_E)
@@ -249,7 +242,7 @@ def _sample_frame(
     user_B: np.ndarray,
 ) -> pl.DataFrame:
     """The rows of raw_sample.csv, shuffled, one for each of `user_B` (which ascends)."""
-    time_B = _draw_times(rng, len(user_B), _FIRST_DAY_S, _IMPRESSION_DAYS)
+    time_B = _draw_times(rng, len(user_B), alimama.SAMPLES_START_S, alimama.SAMPLES_DAYS)
     recent_BL = _recent_brands(log, user_B, time_B)
     item_B, utility_B = exposures.draw(rng, user_B, level_U[user_B], recent_BL)
     rate_S = np.full(len(alimama_tables.LEVEL_SHARE), _CLICK_RATE)

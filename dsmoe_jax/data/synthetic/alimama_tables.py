@@ -1,7 +1,7 @@
 """Ads and user profiles in the layout of Alimama's files: columns, values, shares, nulls.
 
-Owns `ad_feature.csv` and `user_profile.csv`; their columns follow the planted preferences, so that
-features tell something. The logs are `data/synthetic/alimama_rows.py`'s.
+Owns `ad_feature.csv` and `user_profile.csv`; their columns follow the simulated preferences, so
+that features tell something. The logs are `data/synthetic/alimama_rows.py`'s.
 """
 
 from typing import NamedTuple

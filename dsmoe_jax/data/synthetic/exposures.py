@@ -58,23 +58,14 @@ class Exposures:
 
         `recent_BL` holds the recent creators of each row's user, -1 where there are none.
         """
-        item_B = np.empty(len(user_B), np.int64)
-        utility_B = np.empty(len(user_B), np.float32)
-        for start in range(0, len(user_B), _CHUNK_ROWS):
-            rows = slice(start, start + _CHUNK_ROWS)
-            item_B[rows], utility_B[rows] = self._draw_chunk(
-                rng, user_B[rows], scenario_B[rows], recent_BL[rows]
-            )
-        return item_B, utility_B
-
-    def _draw_chunk(
-        self,
-        rng: np.random.Generator,
-        user_B: Int[np.ndarray, "B"],
-        scenario_B: Int[np.ndarray, "B"],
-        recent_BL: Int[np.ndarray, "B L"],
-    ) -> tuple[Int[np.ndarray, "B"], Float32[np.ndarray, "B"]]:
         preferences, rows = self.preferences, len(user_B)
+        if rows > _CHUNK_ROWS:
+            parts = []
+            for start in range(0, rows, _CHUNK_ROWS):
+                part = slice(start, start + _CHUNK_ROWS)
+                parts.append(self.draw(rng, user_B[part], scenario_B[part], recent_BL[part]))
+            item_B, utility_B = (np.concatenate(column) for column in zip(*parts, strict=True))
+            return item_B, utility_B
         vector_BD = tastes.user_vectors(preferences, user_B, scenario_B)
         slate_BM = self._draw_popular(rng, scenario_B)
         logit_BM = np.einsum("bd,bmd->bm", vector_BD, preferences.item_VD[slate_BM])

@@ -179,8 +179,6 @@ _HOUR_SHARE = np.array([
     4.0, 2.4, 1.6, 1.0, 0.8, 0.9, 1.6, 2.5, 3.2, 3.9, 4.4, 5.0,
     5.7, 5.6, 5.1, 5.1, 5.5, 5.9, 5.8, 5.4, 5.7, 6.0, 6.5, 6.2,
 ])  # fmt: skip
-# Beijing is eight hours ahead of UTC the whole year.
-BEIJING_S = 8 * 3600
 
 
 def draw_time_of_day_ms(rng: np.random.Generator, rows: int) -> np.ndarray:

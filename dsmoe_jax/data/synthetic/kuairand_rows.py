@@ -1,4 +1,4 @@
-"""A synthetic twin of KuaiRand-Pure: the official files, at any size, with planted preferences.
+"""A synthetic twin of KuaiRand-Pure: the official files, at any size, with simulated preferences.
 
 Owns: the log files. Columns, tab shares and click rates, duplicates and dates are those of the
 official rows; who clicks what follows `data/synthetic/tastes.py`. The two feature files come from
@@ -45,7 +45,7 @@ _NUM_CREATORS = 2_000
 _RECENT = 10
 
 NOTE = (
-    "Planted: users' and videos' taste; a taste shift per tab of rank 4; video popularity per tab; "
+    "Simulated: users' and videos' taste; a rank-4 taste shift per tab; video popularity per tab; "
     "and a video is clicked more if its creator, one of up to 2,000 hidden groups of videos, is "
     "among the creators of the user's last 10 clicks before that day. Tab shares, click rates per "
     "tab, duplicates, dates, nulls and the number of distinct feature values imitate the official "
@@ -123,11 +123,10 @@ def _write_standard(
     with (folder / names[0]).open("wb") as early, (folder / names[1]).open("wb") as late:
         for day in runlog.bar(range(_NUM_DAYS), desc="generate days", delay=2):
             rng = folders.random_stream(size.generator_seed, "standard", day)
-            user_B, tab_B, item_B, click_B, time_ms_B = feed.draw_day(rng, int(rows_D[day]))
-            frame = _to_frame(rng, day, user_B, tab_B, item_B, click_B, time_ms_B, duration_V)
-            doubled = tab_B[:, None] == np.array(_DOUBLED_TABS)[None]
-            again = doubled.any(1) & (rng.random(len(user_B)) < _DOUBLED_SHARE)
-            frame = frame.select(pl.all().repeat_by(1 + again.astype(np.int64)).explode())
+            shown = feed.draw_day(rng, int(rows_D[day]))
+            frame = _to_frame(rng, day, duration_V, *shown)
+            again = np.isin(shown[1], _DOUBLED_TABS) & (rng.random(len(frame)) < _DOUBLED_SHARE)
+            frame = frame.select(pl.all().repeat_by(pl.Series(1 + again)).explode())
             folders.append_csv(early if day < _FILE_DAYS else late, frame)
 
 
@@ -211,25 +210,25 @@ def _write_random(
             rate_S = np.full(len(_TAB_ROWS), 0.2)
             click_B = exposures.draw_clicks(rng, utility_B, tab_B, rate_S)
             time_ms_B = np.sort(folders.draw_time_of_day_ms(rng, rows))
-            frame = _to_frame(rng, day, user_B, tab_B, item_B, click_B, time_ms_B, duration_V)
+            frame = _to_frame(rng, day, duration_V, user_B, tab_B, item_B, click_B, time_ms_B)
             folders.append_csv(file, frame.with_columns(is_rand=pl.lit(1)))
 
 
 def _to_frame(
     rng: np.random.Generator,
     day: int,
+    duration_V: np.ndarray,
     user_B: np.ndarray,
     tab_B: np.ndarray,
     item_B: np.ndarray,
     click_B: np.ndarray,
     time_ms_B: np.ndarray,
-    duration_V: np.ndarray,
 ) -> pl.DataFrame:
     """The 19 columns of a log for one day's rows."""
     rows = len(user_B)
     date = _FIRST_DAY + datetime.timedelta(days=day)
     midnight = datetime.datetime(date.year, date.month, date.day, tzinfo=datetime.UTC)
-    midnight_s = int(midnight.timestamp()) - folders.BEIJING_S
+    midnight_s = int(midnight.timestamp()) - kuairand.BEIJING_S
     # The server dates a row a while after the event, so few events belong to the day before.
     delay_ms_B = (1000 * _DELAY_S * rng.standard_exponential(rows)).astype(np.int64)
     long_B = rng.random(rows) < np.where(click_B, 0.70, 0.0018)

@@ -1,4 +1,4 @@
-"""A synthetic twin of MovieLens-1M: its three files, at any size, with planted sequences.
+"""A synthetic twin of MovieLens-1M: its three files, at any size, with simulated sequences.
 
 Owns what is in the files; reading them is `movielens.py`'s. Every number of ratings per user and
 every time is drawn, none is taken from the real files.
@@ -21,7 +21,7 @@ GENRES = (
     "Western",
 )  # fmt: skip
 NOTE = (
-    "Planted: movies form series of up to eight parts. Within the hour after a part, a user mostly "
+    "Simulated: movies form series of up to eight parts. Within an hour of a part, a user mostly "
     "rates the next part of its series; after longer, mostly another movie of the user's favourite "
     "genres. Movies' popularity is Zipf. Nobody rates a movie twice, and everybody rates at least "
     "twenty, as in the real files."

@@ -13,7 +13,7 @@ def fill(folder, text="a,b\n1,2\n", settings=None, calls=None):
         if calls is not None:
             calls.append(path.name)
 
-    return folders.generate(folder, "Some Data", "Planted: nothing.", settings or {"n": 1}, write)
+    return folders.generate(folder, "Some Data", "Simulated: nothing.", settings or {"n": 1}, write)
 
 
 def test_generated_folder_is_called_synthetic(tmp_path):
