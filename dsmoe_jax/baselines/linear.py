@@ -43,13 +43,9 @@ class Clicks:
 
 def read_clicks(store: store_lib.Store) -> Clicks:
     """Reads both from a store."""
-    return Clicks(
-        training_UV=statistics.read_interactions(store),
-        windows={
-            split: statistics.read_windows(store, store.queries(split).rows_QC)
-            for split in store_lib.SPLITS
-        },
-    )
+    rows = {split: store.queries(split).rows_QC for split in store_lib.SPLITS}
+    windows = {split: statistics.read_windows(store, rows_QC) for split, rows_QC in rows.items()}
+    return Clicks(statistics.read_interactions(store), windows)
 
 
 def read_column(store: store_lib.Store, name: str) -> Callable[[str, np.ndarray], np.ndarray]:

@@ -190,9 +190,7 @@ class BatchSource:
                 f"train.batch_size: expected a multiple of the {process_count} processes, "
                 f"got {batch_size}"
             )
-        self._reader = UserReader(store, spec)
-        self._seed = seed
-        self.batch_size = batch_size
+        self._reader, self._seed, self.batch_size = UserReader(store, spec), seed, batch_size
         self._local_size = batch_size // process_count
         self._offset = self._local_size * process_index
         # The last partial batch of an epoch is dropped; the next epoch's order reaches its rows.
@@ -252,9 +250,7 @@ def query_batches(
     `query_ids` are rows of the split's query table, `batch_size` is that of all processes together,
     which divide it. Padding rows repeat a query under id -1.
     """
-    rows_QC = store.queries(split).rows_QC
-    reader = UserReader(store, spec)
-    scenario_column = store.columns["scenario"]
+    rows_QC, reader = store.queries(split).rows_QC, UserReader(store, spec)
     size = batch_size // process_count
     mine = slice(process_index * size, (process_index + 1) * size)
     for first in range(0, len(query_ids), batch_size):
@@ -264,7 +260,7 @@ def query_batches(
         rows_BC = rows_QC[padded[mine]]
         yield batch_lib.Queries(
             users=reader.read(rows_BC),
-            scenario_Q=rows_BC[:, scenario_column].astype(np.int32),
+            scenario_Q=rows_BC[:, store.columns["scenario"]].astype(np.int32),
             query_Q=query_Q[mine],
         )
 

@@ -24,13 +24,11 @@ PRIOR_CLICKS = 10.0
 def make_constants(
     store: store_lib.Store, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """The constants that a model declares, float32 but for ids.
+    """The constants that a model declares by name and shape, float32 but for ids.
 
-    Args:
-      store: The prepared data.
-      shapes: Wanted shapes by name: `log_prior_SV` [S, V], see `log_prior`; `clicked_SV` [S, V],
-        1 where an item has training clicks in a scenario; `item_vector_VC` [V, C], see
-        `item_vectors`; `sparse_NAME_V`, `dense_NAME_V` and `bag_NAME_VP`, the items' feature NAME.
+    `log_prior_SV` [S, V], see `log_prior`; `clicked_SV` [S, V], 1 where an item has training clicks
+    in a scenario; `item_vector_VC` [V, C], see `item_vectors`; `sparse_NAME_V`, `dense_NAME_V` and
+    `bag_NAME_VP`, the items' feature NAME.
 
     Raises:
       ValueError: On an unknown name, or a shape that the store does not give.

@@ -223,22 +223,19 @@ def open_partial(root: pathlib.Path, what: str) -> Iterator[pathlib.Path]:
     """
     partial = root.with_name(root.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as stack:
+        lock = os.open(partial, os.O_RDONLY)
+        stack.callback(os.close, lock)
         # The lock goes with its process, so what a killed run left behind can be told from work
         # in progress.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{partial}: another process is {what}; wait for it to end") from None
-        try:
-            for leftover in partial.iterdir():
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            yield partial
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        os.close(lock)
+        stack.callback(shutil.rmtree, partial, ignore_errors=True)
+        for leftover in partial.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield partial
 
 
 class StoreWriter:
@@ -278,13 +275,11 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
+        with self._stack:
             for growing in self._growing:
                 growing.close()
-            self._stack.close()
+            if kind is None:
+                self._finish()
 
     def array(self, name: str, array: np.ndarray) -> None:
         """Writes `<name>.npy`."""
@@ -318,8 +313,6 @@ class StoreWriter:
     def _finish(self) -> None:
         if self._manifest is None:
             raise ValueError(f"{self.root}: expected `manifest` to be called, it was not")
-        for growing in self._growing:
-            growing.close()
         files = manifest_lib.fingerprint(
             self.partial / f"{name}.npy" for name in sorted(self._names)
         )

@@ -82,12 +82,10 @@ def _sorted_parts(scratch: pathlib.Path, width: int) -> Generator[np.ndarray, No
     """The events of each partition; its file is removed."""
     for part in range(_PARTITIONS):
         path = scratch / str(part)
-        if path.exists():
-            event_EF = _sort_distinct(np.fromfile(path, np.int32).reshape(-1, width))
-            path.unlink()
-        else:
-            event_EF = np.zeros((0, width), np.int32)
-        yield event_EF
+        path.touch()  # some have no events
+        event_EF = np.fromfile(path, np.int32).reshape(-1, width)
+        path.unlink()
+        yield _sort_distinct(event_EF)
 
 
 def _sort_distinct(event_EF: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ its split; tabs 1, 4, 2, 0 and a split by day are this project's reading of it.
 import dataclasses
 import datetime
 import pathlib
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import polars as pl
 
@@ -103,7 +103,9 @@ class KuaiRandConfig(schema.DataConfig):
         if not all(0 <= tab < _NUM_TABS for tab in self.tabs):
             raise ValueError(f"data.tabs: expected tabs from 0 to {_NUM_TABS - 1}, got {self.tabs}")
         files = find_files(pathlib.Path(self.raw_dir) if self.raw_dir else SAMPLE_DIR)
-        assemble.prepare(self, store_dir, files.all(), lambda: self._load(files))
+        inputs = [files.users, files.items, *files.logs]
+        inputs += [files.history] if files.history else []
+        assemble.prepare(self, store_dir, inputs, lambda: self._load(files))
 
     def _load(self, files: "Files") -> assemble.Dataset:
         users, items = read_users(files.users), read_items(files.items)
@@ -170,18 +172,13 @@ class KuaiRandArchiveConfig(KuaiRandConfig):
         super().prepare(store_dir)
 
 
-@dataclasses.dataclass(frozen=True)
-class Files:
+class Files(NamedTuple):
     """The official files found in a folder."""
 
     users: pathlib.Path
     items: pathlib.Path
-    logs: tuple[pathlib.Path, ...]
+    logs: list[pathlib.Path]
     history: pathlib.Path | None
-
-    def all(self) -> list[pathlib.Path]:
-        """Every file that decides the store's content."""
-        return [self.users, self.items, *self.logs, *([self.history] if self.history else [])]
 
 
 def find_files(folder: pathlib.Path) -> Files:
@@ -207,7 +204,7 @@ def find_files(folder: pathlib.Path) -> Files:
             f"{folder}: expected KuaiRand-Pure's files, missing {', '.join(missing)}; "
             "they are published at https://kuairand.com (KuaiRand-Pure.tar.gz, folder data)"
         )
-    return Files(users, items, tuple(logs), read.find(folder, HISTORY_FILE))
+    return Files(users, items, logs, read.find(folder, HISTORY_FILE))
 
 
 def read_users(path: pathlib.Path) -> pl.DataFrame:

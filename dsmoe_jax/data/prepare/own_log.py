@@ -21,7 +21,7 @@ from dsmoe_jax.data.prepare import custom, expressions
 # A polars or pandas frame, or a path of a CSV or Parquet file.
 Frame = Any
 
-_LOG, _USERS, _ITEMS = "log.parquet", "users.parquet", "items.parquet"
+_LOG = "log.parquet"
 # The one scenario of a log without.
 _EVERYWHERE = "everywhere"
 # A character that no text of a list holds.
@@ -89,17 +89,14 @@ def infer(
         name="own log", raw_dir=str(folder), log_files=(_LOG,), bag_separator=_SEPARATOR
     )
     tables = {}
-    for side, frame, key, file in (
-        ("user", users, roles.user, _USERS),
-        ("item", items, roles.item, _ITEMS),
-    ):
+    for side, frame, key in (("user", users, roles.user), ("item", items, roles.item)):
         if frame is not None:
             table = to_polars(frame, f"{side}s")
             _check_columns(table, (key,), f"{side}s")
             left_out = {key, roles.scenario if side == "user" else None}
             tables[side] = table = _write_table(table, key, left_out, section, side)
-            table.write_parquet(folder / file)
-            setattr(section, f"{side}s_file", file)
+            table.write_parquet(folder / f"{side}s.parquet")
+            setattr(section, f"{side}s_file", f"{side}s.parquet")
     events = to_polars(log, "log")
     section.scenario_in_users = (
         roles.scenario not in (None, *events.columns)

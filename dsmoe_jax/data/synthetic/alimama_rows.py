@@ -138,9 +138,8 @@ def _write_logs(
             rng = folders.random_stream(size.generator_seed, "block", block)
             user_B = np.arange(low, high)
             log = _draw_behaviors(rng, exposures, level_U, user_B, behaviors_U[low:high])
-            frame = _behavior_frame(
-                rng, ads, user_id_U, log, int(repeats_N[block]), int(impossible_N[block])
-            )
+            counts = int(repeats_N[block]), int(impossible_N[block])
+            frame = _behavior_frame(rng, ads, user_id_U, log, *counts)
             folders.append_csv(behaviors, frame)
             bar.update(frame.height)
             user_B = np.repeat(user_B, impressions_U[low:high])

@@ -77,13 +77,8 @@ def make_ads(seed: int, preferences: tastes.Preferences) -> tuple[pl.DataFrame, 
             "price": price_V,
         }
     )
-    ads = Ads(
-        adgroup_id_V=adgroup_id_V,
-        category_id_V=category_ids[category_V],
-        brand_id_V=brand_id_V,
-        other_category_ids=category_ids[num_categories:],
-    )
-    return frame, ads
+    other_ids = category_ids[num_categories:]
+    return frame, Ads(adgroup_id_V, category_ids[category_V], brand_id_V, other_ids)
 
 
 def make_profiles(
