@@ -300,10 +300,8 @@ class StoreWriter:
 
         What `manifest.read` requires is `columns`, `settings` and `inputs` beside the spec.
         """
-        scenarios = list(spec.scenarios)
-        self._manifest = {
-            "dataset": dataset, "scenarios": scenarios, "spec": spec.to_json(), **more
-        }  # fmt: skip
+        described = {"scenarios": list(spec.scenarios), "spec": spec.to_json()}
+        self._manifest = {"dataset": dataset, **described, **more}
 
     def _add(self, name: str) -> None:
         if name in self._names:

@@ -279,7 +279,7 @@ def _write_rows(
         rows[f"{split}_queries"] = rule.query_rows(positives, query, split)
     of_rows, S = list(rows.values()), len(dataset.scenarios)
     history = examples.make_history(positives, dataset.pre_history, users, items)
-    found = [(store_lib.Windows("history"), [history.find(of_rows, scenario=None)])]
+    found = [(store_lib.Windows("history"), [history.find(of_rows)])]
     _write_sequence(writer, "history", history)
     scenario_history = examples.make_scenario_history(positives, S)
     _write_sequence(writer, "scenario_history", scenario_history)

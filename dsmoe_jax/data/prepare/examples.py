@@ -34,8 +34,8 @@ class ClickSequence(NamedTuple):
     """Events that are items, key-major and chronological; all int64.
 
     Attributes:
-      num_scenarios: S where the key holds the scenario, else 0.
-      key_E: The user, or user * num_scenarios + scenario.
+      num_scenarios: S where the key holds the scenario, else 1.
+      key_E: user * num_scenarios + scenario.
       item_E: Row in the item table.
       time_E: Unix seconds, 0 unknown.
       day_E: Days since 1970-01-01, 0 before the log.
@@ -48,15 +48,12 @@ class ClickSequence(NamedTuple):
     day_E: np.ndarray
 
     def find(
-        self, rows: list[windows.Rows], scenario: int | None
+        self, rows: list[windows.Rows], scenario: int = 0
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The windows `(start_X, stop_X)` of each of `rows`, into `scenario`'s events if given."""
+        """The windows `(start_X, stop_X)` of each of `rows`, into a scenario's events."""
         found = []
         for row in rows:
-            key_X = row.user_X
-            if scenario is not None:
-                key_X = key_X * self.num_scenarios + scenario
-            of_row = (key_X, row.day_X, row.before_X)
+            of_row = (row.user_X * self.num_scenarios + scenario, row.day_X, row.before_X)
             found.append(windows.find_windows(self.key_E, self.day_E, self.time_E, *of_row))
         return found
 
@@ -126,7 +123,7 @@ def make_history(
     # Both parts are chronological within a user and times before the log come first, so a stable
     # sort by user alone puts everything in order.
     order = np.argsort(values[0], kind="stable")
-    return ClickSequence(0, *(value_E[order] for value_E in values))
+    return ClickSequence(1, *(value_E[order] for value_E in values))
 
 
 def make_scenario_history(positives: Positives, num_scenarios: int) -> ClickSequence:

@@ -134,16 +134,11 @@ def _rate(
 
 def _write_users(path: pathlib.Path, num_users: int, seed: int) -> None:
     rng = folders.random_stream(seed, "users")
-    _write_dat(
-        path,
-        [
-            np.arange(1, num_users + 1),
-            rng.choice(np.array(["F", "M"]), num_users),
-            rng.choice(np.array([1, 18, 25, 35, 45, 50, 56]), num_users),
-            rng.integers(0, 21, num_users),
-            [f"{code:05d}" for code in rng.integers(0, 100_000, num_users)],
-        ],
-    )
+    gender = rng.choice(np.array(["F", "M"]), num_users)
+    age = rng.choice(np.array([1, 18, 25, 35, 45, 50, 56]), num_users)
+    occupation = rng.integers(0, 21, num_users)
+    zip_code = [f"{code:05d}" for code in rng.integers(0, 100_000, num_users)]
+    _write_dat(path, [np.arange(1, num_users + 1), gender, age, occupation, zip_code])
 
 
 def _write_dat(path: pathlib.Path, cells: Sequence[Any]) -> None:
