@@ -47,6 +47,14 @@ class BagFeature:
     max_len: int
 
 
+# Features of a row by side and kind, as `FeatureSpec` holds them.
+GROUPS: dict[str, Any] = {
+    f"{side}_{name}": kind
+    for side in ("user", "item")
+    for name, kind in (("sparse", SparseFeature), ("dense", DenseFeature), ("bags", BagFeature))
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class SequenceFeature:
     """A user's chronological events, each described by ids of item-side fields.
@@ -143,17 +151,15 @@ class FeatureSpec:
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> "FeatureSpec":
         """The inverse of `to_json`."""
+        groups: dict[str, Any] = {
+            group: tuple(kind(**feature) for feature in tree[group])
+            for group, kind in GROUPS.items()
+        }
+        sequences = [{**f, "fields": tuple(f["fields"])} for f in tree["sequences"]]
         return cls(
             scenarios=tuple(tree["scenarios"]),
-            user_sparse=tuple(SparseFeature(**f) for f in tree["user_sparse"]),
-            user_dense=tuple(DenseFeature(**f) for f in tree["user_dense"]),
-            user_bags=tuple(BagFeature(**f) for f in tree["user_bags"]),
-            item_sparse=tuple(SparseFeature(**f) for f in tree["item_sparse"]),
-            item_dense=tuple(DenseFeature(**f) for f in tree["item_dense"]),
-            item_bags=tuple(BagFeature(**f) for f in tree["item_bags"]),
-            sequences=tuple(
-                SequenceFeature(**{**f, "fields": tuple(f["fields"])}) for f in tree["sequences"]
-            ),
+            **groups,
+            sequences=tuple(SequenceFeature(**sequence) for sequence in sequences),
             embedding_dim=tree.get("embedding_dim", cls.embedding_dim),
             history_encoder=tree.get("history_encoder", cls.history_encoder),
         )
@@ -171,21 +177,15 @@ def select(
 ) -> FeatureSpec:
     """The part of a store's features that a run uses, with its sequence lengths.
 
-    Args:
-      spec: All features of the store.
-      exclude: Names to leave out; `item_id` stays, since histories are embedded by its table.
-      history_length: Events a model sees of every sequence but `scenario_history`.
-      scenario_history_length: Events it sees of `scenario_history`.
-      embedding_dim: Width E of every field's embedding.
-      scenario_histories: Whether to add `SCENARIO_HISTORIES`, `scenario_history_length` events of
-        every scenario; `exclude` does not apply to it.
-      history_encoder: What becomes of the history; see `FeatureSpec`.
+    A model sees `scenario_history_length` events of `scenario_history` and `history_length` of
+    every other sequence. `item_id` stays, since histories are embedded by its table.
+    `scenario_histories` adds `SCENARIO_HISTORIES`, with `scenario_history_length` events of every
+    scenario; `exclude` does not apply to it.
 
     Raises:
       ValueError: When a name in `exclude` is no feature that can be left out.
     """
-    groups = ("user_sparse", "user_dense", "user_bags", "item_sparse", "item_dense", "item_bags")
-    names = [f.name for group in groups for f in getattr(spec, group)]
+    names = [f.name for group in GROUPS for f in getattr(spec, group)]
     names += [sequence.name for sequence in spec.sequences]
     names.remove("item_id")
     for name in exclude:
@@ -196,23 +196,19 @@ def select(
                 f"features.exclude: {name!r} is no feature of this store that can be left out{hint}"
             )
     kept = {
-        group: tuple(f for f in getattr(spec, group) if f.name not in exclude) for group in groups
+        group: tuple(f for f in getattr(spec, group) if f.name not in exclude) for group in GROUPS
     }
+    lengths = {"scenario_history": scenario_history_length}
     sequences = tuple(
-        dataclasses.replace(
-            sequence,
-            max_len=scenario_history_length
-            if sequence.name == "scenario_history"
-            else history_length,
-        )
+        dataclasses.replace(sequence, max_len=lengths.get(sequence.name, history_length))
         for sequence in spec.sequences
         if sequence.name not in exclude
     )
     if scenario_histories:
         total = len(spec.scenarios) * scenario_history_length
         sequences += (SequenceFeature(SCENARIO_HISTORIES, ("item_id",), total, per_scenario=True),)
-    return FeatureSpec(
-        scenarios=spec.scenarios,
+    return dataclasses.replace(
+        spec,
         sequences=sequences,
         embedding_dim=embedding_dim,
         history_encoder=history_encoder,

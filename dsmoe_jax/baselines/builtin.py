@@ -70,8 +70,8 @@ class Baseline:
 
     def summarise(self) -> dict[str, Any]:
         """As results.json holds it."""
-        summary = {**self.test.summarise(), "validation": self.validation.summarise()}
-        return {**summary, "settings": self.settings}
+        validation = self.validation.summarise()
+        return {**self.test.summarise(), "validation": validation, "settings": self.settings}
 
 
 class Choice(NamedTuple):
@@ -92,13 +92,9 @@ def evaluate_baselines(
     """Fits, chooses and evaluates every built-in baseline.
 
     Every item is scored for every query, so that with many of both only as many queries of each
-    scenario are asked as make `MAX_SCORES` scores in all.
-
-    Args:
-      store: The prepared data.
-      config: Cut-offs and removal rule. Macro recall at the smallest cut-off chooses settings, on
-        at most `validation_queries` queries per scenario.
-      seed: Of the random row and of those queries.
+    scenario are asked as make `MAX_SCORES` scores in all. Macro recall at the smallest cut-off
+    chooses settings, on at most `validation_queries` queries per scenario; the seed is that of the
+    random baseline and of those queries.
     """
     clicks = linear.read_clicks(store)
     chooser = make_chooser(store, config, seed=seed)
@@ -165,33 +161,20 @@ class PriorChooser:
     higher. So one pass over the scores serves the whole grid.
 
     Attributes:
-      query_Q: Ids of the queries that choose.
+      query_Q: Ids of the validation queries that choose.
     """
 
     def __init__(
-        self,
-        store: store_lib.Store,
-        query_Q: Int[np.ndarray, "Q"],
-        k: int,
-        *,
-        remove_seen: bool,
+        self, store: store_lib.Store, query_Q: Int[np.ndarray, "Q"], k: int, *, remove_seen: bool
     ):
-        """Fixes the queries and the grid.
-
-        Args:
-          store: The prepared data.
-          query_Q: Ids of the validation queries that choose.
-          k: Cut-off of the recall.
-          remove_seen: Whether seen items are no candidates.
-        """
+        """Fixes the queries and the grid."""
         self.query_Q = query_Q
         self._store, self._k, self._remove_seen = store, k, remove_seen
         self._block = evaluators.fit_rows(store.spec.num_items, at_most=512)
         self._table = store.queries("validation")
-        scenario_Q = linear.make_scenario_of(store)("validation", query_Q)
-        self._queries_by_scenario = [
-            query_Q[scenario_Q == scenario] for scenario in range(store.spec.num_scenarios)
-        ]
+        scenario_Q = linear.read_column(store, "scenario")("validation", query_Q)
+        scenarios = range(store.spec.num_scenarios)
+        self._queries_by_scenario = [query_Q[scenario_Q == scenario] for scenario in scenarios]
         self._grid: list[Settings] = [
             {"weight": weight, "half_life_days": half_life, "prior_clicks": clicks}
             for half_life, clicks, weight in itertools.product(
@@ -221,23 +204,18 @@ class PriorChooser:
 
     def macro_recalls(self, scorer: linear.Scorer) -> Float[np.ndarray, "X"]:
         """Macro recall@k of every combination of prior settings, in the grid's order."""
-        per_prior = len(WEIGHTS)
-        prior_XSV = np.stack(
+        prior_YSV = np.stack(
             [
-                statistics.log_prior(
-                    self._store,
-                    half_life_days=prior["half_life_days"],
-                    prior_clicks=prior["prior_clicks"],
-                )
-                for prior in self._grid[::per_prior]
+                statistics.log_prior(self._store, half_life_days=half_life, prior_clicks=clicks)
+                for half_life, clicks in itertools.product(HALF_LIVES_DAYS, PRIOR_CLICKS)
             ]
         )
         scenarios = [
-            self._recall_of_scenario(scorer, queries, prior_XSV[:, scenario])
+            self._recall_of_scenario(scorer, queries, prior_YSV[:, scenario])
             for scenario, queries in enumerate(self._queries_by_scenario)
             if len(queries)
         ]
-        return np.mean(scenarios, axis=0)
+        return np.asarray(np.mean(scenarios, axis=0))
 
     def _recall_of_scenario(
         self, scorer: linear.Scorer, query_Q: np.ndarray, prior_YV: np.ndarray
@@ -281,7 +259,7 @@ def _count_higher(
         own_score_P1 = weight * own_P1 + prior_V[item_P][:, None]
         return jnp.sum(score_PV > own_score_P1, axis=1)
 
-    def over_weights(prior_V: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda weight: count(prior_V, weight), weights)
-
-    return jax.lax.map(over_weights, prior_YV)
+    higher: jax.Array = jax.lax.map(
+        lambda prior_V: jax.lax.map(lambda weight: count(prior_V, weight), weights), prior_YV
+    )
+    return higher

@@ -1,4 +1,4 @@
-"""The baselines by name: built-in ones, and those of other libraries (peers).
+"""The baselines by name: built-in ones, and those of other libraries.
 
 Owns their names, where they are and which libraries they need. A system is a module with
 `evaluate_baselines(store, config, *, seed)`, which fits on the training period, chooses on
@@ -21,7 +21,7 @@ class System:
     Attributes:
       module: Of its `evaluate_baselines`.
       label: What a table prints where it was not run; its rows have names of their own.
-      libraries: Modules that an installation may lack; none but a peer needs any.
+      libraries: Modules that an installation may lack; empty for built-in ones.
     """
 
     module: str
@@ -41,8 +41,8 @@ PEERS = {name: system for name, system in SYSTEMS.items() if system.libraries}
 
 
 def list_missing() -> list[str]:
-    """Names of the peers of which a library is not installed here."""
-    return [name for name, peer in PEERS.items() if optional.list_missing(peer.libraries)]
+    """Names of the baselines of which a library is not installed here."""
+    return [name for name, system in PEERS.items() if optional.list_missing(system.libraries)]
 
 
 def require(name: str) -> None:

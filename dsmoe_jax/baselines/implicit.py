@@ -5,14 +5,12 @@ folds a query's own history window in; BPR has no such step and keeps the user's
 Both run on the CPU. BPR runs in one thread, since several race for its vectors and give other
 numbers every time; the threads of ALS share nothing.
 
-Letters: B queries of a batch, V rows of the corpus (row 0 is padding).
+Letters: B queries of a batch, U rows of the user table, V rows of the corpus.
 """
 
 import itertools
 from collections.abc import Iterator
-
-import numpy as np
-from jaxtyping import Float, Int
+from typing import Any
 
 from dsmoe_jax.baselines import builtin, linear, selection
 from dsmoe_jax.config import schema
@@ -29,10 +27,7 @@ def evaluate_baselines(
 ) -> list[builtin.Baseline]:
     """ALS and BPR, each as it comes and with the scenario prior; see `catalogue`."""
     clicks = linear.read_clicks(store)
-    models = {
-        "implicit ALS": fit_als(clicks, seed),
-        "implicit BPR": fit_bpr(clicks, store, seed),
-    }
+    models = {"implicit ALS": fit_als(clicks, seed), "implicit BPR": fit_bpr(clicks, store, seed)}
     return [
         row
         for name, fitted in models.items()
@@ -53,34 +48,33 @@ def fit_als(clicks: linear.Clicks, seed: int) -> Iterator[selection.Trial]:
             )
             model.fit(clicks.training_UV, show_progress=False)
 
-        def score(
-            split: str, query_B: Int[np.ndarray, "B"], model=model
-        ) -> Float[np.ndarray, "B V"]:
-            window_BV = clicks.windows[split][query_B]
-            return model.recalculate_user(query_B, window_BV) @ model.item_factors.T
-
-        yield settings, score
+        yield settings, _make_als(model, clicks)
 
 
 def fit_bpr(clicks: linear.Clicks, store: store_lib.Store, seed: int) -> Iterator[selection.Trial]:
     """One trial for each combination of `BPR`."""
     import implicit.bpr
 
-    user_of = linear.make_user_of(store)
+    user_of = linear.read_column(store, "user")
     for settings in _combine(BPR):
         model = implicit.bpr.BayesianPersonalizedRanking(
             **settings, random_state=seed, num_threads=1, use_gpu=False
         )
         model.fit(clicks.training_UV, show_progress=False)
 
-        def score(
-            split: str, query_B: Int[np.ndarray, "B"], model=model
-        ) -> Float[np.ndarray, "B V"]:
-            return model.user_factors[user_of(split, query_B)] @ model.item_factors.T
-
-        yield settings, score
+        yield settings, _make_bpr(model, user_of)
 
 
-def _combine(values: dict[str, tuple]) -> Iterator[builtin.Settings]:
+def _make_als(model: Any, clicks: linear.Clicks) -> linear.Scorer:
+    return lambda split, query_B: (
+        model.recalculate_user(query_B, clicks.windows[split][query_B]) @ model.item_factors.T
+    )
+
+
+def _make_bpr(model: Any, user_of: linear.Scorer) -> linear.Scorer:
+    return lambda split, query_B: model.user_factors[user_of(split, query_B)] @ model.item_factors.T
+
+
+def _combine(values: dict[str, tuple[int | float, ...]]) -> Iterator[builtin.Settings]:
     for chosen in itertools.product(*values.values()):
         yield dict(zip(values, chosen, strict=True))

@@ -12,10 +12,10 @@ S scenarios, R = U (S + 1) pairs of user and context, F = U + S + 1 features of 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Int
 
 from dsmoe_jax.baselines import builtin, linear, selection
 from dsmoe_jax.config import schema
@@ -40,8 +40,6 @@ def fit(store: store_lib.Store, seed: int) -> Iterator[selection.Trial]:
     import lightfm
 
     click_RV, feature_RF = read_pairs(store)
-    user_of, scenario_of = linear.make_user_of(store), linear.make_scenario_of(store)
-    U = len(store.users_sparse)
     for components in COMPONENTS:
         model = lightfm.LightFM(no_components=components, loss="warp", random_state=seed)
         done = 0
@@ -50,22 +48,22 @@ def fit(store: store_lib.Store, seed: int) -> Iterator[selection.Trial]:
                 click_RV, user_features=feature_RF, epochs=epochs - done, num_threads=1
             )
             done = epochs
-            # The next epochs write into the model's own arrays.
-            vector_FC = model.user_embeddings.copy()
-            item_VC, bias_V = model.item_embeddings.copy(), model.item_biases.copy()
+            yield {"no_components": components, "epochs": epochs}, _make_scorer(model, store)
 
-            def score(
-                split: str,
-                query_B: Int[np.ndarray, "B"],
-                vector_FC=vector_FC,
-                item_VC=item_VC,
-                bias_V=bias_V,
-            ) -> Float[np.ndarray, "B V"]:
-                user_BC = vector_FC[user_of(split, query_B)]
-                user_BC = user_BC + vector_FC[U + scenario_of(split, query_B)]
-                return user_BC @ item_VC.T + bias_V[None]
 
-            yield {"no_components": components, "epochs": epochs}, score
+def _make_scorer(model: Any, store: store_lib.Store) -> linear.Scorer:
+    user_of, scenario_of = (linear.read_column(store, name) for name in ("user", "scenario"))
+    U = len(store.users_sparse)
+    # The next epochs write into the model's own arrays.
+    vector_FC = model.user_embeddings.copy()
+    item_VC, bias_V = model.item_embeddings.copy(), model.item_biases.copy()
+
+    def score(split: str, query_B: np.ndarray) -> np.ndarray:
+        user_BC = vector_FC[user_of(split, query_B)]
+        user_BC = user_BC + vector_FC[U + scenario_of(split, query_B)]
+        return np.asarray(user_BC @ item_VC.T + bias_V[None])
+
+    return score
 
 
 def read_pairs(

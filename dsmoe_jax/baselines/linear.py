@@ -10,6 +10,7 @@ user table, C width of a collaborative vector.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -42,23 +43,16 @@ class Clicks:
 
 def read_clicks(store: store_lib.Store) -> Clicks:
     """Reads both from a store."""
-    return Clicks(
-        training_UV=statistics.read_interactions(store),
-        windows={
-            split: statistics.read_windows(store, store.queries(split).rows_QC)
-            for split in store_lib.SPLITS
-        },
-    )
+    rows = {split: store.queries(split).rows_QC for split in store_lib.SPLITS}
+    windows = {split: statistics.read_windows(store, rows_QC) for split, rows_QC in rows.items()}
+    return Clicks(statistics.read_interactions(store), windows)
 
 
-def make_scenario_of(store: store_lib.Store) -> Callable[[str, np.ndarray], np.ndarray]:
-    """Scenario ids of a split's queries, by split and query ids."""
-    return _make_column_of(store, "scenario")
-
-
-def make_user_of(store: store_lib.Store) -> Callable[[str, np.ndarray], np.ndarray]:
-    """Rows of the user table of a split's queries, by split and query ids."""
-    return _make_column_of(store, "user")
+def read_column(store: store_lib.Store, name: str) -> Callable[[str, np.ndarray], np.ndarray]:
+    """A column of a split's queries, such as "user" or "scenario", by split and query ids."""
+    column = store.columns[name]
+    values = {split: store.queries(split).rows_QC[:, column] for split in store_lib.SPLITS}
+    return lambda split, query_B: values[split][query_B]
 
 
 def make_random(num_items: int, seed: int) -> Scorer:
@@ -88,7 +82,7 @@ def make_scenario_popularity(store: store_lib.Store) -> Scorer:
     count_SV = statistics.count_clicks(store)
     overall_V = count_SV.sum(axis=0)
     score_SV = (count_SV + overall_V[None] / (2 * overall_V.max())).astype(np.float32)
-    scenario_of = make_scenario_of(store)
+    scenario_of = read_column(store, "scenario")
     return lambda split, query_B: score_SV[scenario_of(split, query_B)]
 
 
@@ -124,7 +118,7 @@ def solve_ease(training_UV: scipy.sparse.csr_matrix, l2: float) -> Float[np.ndar
         raise ValueError(f"l2: expected enough to make the Gram matrix definite, got {l2}")
     inverse_VV, _ = scipy.linalg.lapack.spotri(factor_VV, lower=1, overwrite_c=1)
     _mirror(inverse_VV)
-    weight_VV = inverse_VV.T  # row-major again
+    weight_VV: np.ndarray = inverse_VV.T  # row-major again
     weight_VV /= -np.diag(weight_VV).copy()[None]
     weight_VV[np.diag_indices_from(weight_VV)] = 0.0
     return weight_VV
@@ -166,34 +160,20 @@ def standardise(score_BV: Float[np.ndarray, "B V"]) -> Float[np.ndarray, "B V"]:
     mean_B1 = score_BV[:, 1:].mean(axis=1, keepdims=True)
     spread_B1 = score_BV[:, 1:].std(axis=1, keepdims=True)
     scale_B1 = np.where(spread_B1 > 0, 1.0 / np.maximum(spread_B1, np.float32(1e-30)), 0.0)
-    return ((score_BV - mean_B1) * scale_B1).astype(np.float32)
+    return np.asarray((score_BV - mean_B1) * scale_B1, np.float32)
 
 
-def add_prior(
-    scorer: Scorer,
-    store: store_lib.Store,
-    *,
-    weight: float,
-    half_life_days: float | None,
-    prior_clicks: float,
-) -> Scorer:
+def add_prior(scorer: Scorer, store: store_lib.Store, *, weight: float, **prior: Any) -> Scorer:
     """`weight` * (score, standardised per query) + log P(item | scenario).
 
-    Args:
-      scorer: The score without scenarios.
-      store: The prepared data.
-      weight: Of the standardised score.
-      half_life_days: See `statistics.log_prior`.
-      prior_clicks: See `statistics.log_prior`.
+    The prior is that of `statistics.log_prior` and its arguments.
     """
-    log_prior_SV = statistics.log_prior(
-        store, half_life_days=half_life_days, prior_clicks=prior_clicks
-    )
-    scenario_of = make_scenario_of(store)
+    log_prior_SV = statistics.log_prior(store, **prior)
+    scenario_of = read_column(store, "scenario")
 
     def score(split: str, query_B: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B V"]:
-        standard_BV = standardise(scorer(split, query_B))
-        return np.float32(weight) * standard_BV + log_prior_SV[scenario_of(split, query_B)]
+        standard_BV = np.float32(weight) * standardise(scorer(split, query_B))
+        return np.asarray(standard_BV + log_prior_SV[scenario_of(split, query_B)])
 
     return score
 
@@ -207,12 +187,6 @@ def fall_back(scorer: Scorer, store: store_lib.Store, clicks: Clicks) -> Scorer:
         return np.where(is_empty_B[:, None], popularity(split, query_B), scorer(split, query_B))
 
     return score
-
-
-def _make_column_of(store: store_lib.Store, name: str) -> Callable[[str, np.ndarray], np.ndarray]:
-    column = store.columns[name]
-    values = {split: store.queries(split).rows_QC[:, column] for split in store_lib.SPLITS}
-    return lambda split, query_B: values[split][query_B]
 
 
 def _mirror(lower_VV: np.ndarray, block: int = 1024) -> None:

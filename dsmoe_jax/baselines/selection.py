@@ -34,12 +34,8 @@ def evaluate_trials(
 ) -> list[builtin.Baseline]:
     """Chooses among the trials of a baseline and evaluates its two rows as built-in ones are.
 
-    Args:
-      name: Of the baseline; "+ scenario prior" is added for the second row.
-      trials: Fitted one after the other, so that only the best are held; at most `NUM_TRIALS` are.
-      store: The prepared data.
-      config: Cut-offs and removal rule, see `builtin.evaluate_baselines`.
-      seed: Of the validation queries that choose.
+    At most `NUM_TRIALS` trials are fitted, one after the other, so that only the best are held. For
+    config and seed see `builtin.evaluate_baselines`.
 
     Raises:
       ValueError: Without a trial.

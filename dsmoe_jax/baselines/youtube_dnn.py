@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features as features_lib
-from dsmoe_jax.baselines import builtin, selection
+from dsmoe_jax.baselines import builtin, linear, selection
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
@@ -48,9 +48,8 @@ def evaluate_baselines(
     store: store_lib.Store, config: schema.EvalConfig, *, seed: int
 ) -> list[builtin.Baseline]:
     """YoutubeDNN as it comes and with the scenario prior; see `catalogue`."""
-    return selection.evaluate_trials(
-        "torch-rechub YoutubeDNN", fit(store, seed), store, config, seed=seed
-    )
+    name = "torch-rechub YoutubeDNN"
+    return selection.evaluate_trials(name, fit(store, seed), store, config, seed=seed)
 
 
 def fit(store: store_lib.Store, seed: int) -> Iterator[selection.Trial]:
@@ -80,17 +79,13 @@ def fit(store: store_lib.Store, seed: int) -> Iterator[selection.Trial]:
                 trainer.train_one_epoch(read_epoch(source, spec, seed, epoch))
             if epoch + 1 not in EPOCHS:
                 continue
-            item_VD = embed_items(model, spec.num_items)
-            query_QD = {
-                split: embed_queries(model, store, spec, split) for split in store_lib.SPLITS
-            }
+            item_VD = _run(model, "item", {"item": torch.arange(spec.num_items)})
+            scorer = _make_scorer(embed_queries(model, store, spec), item_VD)
+            yield {"temperature": temperature, "epochs": epoch + 1}, scorer
 
-            def score(
-                split: str, query_B: Int[np.ndarray, "B"], query_QD=query_QD, item_VD=item_VD
-            ) -> Float[np.ndarray, "B V"]:
-                return query_QD[split][query_B] @ item_VD.T
 
-            yield {"temperature": temperature, "epochs": epoch + 1}, score
+def _make_scorer(query_QD: dict[str, np.ndarray], item_VD: np.ndarray) -> linear.Scorer:
+    return lambda split, query_B: query_QD[split][query_B] @ item_VD.T
 
 
 def choose_features(spec: features_lib.FeatureSpec) -> features_lib.FeatureSpec:
@@ -137,7 +132,7 @@ def make_model(spec: features_lib.FeatureSpec, temperature: float) -> Any:
 
 def read_epoch(
     source: pipeline.BatchSource, spec: features_lib.FeatureSpec, seed: int, epoch: int
-) -> Iterator[tuple[dict, Any]]:
+) -> Iterator[tuple[dict[str, Any], Any]]:
     """Batches of an epoch as the trainer reads them; the clicked item is candidate 0."""
     import torch
 
@@ -153,25 +148,21 @@ def read_epoch(
         yield inputs, torch.zeros(len(batch.item_B))
 
 
-def embed_items(model: Any, num_items: int) -> Float[np.ndarray, "V D"]:
-    """Unit vectors of the corpus."""
-    import torch
-
-    return _run(model, "item", {"item": torch.arange(num_items)})
-
-
 def embed_queries(
-    model: Any, store: store_lib.Store, spec: features_lib.FeatureSpec, split: str
-) -> Float[np.ndarray, "Q D"]:
-    """Unit vectors of the queries of a split."""
+    model: Any, store: store_lib.Store, spec: features_lib.FeatureSpec
+) -> dict[str, Float[np.ndarray, "Q D"]]:
+    """Unit vectors of the queries of each split."""
     reader = pipeline.UserReader(store, spec)
-    rows_QC = np.asarray(store.queries(split).rows_QC)
-    parts = []
-    for start in range(0, len(rows_QC), _QUERY_BATCH):
-        rows_BC = rows_QC[start : start + _QUERY_BATCH]
-        scenario_B = rows_BC[:, store.columns["scenario"]]
-        parts.append(_run(model, "user", _user_inputs(reader.read(rows_BC), scenario_B, spec)))
-    return np.concatenate(parts)
+    found = {}
+    for split in store_lib.SPLITS:
+        rows_QC = np.asarray(store.queries(split).rows_QC)
+        parts = []
+        for start in range(0, len(rows_QC), _QUERY_BATCH):
+            rows_BC = rows_QC[start : start + _QUERY_BATCH]
+            scenario_B = rows_BC[:, store.columns["scenario"]]
+            parts.append(_run(model, "user", _user_inputs(reader.read(rows_BC), scenario_B, spec)))
+        found[split] = np.concatenate(parts)
+    return found
 
 
 def _user_inputs(
@@ -180,25 +171,21 @@ def _user_inputs(
     """Tensors by the names of `make_model`."""
     import torch
 
-    columns = {
-        "scenario": scenario_B,
-        **{f"sparse_{i}": column_B for i, column_B in enumerate(users.sparse_BF.T)},
-        **{f"dense_{i}": column_B for i, column_B in enumerate(users.dense_BF.T)},
-        **{
-            f"sequence_{i}": users.sequences[sequence.name].ids_BLF[:, :, 0]
-            for i, sequence in enumerate(spec.sequences)
-        },
-    }
+    columns = {"scenario": scenario_B}
+    columns |= {f"sparse_{i}": column_B for i, column_B in enumerate(users.sparse_BF.T)}
+    columns |= {f"dense_{i}": column_B for i, column_B in enumerate(users.dense_BF.T)}
+    for i, sequence in enumerate(spec.sequences):
+        columns[f"sequence_{i}"] = users.sequences[sequence.name].ids_BLF[:, :, 0]
     return {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in columns.items()}
 
 
 def _run(model: Any, mode: str, inputs: dict[str, Any]) -> np.ndarray:
-    """The vectors of one side."""
+    """The unit vectors of one side."""
     import torch
 
     model.eval()
     model.mode = mode
     with torch.no_grad():
-        vectors = model(inputs).numpy()
+        vectors: np.ndarray = model(inputs).numpy()
     model.mode = None  # both sides, for training
     return vectors

@@ -56,12 +56,7 @@ def fingerprint(paths: Iterable[str | os.PathLike[str]]) -> dict[str, dict[str, 
 def differences(
     path: str | os.PathLike[str], settings: dict[str, Any], inputs: dict[str, dict[str, Any]]
 ) -> list[str]:
-    """How the store at `path` differs from what these settings and inputs would give.
-
-    Args:
-      path: The store's folder, which must hold a store (see `exists`).
-      settings: What decides the content, JSON-ready.
-      inputs: `fingerprint` of the raw files.
+    """How the store at `path` differs from what settings and raw files' `fingerprint` would give.
 
     Returns:
       Readable differences such as "test_days 2 -> 3"; empty when the store can be reused.
@@ -70,16 +65,13 @@ def differences(
       ValueError: When the store's manifest is damaged.
     """
     manifest = read(pathlib.Path(path))
-    found: list[str] = []
-    wanted = json.loads(json.dumps(settings))
-    for name in sorted({*manifest["settings"], *wanted}):
-        old, new = manifest["settings"].get(name), wanted.get(name)
-        if old != new:
-            found.append(f"{name} {old!r} -> {new!r}")
-    for name in sorted({*manifest["inputs"], *inputs}):
-        if manifest["inputs"].get(name) != inputs.get(name):
-            found.append(f"input {name} changed")
-    return found
+    old, new = manifest["settings"], json.loads(json.dumps(settings))
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    files = manifest["inputs"]
+    changed = [n for n in sorted({*files, *inputs}) if files.get(n) != inputs.get(n)]
+    return [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names] + [
+        f"input {name} changed" for name in changed
+    ]
 
 
 def data_hash(files: dict[str, dict[str, Any]]) -> str:
@@ -108,7 +100,7 @@ def read(root: pathlib.Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{root}: expected a prepared store with {FILE}, found none")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _damaged(path, "JSON", str(error)) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -16,11 +16,8 @@ def draw_candidates(
     **Paper:** "random negative sampling", nothing more. **Deviation:** uniform over the whole
     corpus with replacement; other positives of the user are not rejected.
 
-    Args:
-      key: Random key of the step; with it the draw is the same on any number of devices.
-      positive_B: Item ids in [1, num_items).
-      num_items: Rows of the corpus, the padding row 0 included.
-      num_negatives: N.
+    `num_items` counts the padding row 0. With the step's `key` the draw is the same on any number
+    of devices.
     """
     shape = (positive_B.shape[0], num_negatives)
     # Uniform over the num_items - 2 other items: skip the positive by shifting what is above it.

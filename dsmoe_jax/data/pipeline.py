@@ -11,6 +11,7 @@ Letters: B examples, C columns of the store's row table, E events, F fields, L h
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -114,7 +115,7 @@ def _runs(
     if len(late):
         tail_EF[:max_len] = values_EF[last:]
         runs[late] = _overlapping(tail_EF, max_len)[first_B[late] - last]
-    return runs.reshape(len(first_B), max_len, num_columns)
+    return np.reshape(runs, (len(first_B), max_len, num_columns))
 
 
 def _overlapping(values_EF: np.ndarray, max_len: int) -> np.ndarray:
@@ -132,13 +133,7 @@ def _overlapping(values_EF: np.ndarray, max_len: int) -> np.ndarray:
 def read_corpus(
     store: store_lib.Store, spec: features.FeatureSpec, rows: slice = slice(None)
 ) -> batch_lib.Items:
-    """Items of the store with the run's features; row = item id, row 0 is padding.
-
-    Args:
-      store: The prepared data.
-      spec: The features of the run.
-      rows: Which items; all by default.
-    """
+    """Items of the store with the run's features; row = item id, row 0 is padding."""
     sparse_columns = _positions(spec.item_sparse, store.spec.item_sparse)
     dense_columns = _positions(spec.item_dense, store.spec.item_dense)
     return batch_lib.Items(
@@ -172,15 +167,8 @@ class BatchSource:
     ):
         """Checks that the batch fits the data and the processes.
 
-        Args:
-          store: The prepared data.
-          spec: The features of the run.
-          seed: Decides the order of every epoch.
-          batch_size: Examples per batch over all processes.
-          max_epochs: Epochs the source spans.
-          process_index: This process, in [0, process_count).
-          process_count: Processes that share each batch.
-          last_only: Whether only the last example of every user is read.
+        The seed decides the order of every epoch; with `last_only` only the last example of every
+        user is read.
 
         Raises:
           ValueError: When there are fewer examples than one batch, or processes do not divide it.
@@ -202,9 +190,7 @@ class BatchSource:
                 f"train.batch_size: expected a multiple of the {process_count} processes, "
                 f"got {batch_size}"
             )
-        self._reader = UserReader(store, spec)
-        self._seed = seed
-        self.batch_size = batch_size
+        self._reader, self._seed, self.batch_size = UserReader(store, spec), seed, batch_size
         self._local_size = batch_size // process_count
         self._offset = self._local_size * process_index
         # The last partial batch of an epoch is dropped; the next epoch's order reaches its rows.
@@ -246,8 +232,7 @@ class BatchSource:
 def make_train_iterator(source: BatchSource, *, start: int) -> Iterator[batch_lib.Batch]:
     """A prefetching Grain iterator over the batches `start`, `start + 1`, ... of the source."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
-    dataset = grain.MapDataset.source(source)[start:].to_iter_dataset(options)
-    return iter(dataset)
+    return iter(grain.MapDataset.source(source)[start:].to_iter_dataset(options))
 
 
 def query_batches(
@@ -262,20 +247,10 @@ def query_batches(
 ) -> Iterator[batch_lib.Queries]:
     """This process's slices of a split's queries in batches of one size.
 
-    Padding rows repeat a query under id -1.
-
-    Args:
-      store: The prepared data.
-      spec: The features of the run.
-      split: "validation" or "test".
-      query_ids: Rows of the split's query table.
-      batch_size: Queries per batch over all processes, which divide it.
-      process_index: This process, in [0, process_count).
-      process_count: Processes that share each batch.
+    `query_ids` are rows of the split's query table, `batch_size` is that of all processes together,
+    which divide it. Padding rows repeat a query under id -1.
     """
-    rows_QC = store.queries(split).rows_QC
-    reader = UserReader(store, spec)
-    scenario_column = store.columns["scenario"]
+    rows_QC, reader = store.queries(split).rows_QC, UserReader(store, spec)
     size = batch_size // process_count
     mine = slice(process_index * size, (process_index + 1) * size)
     for first in range(0, len(query_ids), batch_size):
@@ -285,7 +260,7 @@ def query_batches(
         rows_BC = rows_QC[padded[mine]]
         yield batch_lib.Queries(
             users=reader.read(rows_BC),
-            scenario_Q=rows_BC[:, scenario_column].astype(np.int32),
+            scenario_Q=rows_BC[:, store.columns["scenario"]].astype(np.int32),
             query_Q=query_Q[mine],
         )
 
@@ -294,6 +269,6 @@ def _stored_name(sequence: features.SequenceFeature) -> str:
     return "scenario_history" if sequence.per_scenario else sequence.name
 
 
-def _positions(wanted: tuple, stored: tuple) -> list[int]:
+def _positions(wanted: tuple[Any, ...], stored: tuple[Any, ...]) -> list[int]:
     names = [feature.name for feature in stored]
     return [names.index(feature.name) for feature in wanted]

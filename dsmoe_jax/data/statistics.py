@@ -24,13 +24,11 @@ PRIOR_CLICKS = 10.0
 def make_constants(
     store: store_lib.Store, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """The constants that a model declares, float32 but for ids.
+    """The constants that a model declares by name and shape, float32 but for ids.
 
-    Args:
-      store: The prepared data.
-      shapes: Wanted shapes by name: `log_prior_SV` [S, V], see `log_prior`; `clicked_SV` [S, V],
-        1 where an item has training clicks in a scenario; `item_vector_VC` [V, C], see
-        `item_vectors`; `sparse_NAME_V`, `dense_NAME_V` and `bag_NAME_VP`, the items' feature NAME.
+    `log_prior_SV` [S, V], see `log_prior`; `clicked_SV` [S, V], 1 where an item has training clicks
+    in a scenario; `item_vector_VC` [V, C], see `item_vectors`; `sparse_NAME_V`, `dense_NAME_V` and
+    `bag_NAME_VP`, the items' feature NAME.
 
     Raises:
       ValueError: On an unknown name, or a shape that the store does not give.
@@ -55,10 +53,7 @@ def make_constants(
 
 def _read_item_field(store: store_lib.Store, name: str) -> np.ndarray:
     """A feature of all items by the name of its constant."""
-    for group, columns in (
-        ("sparse", store.items_sparse),
-        ("dense", store.items_dense),
-    ):
+    for group, columns in (("sparse", store.items_sparse), ("dense", store.items_dense)):
         names = [f"{group}_{f.name}_V" for f in getattr(store.spec, f"item_{group}")]
         if name in names:
             return np.ascontiguousarray(columns[:, names.index(name)])
@@ -77,10 +72,7 @@ def read_interactions(store: store_lib.Store) -> scipy.sparse.csr_matrix:
     Users without any positive in the log have no row of the store that points at their earlier
     clicks, and stay empty.
     """
-    columns, train_NC = store.columns, store.train_NC
-    rows_XC = np.concatenate(
-        [train_NC, *(store.queries(split).rows_QC for split in ("validation", "test"))]
-    )
+    columns, train_NC, rows_XC = store.columns, store.train_NC, store.all_rows()
     user_X, first_X = np.unique(rows_XC[:, columns["user"]], return_index=True)
     start_X = rows_XC[first_X, columns["history_start"]]
     ids_EF, time_E = store.sequences["history"]
@@ -109,21 +101,18 @@ def count_clicks(
 ) -> Float[np.ndarray, "S V"]:
     """Training positives per scenario and item.
 
-    Args:
-      store: The prepared data.
-      half_life_days: Age, before the first validation day, at which a click counts half; None
-        counts every click as 1.
+    A click `half_life_days` before the first validation day counts half; None counts each as 1.
     """
     columns, train_NC = store.columns, store.train_NC
     V = store.spec.num_items
-    cell = train_NC[:, columns["scenario"]] * V + train_NC[:, columns["item"]]
+    pair_N = train_NC[:, columns["scenario"]] * V + train_NC[:, columns["item"]]
     weight_N = np.ones(len(train_NC))
     if half_life_days is not None:
         cut_s = store.queries("validation").rows_QC[:, columns["time_s"]].max()
         # A few clicks of the last training day carry a time past the cut; they count as new.
         age_days_N = np.maximum(cut_s - train_NC[:, columns["time_s"]], 0) / store_lib.DAY_S
         weight_N = 0.5 ** (age_days_N / half_life_days)
-    count = np.bincount(cell, weights=weight_N, minlength=store.spec.num_scenarios * V)
+    count = np.bincount(pair_N, weights=weight_N, minlength=store.spec.num_scenarios * V)
     return count.reshape(-1, V)
 
 
@@ -137,12 +126,7 @@ def log_prior(
 
     A scenario's counts are smoothed with `prior_clicks` pseudo-clicks that follow the popularity
     over all scenarios, itself smoothed with one click an item. Row 0 of the corpus, which is no
-    candidate, holds the scenario's minimum.
-
-    Args:
-      store: The prepared data.
-      half_life_days: See `count_clicks`.
-      prior_clicks: Pseudo-clicks per scenario, above 0.
+    candidate, holds the scenario's minimum. `half_life_days` is that of `count_clicks`.
     """
     count_SV = count_clicks(store, half_life_days)[:, 1:]
     overall_V = count_SV.sum(axis=0) + 1.0
@@ -160,10 +144,6 @@ def item_vectors(interactions_UV: scipy.sparse.csr_matrix, C: int) -> Float[np.n
     so are the right singular vectors: an item's vector is then the mean of what its users like,
     of comparable length for popular and rare items. The scale of the whole matrix is free; items
     without a click are zero, and so are columns past the rank of the matrix.
-
-    Args:
-      interactions_UV: Binary, from `read_interactions`.
-      C: Width.
     """
     click_V = np.asarray(interactions_UV.sum(axis=0)).ravel()
     root_V = np.sqrt(np.maximum(click_V, 1.0))

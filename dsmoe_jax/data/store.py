@@ -113,30 +113,19 @@ class Store:
         self.spec = features.FeatureSpec.from_json(manifest["spec"])
         self.columns = {name: i for i, name in enumerate(manifest["columns"]["examples"])}
         spec = self.spec
-        self.users_sparse = self.load("users_sparse")
-        self.users_dense = self.load("users_dense")
+        self.users_sparse, self.users_dense, self.users_raw_id = self._load_table("users")
         self.users_bags = {bag.name: self.load(f"users_bag_{bag.name}") for bag in spec.user_bags}
-        self.users_raw_id = self.load("users_raw_id")
-        self.items_sparse = self.load("items_sparse")
-        self.items_dense = self.load("items_dense")
+        self.items_sparse, self.items_dense, self.items_raw_id = self._load_table("items")
         self.items_bags = {bag.name: self.load(f"items_bag_{bag.name}") for bag in spec.item_bags}
-        self.items_raw_id = self.load("items_raw_id")
+        names = [sequence.name for sequence in spec.sequences]
         self.sequences = {
-            sequence.name: (
-                self.load(f"sequence_{sequence.name}"),
-                self.load(f"sequence_{sequence.name}_time"),
-            )
-            for sequence in spec.sequences
+            n: (self.load(f"sequence_{n}"), self.load(f"sequence_{n}_time")) for n in names
         }
         self.train_NC = self.load("train")
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify: bool = False) -> "Store":
-        """Opens the store at `path`.
-
-        Args:
-          path: The store's folder.
-          verify: Whether to hash every file again; without it only sizes are checked.
+        """Opens the store at `path`; `verify` hashes every file again, else sizes are checked.
 
         Raises:
           ValueError: In one line, when there is no store or it is damaged.
@@ -148,7 +137,15 @@ class Store:
 
     def load(self, name: str) -> np.ndarray:
         """The array `<name>.npy`, memory-mapped and read-only."""
-        return np.load(self.root / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.load(self.root / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return array
+
+    def _load_table(self, side: str) -> list[np.ndarray]:
+        return [self.load(f"{side}_{name}") for name in ("sparse", "dense", "raw_id")]
+
+    def all_rows(self) -> np.ndarray:
+        """Rows [X, C] of the training examples, then of the queries of every split."""
+        return np.concatenate([self.train_NC, *(self.queries(s).rows_QC for s in SPLITS)])
 
     def queries(self, split: str) -> QueryTable:
         """The queries of `split`, "validation" or "test".
@@ -168,7 +165,7 @@ class Store:
     @property
     def data_hash(self) -> str:
         """64 hexadecimal digits that name the content of all arrays."""
-        return self.manifest["data_hash"]
+        return str(self.manifest["data_hash"])
 
 
 class GrowingArray:
@@ -226,22 +223,19 @@ def open_partial(root: pathlib.Path, what: str) -> Iterator[pathlib.Path]:
     """
     partial = root.with_name(root.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as stack:
+        lock = os.open(partial, os.O_RDONLY)
+        stack.callback(os.close, lock)
         # The lock goes with its process, so what a killed run left behind can be told from work
         # in progress.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{partial}: another process is {what}; wait for it to end") from None
-        try:
-            for leftover in partial.iterdir():
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            yield partial
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        os.close(lock)
+        stack.callback(shutil.rmtree, partial, ignore_errors=True)
+        for leftover in partial.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield partial
 
 
 class StoreWriter:
@@ -252,8 +246,8 @@ class StoreWriter:
 
         with StoreWriter(path) as writer:
             writer.array("users_sparse", users_sparse_UF)
-            events = writer.open_array("sequence_history", np.int32, (num_events, 1))
-            events[:] = ...
+            events = writer.append_array("sequence_history", np.int32, num_columns=1)
+            events.append(block_EF)
             writer.manifest(dataset=..., spec=..., columns=..., ...)
 
     Raises:
@@ -263,9 +257,8 @@ class StoreWriter:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.root = pathlib.Path(path)
-        self._stack = contextlib.ExitStack()
         self._names: list[str] = []
-        self._open: list[np.memmap] = []
+        self._stack = contextlib.ExitStack()
         self._growing: list[GrowingArray] = []
         self._manifest: dict[str, Any] | None = None
 
@@ -282,14 +275,11 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._open.clear()
+        with self._stack:
             for growing in self._growing:
                 growing.close()
-            self._stack.close()
+            if kind is None:
+                self._finish()
 
     def array(self, name: str, array: np.ndarray) -> None:
         """Writes `<name>.npy`."""
@@ -298,15 +288,6 @@ class StoreWriter:
         self._add(name)
         np.save(self.partial / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
 
-    def open_array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-        """Creates `<name>.npy` filled with zeros and returns it for writing in place."""
-        self._add(name)
-        array = np.lib.format.open_memmap(
-            self.partial / f"{name}.npy", mode="w+", dtype=np.dtype(dtype), shape=shape
-        )
-        self._open.append(array)
-        return array
-
     def append_array(self, name: str, dtype: Any, num_columns: int = 0) -> "GrowingArray":
         """Creates `<name>.npy`, [rows] or [rows, num_columns], to be written block after block."""
         self._add(name)
@@ -314,30 +295,13 @@ class StoreWriter:
         self._growing.append(array)
         return array
 
-    def manifest(
-        self,
-        *,
-        dataset: str,
-        spec: features.FeatureSpec,
-        columns: dict[str, list[str]],
-        counts: dict[str, Any],
-        split: dict[str, Any],
-        settings: dict[str, Any],
-        inputs: dict[str, dict[str, Any]],
-        **more: Any,
-    ) -> None:
-        """Sets the manifest's content; `format`, `files`, hashes and versions are added here."""
-        self._manifest = {
-            "dataset": dataset,
-            "scenarios": list(spec.scenarios),
-            "spec": spec.to_json(),
-            "columns": columns,
-            "counts": counts,
-            "split": split,
-            "settings": settings,
-            "inputs": inputs,
-            **more,
-        }
+    def manifest(self, *, dataset: str, spec: features.FeatureSpec, **more: Any) -> None:
+        """Sets the manifest's content; `format`, `files`, hashes and versions are added here.
+
+        What `manifest.read` requires is `columns`, `settings` and `inputs` beside the spec.
+        """
+        described = {"scenarios": list(spec.scenarios), "spec": spec.to_json()}
+        self._manifest = {"dataset": dataset, **described, **more}
 
     def _add(self, name: str) -> None:
         if name in self._names:
@@ -347,10 +311,6 @@ class StoreWriter:
     def _finish(self) -> None:
         if self._manifest is None:
             raise ValueError(f"{self.root}: expected `manifest` to be called, it was not")
-        for array in self._open:
-            array.flush()
-        for growing in self._growing:
-            growing.close()
         files = manifest_lib.fingerprint(
             self.partial / f"{name}.npy" for name in sorted(self._names)
         )

@@ -1,6 +1,6 @@
-"""The peers with their libraries, which the gate does not install.
+"""Baselines with their libraries, which the gate does not install.
 
-pip install '.[cpu,dev,peers]' && python -m pytest tests/peers/libraries.py
+pip install '.[cpu,dev,peers]' && python -m pytest tests/baselines/libraries.py
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("module", [implicit, lightfm_warp, youtube_dnn])
-def test_a_peer_finds_what_users_like_and_gives_the_same_numbers_again(module, store, small):
+def test_a_baseline_finds_what_users_like_and_gives_the_same_numbers_again(module, store, small):
     rows = module.evaluate_baselines(store, CONFIG, seed=1)
     again = module.evaluate_baselines(store, CONFIG, seed=1)
     for row, same in zip(rows, again, strict=True):
@@ -62,8 +62,8 @@ def test_warp_scores_as_its_library_does(store, small):
     model.fit(click_RV, user_features=feature_RF, epochs=5, num_threads=1)
     _, score = next(lightfm_warp.fit(store, 1))
     ids = np.arange(6)
-    user_B = linear.make_user_of(store)("test", ids)
-    scenario_B = linear.make_scenario_of(store)("test", ids)
+    user_B = linear.read_column(store, "user")("test", ids)
+    scenario_B = linear.read_column(store, "scenario")("test", ids)
     items = np.arange(tiny.NUM_ITEMS + 1)
     for row, pair in enumerate(user_B * (store.spec.num_scenarios + 1) + scenario_B):
         expected = model.predict(int(pair), items, user_features=feature_RF)

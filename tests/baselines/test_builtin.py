@@ -15,7 +15,7 @@ CONFIG = schema.EvalConfig(k=(3, 5), query_batch=16)
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return tiny.write_store(tmp_path_factory.mktemp("references") / "store")
+    return tiny.write_store(tmp_path_factory.mktemp("baselines") / "store")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def all_queries(store, split):
     return np.arange(len(store.queries(split).rows_QC))
 
 
-def test_rows_are_named_judged_on_all_queries_and_say_what_was_chosen(store, rows):
+def test_rows_are_named_evaluated_on_all_queries_and_say_what_was_chosen(store, rows):
     assert [row.name for row in rows] == [
         "random",
         "popularity",
@@ -49,7 +49,7 @@ def test_rows_are_named_judged_on_all_queries_and_say_what_was_chosen(store, row
     assert by_name["popularity"].settings == {}
 
 
-def test_rows_are_judged_on_a_sample_where_scores_would_be_too_many(store, rows, monkeypatch):
+def test_rows_are_evaluated_on_a_sample_where_scores_would_be_too_many(store, rows, monkeypatch):
     per_scenario = 2
     scores = per_scenario * store.spec.num_items * store.spec.num_scenarios
     monkeypatch.setattr(builtin, "MAX_SCORES", scores)
@@ -58,11 +58,11 @@ def test_rows_are_judged_on_a_sample_where_scores_would_be_too_many(store, rows,
     assert 0 < len(wanted_Q) < len(all_queries(store, "test"))
     for row, whole in zip(found[:4], rows[:4], strict=True):
         np.testing.assert_array_equal(row.test.query_Q, wanted_Q)
-        # Nothing else changes: a sampled query is judged as before.
+        # Nothing else changes: a sampled query is evaluated as before.
         np.testing.assert_array_equal(row.test.recall[3], whole.test.recall[3][wanted_Q])
 
 
-def test_a_row_equals_its_scorer_judged_directly(store, rows):
+def test_a_row_equals_its_scorer_evaluated_directly(store, rows):
     read = linear.read_clicks(store)
     row = {row.name: row for row in rows}["EASE + scenario prior"]
     prior = {name: value for name, value in row.settings.items() if name != "l2"}

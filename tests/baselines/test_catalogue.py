@@ -14,9 +14,9 @@ from dsmoe_jax.compare import progress, runner
 
 @pytest.fixture
 def without(monkeypatch):
-    """Takes libraries away; all others of the peers are there."""
+    """Takes libraries away; all others are there."""
     find = importlib.util.find_spec
-    libraries = {library for peer in catalogue.PEERS.values() for library in peer.libraries}
+    libraries = {library for system in catalogue.PEERS.values() for library in system.libraries}
 
     def take(*names):
         def find_spec(wanted):
@@ -51,7 +51,7 @@ def test_a_missing_library_is_told_in_one_line(without):
     catalogue.require("references")
 
 
-def test_peers_without_their_libraries_are_listed(without):
+def test_baselines_without_their_libraries_are_listed(without):
     without("lightfm", "torch")
     assert catalogue.list_missing() == ["lightfm", "torch_rechub"]
     without()
@@ -59,7 +59,7 @@ def test_peers_without_their_libraries_are_listed(without):
 
 
 @pytest.mark.parametrize(("state", "told"), [("left out", True), ("done", False)])
-def test_a_list_says_which_peers_it_leaves_out(state, told, monkeypatch, capsys):
+def test_a_list_says_which_baselines_it_leaves_out(state, told, monkeypatch, capsys):
     job = types.SimpleNamespace(system=types.SimpleNamespace(name="lightfm"))
     work = types.SimpleNamespace(
         jobs=[job], states=[progress.JobState("lightfm-seed0", "scored", state)]

@@ -1,4 +1,4 @@
-"""The choice among a peer's trials, with scorers of three lines in place of libraries."""
+"""The choice among the trials of a baseline, with scorers of three lines in place of libraries."""
 
 import numpy as np
 import pytest
@@ -31,27 +31,27 @@ def make_oracle(store, known):
     return {"kind": f"oracle of {known}"}, score
 
 
-def judge(store, scorer, split="test"):
+def evaluate(store, scorer, split="test"):
     query_Q = np.arange(len(store.queries(split).rows_QC))
     return evaluators.evaluate_scores(store, CONFIG, split, query_Q, lambda ids: scorer(split, ids))
 
 
 def evaluate_trials(store, *made):
-    return selection.evaluate_trials("peer", made, store, CONFIG, seed=0)
+    return selection.evaluate_trials("baseline", made, store, CONFIG, seed=0)
 
 
-def test_a_peer_has_a_row_as_it_comes_and_one_with_the_prior(store):
+def test_a_baseline_has_a_row_as_it_comes_and_one_with_the_prior(store):
     row, with_prior = evaluate_trials(store, RANDOM)
-    assert (row.name, row.settings) == ("peer", {"kind": "random"})
-    assert with_prior.name == "peer + scenario prior"
+    assert (row.name, row.settings) == ("baseline", {"kind": "random"})
+    assert with_prior.name == "baseline + scenario prior"
     prior = {name: value for name, value in with_prior.settings.items() if name != "kind"}
     for found, scorer in (
         (row, RANDOM[1]),
         (with_prior, linear.add_prior(RANDOM[1], store, **prior)),
     ):
-        np.testing.assert_array_equal(found.test.recall[3], judge(store, scorer).recall[3])
+        np.testing.assert_array_equal(found.test.recall[3], evaluate(store, scorer).recall[3])
         np.testing.assert_array_equal(
-            found.validation.recall[3], judge(store, scorer, "validation").recall[3]
+            found.validation.recall[3], evaluate(store, scorer, "validation").recall[3]
         )
 
 
@@ -61,7 +61,7 @@ def test_validation_chooses_and_test_days_have_no_say(store):
         assert row.settings["kind"] == "oracle of validation"
     recall = {row.name: row.validation.recall[5].mean() for row in evaluate_trials(store, RANDOM)}
     best, _ = evaluate_trials(store, *candidates)
-    assert best.validation.recall[5].mean() > recall["peer"] + 0.3
+    assert best.validation.recall[5].mean() > recall["baseline"] + 0.3
 
 
 def test_the_trial_that_is_best_beside_the_prior_need_not_be_best_alone(store, monkeypatch):
@@ -89,11 +89,11 @@ def test_no_more_trials_are_fitted_than_the_budget_has(store, monkeypatch):
             fitted.append(number)
             yield {"number": number}, RANDOM[1]
 
-    selection.evaluate_trials("peer", fit(), store, CONFIG, seed=0)
+    selection.evaluate_trials("baseline", fit(), store, CONFIG, seed=0)
     assert fitted == [0, 1, 2]
 
 
-def test_queries_that_a_peer_cannot_rank_get_popularity(store):
+def test_queries_that_a_baseline_cannot_rank_get_popularity(store):
     def score(split, query_B):
         score_BV = np.ones((len(query_B), tiny.NUM_ITEMS + 1), np.float32)
         score_BV[::2, 1 + np.arange(tiny.NUM_ITEMS)] = np.arange(tiny.NUM_ITEMS)
@@ -110,11 +110,11 @@ def test_every_trial_is_told(store, capsys):
     evaluate_trials(store, RANDOM, make_oracle(store, "validation"))
     lines = [line for line in capsys.readouterr().out.splitlines() if "trial" in line]
     assert [line.split(":")[0] for line in lines] == [
-        "peer, trial 1 of 12",
-        "peer, trial 2 of 12",
+        "baseline, trial 1 of 12",
+        "baseline, trial 2 of 12",
     ]
 
 
-def test_a_peer_without_trials_is_refused(store):
-    with pytest.raises(ValueError, match="peer: expected at least one trial"):
+def test_a_baseline_without_trials_is_refused(store):
+    with pytest.raises(ValueError, match="baseline: expected at least one trial"):
         evaluate_trials(store)

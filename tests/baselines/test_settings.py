@@ -1,4 +1,4 @@
-"""What the peers' own files decide, without their libraries."""
+"""What the files of baselines from other libraries decide, without their libraries."""
 
 import math
 import sys
@@ -18,7 +18,7 @@ CONFIG = schema.EvalConfig(k=(3, 5), query_batch=16)
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return tiny.write_store(tmp_path_factory.mktemp("peers") / "store")
+    return tiny.write_store(tmp_path_factory.mktemp("baselines") / "store")
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ def fill(writer: store_lib.StoreWriter, shift: int = 0) -> None:
     growing = writer.append_array("sequence_history_time", np.int32)
     growing.append(np.array([100], np.int32))
     growing.append(np.array([200], np.int32))
-    train = writer.open_array("train", np.int64, (1, 6))
-    train[:] = [[1, 0, 3, 300 + shift, 0, 2]]
+    train = writer.append_array("train", np.int64, 6)
+    train.append(np.array([[1, 0, 3, 300 + shift, 0, 2]]))
     for split in store_lib.SPLITS:
         writer.array(f"{split}_queries", np.array([[2, 1, 0, 400, 2, 2]]))
         writer.array(f"{split}_relevant_indptr", np.array([0, 2]))

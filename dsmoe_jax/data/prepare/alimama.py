@@ -28,14 +28,15 @@ PROFILES_FILE = "user_profile.csv"
 BEHAVIORS_FILE = "behavior_log.csv"
 BEIJING_S = 8 * 3600
 # 2017-05-06 00:00 in Beijing, the first of eight days of impressions.
-_SAMPLES_START_S = 1_494_000_000
-_SAMPLES_STOP_S = _SAMPLES_START_S + 8 * store_lib.DAY_S
-# Behaviours cover 22 days, the impressions' last; a time outside them is impossible.
-_BEHAVIORS_START_S = _SAMPLES_STOP_S - 22 * store_lib.DAY_S
+SAMPLES_START_S, SAMPLES_DAYS = 1_494_000_000, 8
+_SAMPLES_STOP_S = SAMPLES_START_S + SAMPLES_DAYS * store_lib.DAY_S
+# Behaviours end with the impressions; a time outside their days is impossible.
+BEHAVIORS_DAYS = 22
+BEHAVIORS_START_S = _SAMPLES_STOP_S - BEHAVIORS_DAYS * store_lib.DAY_S
 
 _SAMPLE_COLUMNS = (
     columns.Column("user", "int", low=0),
-    columns.Column("time_stamp", "int", low=_SAMPLES_START_S, high=_SAMPLES_STOP_S - 1),
+    columns.Column("time_stamp", "int", low=SAMPLES_START_S, high=_SAMPLES_STOP_S - 1),
     columns.Column("adgroup_id", "int", low=0),
     columns.Column("nonclk", "int", low=0, high=1),
     columns.Column("clk", "int", low=0, high=1),
@@ -49,6 +50,7 @@ _AD_COLUMNS = (
     columns.Column("brand", "code", low=0, nullable=True, null="NULL"),
     columns.Column("price", "float", low=0),
 )
+_AD_SPARSE = ("category", "campaign", "customer", "brand")
 _LEVEL = "new_user_class_level"
 _PROFILE_COLUMNS = (
     columns.Column("userid", "int", low=0),
@@ -109,19 +111,14 @@ class AlimamaConfig(schema.DataConfig):
             name=read.label(self.NAME, files[SAMPLES_FILE].parent),
             scenarios=tuple(f"A{i + 1}" for i in range(len(self.levels))),
             users=entities.Table(users, key="userid", sparse=tuple(features)),
-            items=entities.Table(
-                pool,
-                key="adgroup_id",
-                sparse=("category", "campaign", "customer", "brand"),
-                log_dense=("price",),
-            ),
+            items=entities.Table(pool, key="adgroup_id", sparse=_AD_SPARSE, log_dense=("price",)),
             positives=positives,
             days=days,
             utc_offset_s=BEIJING_S,
             behavior=events.BehaviorLog(
-                name="behavior",
-                fields=("category", "brand"),
-                blocks=lambda: _iterate_behaviors(files[BEHAVIORS_FILE], users["userid"]),
+                "behavior",
+                ("category", "brand"),
+                lambda: _iterate_behaviors(files[BEHAVIORS_FILE], users["userid"]),
             ),
             # Behaviours reach further than the clicked ads: to all that is advertised.
             extra_values={"category": ads["category"], "brand": ads["brand"]},
@@ -156,7 +153,7 @@ def find_files(raw_dir: str) -> dict[str, pathlib.Path]:
             "--config.data.raw_dir=FOLDER, or run the synthetic twin instead with "
             "--config configs/alimama.py:synthetic"
         )
-    return {name: path for name, path in found.items() if path is not None}
+    return {name: path for name, path in found.items() if path}
 
 
 def read_ads(path: pathlib.Path) -> pl.DataFrame:
@@ -182,13 +179,7 @@ def _read_clicks(
         kept = frame.filter(pl.col("clk") == 1).join(scenario, on="user", maintain_order="left")
         columns.check_known(path, kept, "adgroup_id", ads["adgroup_id"], files[ADS_FILE].name)
         clicks.append(
-            kept.select(
-                "user",
-                pl.col("adgroup_id").alias("item"),
-                "scenario",
-                pl.col("time_stamp").alias("time_s"),
-                day.alias("day"),
-            )
+            kept.select("user", "scenario", item="adgroup_id", time_s="time_stamp", day=day)
         )
     return pl.concat(clicks), sorted(days)
 
@@ -196,7 +187,7 @@ def _read_clicks(
 def _iterate_behaviors(path: pathlib.Path, users: pl.Series) -> Iterator[pl.DataFrame]:
     """Behaviours of these users at possible times, block by block."""
     kept = pl.DataFrame({"user": users})
-    possible = pl.col("time_stamp").is_between(_BEHAVIORS_START_S, _SAMPLES_STOP_S, closed="left")
+    possible = pl.col("time_stamp").is_between(BEHAVIORS_START_S, _SAMPLES_STOP_S, closed="left")
     for frame in read.iterate(path, _BEHAVIOR_COLUMNS):
         yield (
             frame.filter(possible)

@@ -15,8 +15,8 @@ where `_load` reads the files (`read.read`, `read.iterate`), checks what only it
     assemble.Dataset(
         name="KuaiRand-Pure",
         scenarios=("K1", "K2"),
-        users=tables.Table(users, key="user_id", sparse=("age",), log_dense=("fans",)),
-        items=tables.Table(items, key="video_id", sparse=("author",), bags=("tag",)),
+        users=entities.Table(users, key="user_id", sparse=("age",), log_dense=("fans",)),
+        items=entities.Table(items, key="video_id", sparse=("author",), bags=("tag",)),
         positives=frame,      # columns user, item (raw ids), scenario (id), time_s, day
         days=days,            # every day of the log, so that a day without positives counts
         utc_offset_s=8 * 3600,
@@ -47,6 +47,8 @@ from dsmoe_jax.data.prepare import entities, events, examples, splits, windows
 # Raised when the same inputs and settings give another content than before, so that stores in place
 # are prepared again; the package's own version is ignored.
 STORE_VERSION = 1
+# Rows written at once.
+_BLOCK_ROWS = 1 << 20
 _EPOCH = datetime.date(1970, 1, 1)
 
 
@@ -95,22 +97,15 @@ def prepare(
 ) -> None:
     """Writes the store, or says that the one in place can be used as it is.
 
-    Args:
-      section: The data set's settings; all fields but the folders decide whether a store in place
-        is reused.
-      store_dir: The store's folder.
-      inputs: All files that decide the content; their names must differ.
-      load: Reads them; called only when a store has to be written.
+    All fields of the section but the folders, and `inputs`, the files that decide the content,
+    decide whether a store in place is reused; `load` is called only when one has to be written.
 
     Raises:
       ValueError: On bad input, or a damaged store in `store_dir`. Nothing half-written remains.
     """
     start_s = time.monotonic()
-    settings = {
-        name: value
-        for name, value in dataclasses.asdict(section).items()
-        if name not in ("raw_dir", "store_dir")
-    }
+    settings = dataclasses.asdict(section)
+    del settings["raw_dir"], settings["store_dir"]
     settings |= {"class": type(section).__name__, "preparation": STORE_VERSION}
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Without a store to compare with, files are hashed while they are read.
@@ -192,10 +187,10 @@ def write(
     users = entities.encode_table(dataset.users, "user_id", {})
     items = entities.encode_table(dataset.items, "item_id", dataset.extra_values, kept)
     _check_names(users, items)
-    positives = examples.number_positives(
-        dataset.positives, users, items, len(dataset.scenarios), rule.last_day
+    S = len(dataset.scenarios)
+    positives = rule.order(
+        examples.number_positives(dataset.positives, users, items, S, rule.last_day)
     )
-    positives = rule.order(positives)
     splits.check_splits(positives, rule, dataset.scenarios)
     queries = {
         split: splits.split_queries(positives, rule, split, len(items.raw_id))
@@ -209,10 +204,9 @@ def write(
         _write_table(writer, items, "items")
         columns = _write_rows(writer, dataset, users, items, positives, rule, queries)
         for split, query in queries.items():
-            writer.array(f"{split}_relevant_indptr", query.relevant.indptr)
-            writer.array(f"{split}_relevant", query.relevant.items)
-            writer.array(f"{split}_seen_indptr", query.seen.indptr)
-            writer.array(f"{split}_seen", query.seen.items)
+            for name, rows in (("relevant", query.relevant), ("seen", query.seen)):
+                writer.array(f"{split}_{name}_indptr", rows.indptr)
+                writer.array(f"{split}_{name}", rows.items)
             writer.array(f"{split}_cold", query.cold_Q)
         writer.manifest(
             dataset=dataset.name,
@@ -222,18 +216,14 @@ def write(
             split=splits.describe(positives, rule),
             settings=settings,
             inputs=inputs,
-            vocabularies={
-                name: len(vocabulary)
-                for table in (users, items)
-                for name, vocabulary in table.vocabularies.items()
-            },
+            vocabularies={n: len(v) for n, v in (users.vocabularies | items.vocabularies).items()},
             dense={**users.moments, **items.moments},
         )
     return counts
 
 
 def _check_names(users: entities.EncodedTable, items: entities.EncodedTable) -> None:
-    names = [name for table in (users, items) for name in table.names]
+    names = [*users.names, *items.names]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(
@@ -245,13 +235,9 @@ def _check_names(users: entities.EncodedTable, items: entities.EncodedTable) -> 
 def _make_spec(
     dataset: Dataset, users: entities.EncodedTable, items: entities.EncodedTable
 ) -> features.FeatureSpec:
-    sequences = [
-        features.SequenceFeature("history", ("item_id",), 0),
-        features.SequenceFeature("scenario_history", ("item_id",), 0),
-    ]
+    fields: dict[str, tuple[str, ...]] = {"history": ("item_id",), "scenario_history": ("item_id",)}
     if dataset.behavior:
-        log = dataset.behavior
-        sequences.append(features.SequenceFeature(log.name, log.fields, 0))
+        fields[dataset.behavior.name] = dataset.behavior.fields
     return features.FeatureSpec(
         scenarios=dataset.scenarios,
         user_sparse=users.sparse,
@@ -260,7 +246,7 @@ def _make_spec(
         item_sparse=items.sparse,
         item_dense=items.dense,
         item_bags=items.bag,
-        sequences=tuple(sequences),
+        sequences=tuple(features.SequenceFeature(name, of, 0) for name, of in fields.items()),
     )
 
 
@@ -291,27 +277,25 @@ def _write_rows(
     rows = {"train": rule.train_rows(positives)}
     for split, query in queries.items():
         rows[f"{split}_queries"] = rule.query_rows(positives, query, split)
+    of_rows, S = list(rows.values()), len(dataset.scenarios)
     history = examples.make_history(positives, dataset.pre_history, users, items)
-    found = [(store_lib.Windows("history"), [history.find(list(rows.values()), scenario=None)])]
+    found = [(store_lib.Windows("history"), [history.find(of_rows)])]
     _write_sequence(writer, "history", history)
-    scenario_history = examples.make_scenario_history(positives, len(dataset.scenarios))
+    scenario_history = examples.make_scenario_history(positives, S)
     _write_sequence(writer, "scenario_history", scenario_history)
-    S = len(dataset.scenarios)
-    by_scenario = [scenario_history.find(list(rows.values()), scenario=s) for s in range(S)]
+    by_scenario = [scenario_history.find(of_rows, scenario=s) for s in range(S)]
     found.append((store_lib.Windows("scenario_history", S), by_scenario))
-    if dataset.behavior:
-        log = dataset.behavior
-        of_log = events.write_behavior(
-            writer, log, users, items, list(rows.values()), dataset.utc_offset_s
-        )
+    if log := dataset.behavior:
+        of_log = events.write_behavior(writer, log, users, items, of_rows, dataset.utc_offset_s)
         found.append((store_lib.Windows(log.name), [of_log]))
     columns = ["user", "scenario", "item", "time_s", *(n for w, _ in found for n in w.columns)]
     for i, (name, row) in enumerate(rows.items()):
-        matrix_XC = writer.open_array(name, np.int64, (len(row.user_X), len(columns)))
+        matrix_XC = writer.append_array(name, np.int64, len(columns))
         first = (row.user_X, row.scenario_X, row.item_X, row.time_X)
         bounds = [bound for _, parts in found for part in parts for bound in part[i]]
-        for column, values_X in enumerate((*first, *bounds)):
-            matrix_XC[:, column] = values_X
+        for start in range(0, len(row.user_X), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
+            matrix_XC.append(np.stack([value_X[block] for value_X in (*first, *bounds)], axis=1))
     return columns
 
 

@@ -117,14 +117,8 @@ def check_unique(path: pathlib.Path, frame: pl.DataFrame, key: str) -> None:
     repeated = pl.col(key).cum_count().over(key) > 1
     second = frame.sort(ROW).filter(repeated).row(0, named=True)
     first = frame.filter(pl.col(key) == second[key]).select(pl.col(ROW).min()).item()
-    raise error(
-        path,
-        second[ROW],
-        key,
-        "every id once",
-        f"{_show(second[key])} again (first in row {first})",
-        "remove one of the two rows",
-    )
+    got = f"{_show(second[key])} again (first in row {first})"
+    raise error(path, second[ROW], key, "every id once", got, "remove one of the two rows")
 
 
 def check_known(
@@ -135,14 +129,8 @@ def check_known(
     Raises:
       ValueError: Naming the first such row.
     """
-    check(
-        path,
-        frame,
-        ~pl.col(column).is_in(known.implode()),
-        column,
-        f"an id that is in {source}",
-        f"add it to {source} or remove the row",
-    )
+    unknown, todo = ~pl.col(column).is_in(known.implode()), f"add it to {source} or remove the row"
+    check(path, frame, unknown, column, f"an id that is in {source}", todo)
 
 
 def _show(value: object) -> str:
@@ -213,7 +201,7 @@ def fits(dtype: Any, kind: Kind) -> bool:
     if kind == "str":
         # Ids, categories and times all have one text each; real numbers have several.
         texts = (pl.String, pl.Categorical, pl.Enum, pl.Boolean)
-        return dtype in texts or dtype.is_integer() or dtype.is_temporal()
+        return bool(dtype in texts or dtype.is_integer() or dtype.is_temporal())
     if RAW_TYPE[kind] == pl.Int64:
-        return dtype.is_integer() or dtype == pl.Boolean
-    return dtype.is_numeric()
+        return bool(dtype.is_integer() or dtype == pl.Boolean)
+    return bool(dtype.is_numeric())

@@ -8,6 +8,7 @@ integer 42 in a Parquet file are the same user. `configs/custom.py` is an exampl
 import dataclasses
 import datetime
 import pathlib
+from typing import NamedTuple
 
 import polars as pl
 
@@ -111,7 +112,7 @@ class CustomConfig(schema.DataConfig):
             file=getattr(self, f"{name}s_file"),
             key=getattr(self, f"{name}_id"),
             more=(self.scenario,) if self.scenario_in_users and name == "user" else (),
-            **{role: getattr(self, f"{name}_{role}") for role in roles},
+            roles={role: getattr(self, f"{name}_{role}") for role in roles},
         )
 
     def _load(self, files: "_Files") -> assemble.Dataset:
@@ -160,22 +161,14 @@ class CustomConfig(schema.DataConfig):
                     of_user = users.select(self.user_id, scenario.alias(_SCENARIO))
                     frame = frame.join(of_user, on=self.user_id, maintain_order="left")
                     scenario = pl.col(_SCENARIO)
-                found.append(
-                    frame.select(
-                        pl.col(self.user_id).alias("user"),
-                        pl.col(self.item_id).alias("item"),
-                        scenario.alias("scenario"),
-                        pl.col(_TIME).alias("time_s"),
-                        pl.col(_DAY).alias("day"),
-                    ).drop_nulls("scenario")
+                kept = frame.select(
+                    user=self.user_id, item=self.item_id, scenario=scenario, time_s=_TIME, day=_DAY
                 )
+                found.append(kept.drop_nulls("scenario"))
         return pl.concat(found), sorted(days)
 
     def _log_columns(self, condition: expressions.Condition | None) -> list[columns.Column]:
-        wanted = {
-            self.user_id: columns.Column(self.user_id, "str"),
-            self.item_id: columns.Column(self.item_id, "str"),
-        }
+        wanted = {name: columns.Column(name, "str") for name in (self.user_id, self.item_id)}
         wanted[self.time] = columns.Column(self.time, "str" if self.time_unit == "iso" else "int")
         if not self.scenario_in_users:
             wanted[self.scenario] = columns.Column(self.scenario, "str", nullable=True)
@@ -204,15 +197,12 @@ class _Side:
     name: str
     file: str
     key: str
-    sparse: tuple[str, ...]
-    dense: tuple[str, ...]
-    log_dense: tuple[str, ...]
-    bags: tuple[str, ...]
+    roles: dict[str, tuple[str, ...]]
     more: tuple[str, ...]
 
     def check(self) -> None:
         """Refuses columns without a file, and a column with two roles."""
-        named = [*self.sparse, *self.dense, *self.log_dense, *self.bags]
+        named = [name for names in self.roles.values() for name in names]
         if (named or self.more) and not self.file:
             raise ValueError(
                 f"data.{self.name}s_file: expected a file with the columns "
@@ -229,36 +219,29 @@ class _Side:
         """The table, bags as lists; None without a file."""
         if path is None:
             return None
-        texts = sorted({*self.sparse, *self.bags, *self.more} - {self.key})
+        sparse, dense, log_dense, bags = self.roles.values()
+        texts = sorted({*sparse, *bags, *self.more} - {self.key})
         wanted = (
             columns.Column(self.key, "str"),
             *(columns.Column(name, "str", nullable=True) for name in texts),
-            *(columns.Column(name, "float", nullable=True) for name in self.dense),
-            *(columns.Column(name, "float", low=0, nullable=True) for name in self.log_dense),
+            *(columns.Column(name, "float", nullable=True) for name in dense),
+            *(columns.Column(name, "float", low=0, nullable=True) for name in log_dense),
         )
         table = read.read(path, wanted)
         columns.check_unique(path, table, self.key)
-        return table.with_columns(pl.col(name).str.split(bag_separator) for name in self.bags)
+        return table.with_columns(pl.col(name).str.split(bag_separator) for name in bags)
 
     def table(self, table: pl.DataFrame | None, occurring: pl.Series) -> entities.Table:
         """The features for the store; without a file, the ids that occur."""
         if table is None:
-            return entities.Table(pl.DataFrame({self.key: occurring.unique()}), key=self.key)
-        return entities.Table(
-            table,
-            key=self.key,
-            sparse=self.sparse,
-            dense=self.dense,
-            log_dense=self.log_dense,
-            bags=self.bags,
-        )
+            return entities.Table(pl.DataFrame({self.key: occurring.unique()}), self.key)
+        return entities.Table(table, self.key, **self.roles)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Files:
+class _Files(NamedTuple):
     """The files a configuration names."""
 
-    logs: tuple[pathlib.Path, ...]
+    logs: list[pathlib.Path]
     users: pathlib.Path | None
     items: pathlib.Path | None
 
@@ -281,14 +264,12 @@ def _find_files(section: CustomConfig) -> _Files:
         if not found:
             raise ValueError(f"data.log_files: expected {folder / pattern} to exist, found no file")
         logs += found
+    tables: list[pathlib.Path | None] = []
     for field, name in (("users", section.users_file), ("items", section.items_file)):
         if name and not (folder / name).is_file():
             raise ValueError(f"data.{field}_file: expected {folder / name} to exist, found no file")
-    return _Files(
-        logs=tuple(logs),
-        users=folder / section.users_file if section.users_file else None,
-        items=folder / section.items_file if section.items_file else None,
-    )
+        tables.append(folder / name if name else None)
+    return _Files(logs, *tables)
 
 
 def by_count(values: pl.Series) -> list[str]:

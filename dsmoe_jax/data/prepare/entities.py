@@ -65,11 +65,8 @@ class EncodedTable:
     @property
     def names(self) -> list[str]:
         """Names of all features."""
-        return [
-            *(feature.name for feature in self.sparse),
-            *(feature.name for feature in self.dense),
-            *(feature.name for feature in self.bag),
-        ]
+        described: Any = (*self.sparse, *self.dense, *self.bag)
+        return [feature.name for feature in described]
 
     def rows(self, raw: pl.Series) -> np.ndarray:
         """Row numbers (int64) of raw ids; 0 where unknown or null."""
@@ -103,7 +100,8 @@ def encode(raw: pl.Series, vocabulary: pl.Series) -> np.ndarray:
             # Ids are mostly dense, and then one gather is several times faster than a join.
             id_of = np.zeros(high - low + 1, np.int32)
             id_of[vocabulary.to_numpy() - low] = np.arange(1, len(vocabulary) + 1)
-            return id_of[raw.cast(pl.Int64).fill_null(low).clip(low, high).to_numpy() - low]
+            place = raw.cast(pl.Int64).fill_null(low).clip(low, high).to_numpy() - low
+            return np.asarray(id_of[place])
     codes = pl.DataFrame({"value": vocabulary}).with_row_index("id", offset=1)
     left = pl.DataFrame({"value": raw.cast(vocabulary.dtype)})
     joined = left.join(codes, on="value", how="left", maintain_order="left")
@@ -125,12 +123,9 @@ def encode_table(
 ) -> EncodedTable:
     """Turns raw values into ids and standardised numbers.
 
-    Args:
-      table: The raw table.
-      id_name: Name of the sparse feature made of the row number, "user_id" or "item_id".
-      extra_values: By sparse feature, values that need an id although no row of the table may hold
-        them (they occur in a behaviour log).
-      kept: Sparse features that stay although they are constant.
+    The row number becomes the sparse feature `id_name`. `extra_values` need an id although no row
+    of the table may hold them (they occur in a behaviour log); the features `kept` stay although
+    they are constant.
 
     Raises:
       ValueError: When a key is null or repeated, a name is used twice or a log column is negative.

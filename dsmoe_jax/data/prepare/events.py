@@ -53,23 +53,21 @@ def write_behavior(
     Raises:
       ValueError: When an event's time is missing or out of range.
     """
-    num_users = len(users.raw_id)
+    # Partitions are ranges of users, so that in order they are user-major.
+    size = -(-len(users.raw_id) // _PARTITIONS)
     scratch = writer.partial / f"scratch_{log.name}"
     scratch.mkdir()
-    _partition(log, users, items, scratch, num_users)
+    _partition(log, users, items, scratch, size)
     ids = writer.append_array(f"sequence_{log.name}", np.int32, len(log.fields))
     times = writer.append_array(f"sequence_{log.name}_time", np.int32)
     found = [(np.zeros(len(r.user_X), np.int64), np.zeros(len(r.user_X), np.int64)) for r in rows]
-    width = 2 + len(log.fields)
-    parts = runlog.bar(
-        ahead.one_ahead(_sorted_parts(scratch, width)), desc=f"sort {log.name}", total=_PARTITIONS
-    )
-    for part, event_EF in enumerate(parts):
-        low, high = _user_range(part, num_users)
+    parts = ahead.one_ahead(_sorted_parts(scratch, width=2 + len(log.fields)))
+    bar = runlog.bar(parts, desc=f"sort {log.name}", total=_PARTITIONS)
+    for part, event_EF in enumerate(bar):
         user_E, time_E = event_EF[:, 0].astype(np.int64), event_EF[:, 1].astype(np.int64)
         day_E = (time_E + utc_offset_s) // store_lib.DAY_S
         for row, (start_X, stop_X) in zip(rows, found, strict=True):
-            here = slice(*np.searchsorted(row.user_X, [low, high]))
+            here = slice(*np.searchsorted(row.user_X, [part * size, (part + 1) * size]))
             start, stop = windows.find_windows(
                 user_E, day_E, time_E, row.user_X[here], row.day_X[here], row.before_X[here]
             )
@@ -84,12 +82,10 @@ def _sorted_parts(scratch: pathlib.Path, width: int) -> Generator[np.ndarray, No
     """The events of each partition; its file is removed."""
     for part in range(_PARTITIONS):
         path = scratch / str(part)
-        if path.exists():
-            event_EF = _sort_distinct(np.fromfile(path, np.int32).reshape(-1, width))
-            path.unlink()
-        else:
-            event_EF = np.zeros((0, width), np.int32)
-        yield event_EF
+        path.touch()  # some have no events
+        event_EF = np.fromfile(path, np.int32).reshape(-1, width)
+        path.unlink()
+        yield _sort_distinct(event_EF)
 
 
 def _sort_distinct(event_EF: np.ndarray) -> np.ndarray:
@@ -107,20 +103,13 @@ def _sort_distinct(event_EF: np.ndarray) -> np.ndarray:
     return event_EF[~repeated_E]
 
 
-def _user_range(part: int, num_users: int) -> tuple[int, int]:
-    """Users [low, high) of a partition; ranges, so that partitions in order are user-major."""
-    size = -(-num_users // _PARTITIONS)
-    return part * size, (part + 1) * size
-
-
 def _partition(
     log: BehaviorLog,
     users: entities.EncodedTable,
     items: entities.EncodedTable,
     scratch: pathlib.Path,
-    num_users: int,
+    size: int,
 ) -> None:
-    size = -(-num_users // _PARTITIONS)
     for block in log.blocks():
         time_s = block["time_s"]
         if time_s.null_count() or not time_s.is_between(1, windows.END_OF_DAY - 1).all():
@@ -130,8 +119,7 @@ def _partition(
             )
         user_E = users.rows(block["user"])
         columns = [user_E.astype(np.int32), time_s.to_numpy().astype(np.int32)]
-        for name in log.fields:
-            columns.append(items.encode(name, block[name]))
+        columns += [items.encode(name, block[name]) for name in log.fields]
         event_EF = np.stack(columns, axis=1)
         event_EF = event_EF[(event_EF[:, 0] > 0) & (event_EF[:, 2] > 0)]
         part_E = event_EF[:, 0] // size

@@ -34,33 +34,27 @@ class ClickSequence(NamedTuple):
     """Events that are items, key-major and chronological; all int64.
 
     Attributes:
-      key_E: The user, or user * num_scenarios + scenario.
+      num_scenarios: S where the key holds the scenario, else 1.
+      key_E: user * num_scenarios + scenario.
       item_E: Row in the item table.
       time_E: Unix seconds, 0 unknown.
       day_E: Days since 1970-01-01, 0 before the log.
-      num_scenarios: S where the key holds the scenario, else 0.
     """
 
+    num_scenarios: int
     key_E: np.ndarray
     item_E: np.ndarray
     time_E: np.ndarray
     day_E: np.ndarray
-    num_scenarios: int
 
     def find(
-        self, rows: list[windows.Rows], scenario: int | None
+        self, rows: list[windows.Rows], scenario: int = 0
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The windows `(start_X, stop_X)` of each of `rows`, into `scenario`'s events if given."""
+        """The windows `(start_X, stop_X)` of each of `rows`, into a scenario's events."""
         found = []
         for row in rows:
-            key_X = row.user_X
-            if scenario is not None:
-                key_X = key_X * self.num_scenarios + scenario
-            found.append(
-                windows.find_windows(
-                    self.key_E, self.day_E, self.time_E, key_X, row.day_X, row.before_X
-                )
-            )
+            of_row = (row.user_X * self.num_scenarios + scenario, row.day_X, row.before_X)
+            found.append(windows.find_windows(self.key_E, self.day_E, self.time_E, *of_row))
         return found
 
 
@@ -71,14 +65,7 @@ def number_positives(
     num_scenarios: int,
     last_day: int,
 ) -> Positives:
-    """Positives in row numbers, up to and including `last_day`, without repetitions.
-
-    Args:
-      frame: See `assemble.Dataset.positives`.
-      users: The user table.
-      items: The item table.
-      num_scenarios: S.
-      last_day: Days since 1970-01-01.
+    """`assemble.Dataset.positives` in row numbers, up to and with `last_day`, each once.
 
     Raises:
       ValueError: On an unknown user or item, a scenario outside [0, S), a time out of range.
@@ -88,30 +75,27 @@ def number_positives(
             "user": users.rows(frame["user"]),
             "scenario": frame["scenario"].cast(pl.Int64),
             "item": items.rows(frame["item"]),
-            "time": frame["time_s"].cast(pl.Int64),
+            "time_s": frame["time_s"].cast(pl.Int64),
             "day": frame["day"].cast(pl.Date).to_physical().cast(pl.Int64),
         }
     )
     for name, low, high, expected in (
-        ("user", 1, None, "users of the user table"),
-        ("item", 1, None, "items of the item table"),
+        ("user", 1, 2**62, "users of the user table"),
+        ("item", 1, 2**62, "items of the item table"),
         ("scenario", 0, num_scenarios - 1, f"scenario ids below {num_scenarios}"),
-        ("time", 1, windows.END_OF_DAY - 1, "unix seconds from 1 to 2**31 - 2"),
-        ("day", 1, None, "days after 1970-01-01"),
+        ("time_s", 1, windows.END_OF_DAY - 1, "unix seconds from 1 to 2**31 - 2"),
+        ("day", 1, 2**62, "days after 1970-01-01"),
     ):
-        wrong = ~pl.col(name).is_between(low, high if high is not None else 2**62)
+        wrong = ~pl.col(name).is_between(low, high)
         position = numbered.select(wrong.fill_null(True).arg_true().first()).item()
         if position is not None:
-            raw = {"time": "time_s"}.get(name, name)
             raise ValueError(
-                f"positives: expected {expected}, got {raw} {frame[raw][position]!r}; "
+                f"positives: expected {expected}, got {name} {frame[name][position]!r}; "
                 "complete the table or remove the row"
             )
-    order = ["user", "day", "time", "item", "scenario"]
+    order = ["user", "day", "time_s", "item", "scenario"]
     numbered = numbered.filter(pl.col("day") <= last_day).unique().sort(order)
-    return Positives(
-        *(numbered[name].to_numpy() for name in ("user", "scenario", "item", "time", "day"))
-    )
+    return Positives(*(column.to_numpy() for column in numbered.get_columns()))
 
 
 def make_history(
@@ -133,27 +117,18 @@ def make_history(
             raw = pre_history[name][int(np.argmin(row_P))]
             raise ValueError(f"pre_history: expected {name}s of the {name} table, got {raw!r}")
     zeros = np.zeros_like(user_P)
-    key_E = np.concatenate([user_P, positives.user_E])
+    earlier = (user_P, item_P, zeros, zeros)
+    logged = (positives.user_E, positives.item_E, positives.time_E, positives.day_E)
+    values = [np.concatenate(both) for both in zip(earlier, logged, strict=True)]
     # Both parts are chronological within a user and times before the log come first, so a stable
     # sort by user alone puts everything in order.
-    order = np.argsort(key_E, kind="stable")
-    return ClickSequence(
-        key_E[order],
-        np.concatenate([item_P, positives.item_E])[order],
-        np.concatenate([zeros, positives.time_E])[order],
-        np.concatenate([zeros, positives.day_E])[order],
-        num_scenarios=0,
-    )
+    order = np.argsort(values[0], kind="stable")
+    return ClickSequence(1, *(value_E[order] for value_E in values))
 
 
 def make_scenario_history(positives: Positives, num_scenarios: int) -> ClickSequence:
     """The timed clicks of each user in each scenario."""
     key_E = positives.user_E * num_scenarios + positives.scenario_E
     order = np.argsort(key_E, kind="stable")
-    return ClickSequence(
-        key_E[order],
-        positives.item_E[order],
-        positives.time_E[order],
-        positives.day_E[order],
-        num_scenarios,
-    )
+    values = (key_E, positives.item_E, positives.time_E, positives.day_E)
+    return ClickSequence(num_scenarios, *(value_E[order] for value_E in values))

@@ -4,24 +4,23 @@ Owns the two small grammars. Does not own where they are used (`custom.py`).
 """
 
 import dataclasses
+import operator
 import re
 
 import polars as pl
 
 _CONDITION = re.compile(r"\s*(.+?)\s*(==|!=|>=|<=|>|<)\s*([^\s=<>!].*?)\s*")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_OPERATORS = {
+    "==": operator.eq, "!=": operator.ne, ">=": operator.ge, "<=": operator.le,
+    ">": operator.gt, "<": operator.lt,
+}  # fmt: skip
 _ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """`column op value`, which rows fulfil or not.
-
-    Attributes:
-      column: Name of a log column.
-      operator: One of == != >= <= > <.
-      value: A number, or text.
-    """
+    """`column operator value`, which rows fulfil or not; the operator is of `_OPERATORS`."""
 
     column: str
     operator: str
@@ -36,15 +35,8 @@ class Condition:
     def expression(self) -> pl.Expr:
         """True in the rows that fulfil it; null cells do not."""
         column, value = pl.col(self.column), pl.lit(self.value)
-        compared = {
-            "==": column == value,
-            "!=": column != value,
-            ">=": column >= value,
-            "<=": column <= value,
-            ">": column > value,
-            "<": column < value,
-        }
-        return compared[self.operator].fill_null(False)
+        compared: pl.Expr = _OPERATORS[self.operator](column, value)
+        return compared.fill_null(False)
 
 
 def parse_condition(text: str) -> Condition | None:
@@ -61,20 +53,19 @@ def parse_condition(text: str) -> Condition | None:
             "data.positive: expected a column, one of == != >= <= > < and a value, such as "
             f"'rating >= 4', got {text!r}"
         )
-    column, operator, value = match.groups()
+    column, symbol, value = match.groups()
     if _NUMBER.fullmatch(value):
-        return Condition(column, operator, float(value))
-    if operator not in ("==", "!="):
-        raise ValueError(f"data.positive: expected a number after {operator}, got {value!r}")
-    return Condition(column, operator, value)
+        return Condition(column, symbol, float(value))
+    if symbol not in ("==", "!="):
+        raise ValueError(f"data.positive: expected a number after {symbol}, got {value!r}")
+    return Condition(column, symbol, value)
 
 
 def parse_iso(text: pl.Expr, utc_offset_s: int) -> pl.Expr:
     """Unix seconds of ISO 8601 times; null where the text is none.
 
-    Args:
-      text: For instance `2024-05-01T12:30:00.5+02:00`, `2024-05-01 12:30`, `2024-05-01`.
-      utc_offset_s: Offset of the clock that times without a zone are on.
+    For instance `2024-05-01T12:30:00.5+02:00`, `2024-05-01 12:30` or `2024-05-01`; times without a
+    zone are on the clock of the offset.
     """
     zone = text.str.extract(r"(Z|[+-]\d{2}:?\d{2})$")
     digits = zone.str.replace(":", "")

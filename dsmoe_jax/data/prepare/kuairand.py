@@ -11,7 +11,7 @@ its split; tabs 1, 4, 2, 0 and a split by day are this project's reading of it.
 import dataclasses
 import datetime
 import pathlib
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import polars as pl
 
@@ -46,6 +46,9 @@ _RANGES = (
 )
 _COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
 _ONEHOTS = tuple(f"onehot_feat{i}" for i in range(18))
+_USER_SPARSE = (
+    "user_active_degree", "is_live_streamer", "is_video_author", *_RANGES, *_ONEHOTS
+)  # fmt: skip
 _USER_COLUMNS = (
     columns.Column("user_id", "int", low=0),
     columns.Column("user_active_degree", "str", nullable=True),
@@ -58,6 +61,10 @@ _USER_COLUMNS = (
 _SIZES = ("video_duration", "server_width", "server_height")
 _ITEM_CODES = ("author_id", "music_id", "music_type")
 _ITEM_TEXTS = ("video_type", "upload_dt", "upload_type")
+_ITEM_SPARSE = (
+    "author_id", "video_type", "upload_dt", "upload_type", "music_id", "music_type",
+    "video_duration_bucket",
+)  # fmt: skip
 _ITEM_COLUMNS = (
     columns.Column("video_id", "int", low=0),
     *(columns.Column(name, "code", nullable=True) for name in _ITEM_CODES),
@@ -96,7 +103,9 @@ class KuaiRandConfig(schema.DataConfig):
         if not all(0 <= tab < _NUM_TABS for tab in self.tabs):
             raise ValueError(f"data.tabs: expected tabs from 0 to {_NUM_TABS - 1}, got {self.tabs}")
         files = find_files(pathlib.Path(self.raw_dir) if self.raw_dir else SAMPLE_DIR)
-        assemble.prepare(self, store_dir, files.all(), lambda: self._load(files))
+        inputs = [files.users, files.items, *files.logs]
+        inputs += [files.history] if files.history else []
+        assemble.prepare(self, store_dir, inputs, lambda: self._load(files))
 
     def _load(self, files: "Files") -> assemble.Dataset:
         users, items = read_users(files.users), read_items(files.items)
@@ -109,32 +118,9 @@ class KuaiRandConfig(schema.DataConfig):
         return assemble.Dataset(
             name=read.label(self.NAME, files.users.parent),
             scenarios=tuple(f"K{i + 1}" for i in range(len(self.tabs))),
-            users=entities.Table(
-                users,
-                key="user_id",
-                sparse=(
-                    "user_active_degree",
-                    "is_live_streamer",
-                    "is_video_author",
-                    *_RANGES,
-                    *_ONEHOTS,
-                ),
-                log_dense=_COUNTS,
-            ),
+            users=entities.Table(users, key="user_id", sparse=_USER_SPARSE, log_dense=_COUNTS),
             items=entities.Table(
-                items,
-                key="video_id",
-                sparse=(
-                    "author_id",
-                    "video_type",
-                    "upload_dt",
-                    "upload_type",
-                    "music_id",
-                    "music_type",
-                    "video_duration_bucket",
-                ),
-                log_dense=_SIZES,
-                bags=("tag",),
+                items, key="video_id", sparse=_ITEM_SPARSE, log_dense=_SIZES, bags=("tag",)
             ),
             positives=positives,
             days=days,
@@ -161,11 +147,11 @@ class KuaiRandConfig(schema.DataConfig):
             .sort("user_id", "video_id", "time_ms", "tab", "date")
             .unique(["user_id", "video_id", "time_ms", "tab"], keep="first", maintain_order=True)
             .select(
-                pl.col("user_id").alias("user"),
-                pl.col("video_id").alias("item"),
-                scenario.alias("scenario"),
-                (pl.col("time_ms") // 1000).alias("time_s"),
-                pl.col("date").alias("day"),
+                user="user_id",
+                item="video_id",
+                scenario=scenario,
+                time_s=pl.col("time_ms") // 1000,
+                day="date",
             )
         )
         return positives, sorted(days)
@@ -186,18 +172,13 @@ class KuaiRandArchiveConfig(KuaiRandConfig):
         super().prepare(store_dir)
 
 
-@dataclasses.dataclass(frozen=True)
-class Files:
+class Files(NamedTuple):
     """The official files found in a folder."""
 
     users: pathlib.Path
     items: pathlib.Path
-    logs: tuple[pathlib.Path, ...]
+    logs: list[pathlib.Path]
     history: pathlib.Path | None
-
-    def all(self) -> list[pathlib.Path]:
-        """Every file that decides the store's content."""
-        return [self.users, self.items, *self.logs, *([self.history] if self.history else [])]
 
 
 def find_files(folder: pathlib.Path) -> Files:
@@ -211,11 +192,8 @@ def find_files(folder: pathlib.Path) -> Files:
             f"data.raw_dir: expected a folder with KuaiRand-Pure's files, got {folder}; "
             "leave it empty for the packaged rows"
         )
-    names = {
-        path.name.removesuffix(".gz")
-        for pattern in (LOG_PATTERN, f"{LOG_PATTERN}.gz")
-        for path in folder.glob(pattern)
-    }
+    found_logs = (*folder.glob(LOG_PATTERN), *folder.glob(f"{LOG_PATTERN}.gz"))
+    names = {path.name.removesuffix(".gz") for path in found_logs}
     logs = [path for name in sorted(names) if (path := read.find(folder, name))]
     found = {name: read.find(folder, name) for name in (USERS_FILE, ITEMS_FILE)}
     missing = [f"{name}[.gz]" for name, path in found.items() if path is None]
@@ -226,7 +204,7 @@ def find_files(folder: pathlib.Path) -> Files:
             f"{folder}: expected KuaiRand-Pure's files, missing {', '.join(missing)}; "
             "they are published at https://kuairand.com (KuaiRand-Pure.tar.gz, folder data)"
         )
-    return Files(users, items, tuple(logs), read.find(folder, HISTORY_FILE))
+    return Files(users, items, logs, read.find(folder, HISTORY_FILE))
 
 
 def read_users(path: pathlib.Path) -> pl.DataFrame:
@@ -264,18 +242,12 @@ def read_history(
         .drop_nulls("long_watch_seq")
     )
     columns.check_known(path, flat, "long_watch_seq", items["video_id"], files.items.name)
-    return flat.select(pl.col("user_id").alias("user"), pl.col("long_watch_seq").alias("item"))
+    return flat.select(user="user_id", item="long_watch_seq")
 
 
 def _split_ids(path: pathlib.Path, frame: pl.DataFrame, column: str, separator: str) -> pl.Series:
     """A text column of ids joined by `separator` as a list column of integers."""
-    parts = pl.col(column).str.split(separator)
-    ids = parts.cast(pl.List(pl.Int64), strict=False)
-    columns.check(
-        path,
-        frame,
-        ids.list.eval(pl.element().is_null()).list.any(),
-        column,
-        f"integers joined by {separator!r}",
-    )
+    ids = pl.col(column).str.split(separator).cast(pl.List(pl.Int64), strict=False)
+    unreadable = ids.list.eval(pl.element().is_null()).list.any()
+    columns.check(path, frame, unreadable, column, f"integers joined by {separator!r}")
     return frame.select(ids).to_series()

@@ -34,10 +34,8 @@ def add_queries(store: store_lib.Store, positives: Mapping[str, np.ndarray]) -> 
     A history holds what the store knows from before the first of them, and what was clicked then is
     not to be found again.
 
-    Args:
-      store: The prepared data.
-      positives: `user`, `item` and `scenario` as text and `time_s`; those whose user, item or
-        scenario the store does not know are left out.
+    Positives are `user`, `item` and `scenario` as text and `time_s`; those whose user, item or
+    scenario the store does not know are left out.
 
     Raises:
       ValueError: When no query is left.
@@ -53,7 +51,7 @@ def add_queries(store: store_lib.Store, positives: Mapping[str, np.ndarray]) -> 
         )
     user_P, item_P, scenario_P = user_P[known_P], item_P[known_P], scenario_P[known_P]
     start_s = int(positives["time_s"][known_P].min())
-    history = _Sequence.read(store, "history", [""])
+    history = _Sequence(store, store_lib.Windows("history"))
     user_E, before_E = history.key_E, history.time_E < start_s
     no_P, trained_N = np.zeros(len(user_P), bool), store.train_NC[:, store.columns["user"]]
     found = windows.make_queries(
@@ -72,44 +70,33 @@ def add_queries(store: store_lib.Store, positives: Mapping[str, np.ndarray]) -> 
     rows_QC[:, store.columns["user"]] = found.user_Q
     rows_QC[:, store.columns["scenario"]] = found.scenario_Q
     rows_QC[:, store.columns["time_s"]] = start_s
-    suffixes = [f"_{s}" for s in range(store.spec.num_scenarios)]
-    for name, of_key in (("history", [""]), ("scenario_history", suffixes)):
-        sequence = _Sequence.read(store, name, of_key)
-        for s, suffix in enumerate(of_key):
-            start_Q, stop_Q = sequence.find(found.user_Q * len(of_key) + s, start_s)
-            rows_QC[:, store.columns[f"{name}_start{suffix}"]] = start_Q
-            rows_QC[:, store.columns[f"{name}_stop{suffix}"]] = stop_Q
-    return LaterStore(
-        store,
-        store_lib.QueryTable(
-            rows_QC,
-            store_lib.Ragged(*found.relevant),
-            store_lib.Ragged(*found.seen),
-            found.cold_Q,
-        ),
-    )
+    by_scenario = store_lib.Windows("scenario_history", store.spec.num_scenarios)
+    for of in (store_lib.Windows("history"), by_scenario):
+        sequence = _Sequence(store, of)
+        start_QK, stop_QK = of.read(rows_QC, store.columns)  # views
+        for k in range(start_QK.shape[1]):
+            key_Q = found.user_Q * start_QK.shape[1] + k
+            start_QK[:, k], stop_QK[:, k] = sequence.find(key_Q, start_s)
+    table = store_lib.QueryTable(rows_QC, found.relevant, found.seen, found.cold_Q)
+    return LaterStore(store, table)
 
 
 class _Sequence:
     """A sequence's events with the key of each, which rows of the store tell."""
 
-    def __init__(self, key_E: np.ndarray, item_E: np.ndarray, time_E: np.ndarray):
-        self.key_E, self.item_E, self.time_E = key_E, item_E, time_E
-
-    @classmethod
-    def read(cls, store: store_lib.Store, name: str, suffixes: list[str]) -> "_Sequence":
-        """Events of a sequence; a key is user * number of suffixes + suffix."""
-        rows_XC = np.concatenate(
-            [store.train_NC, *(store.queries(split).rows_QC for split in store_lib.SPLITS)]
-        )
+    def __init__(self, store: store_lib.Store, of: store_lib.Windows):
+        """Events of a sequence; a key is user * number of windows in a row + window."""
+        rows_XC = store.all_rows()
         # Who has an event has a row.
         user_U, first_U = np.unique(rows_XC[:, store.columns["user"]], return_index=True)
-        starts = [rows_XC[first_U, store.columns[f"{name}_start{suffix}"]] for suffix in suffixes]
-        ids_EF, time_E = store.sequences[name]
-        key_UK = user_U[:, None] * len(suffixes) + np.arange(len(suffixes))
-        lengths = np.diff(np.append(np.stack(starts, axis=1).ravel(), len(time_E)))
-        key_E = np.repeat(key_UK.ravel(), lengths)
-        return cls(key_E, np.asarray(ids_EF[:, 0], np.int64), np.asarray(time_E, np.int64))
+        start_UK, _ = of.read(rows_XC[first_U], store.columns)
+        ids_EF, time_E = store.sequences[of.sequence]
+        K = start_UK.shape[1]
+        key_UK = user_U[:, None] * K + np.arange(K)
+        lengths = np.diff(np.append(start_UK.ravel(), len(time_E)))
+        self.key_E = np.repeat(key_UK.ravel(), lengths)
+        self.item_E = np.asarray(ids_EF[:, 0], np.int64)
+        self.time_E = np.asarray(time_E, np.int64)
 
     def find(self, key_Q: np.ndarray, start_s: int) -> tuple[np.ndarray, np.ndarray]:
         """The events of each key before a time."""

@@ -14,7 +14,7 @@ the public code of the methods leaves their order to its sorting.
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import polars as pl
 
@@ -68,40 +68,30 @@ class MovieLensConfig(schema.DataConfig):
                 "configs/movielens.py:synthetic"
             )
         files = find_files(pathlib.Path(self.raw_dir))
-        assemble.prepare(self, store_dir, files.all(), lambda: self._load(files))
+        inputs = [path for path in files if path]
+        assemble.prepare(self, store_dir, inputs, lambda: self._load(files))
 
     def _load(self, files: "Files") -> assemble.Dataset:
         movies = read_movies(files.movies)
         ratings = read_ratings(files, movies)
         users = read_users(files, ratings)
-        time_s = pl.col("time_s")
+        day = pl.from_epoch(pl.col("time_s"), time_unit="s").dt.date()
         return assemble.Dataset(
             name=read.label(self.name, files.ratings.parent),
             scenarios=(SCENARIO,),
             users=entities.Table(users, key="user", sparse=tuple(users.columns[1:])),
             items=entities.Table(movies, key="item", bags=("genres",)),
-            positives=ratings.select(
-                "user",
-                "item",
-                pl.lit(0).alias("scenario"),
-                time_s,
-                pl.from_epoch(time_s, time_unit="s").dt.date().alias("day"),
-            ),
+            positives=ratings.select("user", "item", "time_s", scenario=0, day=day),
             split="leave_one_out",
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Files:
+class Files(NamedTuple):
     """The official files found in a folder; users only in the `.dat` layout."""
 
     ratings: pathlib.Path
     movies: pathlib.Path
-    users: pathlib.Path | None
-
-    def all(self) -> list[pathlib.Path]:
-        """Every file that decides the store's content."""
-        return [self.ratings, self.movies, *([self.users] if self.users else [])]
+    users: pathlib.Path | None = None
 
 
 def find_files(folder: pathlib.Path) -> Files:
@@ -121,16 +111,14 @@ def find_files(folder: pathlib.Path) -> Files:
             f"movies.csv, missing {', '.join(missing)}; they are published at "
             f"{MovieLensConfig.SITE}"
         )
-    paths = [folder / name for name in names]
-    return Files(paths[0], paths[1], paths[2] if len(paths) > 2 else None)
+    return Files(*(folder / name for name in names))
 
 
 def read_movies(path: pathlib.Path) -> pl.DataFrame:
     """All movies, which are all candidates: `item`, and `genres` as lists of names."""
-    movies = _read(path, _MOVIES_DAT)
-    columns.check_unique(path, movies, columns_of(path, _MOVIES_DAT)["item"])
-    movies = movies.rename({columns_of(path, _MOVIES_DAT)["item"]: "item"})
-    return movies.select("item", pl.col("genres").str.split(_GENRE_SEPARATOR))
+    movies, item = _read(path, _MOVIES_DAT), columns_of(path, _MOVIES_DAT)["item"]
+    columns.check_unique(path, movies, item)
+    return movies.select(pl.col("genres").str.split(_GENRE_SEPARATOR), item=item)
 
 
 def read_ratings(files: Files, movies: pl.DataFrame) -> pl.DataFrame:
@@ -138,9 +126,7 @@ def read_ratings(files: Files, movies: pl.DataFrame) -> pl.DataFrame:
     names = columns_of(files.ratings, _RATINGS_DAT)
     ratings = _read(files.ratings, _RATINGS_DAT)
     columns.check_known(files.ratings, ratings, names["item"], movies["item"], files.movies.name)
-    return ratings.rename({names[n]: n for n in _CSV_NAMES}).select(
-        "user", "item", "time_s", columns.ROW
-    )
+    return ratings.select(columns.ROW, **{name: names[name] for name in _CSV_NAMES})
 
 
 def read_users(files: Files, ratings: pl.DataFrame) -> pl.DataFrame:
@@ -169,9 +155,7 @@ def _read(path: pathlib.Path, wanted: Sequence[columns.Column]) -> pl.DataFrame:
 def read_dat(path: pathlib.Path, wanted: Sequence[columns.Column]) -> pl.DataFrame:
     """A table of the 1M archive, typed and checked as `read.read` does; its first line is row 1.
 
-    Args:
-      path: The file.
-      wanted: All its columns, in their order.
+    `wanted` are all its columns, in their order.
 
     Raises:
       ValueError: In one line, naming file, row and column.
@@ -179,10 +163,8 @@ def read_dat(path: pathlib.Path, wanted: Sequence[columns.Column]) -> pl.DataFra
     lines = pl.DataFrame({"line": path.read_text(encoding="latin-1").splitlines()})
     if not lines.height:
         raise ValueError(f"{path}: expected at least one row, found none; add rows to the file")
-    cells = pl.col("line").str.split(_SEPARATOR)
-    frame = lines.select(cells.alias("cells")).with_columns(
-        pl.int_range(1, pl.len() + 1).alias(columns.ROW)
-    )
+    frame = lines.select(cells=pl.col("line").str.split(_SEPARATOR))
+    frame = frame.with_row_index(columns.ROW, offset=1).with_columns(pl.col(columns.ROW).cast(int))
     ragged = frame.filter(pl.col("cells").list.len() != len(wanted))
     if ragged.height:
         row = ragged.row(0, named=True)

@@ -15,19 +15,19 @@ import numpy as np
 import polars as pl
 
 from dsmoe_jax.config import load
+from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import custom, expressions
 
 # A polars or pandas frame, or a path of a CSV or Parquet file.
 Frame = Any
 
-_LOG, _USERS, _ITEMS = "log.parquet", "users.parquet", "items.parquet"
+_LOG = "log.parquet"
 # The one scenario of a log without.
 _EVERYWHERE = "everywhere"
 # A character that no text of a list holds.
 _SEPARATOR = "\x1f"
 # Units of a time per second, with the least number of such a unit: 1973 in milliseconds.
 _UNITS = ((10**17, 10**9), (10**14, 10**6), (10**11, 10**3), (0, 1))
-_DAY_S = 86_400
 _SPLIT_SHARE, _MOST_DAYS = 10, 7
 
 
@@ -89,17 +89,14 @@ def infer(
         name="own log", raw_dir=str(folder), log_files=(_LOG,), bag_separator=_SEPARATOR
     )
     tables = {}
-    for side, frame, key, file in (
-        ("user", users, roles.user, _USERS),
-        ("item", items, roles.item, _ITEMS),
-    ):
+    for side, frame, key in (("user", users, roles.user), ("item", items, roles.item)):
         if frame is not None:
-            tables[side] = table = to_polars(frame, f"{side}s")
+            table = to_polars(frame, f"{side}s")
             _check_columns(table, (key,), f"{side}s")
             left_out = {key, roles.scenario if side == "user" else None}
             tables[side] = table = _write_table(table, key, left_out, section, side)
-            table.write_parquet(folder / file)
-            setattr(section, f"{side}s_file", file)
+            table.write_parquet(folder / f"{side}s.parquet")
+            setattr(section, f"{side}s_file", f"{side}s.parquet")
     events = to_polars(log, "log")
     section.scenario_in_users = (
         roles.scenario not in (None, *events.columns)
@@ -156,15 +153,13 @@ def _normalise(
     events = events.select(list(dict.fromkeys(wanted))).with_columns(
         *ids, *truth, _seconds(events[roles.time], section.utc_offset_hours)
     )
-    return events, dataclasses.replace(
-        section,
-        user_id=roles.user,
-        item_id=roles.item,
-        time=roles.time,
-        time_unit="s",
-        scenario=scenario,
-        positive=positive,
-    )
+    named: dict[str, Any] = {
+        "user_id": roles.user,
+        "item_id": roles.item,
+        "time": roles.time,
+        "time_unit": "s",
+    }
+    return events, dataclasses.replace(section, **named, scenario=scenario, positive=positive)
 
 
 def to_polars(frame: Frame, name: str) -> pl.DataFrame:
@@ -189,8 +184,7 @@ def to_polars(frame: Frame, name: str) -> pl.DataFrame:
                 f"{name}: expected a CSV or Parquet file, got {path}: {str(error).splitlines()[0]}"
             ) from error
     if hasattr(frame, "columns") and hasattr(frame, "iloc"):
-        columns = [(str(column), frame[column]) for column in frame.columns]
-        return pl.DataFrame([_from_pandas(column, values) for column, values in columns])
+        return pl.DataFrame([_from_pandas(str(column), frame[column]) for column in frame.columns])
     raise ValueError(
         f"{name}: expected a polars or pandas frame or a path, got {type(frame).__name__}"
     )
@@ -202,10 +196,8 @@ def _from_pandas(name: str, values: Any) -> pl.Series:
         return pl.Series(name, values.to_numpy(dtype="datetime64[us]"))
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in "iufb":
         return pl.Series(name, values.to_numpy()).fill_nan(None)
-    known = [
-        None if missing else value for value, missing in zip(values, values.isna(), strict=True)
-    ]
-    return pl.Series(name, known, strict=False)
+    cells = zip(values, values.isna(), strict=True)
+    return pl.Series(name, [None if null else value for value, null in cells], strict=False)
 
 
 def _check_columns(frame: pl.DataFrame, wanted: Any, name: str) -> None:
@@ -298,7 +290,7 @@ def _positives(
         item=section.item_id,
         scenario=section.scenario,
         time_s=section.time,
-        day=pl.col(section.time) // _DAY_S,
+        day=pl.col(section.time) // store_lib.DAY_S,
     ).drop_nulls("scenario")
 
 
@@ -310,7 +302,7 @@ def _choose_split(
     Raises:
       ValueError: When the log has fewer than three days.
     """
-    days = (events[section.time] // _DAY_S).unique().sort()
+    days = (events[section.time] // store_lib.DAY_S).unique().sort()
     if len(days) < 3:
         raise ValueError(
             f"log: expected at least 3 days, one each to train, validate and test, got {len(days)}"
@@ -319,26 +311,26 @@ def _choose_split(
     clicks = positives.with_columns(first_day.alias("first"))
     all_scenarios = positives["scenario"].unique()
     fewest = min(_MOST_DAYS, max(1, len(days) // _SPLIT_SHARE))
-    judged: dict[int, pl.Series] = {}
+    evaluable: dict[int, pl.Series] = {}
     for held_out in range(fewest, max(fewest, len(days) // 3) + 1):
-        judged[held_out] = _judged_scenarios(clicks, days[-2 * held_out], days[-held_out])
-        if len(judged[held_out]) == len(all_scenarios):
+        evaluable[held_out] = _evaluable_scenarios(clicks, days[-2 * held_out], days[-held_out])
+        if len(evaluable[held_out]) == len(all_scenarios):
             break
-    chosen = max(judged, key=lambda held_out: (len(judged[held_out]), -held_out))
+    chosen = max(evaluable, key=lambda held_out: (len(evaluable[held_out]), -held_out))
     section.validation_days = section.test_days = chosen
     notes = [
         f"log: {events.height:,} rows, {positives.height:,} positives, {len(days):,} days; the "
         f"last {chosen} test, the {chosen} before them validate"
     ]
-    without = sorted(set(all_scenarios) - set(judged[chosen]))
-    if without and len(judged[chosen]):
-        kept = positives.filter(pl.col("scenario").is_in(judged[chosen].implode()))
+    without = sorted(set(all_scenarios) - set(evaluable[chosen]))
+    if without and len(evaluable[chosen]):
+        kept = positives.filter(pl.col("scenario").is_in(evaluable[chosen].implode()))
         section.scenarios = tuple(custom.by_count(kept["scenario"]))
         notes.append(f"scenarios left out, with too few positives: {', '.join(without)}")
     return notes
 
 
-def _judged_scenarios(clicks: pl.DataFrame, validation: int, test: int) -> pl.Series:
+def _evaluable_scenarios(clicks: pl.DataFrame, validation: int, test: int) -> pl.Series:
     """Scenarios that have training positives, and queries in both splits."""
     day, first = pl.col("day"), pl.col("first")
     return (

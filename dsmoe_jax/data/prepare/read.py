@@ -37,10 +37,8 @@ _COUNTED_AT_ONCE = 1 << 18
 
 def find(folder: str | pathlib.Path, name: str) -> pathlib.Path | None:
     """The file `name` or `name`.gz in `folder`, or None."""
-    for candidate in (pathlib.Path(folder) / name, pathlib.Path(folder) / f"{name}.gz"):
-        if candidate.is_file():
-            return candidate
-    return None
+    candidates = (pathlib.Path(folder, name), pathlib.Path(folder, f"{name}.gz"))
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def read_synthetic(folder: str | pathlib.Path) -> dict[str, Any] | None:
@@ -65,15 +63,10 @@ def read(path: pathlib.Path, columns: Sequence[columns_lib.Column]) -> pl.DataFr
 def iterate(
     path: pathlib.Path, columns: Sequence[columns_lib.Column], block_bytes: int = BLOCK_BYTES
 ) -> Iterator[pl.DataFrame]:
-    """Yields the table in blocks of rows, in order, typed and checked.
+    """Yields a `.csv`, `.csv.gz` or `.parquet` table in blocks of rows, typed and checked.
 
-    Args:
-      path: A `.csv`, `.csv.gz` or `.parquet` file.
-      columns: What to read.
-      block_bytes: Text parsed at once from a CSV file.
-
-    Yields:
-      Frames with the columns asked for, in that order, and `columns.ROW`.
+    Frames have the columns asked for, in that order, and `columns.ROW`; `block_bytes` are parsed at
+    once from a CSV file.
 
     Raises:
       ValueError: Missing file or column, a row too short or too long, a cell that is not what its
@@ -140,15 +133,11 @@ def _read_some(
 ) -> bytes:
     try:
         return read_from(stream)
-    except EOFError:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as failure:
+        early = isinstance(failure, EOFError)
+        found = "one that ends early" if early else f"damaged content ({failure})"
         raise ValueError(
-            f"{path}: expected a whole gzip file, got one that ends early; "
-            "copy or download it again"
-        ) from None
-    except (gzip.BadGzipFile, zlib.error) as failure:
-        raise ValueError(
-            f"{path}: expected a gzip file, got damaged content ({failure}); "
-            "copy or download it again"
+            f"{path}: expected a whole gzip file, got {found}; copy or download it again"
         ) from None
 
 
@@ -181,13 +170,9 @@ def _parse_block(
     """Types a block of whole lines; only when that fails it is searched for the reason."""
     lines = _count(text, b"\n") + (not text.endswith(b"\n"))
     wanted = {column.name: column for column in columns}
-    schema = {
-        # Columns nobody asked for may share a name.
-        name if name in wanted else f"{name}@{i}": columns_lib.RAW_TYPE[wanted[name].kind]
-        if name in wanted
-        else pl.String
-        for i, name in enumerate(names)
-    }
+    # Columns nobody asked for may share a name.
+    schema = {n if n in wanted else f"{n}@{i}": pl.String for i, n in enumerate(names)}
+    schema |= {name: columns_lib.RAW_TYPE[column.kind] for name, column in wanted.items()}
     try:
         frame = pl.read_csv(
             io.BytesIO(text),
@@ -257,11 +242,9 @@ def _locate(
             )
         for name, cell in zip(names, cells, strict=True):
             column = wanted.get(name)
-            if (
-                column
-                and cell not in ("", column.null)
-                and not columns_lib.parses(cell, column.kind)
-            ):
+            if not column or cell in ("", column.null):
+                continue
+            if not columns_lib.parses(cell, column.kind):
                 raise columns_lib.error(path, number, name, column.expected, repr(cell))
 
 

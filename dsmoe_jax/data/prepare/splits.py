@@ -50,7 +50,7 @@ class ByDay:
     def members(self, positives: examples.Positives, split: str) -> np.ndarray:
         """Bool [E]: which positives belong to `split`: "train", "validation" or "test"."""
         wanted = getattr(self, split)
-        return (positives.day_E >= wanted[0]) & (positives.day_E <= wanted[-1])
+        return np.asarray((positives.day_E >= wanted[0]) & (positives.day_E <= wanted[-1]))
 
     def before(self, positives: examples.Positives, split: str) -> np.ndarray:
         """Bool [E]: which positives are known to the queries of `split`."""
@@ -136,14 +136,9 @@ def check_splits(positives: examples.Positives, rule: Split, scenarios: tuple[st
         raise ValueError("positives: expected at least one in the kept scenarios, got none")
     for split in ("train", *store_lib.SPLITS):
         if not rule.members(positives, split).any():
-            mend = (
-                "add log files or change data.validation_days, data.test_days"
-                if isinstance(rule, ByDay)
-                else f"add users with at least {_FEWEST} positives"
-            )
             raise ValueError(
                 f"split {split!r}{_span(rule, split)}: expected at least one positive, got none; "
-                f"{mend}"
+                + _mend(rule, "add log files or change data.validation_days, data.test_days")
             )
     for name, count in _count(positives.scenario_E[rule.members(positives, "train")], scenarios):
         if not count:
@@ -164,11 +159,7 @@ def check_queries(
     for split, query in queries.items():
         for name, count in _count(query.scenario_Q, scenarios):
             if not count:
-                mend = (
-                    f"hold out more days (data.{split}_days)"
-                    if isinstance(rule, ByDay)
-                    else f"add users with at least {_FEWEST} positives"
-                )
+                mend = _mend(rule, f"hold out more days (data.{split}_days)")
                 raise ValueError(
                     f"scenario {name!r}: expected at least one {split} query (a user with a "
                     f"positive not clicked before), got none; {mend} or leave the scenario out"
@@ -231,6 +222,10 @@ def _take(positives: examples.Positives, chosen: np.ndarray) -> examples.Positiv
 def _count(scenario_X: np.ndarray, scenarios: tuple[str, ...]) -> list[tuple[str, int]]:
     count_S = np.bincount(scenario_X, minlength=len(scenarios))
     return list(zip(scenarios, count_S.tolist(), strict=True))
+
+
+def _mend(rule: Split, by_day: str) -> str:
+    return by_day if isinstance(rule, ByDay) else f"add users with at least {_FEWEST} positives"
 
 
 def _span(rule: Split, split: str) -> str:

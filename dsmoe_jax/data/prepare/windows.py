@@ -46,21 +46,12 @@ def find_windows(
     day_X: np.ndarray,
     time_X: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The events of each row's key that came strictly before the row, as `[start, stop)`.
+    """The events of each row's key that came strictly before the row: `start_X`, `stop_X`.
 
     A window ends at the last prefix of the key's events all of whose times are below the row's and
     all of whose days are not above the row's, so it is chronological and never skips an event.
-
-    Args:
-      key_E: int64 >= 0, whose event it is; ascending.
-      day_E: int64, ascending within a key.
-      time_E: int64 in [0, 2**31), ascending within a key and day.
-      key_X: The rows' keys, in any order.
-      day_X: The rows' days.
-      time_X: The rows' times, at most `END_OF_DAY`.
-
-    Returns:
-      `start_X`, `stop_X`: int64 positions in the events.
+    Events ascend by key (>= 0), by day within a key, and by time, in [0, 2**31), within a day. Rows
+    are in any order, their times at most `END_OF_DAY`. All are int64.
     """
     # Within a key the running maximum of time ascends like the day does, so the longest prefix
     # below both limits is the shorter of two binary searches. The key leads, so one pass over all
@@ -94,16 +85,9 @@ def make_queries(
     """Groups the positives of a split into (user, scenario) queries.
 
     Relevant is what was clicked in the split and scenario, less what was seen: clicked in any
-    scenario before the split. A pair with nothing relevant left is no query.
-
-    Args:
-      user_E: int64 row in the user table of every positive.
-      scenario_E: int64 scenario id.
-      item_E: int64 row in the item table.
-      in_split_E: bool, the positive belongs to the split.
-      before_E: bool, it is known to the split's queries.
-      in_train_E: bool, it is a training example.
-      num_items: V, rows of the item table.
+    scenario before the split. A pair with nothing relevant left is no query. Of every positive
+    `in_split_E` says whether it belongs to the split, `before_E` whether it is known to the split's
+    queries, `in_train_E` whether it is a training example; `num_items` counts row 0.
     """
     num_scenarios = int(scenario_E.max(initial=0)) + 1
     pair_E = user_E * num_items + item_E

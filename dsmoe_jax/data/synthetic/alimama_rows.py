@@ -30,19 +30,12 @@ _TAGS = ["pv", "cart", "fav", "buy"]
 _TAG_SHARE = np.array([638.6, 15.9, 9.3, 8.4])
 _PIDS = ["430548_1007", "430539_1007"]
 
-# 2017-05-06 00:00 in Beijing; impressions last eight days from here.
-_FIRST_DAY_S = 1_494_000_000
-_IMPRESSION_DAYS = 8
-# Behaviours begin fourteen days earlier and end with the impressions.
-_BEHAVIOR_DAYS = 22
-_BEHAVIOR_START_S = _FIRST_DAY_S - 14 * store_lib.DAY_S
-
 _RECENT = 10
 _INTERESTS = 8
 _BLOCK_BEHAVIORS = 1_500_000
 
 NOTE = (
-    "Planted: users' and ads' taste; a taste shift per city level of rank 4; ad popularity per "
+    "Simulated: users' and ads' taste; a taste shift per city level of rank 4; ad popularity per "
     "city level; and an ad is clicked more if its brand is among the brands of the user's last 10 "
     "behaviours. Numbers of distinct values, shares, nulls and quirks imitate the official files: "
     "the trailing space of `new_user_class_level `, brands that are NULL or empty, users of "
@@ -76,38 +69,20 @@ class SyntheticAlimamaConfig(alimama.AlimamaConfig):
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
         folder = self.generate(self.raw_dir or f"{store_dir}.synthetic")
-        real = dataclasses.replace(self, raw_dir=str(folder))
-        super(SyntheticAlimamaConfig, real).prepare(store_dir)
+        alimama.AlimamaConfig.prepare(dataclasses.replace(self, raw_dir=str(folder)), store_dir)
 
     def generate(self, folder: str) -> pathlib.Path:
         """Writes the four files into `folder`, unless they are there; returns it."""
-        size = AlimamaSize(
-            self.num_users,
-            self.num_items,
-            self.num_impressions,
-            self.num_behaviors,
-            self.generator_seed,
-        )
         return folders.generate(
             folder,
             title="Alimama's display-advertising logs",
             note=NOTE,
-            settings=size._asdict(),
-            write=lambda partial: write_alimama(partial, size),
+            settings=folders.own_fields(self, alimama.AlimamaConfig),
+            write=lambda partial: write_alimama(partial, self),
         )
 
 
-class AlimamaSize(NamedTuple):
-    """How much is generated; see `SyntheticAlimamaConfig`."""
-
-    num_users: int
-    num_items: int
-    num_impressions: int
-    num_behaviors: int
-    seed: int
-
-
-def write_alimama(folder: pathlib.Path, size: AlimamaSize) -> None:
+def write_alimama(folder: pathlib.Path, size: SyntheticAlimamaConfig) -> None:
     """Writes the four CSV files into `folder`.
 
     Raises:
@@ -118,31 +93,30 @@ def write_alimama(folder: pathlib.Path, size: AlimamaSize) -> None:
         size, num_users=400, num_items=400, num_impressions=rows, num_behaviors=rows
     )
     preferences = tastes.make_preferences(
-        size.seed,
+        size.generator_seed,
         share_S=alimama_tables.LEVEL_SHARE,
         num_users=size.num_users,
-        creator_V=alimama_tables.draw_brands(size.seed, size.num_items),
+        creator_V=alimama_tables.draw_brands(size.generator_seed, size.num_items),
     )
-    rng = folders.random_stream(size.seed, "levels")
+    rng = folders.random_stream(size.generator_seed, "levels")
     level_U = official_columns.deal(rng, alimama_tables.LEVEL_SHARE, size.num_users)
     user_id_U = 1 + rng.permutation(size.num_users)
-    frame, ads = alimama_tables.make_ads(size.seed, preferences)
-    with folders.CsvFile(folder / alimama.ADS_FILE) as file:
-        file.append(frame)
-    with folders.CsvFile(folder / alimama.PROFILES_FILE) as file:
-        file.append(alimama_tables.make_profiles(size.seed, preferences, level_U, user_id_U))
+    frame, ads = alimama_tables.make_ads(size.generator_seed, preferences)
+    frame.write_csv(folder / alimama.ADS_FILE)
+    profiles = alimama_tables.make_profiles(size.generator_seed, preferences, level_U, user_id_U)
+    profiles.write_csv(folder / alimama.PROFILES_FILE)
     _write_logs(folder, size, preferences, ads, level_U, user_id_U)
 
 
 def _write_logs(
     folder: pathlib.Path,
-    size: AlimamaSize,
+    size: SyntheticAlimamaConfig,
     preferences: tastes.Preferences,
     ads: alimama_tables.Ads,
     level_U: np.ndarray,
     user_id_U: np.ndarray,
 ) -> None:
-    rng = folders.random_stream(size.seed, "activity")
+    rng = folders.random_stream(size.generator_seed, "activity")
     activity_U = np.exp(rng.standard_normal(size.num_users))
     impressions_U = 1 + folders.spread_counts(activity_U, size.num_impressions - size.num_users)
     repeats = round(_DUPLICATE_SHARE * size.num_behaviors)
@@ -156,21 +130,21 @@ def _write_logs(
     impossible = folders.scaled(_IMPOSSIBLE_TIMES, OFFICIAL_BEHAVIORS, size.num_behaviors, 3)
     impossible_N = folders.spread_counts(kept_N, impossible)
     with (
-        folders.CsvFile(folder / alimama.SAMPLES_FILE) as samples,
-        folders.CsvFile(folder / alimama.BEHAVIORS_FILE) as behaviors,
+        (folder / alimama.SAMPLES_FILE).open("wb") as samples,
+        (folder / alimama.BEHAVIORS_FILE).open("wb") as behaviors,
         runlog.bar(total=size.num_behaviors, desc="generate", delay=2) as bar,
     ):
         for block, (low, high) in enumerate(itertools.pairwise(edges)):
-            rng = folders.random_stream(size.seed, "block", block)
+            rng = folders.random_stream(size.generator_seed, "block", block)
             user_B = np.arange(low, high)
             log = _draw_behaviors(rng, exposures, level_U, user_B, behaviors_U[low:high])
-            frame = _behavior_frame(
-                rng, ads, user_id_U, log, int(repeats_N[block]), int(impossible_N[block])
-            )
-            behaviors.append(frame)
-            user_B = np.repeat(user_B, impressions_U[low:high])
-            samples.append(_sample_frame(rng, exposures, ads, level_U, user_id_U, log, user_B))
+            counts = int(repeats_N[block]), int(impossible_N[block])
+            frame = _behavior_frame(rng, ads, user_id_U, log, *counts)
+            folders.append_csv(behaviors, frame)
             bar.update(frame.height)
+            user_B = np.repeat(user_B, impressions_U[low:high])
+            frame = _sample_frame(rng, exposures, ads, level_U, user_id_U, log, user_B)
+            folders.append_csv(samples, frame)
 
 
 def _block_edges(rows_U: np.ndarray) -> np.ndarray:
@@ -212,7 +186,7 @@ def _draw_behaviors(
     is_elsewhere_E = rng.random(rows) < 0.05
     brand_code_E = exposures.preferences.creator_V[item_E]
     brand_code_E[is_elsewhere_E] = -1
-    time_E = _draw_times(rng, rows, _BEHAVIOR_START_S, _BEHAVIOR_DAYS)
+    time_E = _draw_times(rng, rows, alimama.BEHAVIORS_START_S, alimama.BEHAVIORS_DAYS)
     # All else is independent of time, so sorting times within users sorts the rows.
     time_E = np.sort((place_E << 32) + time_E) & (2**32 - 1)
     return _Behaviors(user_B[place_E], time_E, item_E, brand_code_E, is_elsewhere_E)
@@ -220,7 +194,8 @@ def _draw_behaviors(
 
 def _draw_times(rng: np.random.Generator, rows: int, start_s: int, days: int) -> np.ndarray:
     day_B = rng.integers(0, days, rows)
-    return start_s + day_B * store_lib.DAY_S + folders.draw_time_of_day_ms(rng, rows) // 1000
+    second_B = folders.draw_time_of_day_ms(rng, rows) // 1000
+    return np.asarray(start_s + day_B * store_lib.DAY_S + second_B)
 
 
 def _behavior_frame(
@@ -266,7 +241,7 @@ def _sample_frame(
     user_B: np.ndarray,
 ) -> pl.DataFrame:
     """The rows of raw_sample.csv, shuffled, one for each of `user_B` (which ascends)."""
-    time_B = _draw_times(rng, len(user_B), _FIRST_DAY_S, _IMPRESSION_DAYS)
+    time_B = _draw_times(rng, len(user_B), alimama.SAMPLES_START_S, alimama.SAMPLES_DAYS)
     recent_BL = _recent_brands(log, user_B, time_B)
     item_B, utility_B = exposures.draw(rng, user_B, level_U[user_B], recent_BL)
     rate_S = np.full(len(alimama_tables.LEVEL_SHARE), _CLICK_RATE)
@@ -293,4 +268,4 @@ def _recent_brands(log: _Behaviors, user_B: np.ndarray, time_B: np.ndarray) -> n
     index_BL = stop_B[:, None] - 1 - np.arange(_RECENT)[None]
     inside_BL = index_BL >= start_B[:, None]
     # The index is only looked at where it is inside.
-    return np.where(inside_BL, log.brand_code_E[np.maximum(index_BL, 0)], -1)
+    return np.asarray(np.where(inside_BL, log.brand_code_E[np.maximum(index_BL, 0)], -1))

@@ -1,7 +1,7 @@
 """Ads and user profiles in the layout of Alimama's files: columns, values, shares, nulls.
 
-Owns `ad_feature.csv` and `user_profile.csv`; their columns follow the planted preferences, so that
-features tell something. The logs are `data/synthetic/alimama_rows.py`'s.
+Owns `ad_feature.csv` and `user_profile.csv`; their columns follow the simulated preferences, so
+that features tell something. The logs are `data/synthetic/alimama_rows.py`'s.
 """
 
 from typing import NamedTuple
@@ -44,9 +44,7 @@ def draw_brands(seed: int, num_ads: int) -> np.ndarray:
 def make_ads(seed: int, preferences: tastes.Preferences) -> tuple[pl.DataFrame, Ads]:
     """The rows of ad_feature.csv: 6 columns, one row per ad, and the ads for the logs.
 
-    Args:
-      seed: Random seed.
-      preferences: The world; its creators are the brands (`draw_brands`).
+    The creators of the preferences are the brands (`draw_brands`).
     """
     rng = folders.random_stream(seed, "ads")
     num_ads, brand_V = len(preferences.item_VD), preferences.creator_V
@@ -79,28 +77,17 @@ def make_ads(seed: int, preferences: tastes.Preferences) -> tuple[pl.DataFrame, 
             "price": price_V,
         }
     )
-    ads = Ads(
-        adgroup_id_V=adgroup_id_V,
-        category_id_V=category_ids[category_V],
-        brand_id_V=brand_id_V,
-        other_category_ids=category_ids[num_categories:],
-    )
-    return frame, ads
+    other_ids = category_ids[num_categories:]
+    return frame, Ads(adgroup_id_V, category_ids[category_V], brand_id_V, other_ids)
 
 
 def make_profiles(
-    seed: int,
-    preferences: tastes.Preferences,
-    level_U: np.ndarray,
-    user_id_U: np.ndarray,
+    seed: int, preferences: tastes.Preferences, level_U: np.ndarray, user_id_U: np.ndarray
 ) -> pl.DataFrame:
     """The rows of user_profile.csv: 9 columns, one row for each user who has a profile.
 
-    Args:
-      seed: Random seed.
-      preferences: The world; codes follow the users' taste.
-      level_U: City level less 1 of every user, also where the file hides it.
-      user_id_U: The users' ids.
+    Codes follow the users' taste. `level_U` is every user's city level less 1, also where the file
+    hides it.
     """
     rng = folders.random_stream(seed, "profiles")
     num_users = len(user_id_U)

@@ -1,4 +1,4 @@
-"""Exposures and clicks: who is shown what, and clicks on it, given planted preferences.
+"""Exposures and clicks: who is shown what, and clicks on it, given simulated preferences.
 
 Owns: choosing items for impressions, turning utilities into clicks of a given rate, and the recent
 creators that clicks leave behind. Does not own the utilities (`data/synthetic/tastes.py`) nor the
@@ -20,7 +20,7 @@ def is_match(
     creator_B: Int[np.ndarray, "B"], recent_BL: Int[np.ndarray, "B L"]
 ) -> Bool[np.ndarray, "B"]:
     """Whether each row's creator is among its recent ones; creator -1 matches nothing."""
-    return (creator_B[:, None] == recent_BL).any(1) & (creator_B >= 0)
+    return np.asarray((creator_B[:, None] == recent_BL).any(1) & (creator_B >= 0))
 
 
 class Exposures:
@@ -29,17 +29,15 @@ class Exposures:
     A slate of items is drawn from the scenario's popularity and the user's taste picks one of it;
     a part of the rows instead shows an item of one of the user's recent creators, without which a
     match would be too rare to be seen in a log.
+
+    Attributes:
+      follow_share: Share of rows that show an item of a recent creator, where there is one.
     """
 
     SLATE = 4
 
     def __init__(self, preferences: tastes.Preferences, follow_share: float) -> None:
-        """Prepares the tables to draw from.
-
-        Args:
-          preferences: The world.
-          follow_share: Share of rows that show an item of a recent creator, where there is one.
-        """
+        """Prepares the tables to draw from."""
         self.preferences = preferences
         self.follow_share = follow_share
         self._edge_SV = np.cumsum(np.exp(preferences.log_popularity_SV), axis=1, dtype=np.float64)
@@ -58,32 +56,16 @@ class Exposures:
     ) -> tuple[Int[np.ndarray, "B"], Float32[np.ndarray, "B"]]:
         """Draws items and the utilities that decide clicks (popularity is not part of these).
 
-        Args:
-          rng: Random stream.
-          user_B: Users.
-          scenario_B: Scenarios.
-          recent_BL: Recent creators of each row's user; -1 where there are none.
-
-        Returns:
-          (item, utility) of each row.
+        `recent_BL` holds the recent creators of each row's user, -1 where there are none.
         """
-        item_B = np.empty(len(user_B), np.int64)
-        utility_B = np.empty(len(user_B), np.float32)
-        for start in range(0, len(user_B), _CHUNK_ROWS):
-            rows = slice(start, start + _CHUNK_ROWS)
-            item_B[rows], utility_B[rows] = self._draw_chunk(
-                rng, user_B[rows], scenario_B[rows], recent_BL[rows]
-            )
-        return item_B, utility_B
-
-    def _draw_chunk(
-        self,
-        rng: np.random.Generator,
-        user_B: Int[np.ndarray, "B"],
-        scenario_B: Int[np.ndarray, "B"],
-        recent_BL: Int[np.ndarray, "B L"],
-    ) -> tuple[Int[np.ndarray, "B"], Float32[np.ndarray, "B"]]:
         preferences, rows = self.preferences, len(user_B)
+        if rows > _CHUNK_ROWS:
+            parts = []
+            for start in range(0, rows, _CHUNK_ROWS):
+                part = slice(start, start + _CHUNK_ROWS)
+                parts.append(self.draw(rng, user_B[part], scenario_B[part], recent_BL[part]))
+            item_B, utility_B = (np.concatenate(column) for column in zip(*parts, strict=True))
+            return item_B, utility_B
         vector_BD = tastes.user_vectors(preferences, user_B, scenario_B)
         slate_BM = self._draw_popular(rng, scenario_B)
         logit_BM = np.einsum("bd,bmd->bm", vector_BD, preferences.item_VD[slate_BM])
@@ -104,7 +86,7 @@ class Exposures:
         for scenario, edge_V in enumerate(self._edge_SV):
             row = np.flatnonzero(scenario_B == scenario)
             slate_BM[row] = np.searchsorted(edge_V, position_BM[row] * edge_V[-1], side="right")
-        return np.minimum(slate_BM, self._edge_SV.shape[1] - 1)
+        return np.asarray(np.minimum(slate_BM, self._edge_SV.shape[1] - 1))
 
     def _follow(
         self,
@@ -149,7 +131,7 @@ def draw_clicks(
 
 
 def _sigmoid(logit_B: np.ndarray) -> np.ndarray:
-    return 1.0 / (1.0 + np.exp(-logit_B))
+    return np.asarray(1.0 / (1.0 + np.exp(-logit_B)))
 
 
 def _solve_intercept(logit_B: np.ndarray, rate: float) -> float:
@@ -157,10 +139,8 @@ def _solve_intercept(logit_B: np.ndarray, rate: float) -> float:
     low, high = -40.0, 40.0
     for _ in range(40):
         middle = 0.5 * (low + high)
-        if _sigmoid(logit_B + middle).mean() < rate:
-            low = middle
-        else:
-            high = middle
+        below = _sigmoid(logit_B + middle).mean() < rate
+        low, high = (middle, high) if below else (low, middle)
     return 0.5 * (low + high)
 
 
@@ -169,12 +149,9 @@ def update_recent(
     user_B: Int[np.ndarray, "B"],
     creator_B: Int[np.ndarray, "B"],
 ) -> Int[np.ndarray, "U L"]:
-    """Appends clicks to the users' last L creators, oldest first.
+    """Appends clicks, in the order of their times, to the users' last L creators, oldest first.
 
-    Args:
-      recent_UL: Last creators before these clicks; -1 where there are fewer than L.
-      user_B: Users of the clicks, in the order of their times.
-      creator_B: Creators of the clicked items.
+    A user with fewer than L has -1 before them.
     """
     num_users, length = recent_UL.shape
     order = np.argsort(user_B, kind="stable")

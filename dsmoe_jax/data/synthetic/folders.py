@@ -5,9 +5,10 @@ unchanged; never over files that somebody else put there), the `SYNTHETIC.md` no
 the rows are, the random streams, and the helpers that give a column its official number of
 distinct values or share of nulls. Does not own: what is in the files
 (`data/synthetic/kuairand_rows.py`, `data/synthetic/alimama_rows.py`, `data/synthetic/world.py`) nor
-the preferences planted in them (`data/synthetic/tastes.py`).
+the preferences that decide them (`data/synthetic/tastes.py`).
 """
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -15,13 +16,13 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from dsmoe_jax import runlog
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import read
 
@@ -47,17 +48,14 @@ def generate(
     settings: dict[str, Any],
     write: Callable[[pathlib.Path], None],
 ) -> pathlib.Path:
-    """Fills `folder` with generated files, unless it already holds just these.
+    """Fills `folder` with generated files, unless it already holds just these; returns it.
 
     Args:
       folder: Where the files end up. Written as `<folder>.partial`, then renamed.
       title: What the rows imitate, e.g. "KuaiRand-Pure".
-      note: A paragraph for `SYNTHETIC.md` on what is planted in them.
+      note: A paragraph for `SYNTHETIC.md` on what is simulated in them.
       settings: JSON-ready values that decide the content, the seed among them.
       write: Writes all files into the folder it is given.
-
-    Returns:
-      The folder.
 
     Raises:
       ValueError: If the folder holds files that no generator wrote, or another process is
@@ -105,46 +103,29 @@ def check_least(size: Any, **least: int) -> None:
 
 
 def _note(title: str, note: str, settings: dict[str, Any]) -> str:
-    lines = [f"- {name}: {value}" for name, value in sorted(settings.items())]
-    return "\n".join(
-        [
-            f"# Synthetic rows in the layout of {title}",
-            "",
-            "These files were generated. No row comes from the real data set or from any person,",
-            "and numbers measured on them say nothing about it.",
-            "",
-            note,
-            "",
-            "Settings (equal settings give equal bytes with the same NumPy on the same machine):",
-            "",
-            *lines,
-            "",
-        ]
-    )
+    lines = "\n".join(f"- {name}: {value}" for name, value in sorted(settings.items()))
+    return f"""# Synthetic rows in the layout of {title}
+
+These files were generated. No row comes from the real data set or from any person,
+and numbers measured on them say nothing about it.
+
+{note}
+
+Settings (equal settings give equal bytes with the same NumPy on the same machine):
+
+{lines}
+"""
 
 
-class CsvFile:
-    """Appends frames to one CSV file; the header is written once, with the first frame."""
+def own_fields(section: schema.DataConfig, base: type[schema.DataConfig]) -> dict[str, Any]:
+    """What a generator's section adds to its base and so decides the content of its files."""
+    inherited = {field.name for field in dataclasses.fields(base)}
+    return {n: v for n, v in dataclasses.asdict(section).items() if n not in inherited}
 
-    def __init__(self, path: pathlib.Path) -> None:
-        self._file: io.BufferedWriter = path.open("wb")
-        self._has_header = False
 
-    def __enter__(self) -> "CsvFile":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-
-    def append(self, frame: pl.DataFrame) -> None:
-        """Writes the frame's rows; a null is an empty field."""
-        frame.write_csv(self._file, include_header=not self._has_header)
-        self._has_header = True
+def append_csv(file: io.BufferedWriter, frame: pl.DataFrame) -> None:
+    """Appends the frame's rows, after a header in an empty file; a null is an empty field."""
+    frame.write_csv(file, include_header=file.tell() == 0)
 
 
 def covering_codes(
@@ -157,16 +138,14 @@ def covering_codes(
     """
     if not 1 <= distinct <= rows:
         raise ValueError(f"distinct: expected 1 to {rows} (the rows), got {distinct}")
-    code_R = np.concatenate(
-        [np.arange(distinct), draw_shares(rng, zipf_shares(distinct, exponent), rows - distinct)]
-    )
-    return rng.permutation(code_R)
+    rest = draw_shares(rng, zipf_shares(distinct, exponent), rows - distinct)
+    return rng.permutation(np.concatenate([np.arange(distinct), rest]))
 
 
 def zipf_shares(count: int, exponent: float = 1.0) -> np.ndarray:
     """Shares proportional to rank^-exponent, largest first, that sum to 1."""
     weight = (1.0 + np.arange(count)) ** -exponent
-    return weight / weight.sum()
+    return np.asarray(weight / weight.sum())
 
 
 def draw_shares(rng: np.random.Generator, share: np.ndarray, rows: int) -> np.ndarray:
@@ -174,7 +153,7 @@ def draw_shares(rng: np.random.Generator, share: np.ndarray, rows: int) -> np.nd
     edge = np.cumsum(share, dtype=np.float64)
     code = np.searchsorted(edge, rng.random(rows) * edge[-1], side="right")
     # The product can round up to the last edge.
-    return np.minimum(code, len(edge) - 1)
+    return np.asarray(np.minimum(code, len(edge) - 1))
 
 
 def exact_mask(rng: np.random.Generator, rows: int, count: int) -> np.ndarray:
@@ -200,8 +179,6 @@ _HOUR_SHARE = np.array([
     4.0, 2.4, 1.6, 1.0, 0.8, 0.9, 1.6, 2.5, 3.2, 3.9, 4.4, 5.0,
     5.7, 5.6, 5.1, 5.1, 5.5, 5.9, 5.8, 5.4, 5.7, 6.0, 6.5, 6.2,
 ])  # fmt: skip
-# Beijing is eight hours ahead of UTC the whole year.
-BEIJING_S = 8 * 3600
 
 
 def draw_time_of_day_ms(rng: np.random.Generator, rows: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A synthetic twin of KuaiRand-Pure: the official files, at any size, with planted preferences.
+"""A synthetic twin of KuaiRand-Pure: the official files, at any size, with simulated preferences.
 
 Owns: the log files. Columns, tab shares and click rates, duplicates and dates are those of the
 official rows; who clicks what follows `data/synthetic/tastes.py`. The two feature files come from
@@ -10,7 +10,6 @@ rows, the users' state and the (user, video) pairs already shown. Reading the fi
 import dataclasses
 import datetime
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -46,7 +45,7 @@ _NUM_CREATORS = 2_000
 _RECENT = 10
 
 NOTE = (
-    "Planted: users' and videos' taste; a taste shift per tab of rank 4; video popularity per tab; "
+    "Simulated: users' and videos' taste; a rank-4 taste shift per tab; video popularity per tab; "
     "and a video is clicked more if its creator, one of up to 2,000 hidden groups of videos, is "
     "among the creators of the user's last 10 clicks before that day. Tab shares, click rates per "
     "tab, duplicates, dates, nulls and the number of distinct feature values imitate the official "
@@ -78,50 +77,35 @@ class SyntheticKuaiRandConfig(kuairand.KuaiRandConfig):
 
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
-        size = KuaiRandSize(
-            self.num_users, self.num_items, self.num_impressions, self.generator_seed
-        )
         folder = folders.generate(
             self.raw_dir or f"{store_dir}.synthetic",
             title="KuaiRand-Pure",
             note=NOTE,
-            settings=size._asdict(),
-            write=lambda partial: write_kuairand(partial, size),
+            settings=folders.own_fields(self, kuairand.KuaiRandConfig),
+            write=lambda partial: write_kuairand(partial, self),
         )
-        real = dataclasses.replace(self, raw_dir=str(folder))
-        super(SyntheticKuaiRandConfig, real).prepare(store_dir)
+        kuairand.KuaiRandConfig.prepare(dataclasses.replace(self, raw_dir=str(folder)), store_dir)
 
 
-class KuaiRandSize(NamedTuple):
-    """How much is generated; see `SyntheticKuaiRandConfig`."""
-
-    num_users: int
-    num_items: int
-    num_impressions: int
-    seed: int
-
-
-def write_kuairand(folder: pathlib.Path, size: KuaiRandSize) -> None:
+def write_kuairand(folder: pathlib.Path, size: SyntheticKuaiRandConfig) -> None:
     """Writes three log files and two feature files into `folder`.
 
     Raises:
       ValueError: If a size is too small for the tables' distinct values.
     """
     folders.check_least(size, num_users=200, num_items=200, num_impressions=2000)
-    rng = folders.random_stream(size.seed, "creators")
+    rng = folders.random_stream(size.generator_seed, "creators")
     num_creators = min(_NUM_CREATORS, size.num_items // 2)
     preferences = tastes.make_preferences(
-        size.seed,
+        size.generator_seed,
         share_S=_TAB_ROWS,
         num_users=size.num_users,
         creator_V=folders.covering_codes(rng, size.num_items, num_creators, exponent=0.3),
     )
-    users = kuairand_tables.make_users(size.seed, preferences)
-    videos = kuairand_tables.make_videos(size.seed, preferences)
-    with folders.CsvFile(folder / kuairand.USERS_FILE) as file:
-        file.append(users)
-    with folders.CsvFile(folder / kuairand.ITEMS_FILE) as file:
-        file.append(videos)
+    users = kuairand_tables.make_users(size.generator_seed, preferences)
+    users.write_csv(folder / kuairand.USERS_FILE)
+    videos = kuairand_tables.make_videos(size.generator_seed, preferences)
+    videos.write_csv(folder / kuairand.ITEMS_FILE)
     duration_V = videos["video_duration"].fill_null(0.0).cast(pl.Int64).to_numpy()
     _write_standard(folder, size, preferences, duration_V)
     _write_random(folder, size, preferences, duration_V)
@@ -129,25 +113,21 @@ def write_kuairand(folder: pathlib.Path, size: KuaiRandSize) -> None:
 
 def _write_standard(
     folder: pathlib.Path,
-    size: KuaiRandSize,
+    size: SyntheticKuaiRandConfig,
     preferences: tastes.Preferences,
     duration_V: np.ndarray,
 ) -> None:
     feed = _Feed(size, preferences)
     rows_D = _rows_per_day(size.num_impressions)
     names = ("log_standard_4_08_to_4_21_pure.csv", "log_standard_4_22_to_5_08_pure.csv")
-    with (
-        folders.CsvFile(folder / names[0]) as early,
-        folders.CsvFile(folder / names[1]) as late,
-    ):
+    with (folder / names[0]).open("wb") as early, (folder / names[1]).open("wb") as late:
         for day in runlog.bar(range(_NUM_DAYS), desc="generate days", delay=2):
-            rng = folders.random_stream(size.seed, "standard", day)
-            user_B, tab_B, item_B, click_B, time_ms_B = feed.draw_day(rng, int(rows_D[day]))
-            frame = _to_frame(rng, day, user_B, tab_B, item_B, click_B, time_ms_B, duration_V)
-            doubled = tab_B[:, None] == np.array(_DOUBLED_TABS)[None]
-            again = doubled.any(1) & (rng.random(len(user_B)) < _DOUBLED_SHARE)
-            frame = frame.select(pl.all().repeat_by(1 + again.astype(np.int64)).explode())
-            (early if day < _FILE_DAYS else late).append(frame)
+            rng = folders.random_stream(size.generator_seed, "standard", day)
+            shown = feed.draw_day(rng, int(rows_D[day]))
+            frame = _to_frame(rng, day, duration_V, *shown)
+            again = np.isin(shown[1], _DOUBLED_TABS) & (rng.random(len(frame)) < _DOUBLED_SHARE)
+            frame = frame.select(pl.all().repeat_by(pl.Series(1 + again)).explode())
+            folders.append_csv(early if day < _FILE_DAYS else late, frame)
 
 
 def _rows_per_day(num_impressions: int) -> np.ndarray:
@@ -162,8 +142,8 @@ def _rows_per_day(num_impressions: int) -> np.ndarray:
 class _Feed:
     """Day after day, who is shown what and clicks; remembers what users saw and clicked."""
 
-    def __init__(self, size: KuaiRandSize, preferences: tastes.Preferences):
-        rng = folders.random_stream(size.seed, "feed")
+    def __init__(self, size: SyntheticKuaiRandConfig, preferences: tastes.Preferences):
+        rng = folders.random_stream(size.generator_seed, "feed")
         self._preferences = preferences
         self._exposures = exposures.Exposures(preferences, follow_share=0.2)
         self._activity_U = rng.standard_gamma(1.5, size.num_users) + 0.02
@@ -211,7 +191,7 @@ class _Feed:
 
 def _write_random(
     folder: pathlib.Path,
-    size: KuaiRandSize,
+    size: SyntheticKuaiRandConfig,
     preferences: tastes.Preferences,
     duration_V: np.ndarray,
 ) -> None:
@@ -219,9 +199,9 @@ def _write_random(
     days = range(_FILE_DAYS, _NUM_DAYS)
     total = folders.scaled(OFFICIAL_RANDOM_IMPRESSIONS, OFFICIAL_IMPRESSIONS, size.num_impressions)
     rows_D = folders.spread_counts(np.ones(len(days)), total)
-    with folders.CsvFile(folder / "log_random_4_22_to_5_08_pure.csv") as file:
+    with (folder / "log_random_4_22_to_5_08_pure.csv").open("wb") as file:
         for day, rows in zip(days, rows_D.tolist(), strict=True):
-            rng = folders.random_stream(size.seed, "random", day)
+            rng = folders.random_stream(size.generator_seed, "random", day)
             user_B = rng.integers(0, size.num_users, rows)
             item_B = rng.integers(0, size.num_items, rows)
             tab_B = np.ones(rows, np.int64)
@@ -230,25 +210,25 @@ def _write_random(
             rate_S = np.full(len(_TAB_ROWS), 0.2)
             click_B = exposures.draw_clicks(rng, utility_B, tab_B, rate_S)
             time_ms_B = np.sort(folders.draw_time_of_day_ms(rng, rows))
-            frame = _to_frame(rng, day, user_B, tab_B, item_B, click_B, time_ms_B, duration_V)
-            file.append(frame.with_columns(is_rand=pl.lit(1)))
+            frame = _to_frame(rng, day, duration_V, user_B, tab_B, item_B, click_B, time_ms_B)
+            folders.append_csv(file, frame.with_columns(is_rand=pl.lit(1)))
 
 
 def _to_frame(
     rng: np.random.Generator,
     day: int,
+    duration_V: np.ndarray,
     user_B: np.ndarray,
     tab_B: np.ndarray,
     item_B: np.ndarray,
     click_B: np.ndarray,
     time_ms_B: np.ndarray,
-    duration_V: np.ndarray,
 ) -> pl.DataFrame:
     """The 19 columns of a log for one day's rows."""
     rows = len(user_B)
     date = _FIRST_DAY + datetime.timedelta(days=day)
     midnight = datetime.datetime(date.year, date.month, date.day, tzinfo=datetime.UTC)
-    midnight_s = int(midnight.timestamp()) - folders.BEIJING_S
+    midnight_s = int(midnight.timestamp()) - kuairand.BEIJING_S
     # The server dates a row a while after the event, so few events belong to the day before.
     delay_ms_B = (1000 * _DELAY_S * rng.standard_exponential(rows)).astype(np.int64)
     long_B = rng.random(rows) < np.where(click_B, 0.70, 0.0018)

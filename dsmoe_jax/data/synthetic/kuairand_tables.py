@@ -112,7 +112,7 @@ _DURATION_SHARE = np.array([0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1])
 def make_users(seed: int, preferences: tastes.Preferences) -> pl.DataFrame:
     """The rows of user_features_pure.csv: 31 columns, one row per user.
 
-    The onehot features follow the users' planted vectors.
+    The onehot features follow the users' preferences.
     """
     rng = folders.random_stream(seed, "users")
     num_users, num_dims = preferences.user_UD.shape
@@ -127,10 +127,10 @@ def make_users(seed: int, preferences: tastes.Preferences) -> pl.DataFrame:
         value_U = np.minimum(steps.astype(np.int64), edge[-1] - 1)
         columns[name] = value_U
         columns[f"{name}_range"] = official_columns.to_ranges(value_U, np.array(edge[:-1]), ranges)
-    no_last_six_U = folders.exact_mask(
-        rng, num_users, folders.scaled(714, OFFICIAL_USERS, num_users)
+    no_last_six_U, no_fourth_U = (
+        folders.exact_mask(rng, num_users, folders.scaled(count, OFFICIAL_USERS, num_users))
+        for count in (714, 874)
     )
-    no_fourth_U = folders.exact_mask(rng, num_users, folders.scaled(874, OFFICIAL_USERS, num_users))
     for i, rows in enumerate(_ONEHOT):
         if isinstance(rows, int):
             # A small data set has fewer codes than the official one, at least two users each.
@@ -150,8 +150,8 @@ def make_users(seed: int, preferences: tastes.Preferences) -> pl.DataFrame:
 def make_videos(seed: int, preferences: tastes.Preferences) -> pl.DataFrame:
     """The rows of video_features_basic_pure.csv: 12 columns, one row per video.
 
-    Tags follow the videos' planted taste. Authors and music are nearly one per video, as in the
-    official file, so the planted creators are not among the columns.
+    Tags follow the videos' taste. Authors and music are nearly one per video, as in the official
+    file, so the creators of the preferences are not among the columns.
     """
     rng = folders.random_stream(seed, "videos")
     num_videos = len(preferences.item_VD)
@@ -169,9 +169,7 @@ def make_videos(seed: int, preferences: tastes.Preferences) -> pl.DataFrame:
     music_ids = 1 + rng.choice(10**10, num_music, replace=False)
     music_code = folders.covering_codes(rng, with_music, num_music, exponent=0.5)
     music_V[~silent_V] = music_ids[music_code]
-    duration_V = official_columns.draw_steps(
-        rng, num_videos, _DURATION_EDGE_MS, _DURATION_SHARE
-    ).round()
+    duration_V = official_columns.draw_steps(rng, num_videos, _DURATION_EDGE_MS, _DURATION_SHARE)
     size_V = official_columns.deal(rng, _SIZE_SHARE, num_videos)
     types = np.array([7506.0, 76, 1])
     music_types = np.array([6665.0, 657, 41, 14, 3])
@@ -192,7 +190,7 @@ def make_videos(seed: int, preferences: tastes.Preferences) -> pl.DataFrame:
             "upload_type": official_columns.take(list(_UPLOAD_TYPES), upload_V),
             "visible_status": np.zeros(num_videos),
             "video_duration": official_columns.with_nulls(
-                duration_V, folders.exact_mask(rng, num_videos, part(239))
+                duration_V.round(), folders.exact_mask(rng, num_videos, part(239))
             ),
             "server_width": _SIZES[size_V, 0].astype(np.float64),
             "server_height": _SIZES[size_V, 1].astype(np.float64),
@@ -221,11 +219,6 @@ def _make_tags(
     clash_V = (third_V == first_V) | (third_V == second_V)
     count_V = np.where(clash_V, np.minimum(count_V, 2), count_V)
     frame = pl.DataFrame({"n": count_V, "a": first_V, "b": second_V, "c": third_V})
-    text = frame.select(
-        pl.when(pl.col("n") == 1)
-        .then(pl.format("{}", "a"))
-        .when(pl.col("n") == 2)
-        .then(pl.format("{},{}", "a", "b"))
-        .otherwise(pl.format("{},{},{}", "a", "b", "c"))
-    ).to_series()
+    tags = pl.concat_list(pl.col("a", "b", "c").cast(pl.String)).list.head(pl.col("n"))
+    text = frame.select(tags.list.join(",")).to_series()
     return official_columns.with_nulls(text, folders.exact_mask(rng, num_videos, num_null))

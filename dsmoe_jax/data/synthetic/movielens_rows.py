@@ -1,4 +1,4 @@
-"""A synthetic twin of MovieLens-1M: its three files, at any size, with planted sequences.
+"""A synthetic twin of MovieLens-1M: its three files, at any size, with simulated sequences.
 
 Owns what is in the files; reading them is `movielens.py`'s. Every number of ratings per user and
 every time is drawn, none is taken from the real files.
@@ -6,6 +6,8 @@ every time is drawn, none is taken from the real files.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,7 +21,7 @@ GENRES = (
     "Western",
 )  # fmt: skip
 NOTE = (
-    "Planted: movies form series of up to eight parts. Within the hour after a part, a user mostly "
+    "Simulated: movies form series of up to eight parts. Within an hour of a part, a user mostly "
     "rates the next part of its series; after longer, mostly another movie of the user's favourite "
     "genres. Movies' popularity is Zipf. Nobody rates a movie twice, and everybody rates at least "
     "twenty, as in the real files."
@@ -55,16 +57,14 @@ class SyntheticMovieLensConfig(movielens.MovieLensConfig):
 
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
-        names = ("num_users", "num_items", "ratings_per_user", "generator_seed")
         folder = folders.generate(
             self.raw_dir or f"{store_dir}.synthetic",
             title="MovieLens-1M",
             note=NOTE,
-            settings={name: getattr(self, name) for name in names},
+            settings=folders.own_fields(self, movielens.MovieLensConfig),
             write=lambda partial: write_movielens(partial, self),
         )
-        real = dataclasses.replace(self, raw_dir=str(folder))
-        super(SyntheticMovieLensConfig, real).prepare(store_dir)
+        movielens.MovieLensConfig.prepare(dataclasses.replace(self, raw_dir=str(folder)), store_dir)
 
 
 def write_movielens(folder: pathlib.Path, size: SyntheticMovieLensConfig) -> None:
@@ -74,14 +74,13 @@ def write_movielens(folder: pathlib.Path, size: SyntheticMovieLensConfig) -> Non
       ValueError: If a size is too small, or users could not rate that many different movies.
     """
     folders.check_least(size, num_users=1, num_items=100, ratings_per_user=_LEAST_RATINGS + 1)
-    num_users, num_items, ratings_per_user = size.num_users, size.num_items, size.ratings_per_user
-    generator_seed = size.generator_seed
-    if ratings_per_user > num_items // 2:
+    num_items, seed = size.num_items, size.generator_seed
+    if size.ratings_per_user > num_items // 2:
         raise ValueError(
             f"data.ratings_per_user: expected at most half of data.num_items={num_items}, got "
-            f"{ratings_per_user}"
+            f"{size.ratings_per_user}"
         )
-    rng = folders.random_stream(generator_seed, "movies")
+    rng = folders.random_stream(seed, "movies")
     genre_V = rng.integers(0, len(GENRES), -(-num_items // _SERIES)).repeat(_SERIES)[:num_items]
     second_V = rng.integers(0, len(GENRES), num_items)
     popularity_V = rng.permutation(folders.zipf_shares(num_items, 0.8))
@@ -92,69 +91,57 @@ def write_movielens(folder: pathlib.Path, size: SyntheticMovieLensConfig) -> Non
         for first, second in zip(genre_V, second_V, strict=True)
     ]
     _write_dat(folder / "movies.dat", [np.arange(1, num_items + 1), titles, genres])
-    _write_users(folder / "users.dat", num_users, generator_seed)
-    taste = Taste(genre_V, popularity_V)
-    parts = [
-        taste.rate(folders.random_stream(generator_seed, "user", user), user, ratings_per_user)
-        for user in range(1, num_users + 1)
-    ]
+    _write_users(folder / "users.dat", size.num_users, seed)
+    parts = []
+    for user in range(1, size.num_users + 1):
+        rng = folders.random_stream(seed, "user", user)
+        parts.append(_rate(rng, user, size.ratings_per_user, genre_V, popularity_V))
     _write_dat(folder / "ratings.dat", [np.concatenate(part) for part in zip(*parts, strict=True)])
 
 
-class Taste:
-    """Who rates what next."""
-
-    def __init__(self, genre_V: np.ndarray, popularity_V: np.ndarray):
-        """Keeps the movies' genres and shares."""
-        self._genre_V, self._popularity_V = genre_V, popularity_V
-
-    def rate(
-        self, rng: np.random.Generator, user: int, ratings_per_user: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """One user's ratings: user, movie, stars, unix seconds."""
-        num_items = len(self._genre_V)
-        more = rng.geometric(1 / (ratings_per_user - _LEAST_RATINGS))
-        count = min(_LEAST_RATINGS + int(more), num_items // 2)
-        favourite = rng.choice(len(GENRES), 3, replace=False)
-        liked_V = np.where(np.isin(self._genre_V, favourite), 1.0, 0.0)
-        share_V = self._popularity_V * (1 - _FAVOURITE + _FAVOURITE * len(GENRES) / 3 * liked_V)
-        is_soon = rng.random(count) < _WITHIN_HOUR
-        gap_s = np.where(
-            is_soon, rng.integers(1, 3600, count), rng.integers(86_400, 864_000, count)
-        )
-        follows = is_soon & (rng.random(count) < _FOLLOWS)
-        open_V = np.ones(num_items, bool)
-        movie, rated = -1, []
-        for position in range(count):
-            after = movie + 1
-            if position and follows[position] and after % _SERIES and after < num_items:
-                movie = after if open_V[after] else -1
-            else:
-                movie = -1
-            if movie < 0:
-                movie = int(folders.draw_shares(rng, share_V * open_V, 1)[0])
-            open_V[movie] = False
-            rated.append(movie)
-        time_E = _FIRST_S + int(rng.integers(0, _SPAN_S)) + np.cumsum(gap_s)
-        stars_E = rng.integers(1, 6, count)
-        return np.full(count, user), np.asarray(rated) + 1, stars_E, time_E
+def _rate(
+    rng: np.random.Generator,
+    user: int,
+    ratings_per_user: int,
+    genre_V: np.ndarray,
+    popularity_V: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """One user's ratings: user, movie, stars, unix seconds."""
+    num_items = len(genre_V)
+    more = rng.geometric(1 / (ratings_per_user - _LEAST_RATINGS))
+    count = min(_LEAST_RATINGS + int(more), num_items // 2)
+    favourite = rng.choice(len(GENRES), 3, replace=False)
+    liked_V = np.where(np.isin(genre_V, favourite), 1.0, 0.0)
+    share_V = popularity_V * (1 - _FAVOURITE + _FAVOURITE * len(GENRES) / 3 * liked_V)
+    is_soon = rng.random(count) < _WITHIN_HOUR
+    gap_s = np.where(is_soon, rng.integers(1, 3600, count), rng.integers(86_400, 864_000, count))
+    follows = is_soon & (rng.random(count) < _FOLLOWS)
+    open_V = np.ones(num_items, bool)
+    movie, rated = -1, []
+    for position in range(count):
+        after = movie + 1
+        is_part = position and follows[position] and after % _SERIES and after < num_items
+        if is_part and open_V[after]:
+            movie = after
+        else:
+            movie = int(folders.draw_shares(rng, share_V * open_V, 1)[0])
+        open_V[movie] = False
+        rated.append(movie)
+    time_E = _FIRST_S + int(rng.integers(0, _SPAN_S)) + np.cumsum(gap_s)
+    stars_E = rng.integers(1, 6, count)
+    return np.full(count, user), np.asarray(rated) + 1, stars_E, time_E
 
 
 def _write_users(path: pathlib.Path, num_users: int, seed: int) -> None:
     rng = folders.random_stream(seed, "users")
-    _write_dat(
-        path,
-        [
-            np.arange(1, num_users + 1),
-            rng.choice(np.array(["F", "M"]), num_users),
-            rng.choice(np.array([1, 18, 25, 35, 45, 50, 56]), num_users),
-            rng.integers(0, 21, num_users),
-            [f"{code:05d}" for code in rng.integers(0, 100_000, num_users)],
-        ],
-    )
+    gender = rng.choice(np.array(["F", "M"]), num_users)
+    age = rng.choice(np.array([1, 18, 25, 35, 45, 50, 56]), num_users)
+    occupation = rng.integers(0, 21, num_users)
+    zip_code = [f"{code:05d}" for code in rng.integers(0, 100_000, num_users)]
+    _write_dat(path, [np.arange(1, num_users + 1), gender, age, occupation, zip_code])
 
 
-def _write_dat(path: pathlib.Path, cells: list) -> None:
+def _write_dat(path: pathlib.Path, cells: Sequence[Any]) -> None:
     frame = pl.DataFrame({str(i): column for i, column in enumerate(cells)})
     joined = frame.select(pl.concat_str(pl.all().cast(pl.String), separator="::"))
     path.write_text("\n".join(joined.to_series().to_list()) + "\n", encoding="latin-1")

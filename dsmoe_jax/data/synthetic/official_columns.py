@@ -1,4 +1,4 @@
-"""Feature columns with the official values, shares and nulls, tied to planted preferences.
+"""Feature columns with the official values, shares and nulls, tied to simulated preferences.
 
 Owns: assigning a column's values so that their shares are exact and, where a score is given, so
 that a value tells something about who or what carries it (users with neighbouring tastes share a
@@ -40,11 +40,8 @@ def by_score(
 ) -> Int[np.ndarray, "R"]:
     """Codes [R] in [0, C) with these shares; rows with close scores tend to share a code.
 
-    Args:
-      rng: Random stream.
-      score_R: What the codes are about.
-      share: Share of each code; every code occurs at least once.
-      noise: Standard deviation added to the score, in units of the score's own.
+    Every code occurs at least once. The noise added to a score has the standard deviation `noise`
+    in units of the scores' own.
     """
     noisy_R = score_R + noise * score_R.std() * rng.standard_normal(len(score_R))
     codes = rng.permutation(len(share))
@@ -63,13 +60,9 @@ def draw_steps(
 ) -> Float[np.ndarray, "R"]:
     """Non-negative numbers with P(x < edge[i]) = cumulative[i], log-linear in between.
 
-    Args:
-      rng: Random stream.
-      rows: How many.
-      edge: Ascending, the first is the smallest value.
-      cumulative: Ascending from 0 to 1.
+    Both ascend; the first edge is the smallest value, and `cumulative` goes from 0 to 1.
     """
-    return np.expm1(np.interp(rng.random(rows), cumulative, np.log1p(edge)))
+    return np.asarray(np.expm1(np.interp(rng.random(rows), cumulative, np.log1p(edge))))
 
 
 def to_ranges(

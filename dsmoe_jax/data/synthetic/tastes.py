@@ -1,4 +1,4 @@
-"""Planted preferences of synthetic rows: who likes what, where, and after what.
+"""Simulated preferences of synthetic rows: who likes what, where, and after what.
 
 A user u in scenario s likes item v with utility
 
@@ -65,17 +65,11 @@ def make_preferences(
 ) -> Preferences:
     """Draws a world's preferences.
 
-    Args:
-      seed: The same seed gives the same preferences.
-      share_S: Share of each scenario; need not sum to 1.
-      num_users: U.
-      creator_V: Creator of each item.
-      taste_dim: C.
-      taste_std: Standard deviation of the taste's utility over users and items.
-      shift_std: The same for the scenario shift, over scenarios too; 0 plants none.
-      zipf_exponent: Of the popularity curve all scenarios share.
-      tilt_std: Standard deviation of a scenario's own log-popularity around that curve.
-      match_weight: What a recent creator adds; 0 plants no match.
+    The shares of the scenarios need not sum to 1. `taste_std` is the standard deviation of the
+    taste's utility over users and items, `shift_std` that of the scenario shift, over scenarios too
+    (0: none), `zipf_exponent` is of the popularity curve that all scenarios share, `tilt_std` the
+    standard deviation of a scenario's own log-popularity around it, and `match_weight` what a
+    recent creator adds (0: no match).
     """
     rng = folders.random_stream(seed, "preferences")
     num_scenarios, num_items = len(share_S), len(creator_V)
@@ -107,7 +101,7 @@ def user_vectors(
     vector_BD[:, -SHIFT_RANK:] = np.einsum(
         "br,bri->bi", context_BR, preferences.mixing_SRR[scenario_B]
     )
-    return vector_BD
+    return np.asarray(vector_BD)
 
 
 def true_scores(
@@ -118,11 +112,7 @@ def true_scores(
 ) -> Float32[np.ndarray, "B V"]:
     """The utility x of every item: the best ranking there is, given who, where and after what.
 
-    Args:
-      preferences: The world.
-      user_B: Users, in [0, U).
-      scenario_B: Their scenarios.
-      recent_BL: Each user's last creators; -1 where there are fewer than L.
+    `recent_BL` holds each user's last creators, -1 where there are fewer than L.
     """
     score_BV = user_vectors(preferences, user_B, scenario_B) @ preferences.item_VD.T
     score_BV += preferences.log_popularity_SV[scenario_B]
@@ -133,4 +123,4 @@ def true_scores(
         np.put_along_axis(bonus_BC, recent_BL, np.float32(preferences.match_weight), axis=1)
         bonus_BC[:, -1] = 0.0
         score_BV += bonus_BC[:, preferences.creator_V]
-    return score_BV
+    return np.asarray(score_BV)

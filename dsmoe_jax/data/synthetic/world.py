@@ -51,8 +51,7 @@ class SyntheticWorldConfig(schema.DataConfig):
       scenario_exponent: Shares of scenarios are proportional to rank^-exponent.
       recent: L, how many of the last creators count.
       taste_dim: Dimensions of the taste.
-      taste_std, shift_std, tilt_std, match_weight: Strengths; see
-        `synthetic_preferences.make_preferences`.
+      taste_std, shift_std, tilt_std, match_weight: Strengths; see `tastes.make_preferences`.
       feature_noise: Standard deviation of what is added to taste and context (which have 1 on the
         user's side) before models see them as dense features.
       generator_seed: Decides every byte of the files.
@@ -95,11 +94,11 @@ class SyntheticWorldConfig(schema.DataConfig):
                 "rank 4, popularity per scenario, recent creators. truth.npz holds what they are "
                 "made of."
             ),
-            settings=self.settings(),
+            settings=folders.own_fields(self, schema.DataConfig),
             write=self._write,
         )
         dims = self.taste_dim + tastes.SHIFT_RANK
-        _PlantedLogConfig(
+        _SimulatedLogConfig(
             raw_dir=str(folder),
             validation_days=self.validation_days,
             test_days=self.test_days,
@@ -117,11 +116,6 @@ class SyntheticWorldConfig(schema.DataConfig):
     def folder(self, store_dir: str) -> pathlib.Path:
         """Where the generated files are."""
         return pathlib.Path(self.raw_dir or f"{store_dir}.synthetic")
-
-    def settings(self) -> dict[str, Any]:
-        """What decides the generated files."""
-        split = {field.name for field in dataclasses.fields(schema.DataConfig)}
-        return {n: v for n, v in dataclasses.asdict(self).items() if n not in split}
 
     def _write(self, folder: pathlib.Path) -> None:
         seed = self.generator_seed
@@ -153,20 +147,17 @@ class SyntheticWorldConfig(schema.DataConfig):
         half = self.events_per_user // 2
         count_U = rng.integers(half, self.events_per_user + half + 1, self.num_users)
         blocks = range(0, self.num_users, _BLOCK_USERS)
-        frames = [
-            self._draw_block(preferences, share_S, np.arange(self.num_users)[b : b + _BLOCK_USERS],
-                             count_U[b : b + _BLOCK_USERS])
-            for b in runlog.bar(blocks, desc="generate events", delay=2)
-        ]  # fmt: skip
+        user_U = np.arange(self.num_users)
+        frames = []
+        for first in runlog.bar(blocks, desc="generate events", delay=2):
+            part = slice(first, first + _BLOCK_USERS)
+            frames.append(self._draw_block(preferences, share_S, user_U[part], count_U[part]))
         pl.concat(frames).sort("time", "user_id").write_parquet(folder / "log.parquet")
 
     def _draw_block(
-        self,
-        preferences: tastes.Preferences,
-        share_S: np.ndarray,
-        user_B: np.ndarray,
+        self, preferences: tastes.Preferences, share_S: np.ndarray, user_B: np.ndarray,
         count_B: np.ndarray,
-    ) -> pl.DataFrame:
+    ) -> pl.DataFrame:  # fmt: skip
         """All events of some users, step by step: each depends on those before it."""
         rng = folders.random_stream(self.generator_seed, "events", int(user_B[0]))
         steps = int(count_B.max())
@@ -201,7 +192,7 @@ class SyntheticWorldConfig(schema.DataConfig):
         )
 
 
-class _PlantedLogConfig(custom.CustomConfig):
+class _SimulatedLogConfig(custom.CustomConfig):
     """The generated files, with what a user liked by its creators as well: `creator_history`."""
 
     def _load(self, files: Any) -> assemble.Dataset:
@@ -219,18 +210,14 @@ def _draw_softmax(
     weight_BV = np.exp(score_BV - score_BV.max(1, keepdims=True))
     edge_BV = np.cumsum(weight_BV, axis=1)
     position_B = rng.random((len(score_BV), 1), np.float32) * edge_BV[:, -1:]
-    return np.minimum((edge_BV <= position_B).sum(1), score_BV.shape[1] - 1)
+    return np.asarray(np.minimum((edge_BV <= position_B).sum(1), score_BV.shape[1] - 1))
 
 
 class TrueScores:
     """The true utilities of a prepared world's queries: the ceiling of every model's recall."""
 
     def __init__(self, folder: str | pathlib.Path, store: store_lib.Store):
-        """Loads what the utilities are made of.
-
-        Args:
-          folder: `SyntheticWorldConfig.folder`.
-          store: The store prepared from it.
+        """Loads what the utilities are made of from `SyntheticWorldConfig.folder`.
 
         Raises:
           ValueError: If the folder holds no world.
@@ -249,14 +236,7 @@ class TrueScores:
         self._item_V = np.array([-1, *map(int, store.items_raw_id[1:])])
 
     def scores(self, rows_QC: Int[np.ndarray, "Q C"]) -> Float32[np.ndarray, "Q V"]:
-        """Utilities of all items of the store, at the cut of each query's history.
-
-        Args:
-          rows_QC: Rows of the store's queries or training examples.
-
-        Returns:
-          One column per item row of the store; the padding row is -inf.
-        """
+        """Utilities of the store's items at the cut of each row's history; -inf of the padding."""
         columns = self._store.columns
         stop_Q = rows_QC[:, columns["history_stop"]]
         index_QL = stop_Q[:, None] - self._recent + np.arange(self._recent)[None]
@@ -282,12 +262,7 @@ def truncate(
 
     An inner product of width d is a matrix of rank d in each scenario whose items have vectors of
     their own, so this is what least squares would leave of the true scores. It bounds no recall: a
-    model that ranks need not fit scores.
-
-    Args:
-      score_QV: Finite scores (leave the padding row out).
-      scenario_Q: Scenario of each query.
-      rank: d, at least 1.
+    model that ranks need not fit scores. Scores are finite: leave the padding row out.
     """
     out_QV = np.empty(score_QV.shape, score_QV.dtype)
     for scenario in np.unique(scenario_Q):

@@ -195,7 +195,7 @@ def test_generated_rows_say_so_and_repeat_byte_for_byte(tmp_path):
     assert store_lib.Store.open(tmp_path / "other").data_hash != stores[0].data_hash
 
 
-def test_planted_parts_follow_each_other_within_the_hour(tmp_path):
+def test_simulated_parts_follow_each_other_within_the_hour(tmp_path):
     config = movielens_rows.SyntheticMovieLensConfig(**{**SMALL, "num_users": 200})
     config.prepare(str(tmp_path / "store"))
     folder = tmp_path / "store.synthetic"

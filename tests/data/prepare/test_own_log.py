@@ -142,7 +142,7 @@ def test_more_days_are_held_out_where_a_scenario_would_have_no_query(tmp_path):
     assert infer(tmp_path, log_of(12)).data.test_days == 2
 
 
-def test_a_scenario_that_cannot_be_judged_is_left_out_and_said_so(tmp_path):
+def test_a_scenario_that_cannot_be_evaluated_is_left_out_and_said_so(tmp_path):
     rare = log_of(1).with_columns(page=pl.lit("rare"), item_id=pl.lit("i0_1"))
     found = infer(tmp_path, pl.concat([log_of(12), rare]))
     assert set(found.data.scenarios) == {"a", "b"}

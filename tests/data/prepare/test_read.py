@@ -137,7 +137,7 @@ def test_a_damaged_archive_is_named(tmp_path, damage):
     content = bytearray(gzip.compress(HEADER + GOOD * 10_000))
     content[len(content) // 2] ^= 255
     path.write_bytes(damage or bytes(content))
-    with pytest.raises(ValueError, match="expected a gzip file, got damaged content"):
+    with pytest.raises(ValueError, match="expected a whole gzip file, got damaged content"):
         rows(path)
 
 

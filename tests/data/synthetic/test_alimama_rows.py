@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -9,7 +10,16 @@ from dsmoe_jax.data.synthetic import alimama_rows
 
 SAMPLES, ADS = "raw_sample.csv", "ad_feature.csv"
 PROFILES, BEHAVIORS = "user_profile.csv", "behavior_log.csv"
-SIZE = alimama_rows.AlimamaSize(12_000, 9_000, 280_000, 400_000, seed=1)
+SIZE = alimama_rows.SyntheticAlimamaConfig(
+    num_users=12_000,
+    num_items=9_000,
+    num_impressions=280_000,
+    num_behaviors=400_000,
+    generator_seed=1,
+)
+TINY = dataclasses.replace(
+    SIZE, num_users=800, num_items=500, num_impressions=8_000, num_behaviors=9_000
+)
 LEVEL = "new_user_class_level "
 MAY_6_S = 1_494_000_000
 DAY_S = 86_400
@@ -174,7 +184,7 @@ def small(**changes):
 def test_seed_decides_every_byte(tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         (tmp_path / name).mkdir()
-        size = alimama_rows.AlimamaSize(800, 500, 8_000, 9_000, seed)
+        size = dataclasses.replace(TINY, generator_seed=seed)
         alimama_rows.write_alimama(tmp_path / name, size)
     a, b, c = (digests(tmp_path / name) for name in "abc")
     assert a == b
@@ -184,8 +194,7 @@ def test_seed_decides_every_byte(tmp_path):
 def test_blocks_change_the_rows_order_only_between_blocks(tmp_path, monkeypatch):
     # Many small blocks still give all users, all behaviours and the exact numbers of rows.
     monkeypatch.setattr(alimama_rows, "_BLOCK_BEHAVIORS", 2_000)
-    size = alimama_rows.AlimamaSize(800, 500, 8_000, 9_000, 0)
-    alimama_rows.write_alimama(tmp_path, size)
+    alimama_rows.write_alimama(tmp_path, dataclasses.replace(TINY, generator_seed=0))
     samples, behaviors = pl.read_csv(tmp_path / SAMPLES), pl.read_csv(tmp_path / BEHAVIORS)
     assert (samples.height, behaviors.height) == (8_000, 9_000)
     assert samples["user"].n_unique() == 800

@@ -13,7 +13,7 @@ def fill(folder, text="a,b\n1,2\n", settings=None, calls=None):
         if calls is not None:
             calls.append(path.name)
 
-    return folders.generate(folder, "Some Data", "Planted: nothing.", settings or {"n": 1}, write)
+    return folders.generate(folder, "Some Data", "Simulated: nothing.", settings or {"n": 1}, write)
 
 
 def test_generated_folder_is_called_synthetic(tmp_path):
@@ -136,7 +136,7 @@ def test_times_follow_the_hours_of_a_day():
 
 
 def test_csv_file_writes_the_header_once_and_nulls_as_nothing(tmp_path):
-    with folders.CsvFile(tmp_path / "a.csv") as file:
-        file.append(pl.DataFrame({"x": [1, 2], "y": ["p", None]}))
-        file.append(pl.DataFrame({"x": [3], "y": ["q,r"]}))
+    with (tmp_path / "a.csv").open("wb") as file:
+        folders.append_csv(file, pl.DataFrame({"x": [1, 2], "y": ["p", None]}))
+        folders.append_csv(file, pl.DataFrame({"x": [3], "y": ["q,r"]}))
     assert (tmp_path / "a.csv").read_text() == 'x,y\n1,p\n2,\n3,"q,r"\n'

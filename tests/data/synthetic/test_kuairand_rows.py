@@ -17,7 +17,7 @@ USERS, VIDEOS = "user_features_pure.csv", "video_features_basic_pure.csv"
 def folder(tmp_path_factory):
     """The official numbers of users and videos, a fifth of the official impressions."""
     path = tmp_path_factory.mktemp("official")
-    size = kuairand_rows.KuaiRandSize(27_285, 7_583, 290_000, seed=1)
+    size = small(num_users=27_285, num_items=7_583, num_impressions=290_000, generator_seed=1)
     kuairand_rows.write_kuairand(path, size)
     return path
 
@@ -204,7 +204,7 @@ def small(**changes):
 def test_seed_decides_every_byte(tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         (tmp_path / name).mkdir()
-        size = kuairand_rows.KuaiRandSize(600, 400, 12_000, seed)
+        size = small(num_impressions=12_000, generator_seed=seed)
         kuairand_rows.write_kuairand(tmp_path / name, size)
     a, b, c = (digests(tmp_path / name) for name in "abc")
     assert a == b
