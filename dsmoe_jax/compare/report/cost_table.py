@@ -12,46 +12,36 @@ from dsmoe_jax.compare import costs, records
 from dsmoe_jax.compare.report import finished, formats, paper
 
 HEADS = (
-    "",
-    "dense parameters, M",
-    "embedding parameters, M",
-    "all, M",
-    "MiB in float32",
-    "GMACs of a forward pass",
-    "GFLOPs",
-    "user tower, MMACs a query",
-    "item vectors of all indexes, GMACs",
-    "indexes",
-    "training, s",
-    "of it before the main stage, s",
-    "an epoch's steps, s",
-    "teacher, s",
+    *("", "dense parameters, M", "embedding parameters, M", "all, M", "MiB in float32"),
+    *("GMACs of a forward pass", "GFLOPs", "user tower, MMACs a query"),
+    *("item vectors of all indexes, GMACs", "indexes", "training, s"),
+    *("of it before the main stage, s", "an epoch's steps, s", "teacher, s"),
 )
+# The paper's numbers by the head of their column.
+_PRINTED = {
+    "all, M": paper.PARAMETERS_M,
+    "GMACs of a forward pass": paper.GIGA_MACS,
+    "training, s": paper.TRAIN_S,
+}
 
 
 def make(systems: Sequence[finished.System]) -> formats.Table:
     """The table; ours, then the paper's printed numbers.
 
     Raises:
-      ValueError: When DSMOE has no finished cell.
+      ValueError: When DSMOE has no finished job.
     """
     own = finished.own(systems)
     rows = [_row(system) for system in systems if system.kind == "run"]
     dataset = own.entries[0].record["dataset"]
     for system in systems:
-        values = [
-            known.get(dataset, {}).get(system.name)
-            for known in (paper.PARAMETERS_M, paper.GIGA_MACS, paper.TRAIN_S)
-        ]
-        if any(value is not None for value in values):
-            params, macs, train_s = ("" if v is None else f"{v:,}" for v in values)
-            cells = [""] * len(HEADS)
-            cells[0], cells[3], cells[5], cells[10] = (
-                paper.label(system.label),
-                params,
-                macs,
-                train_s,
-            )
+        printed = {
+            head: f"{known[dataset][system.name]:,}"
+            for head, known in _PRINTED.items()
+            if system.name in known.get(dataset, {})
+        }
+        if printed:
+            cells = [paper.label(system.label), *(printed.get(head, "") for head in HEADS[1:])]
             rows.append(tuple(map(formats.Value, cells)))
     shown = [record for system in systems for record in _records(system)]
     devices = ", ".join(sorted({record["device"] for record in shown}))

@@ -28,9 +28,9 @@ def beside_own(judged: Sequence[recall_table.Judged]) -> list[str]:
         if not entry.intervals:
             continue
         whole, label = entry.intervals[k][estimates.MACRO], entry.system.label
-        macro[whole.verdict].append(f"{label} ({_points(whole)})")
+        macro[whole.verdict].append(f"{label} ({recall_table.points(whole)})")
         single += [
-            f"{label} {name} ({_points(interval)})"
+            f"{label} {name} ({recall_table.points(interval)})"
             for name, interval in entry.intervals[k].items()
             if interval.verdict == "above" and whole.verdict != "above"
         ]
@@ -69,7 +69,9 @@ def below_popularity(judged: Sequence[recall_table.Judged]) -> list[str]:
         worse = {label: lead[name] for label, lead in leads.items() if lead[name].difference <= 0}
         not_above |= worse.keys()
         if worse:
-            each = ", ".join(f"{label} {_points(lead)}" for label, lead in worse.items())
+            each = ", ".join(
+                f"{label} {recall_table.points(lead)}" for label, lead in worse.items()
+            )
             found.append(
                 f"Not above {_POPULARITY} in {name}, which has "
                 f"{recall_table.percent(row['share'])} % of the training positives; minus it, "
@@ -104,7 +106,9 @@ def prior_gain(judged: Sequence[recall_table.Judged]) -> list[str]:
         gains = _minus(with_prior, system, k)
         rows = system.entries[0].summary["scenarios"]
         smallest = min(rows, key=lambda scenario: rows[scenario]["share"])
-        each = (f"{part} {_points(gains[part])}" for part in (estimates.MACRO, smallest))
+        each = (
+            f"{part} {recall_table.points(gains[part])}" for part in (estimates.MACRO, smallest)
+        )
         found.append(f"{system.label} {', '.join(each)}")
     if not found:
         return []
@@ -128,14 +132,14 @@ def ablations(judged: Sequence[recall_table.Judged]) -> list[str]:
             macro.verdict, "not told apart"
         )
         by_scenario = ", ".join(
-            f"{name} {_points(interval)}"
+            f"{name} {recall_table.points(interval)}"
             for name, interval in intervals.items()
             if name != estimates.MACRO
         )
         found.append(
             f"{entry.system.label[0].upper()}{entry.system.label[1:]} "
             f"({_parameters(entry.system, own)}): {answer}; minus DSMOE, recall@{k} in points"
-            f"{_pooled(judged)}: macro {_points(macro)}; {by_scenario}."
+            f"{_pooled(judged)}: macro {recall_table.points(macro)}; {by_scenario}."
         )
     return found
 
@@ -159,11 +163,6 @@ def _minus(
     """The difference of two systems on the same queries."""
     scenarios = recall_table.scenarios_of(system)
     return estimates.compare(estimates.pool(system, k), estimates.pool(other, k), scenarios)
-
-
-def _points(interval: estimates.Interval) -> str:
-    difference, low, high = (100 * value for value in interval)
-    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _parameters(system: finished.System, own: finished.System) -> str:

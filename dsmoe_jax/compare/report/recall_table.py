@@ -68,16 +68,10 @@ def scenarios_of(own: finished.System) -> list[str]:
 def make(
     name: str, title: str, systems: Sequence[finished.System], *, with_paper: bool = True
 ) -> formats.Table:
-    """A table of recall, one row per system; what is not finished says so.
-
-    Args:
-      name: Of its files.
-      title: Above it.
-      systems: The rows; DSMOE must be among them.
-      with_paper: Whether the paper's rows are below.
+    """A table of recall, one row per system, below it the paper's; what is not finished says so.
 
     Raises:
-      ValueError: When DSMOE has no finished cell.
+      ValueError: When DSMOE, which must be among the systems, has no finished job.
     """
     judged = judge(systems)
     by_name = {entry.system.name: entry for entry in judged}
@@ -109,6 +103,17 @@ def percent(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def mean_and_spread(mean: float, spread: float) -> str:
+    """Fractions in percent; the spread is left out where it is NaN."""
+    return percent(mean) + ("" if math.isnan(spread) else f" ± {percent(spread)}")
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """Mean and standard deviation of fractions, in percent."""
+    mean = statistics.fmean(values) if values else math.nan
+    return mean_and_spread(mean, statistics.stdev(values) if len(values) > 1 else math.nan)
+
+
 def points(interval: estimates.Interval) -> str:
     """A difference in points, with its interval."""
     difference, low, high = (100 * value for value in interval)
@@ -130,10 +135,9 @@ def _rank(judged: Sequence[Judged], column: tuple[int, str]) -> dict[str, str]:
 def _cell(entry: Judged, column: tuple[int, str], ranks: Mapping[str, str]) -> formats.Value:
     k, scenario = column
     value = entry.estimates[k][scenario]
-    spread = "" if math.isnan(value.spread) else f" ± {percent(value.spread)}"
     interval = entry.intervals[k][scenario] if entry.intervals else None
     return formats.Value(
-        f"{percent(value.mean)}{spread}",
+        mean_and_spread(value.mean, value.spread),
         ranks.get(entry.system.name, ""),
         interval.verdict if interval else "",
     )
@@ -174,24 +178,13 @@ def _paper_rows(
 
 def _records(entry: Judged, columns: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
     """One CSV line per number."""
+    heads = ("row", "scenario", "k", "seeds", "recall", "sd_over_seeds", "se_over_queries")
     found = []
     for k, scenario in columns:
-        value = entry.estimates[k][scenario]
-        interval = entry.intervals[k][scenario] if entry.intervals else None
-        found.append(
-            {
-                "row": entry.system.name,
-                "scenario": scenario,
-                "k": k,
-                "seeds": value.seeds,
-                "recall": value.mean,
-                "sd_over_seeds": value.spread,
-                "se_over_queries": value.error,
-                "minus_dsmoe": interval.difference if interval else "",
-                "low": interval.low if interval else "",
-                "high": interval.high if interval else "",
-            }
-        )
+        mean, spread, seeds, error = entry.estimates[k][scenario]
+        interval = entry.intervals[k][scenario] if entry.intervals else ("", "", "")
+        values = (entry.system.name, scenario, k, seeds, mean, spread, error, *interval)
+        found.append(dict(zip((*heads, "minus_dsmoe", "low", "high"), values, strict=True)))
     return found
 
 
