@@ -76,6 +76,7 @@ def test_help_shows_examples_and_every_flag(flag: str, capsys: pytest.CaptureFix
     assert "dsmoe train --config kuairand:sample\n" in text
     assert all(f"\n  {name} " in text for name in (*main.MODE_OF, "init", *main.MODULE_OF))
     assert all(f"--{name}" in text for name in main.FLAGS)
+    assert f"({', '.join(load.packaged())})" in " ".join(text.split())
 
 
 def test_fields_named_in_the_help_exist() -> None:

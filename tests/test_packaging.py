@@ -63,7 +63,7 @@ def test_metadata_has_the_command_and_exclusive_extras(built: zipfile.ZipFile) -
     fields = email.message_from_bytes(built.read(metadata))
     assert fields["Requires-Python"] == ">=3.11"
     assert set(fields.get_all("Provides-Extra")) == {
-        *("bench", "cpu", "cuda12", "dev", "docs", "peers", "tune")
+        *("bench", "cluster", "cpu", "cuda12", "dev", "docs", "peers", "tune")
     }
     links = dict(link.split(", ") for link in fields.get_all("Project-URL"))
     assert {"Documentation", "Source", "Changelog"} <= set(links)

@@ -50,7 +50,8 @@ class Documents:
             "run": lambda: formats.bullets(build.describe(source)),
             "findings": lambda: formats.bullets(build.find(source)),
             "methods": lambda: formats.to_markdown(method_table.make()),
-            "main_help": lambda: formats.code(_print("dsmoe_jax.main", "--help")),
+            "main_help": lambda: formats.code(_print("dsmoe_jax", "--help")),
+            "plan_help": lambda: formats.code(_print("dsmoe_jax", "plan", "--help")),
             # The page has a title of its own.
             "config": lambda: _print("dsmoe_jax.config.reference").partition("\n")[2].strip(),
         }

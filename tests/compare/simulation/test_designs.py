@@ -55,7 +55,7 @@ def recall(work, arm, world="match"):
 
 
 def test_every_job_leaves_a_record_of_all_test_queries(finished):
-    assert sorted(path.stem for path in finished.records.iterdir()) == [
+    assert sorted(path.stem for path in finished.records.glob("*.json")) == [
         "match-distilled-seed1",
         "match-student-seed1",
         "match-teacher-seed1",
