@@ -99,29 +99,15 @@ def _evaluate_systems(task: Task, experiment: schema.Experiment, workdir: pathli
     store = store_lib.Store.open(experiment.data.store_dir)
     start_s = time.perf_counter()
     found = _WITHOUT_TOWERS[task.kind](task.system, experiment, store)
-    seconds = time.perf_counter() - start_s
-    first = found[0].test
-    libraries = catalogue.versions(task.system) if task.kind == "scored" else {}
-    record = {
-        "dataset": store.manifest["dataset"],
-        "versions": {**results.versions(), **libraries},
-        "device": results.describe_devices(),
-        "date": results.today(),
-        "split": store.manifest["split"],
-        "candidates": first.num_candidates,
-        "seen_items_removed": first.seen_removed,
-        "k": list(experiment.eval.k),
-        "time_s": {"system": seconds},
-        "systems": {
-            system.name: {
-                **records.summarise(
-                    {**system.test.summarise(), "validation": system.validation.summarise()}
-                ),
-                "settings": system.settings,
-            }
-            for system in found
-        },
-    }
+    record = results.describe(store, found[0].test)
+    record["time_s"] = {"system": time.perf_counter() - start_s}
+    if task.kind == "scored":
+        record["versions"] |= catalogue.versions(task.system)
+    record["systems"] = {}
+    for system in found:
+        parts = {**system.test.summarise(), "validation": system.validation.summarise()}
+        summary = records.summarise(parts)
+        record["systems"][system.name] = {**summary, "settings": system.settings}
     queries = {system.name: hits.from_arrays(results.query_arrays(system.test)) for system in found}
     hits.write(workdir / hits.FILE, task.name, queries)
     results.save(workdir / results.FILE, record)

@@ -17,7 +17,7 @@ VERSIONS: dict[str, int] = {
     "training": 1,
     # Protocol and metrics.
     "evaluation": 1,
-    # The built-in reference rows.
+    # The built-in baselines.
     "baselines": 1,
     # Matchers.
     "dsmoe": 1,
@@ -61,7 +61,7 @@ def of(components: Iterable[str]) -> dict[str, int]:
 
 def code_hash() -> str:
     """Twelve hexadecimal digits of the package's source: where a record is from, never compared."""
-    package = pathlib.Path(__file__).resolve().parent
+    package = pathlib.Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())

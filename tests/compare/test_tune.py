@@ -18,7 +18,7 @@ import pytest
 
 from dsmoe_jax import main
 from dsmoe_jax.compare import __main__ as command_line
-from dsmoe_jax.compare import processes, runner, search, search_results, search_space, tune
+from dsmoe_jax.compare import processes, runner, search, search_space, tune
 from dsmoe_jax.config import load, schema
 from dsmoe_jax.models import registry
 from dsmoe_jax.training import interrupt, loop
@@ -263,7 +263,7 @@ def ended(score):
 def test_a_setting_that_ended_as_the_search_was_killed_is_one_row(tmp_path):
     # Its end was noted, its study was not told, and so it was tried again.
     space = {"train.batch_size": (1, 2)}
-    found = search_results.write(
+    found = search.write_results(
         tmp_path, [ended(0.1), ended(0.2)], space, config="a.py", score_name="macro recall@50"
     )
     assert json.loads(found.read_text())["trials"] == 1
@@ -362,7 +362,7 @@ def test_every_value_of_a_space_is_a_flag_that_means_it(stage, token):
     # One command for the first value of every field, one for the second and so on.
     for number in range(max(map(len, space.values()))):
         setting = {field: values[min(number, len(values) - 1)] for field, values in space.items()}
-        flags = search_space.as_flags(setting)
+        flags = [f"--config.{f}={search_space.as_text(value)}" for f, value in setting.items()]
         command = ["", f"--config=configs/kuairand.py:{variant}", *flags]
         parsed = main.parse(command).experiment
         assert {field: read(parsed, field) for field in space} == setting
@@ -387,10 +387,6 @@ def test_a_teachers_search_has_a_folder_of_its_own(monkeypatch, tmp_path, more, 
     monkeypatch.setattr(tune, "run", run)
     assert command_line.main(["tune", f"--config={CONFIG}", *more]) == 0
     assert (asked[0].stage, pathlib.Path(asked[0].folder).name) == (stage, folder)
-
-
-def test_the_size_of_a_space_is_a_product():
-    assert search_space.count({"a": (1, 2), "b": (1, 2, 3)}) == 6
 
 
 def test_a_field_that_a_method_lacks_is_not_searched():

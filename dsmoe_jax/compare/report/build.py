@@ -98,10 +98,7 @@ def on_first_days(source: Source, table: str) -> list[finished.System]:
 
 
 def _compare(
-    name: str,
-    title: str,
-    systems: Sequence[finished.System],
-    others: Sequence[finished.System],
+    name: str, title: str, systems: Sequence[finished.System], others: Sequence[finished.System]
 ) -> list[formats.Table]:
     """A table of recall of systems on the same test days, none where DSMOE stands alone.
 
@@ -129,7 +126,7 @@ def _by_days(
     first, *more = sorted(finished.own(systems).days)
     compared = {day for system in systems if system.name != plan.METHOD for day in system.days}
     later = [day for day in more if day in compared]
-    choices = [((first,), "", "")]
+    choices: list[tuple[tuple[int, ...], str, str]] = [((first,), "", "")]
     choices += [((n,), f"_drop{n}", f", the last {n} days left out") for n in later]
     if later:
         choices.append(((first, *later), "_pooled", ", the queries of all test days pooled"))
@@ -228,7 +225,8 @@ def _training_s(job: records.Record) -> float:
 
 def _seconds(job: records.Record) -> float:
     """What a job took; `wall_s` knows of the last sitting alone."""
-    return max(float(job["wall_s"]), _training_s(job) + job.get("time_s", {}).get("evaluate", 0.0))
+    evaluate_s: float = job.get("time_s", {}).get("evaluate", 0.0)
+    return max(float(job["wall_s"]), _training_s(job) + evaluate_s)
 
 
 def find(source: Source) -> list[str]:

@@ -6,7 +6,7 @@ multiplications are counted is in `costs.py`.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dsmoe_jax.compare import costs, records
 from dsmoe_jax.compare.report import finished, formats, paper
@@ -18,7 +18,7 @@ HEADS = (
     *("of it before the main stage, s", "an epoch's steps, s", "teacher, s"),
 )
 # The paper's numbers by the head of their column.
-_PRINTED = {
+_PRINTED: dict[str, Mapping[str, Mapping[str, float]]] = {
     "all, M": paper.PARAMETERS_M,
     "GMACs of a forward pass": paper.GIGA_MACS,
     "training, s": paper.TRAIN_S,

@@ -18,7 +18,7 @@ RECALL: dict[str, dict[str, dict[str, dict[int, float]]]] = {
             "K3": {50: 17.6, 100: 28.2},
             "K4": {50: 3.5, 100: 7.0},
         },
-    },
+    }
 }
 
 # Table 3, read as millions of parameters, 10^9 multiply-accumulates of a forward pass of 4,096
