@@ -145,9 +145,10 @@ def _run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     folder = options.dir or _folder("compare", options.config, options.budget)
     work = runner.Runner(planned, folder, options.records)
     stands = zip(work.jobs, work.states, strict=True)
-    missing = dict.fromkeys(job.system.label for job, s in stands if s.state == "left out")
+    missing = dict.fromkeys(job.system.name for job, s in stands if s.state == "left out")
     if missing:
-        print(f"left out: {'; '.join(missing)}; {optional.install(catalogue.EXTRA)}")
+        labels = "; ".join(catalogue.PEERS[name].label for name in missing)
+        print(f"left out: {labels}; {optional.install(catalogue.EXTRA)}")
     names = [state.name for state in work.states]
     if options.job not in (None, *names):
         nearest = load.nearest(options.job, names)

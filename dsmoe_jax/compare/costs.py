@@ -93,11 +93,7 @@ def _shape(rows: int, leaf: Any, dropped: int) -> jax.ShapeDtypeStruct:
 
 
 def count_macs(function: Callable[..., Any], *inputs: Any) -> int:
-    """Multiply-accumulates of the matrix products of a function, as traced.
-
-    Args:
-      function: Traceable.
-      inputs: Its arguments, or their shapes and types.
+    """Multiply-accumulates of the matrix products of a function on inputs, or on their shapes.
 
     Raises:
       ValueError: Where the program has a loop whose length is not known, or a convolution.

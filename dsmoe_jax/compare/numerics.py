@@ -2,7 +2,7 @@
 
 A record of the comparison names the versions that it was made with, so that code may move and
 become faster and the record stay valid. `tests/golden` holds the numbers of each component's
-version, a change of which it refuses where the version stays. Peers are other libraries and have no
+version, a change of which it refuses where the version stays. Baselines of other libraries have no
 numbers there: their version is raised by hand, where how they are asked changes.
 """
 
@@ -43,7 +43,7 @@ VERSIONS: dict[str, int] = {
     "star": 1,
     "din": 1,
     "fused": 1,
-    # Peers.
+    # Baselines of other libraries.
     "implicit": 1,
     "lightfm": 1,
     "torch_rechub": 1,

@@ -130,10 +130,6 @@ def job_name(system: str, seed: int, dropped_days: int) -> str:
 def systems_of(table: str, config: str) -> tuple[System, ...]:
     """The systems of a table or a figure, in order; a configuration file may lack some of them.
 
-    Args:
-      table: One of `TABLES`.
-      config: `FILE:variant` of the method itself.
-
     Raises:
       load.UsageError: When the file or the variant is wrong, or another method's.
     """
@@ -170,11 +166,7 @@ def make_jobs(
 ) -> list[Job]:
     """Every job that the tables need, each once; a job stands after those it needs.
 
-    Args:
-      tables: Names out of `TABLES`.
-      config: `FILE:variant` of the method itself.
-      budget: Seeds, limits and days.
-      overrides: Values of fields in every job.
+    The configuration is that of the method itself; overrides are values of fields in every job.
     """
     jobs: dict[str, Job] = {}
     for table in sorted(tables, key=TABLES.index):

@@ -13,6 +13,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,7 @@ _KEPT = (
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What decides a job's numbers.
-
-    Attributes:
-      config_hash: Of the configuration.
-      data_hash: Of the prepared data.
-      numerics: Versions of the components that decide its numbers.
-    """
+    """What decides a job's numbers: configuration, prepared data and versions of components."""
 
     config_hash: str
     data_hash: str
@@ -64,6 +59,11 @@ def load(path: pathlib.Path) -> Record | None:
 def load_all(folder: pathlib.Path, pattern: str = "*.json") -> list[Record]:
     """The records of a folder, in alphabetical order."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
+
+
+def join(found: Iterable[Record], key: str) -> str:
+    """The different values of an entry, in order."""
+    return ", ".join(sorted({str(record[key]) for record in found}))
 
 
 def job_name(record: Record) -> str:

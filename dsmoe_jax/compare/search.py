@@ -13,7 +13,7 @@ import math
 import pathlib
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -213,9 +213,7 @@ class _Pruning(runlog.RunLog):
 def work(request: Request, folders: Mapping[str, Any]) -> None:
     """Runs trials until there are enough, those of other workers counted.
 
-    Args:
-      request: The search.
-      folders: Overrides of a trial that say where its data and its teacher are.
+    Their `folders` are overrides that say where data and teacher are.
 
     Raises:
       ValueError: When a trial fails for another reason than a loss that is not finite.
@@ -268,27 +266,15 @@ def train(
         found.train_teacher() if stage == "teacher" else found.train_student()
 
 
-def write_results(
-    folder: pathlib.Path,
-    trials: Iterable["optuna.trial.FrozenTrial"],
-    space: search_space.Space,
-    *,
-    config: str,
-    score_name: str,
-) -> pathlib.Path:
+def write_results(study: Study) -> pathlib.Path:
     """Writes trials.csv, trials.png, trials.svg and best.json; returns the last.
-
-    Args:
-      folder: Of the study.
-      trials: Those that came to an end say so in their attribute `end`; of a setting that was
-        tried again after the search had been killed, the last one counts.
-      space: The fields that were searched.
-      config: `FILE:variant` of the search.
-      score_name: Of the validation score.
 
     Raises:
       ValueError: When no trial ran to its end.
     """
+    folder, space, score_name = study.folder, study.space, study.score_name
+    trials, config = study.trials(), study.request.config
+    # Of a setting that was tried again after the search had been killed, the last trial counts.
     ended = {str(t.params): _as_row(t, space) for t in trials if "end" in t.user_attrs}
     rows = list(ended.values())
     runlog.replace_text(folder / "trials.csv", formats.lines_to_csv([*_HEADS, *space], rows))

@@ -34,12 +34,7 @@ STAGES = tuple(_SHARED)
 def make(
     experiment: schema.Experiment, fixed: tuple[str, ...] = (), *, stage: str = "student"
 ) -> Space:
-    """The fields that a search of this experiment tries, each with its own value first.
-
-    Args:
-      experiment: Its values are the first setting that is tried.
-      fixed: Fields that keep their values.
-      stage: One of `STAGES`: whose fields they are.
+    """The fields that a search of a stage tries, but fixed ones, each with its own value first.
 
     Raises:
       ValueError: When nothing is left to choose, or the method names a field that it lacks.

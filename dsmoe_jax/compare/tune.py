@@ -41,9 +41,7 @@ def run(request: search.Request, machine: processes.Machine) -> pathlib.Path:
         for state in states:
             if state.state == "failed":
                 raise ValueError(f"{state.name} failed: {state.note}")
-        return search.write_results(
-            folder, study.trials(), study.space, config=request.config, score_name=study.score_name
-        )
+        return search.write_results(study)
 
 
 def make_jobs(study: search.Study, workers: int) -> list[plan.Job]:

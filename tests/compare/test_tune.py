@@ -45,7 +45,7 @@ sys.exit(job.main([file]))
 def stand_in(log, behavior, patch=setattr):
     """Makes trials note that they ran, then tell the scores of their epochs."""
 
-    def train(experiment, workdir, stage, reporter):
+    def train(experiment, workdir, stage, run_log):
         dropout = str(experiment.model.input_dropout)
         told, seconds, error = behavior().get(dropout, ([0.2], 0, ""))
         note = {
@@ -60,7 +60,7 @@ def stand_in(log, behavior, patch=setattr):
         if error:
             raise loop.DivergedError(error) if "finite" in error else ValueError(error)
         for step, score in enumerate(told):
-            reporter.metrics(stage, step, {"eval/macro/recall@50": score})
+            run_log.metrics(stage, step, {"eval/macro/recall@50": score})
             time.sleep(seconds)
 
     patch(search, "train", train)
@@ -260,12 +260,12 @@ def ended(score):
     )
 
 
-def test_a_setting_that_ended_as_the_search_was_killed_is_one_row(tmp_path):
+def test_a_setting_that_ended_as_the_search_was_killed_is_one_row(tmp_path, monkeypatch):
     # Its end was noted, its study was not told, and so it was tried again.
-    space = {"train.batch_size": (1, 2)}
-    found = search.write_results(
-        tmp_path, [ended(0.1), ended(0.2)], space, config="a.py", score_name="macro recall@50"
-    )
+    study = search.Study(search.Request(CONFIG, 2, str(tmp_path)))
+    study.space = {"train.batch_size": (1, 2)}
+    monkeypatch.setattr(study, "trials", lambda: [ended(0.1), ended(0.2)])
+    found = search.write_results(study)
     assert json.loads(found.read_text())["trials"] == 1
     assert json.loads(found.read_text())["score"] == {"validation macro recall@50": 0.2}
 

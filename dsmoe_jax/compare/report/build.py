@@ -1,4 +1,4 @@
-"""The report of a comparison: everything that is finished, as Markdown, CSV, figures and one page.
+"""Comparison report: everything that is finished, as Markdown, CSV, figures and one page.
 
 Owns what a report holds and in which order. It is made from records alone, so that the records of
 another machine give the same report.
@@ -56,7 +56,7 @@ def write(source: Source, folder: pathlib.Path) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     for table in made:
         runlog.replace_text(folder / f"{table.name}.csv", formats.to_csv(table))
-    notes = [*describe(source), *_failures(source), *_peers_not_run(source)]
+    notes = [*describe(source), *_failures(source), *_not_run(source)]
     report = page.Report(notes, find(source), made, _draw(source, folder))
     runlog.replace_text(folder / "report.md", page.to_markdown(report))
     path = folder / "report.html"
@@ -155,7 +155,6 @@ def describe(source: Source) -> list[str]:
     first = own.entries[0].record
     dates = sorted({job["date"] for job in done})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    devices = ", ".join(sorted({job["device"] for job in done}))
     versions: dict[str, set[str]] = {}
     for job in done:
         for name, value in job["versions"].items():
@@ -167,8 +166,8 @@ def describe(source: Source) -> list[str]:
     )
     hours = sum(map(_seconds, jobs)) / 3600
     return [
-        f"{len(done)} finished jobs of {source.config}, {hours:.1f} hours of runs on {devices}, "
-        f"{when}.",
+        f"{len(done)} finished jobs of {source.config}, {hours:.1f} hours of runs on "
+        f"{records.join(done, 'device')}, {when}.",
         f"Data: {first['dataset']}, {first['data_hash'][:12]}; {days}; {first['candidates']:,} "
         "candidates in every scenario.",
         f"Versions: {used}.",
@@ -232,18 +231,18 @@ def _seconds(job: records.Record) -> float:
 def find(source: Source) -> list[str]:
     """What the numbers say that a reader may miss."""
     shared = _on_shared_days(source, "table2")
-    judged = recall_table.judge(shared)
-    beside = findings.beside_own(judged)
+    compared = recall_table.compare(shared)
+    beside = findings.beside_own(compared)
     days = finished.own(shared).days
     if len(days) > 1:
         # Settings may have been chosen on the other days.
-        last = recall_table.judge([system.on_days(min(days)) for system in shared])
+        last = recall_table.compare([system.on_days(min(days)) for system in shared])
         beside = findings.beside_own(last) + beside
     return [
         *beside,
-        *findings.below_popularity(judged),
-        *findings.prior_gain(judged),
-        *findings.ablations(recall_table.judge(_on_shared_days(source, "table4"))),
+        *findings.below_popularity(compared),
+        *findings.prior_gain(compared),
+        *findings.ablations(recall_table.compare(_on_shared_days(source, "table4"))),
     ]
 
 
@@ -260,7 +259,7 @@ def _failures(source: Source) -> list[str]:
     return [f"Failed: {path.stem}: {json.loads(path.read_text())['error']}" for path in paths]
 
 
-def _peers_not_run(source: Source) -> list[str]:
+def _not_run(source: Source) -> list[str]:
     """Other libraries' baselines that neither finished nor failed, likely for want of them."""
     found = [
         system.label

@@ -44,14 +44,13 @@ def make(systems: Sequence[finished.System]) -> formats.Table:
             cells = [paper.label(system.label), *(printed.get(head, "") for head in HEADS[1:])]
             rows.append(tuple(map(formats.Value, cells)))
     shown = [record for system in systems for record in _records(system)]
-    devices = ", ".join(sorted({record["device"] for record in shown}))
-    cores = ", ".join(sorted({str(record["cores"]) for record in shown}))
     note = (
         f"A forward pass of {costs.PAIRS:,} pairs of a user and an item, each in its own scenario, "
         "with the branch of that scenario alone; a MAC is two FLOPs. The paper's parameters are "
         "read as millions and its GFLOPs as GMACs; its widths are unknown, so that ratios between "
-        f"methods compare, not digits. Seconds: means over seeds, on {devices}, {cores} core(s) a "
-        "run; training includes validation and compilation; what a teacher takes is counted once "
+        "methods compare, not digits. Seconds: means over seeds, on "
+        f"{records.join(shown, 'device')}, {records.join(shown, 'cores')} core(s) a run; training "
+        "includes validation and compilation; what a teacher takes is counted once "
         "however many it teaches."
     )
     return formats.Table("table3", "Table 3: cost", HEADS, tuple(rows), (note,))

@@ -14,13 +14,7 @@ from dsmoe_jax.compare import hits, plan, records
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One system of one finished job.
-
-    Attributes:
-      folder: Of the records.
-      record: The job's record.
-      name: Of the system in it.
-    """
+    """One system of one finished job: the folder of records, the job's, the system's name in it."""
 
     folder: pathlib.Path
     record: records.Record

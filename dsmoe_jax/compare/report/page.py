@@ -1,4 +1,4 @@
-"""A report as one page: Markdown, and HTML that needs nothing but itself.
+"""One-page report: Markdown, and HTML that needs nothing but itself.
 
 Owns the layout and the style of the page, and the list of deviations that every report carries.
 """
@@ -61,14 +61,7 @@ class Picture(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a report holds.
-
-    Attributes:
-      notes: What was run, and on what.
-      findings: What the numbers say that a reader may miss.
-      tables: In order.
-      pictures: The figures.
-    """
+    """What a report holds; notes say what was run, and on what."""
 
     notes: Sequence[str]
     findings: Sequence[str]

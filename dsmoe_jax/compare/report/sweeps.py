@@ -25,10 +25,7 @@ def draw_sweep(
 ) -> list[pathlib.Path]:
     """Test recall at the first cut-off by the value of one field; nothing where none is finished.
 
-    Args:
-      path: Without its ending.
-      figure_name: A key of `SWEPT`.
-      systems: One per value, in order, labelled by it; all tested on the same days.
+    The systems are one per value, in order, labelled by it; all tested on the same days.
     """
     done = [system for system in systems if system.entries]
     if len(done) < 2:
@@ -80,13 +77,9 @@ def draw_scenarios(folder: pathlib.Path, own: finished.System) -> list[pathlib.P
 def draw_search(
     path: pathlib.Path, fields: Sequence[str], trials: Sequence[Mapping[str, Any]], title: str
 ) -> list[pathlib.Path]:
-    """Every trial's score, in [0, 1], by the value of each field.
+    """Every trial's score, in [0, 1], by the value of each field, a panel each.
 
-    Args:
-      path: Without its ending.
-      fields: One panel each.
-      trials: `end` ("done" or what else became of it), `score` and the text of every field.
-      title: Of the figure.
+    Trials have `end` ("done" or what else became of it), `score` and the text of every field.
     """
     columns = min(3, len(fields))
     rows = -(-len(fields) // columns)

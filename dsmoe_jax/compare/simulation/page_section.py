@@ -21,13 +21,7 @@ from dsmoe_jax.config import load as load_lib
 
 
 class Found(NamedTuple):
-    """One arm with one seed.
-
-    Attributes:
-      record: The record that has it.
-      recall: By scenario and macro.
-      params: Numbers of parameters, of what is trained.
-    """
+    """One arm with one seed: its record, recall by scenario and macro, numbers of parameters."""
 
     record: records.Record
     recall: dict[str, Any]
@@ -166,10 +160,6 @@ def _caption(world: designs.World, first: list[Found], finished: Finished) -> st
         f"Test {_metric(first[0])} in %, mean ± standard deviation over seeds {seeds}, each with a "
         f"world of its own{small}; {record['candidates']:,} candidates, {queries:,.0f} queries a "
         f"world, items seen before are {seen}. Intervals: Student's, 95 %, over paired "
-        f"differences. {_join(every, 'device')}, {_join(every, 'date')}. Made by "
+        f"differences. {records.join(every, 'device')}, {records.join(every, 'date')}. Made by "
         "`python -m dsmoe_jax.compare simulate` and `render simulation`."
     )
-
-
-def _join(entries: list[records.Record], key: str) -> str:
-    return ", ".join(sorted({record[key] for record in entries}))
