@@ -11,7 +11,6 @@ class Budget:
     """What is spent on a comparison.
 
     Attributes:
-      name: On the command line and in the report.
       seeds: Of the systems of Table 2: 0 to seeds - 1.
       other_seeds: The same for what Table 4 and the figures need beyond them.
       max_epochs: Upper bound on a job's epochs; None leaves the configuration's own.
@@ -21,7 +20,6 @@ class Budget:
       dropped_days: Each tests on other days: how many days at the end of the log are left out.
     """
 
-    name: str
     seeds: int = 2
     other_seeds: int = 1
     max_epochs: int | None = None
@@ -43,8 +41,8 @@ class Budget:
 
 
 BUDGETS = {
-    "small": Budget("small", max_epochs=15, max_minutes=3.0),
-    "full": Budget("full", 3, 3, shares_teacher=False, decisions=True, dropped_days=(0, 2)),
+    "small": Budget(max_epochs=15, max_minutes=3.0),
+    "full": Budget(3, 3, shares_teacher=False, decisions=True, dropped_days=(0, 2)),
 }
 
 

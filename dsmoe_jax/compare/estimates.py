@@ -59,7 +59,6 @@ class Pooled(NamedTuple):
 
     Attributes:
       key_Q: Identity of each query: its days and its row there.
-      scenario_Q: Its scenario.
       recall_Q: Its recall, the mean over the seeds that were asked it.
       recall_NQ: The same of every seed that was asked all queries.
     """

@@ -27,7 +27,6 @@ class PerQuery(NamedTuple):
 
     Attributes:
       query_Q: Rows of the split's query table.
-      scenario_Q: Scenario ids.
       relevant_Q: Number of relevant items, at least 1.
       hits: Relevant items among the top k, by k.
     """

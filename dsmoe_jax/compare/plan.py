@@ -63,9 +63,7 @@ class System:
 
     Attributes:
       name: Short name, part of a job's folder.
-      label: What the table prints.
       config: `FILE:variant`, as on the command line.
-      overrides: Values of fields.
       kind: "run" trains and reports, "teacher" trains a teacher for other systems, "scored" is a
         system without towers (`baselines/catalogue.py`), "truth" ranks by a simulation's true
         scores, "search" tries hyper-parameters (`compare/search.py`).
@@ -83,8 +81,6 @@ class Job:
     """One run.
 
     Attributes:
-      system: What is run.
-      seed: Its seed.
       overrides: Values of the run's fields, without its folders.
       dropped_days: Days at the end of the log that are left out.
       teacher: Name of the job whose teacher it takes; empty for a job without one.

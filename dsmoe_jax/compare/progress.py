@@ -14,7 +14,6 @@ class JobState:
     """Where a job stands.
 
     Attributes:
-      name: Of the job.
       kind: Of its system; jobs of a kind take about as long.
       state: One of `STATES`.
       seconds: What a finished job took, or a running one so far; 0 where unknown.

@@ -40,9 +40,7 @@ class Request:
     """What is searched.
 
     Attributes:
-      config: `FILE:variant`.
       num_trials: Different settings to try, the configuration's own among them.
-      folder: Of the study.
       overrides: Values of fields in every trial; a field that is set is not searched.
       stage: One of `search_space.STAGES`: whose fields are searched.
     """

@@ -1,4 +1,4 @@
-"""The paper's Table 3: what a method takes to train, to keep and to serve.
+"""Cost table, the paper's Table 3: what a method takes to train, to keep and to serve.
 
 Owns its layout. Parameters are those that are trained and served: no moments, no running
 statistics, no teacher. A forward pass is of 4,096 pairs, each with its own scenario; how its

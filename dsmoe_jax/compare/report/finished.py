@@ -46,7 +46,6 @@ class System:
 
     Attributes:
       name: Of the system as planned, or of the baseline in its record.
-      label: What is printed.
       kind: Of its jobs: "run" or "scored".
       entries: In the order of days and seeds; empty where nothing is finished.
     """

@@ -41,10 +41,8 @@ class Table:
 
     Attributes:
       name: Of its files.
-      title: Above it.
       heads: One per column; the first column holds labels.
       rows: Cells, as many as there are heads.
-      notes: Below it.
       records: The numbers behind it for the CSV file, one entry per number; the printed cells
         where there are none.
       is_text: Whether its cells are words, not numbers.

@@ -1,4 +1,4 @@
-"""The paper's printed numbers, as far as they are known here; none is inferred.
+"""Printed numbers of the paper, as far as they are known here; none is inferred.
 
 arXiv 2601.02368: other rows and another, unknown split than ours. Recalls in %, by method, scenario
 and cut-off.

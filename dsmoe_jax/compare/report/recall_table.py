@@ -1,4 +1,4 @@
-"""Tables of recall: the paper's Table 2 and Table 4, ours beside the paper's.
+"""Recall tables: the paper's Table 2 and Table 4, ours beside the paper's.
 
 Owns their layout and which cells are marked. The best and the second best mean of a column are
 marked among all rows but the random one; every row is compared with DSMOE on the same queries.
@@ -24,12 +24,9 @@ _UNRANKED = "random"
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """A system and what can be said of it, by cut-off and scenario.
+    """A system, its recall and its intervals by cut-off and scenario.
 
-    Attributes:
-      system: The row.
-      estimates: Recall.
-      intervals: This minus DSMOE; empty for DSMOE itself.
+    The intervals are of this minus DSMOE, empty for DSMOE itself.
     """
 
     system: finished.System

@@ -1,4 +1,4 @@
-"""A table of teachers: what they reach on sampled queries, and how much more that is than students.
+"""Teacher table: what they reach on sampled queries, and how much more that is than students.
 
 Owns its layout. A teacher is evaluated in the job of the system that it teaches.
 """
@@ -12,11 +12,7 @@ from dsmoe_jax.compare.report import finished, formats, recall_table
 
 
 def make(systems: Sequence[finished.System]) -> formats.Table | None:
-    """Two rows for the teacher of every system whose jobs evaluated one; None without any.
-
-    Args:
-      systems: Rows of tables, each once; DSMOE must be among them.
-    """
+    """Two rows for the teacher of every system whose jobs evaluated one; None without any."""
     own = finished.own(systems)
     k = recall_table.cutoffs_of(own)[0]
     columns = [*recall_table.scenarios_of(own), estimates.MACRO]

@@ -20,7 +20,6 @@ class Arm:
 
     Attributes:
       name: Part of its job's name.
-      label: What the table prints.
       kind: Of its job: "run", "teacher", or "truth", which has several systems.
       tokens: Of the configuration's variant, after the world.
       found_in: The arm whose record has its recall; empty for its own.
