@@ -16,7 +16,7 @@ HOMES = {
     "orbax": ("dsmoe_jax/training/checkpoint.py",),
     "polars": ("data/prepare/", "data/synthetic/", "compare/hits.py"),
     "matplotlib": ("/figures.py", "compare/report/sweeps.py"),
-    "optuna": ("compare/search.py", "compare/search_results.py"),
+    "optuna": ("compare/search.py",),
     "submitit": ("compare/cluster.py",),
     "torch": ("dsmoe_jax/bench/", "baselines/youtube_dnn.py"),
     "torch_rechub": ("baselines/youtube_dnn.py",),

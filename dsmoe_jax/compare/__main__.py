@@ -36,9 +36,7 @@ def main(argv: list[str]) -> int:
     overriding = options.command in ("run", "tune", "simulate")
     if rest and not (overriding and all(part.startswith("--config.") for part in rest)):
         parser.error(f"unknown argument {rest[0]!r}")
-    return command_line.exit_status(
-        lambda: _COMMANDS[options.command](options, _read_overrides(rest))
-    )
+    return command_line.exit_status(lambda: options.call(options, _read_overrides(rest)))
 
 
 def _read_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -114,6 +112,10 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     show = commands.add_parser("render", help="write what is generated in the documentation")
     generated.add_options(show, documents.PUBLISHED)
+    tuned.set_defaults(cluster=None)
+    calls = {run: _run, tuned: _tune, packed: _pack, written: _report, worlds: _simulate}
+    for command, call in (*calls.items(), (show, _render)):
+        command.set_defaults(call=call)
     for command in (run, tuned, worlds):
         command.add_argument(
             "--workers", type=int, help="jobs at a time; here 2, fewer where memory is short"
@@ -133,23 +135,19 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    known = {table: table for table in plan.TABLES}
     chosen = budget.adjust(budget.BUDGETS[options.budget], options.seeds, options.days)
     named = [table for table in options.tables if table != "all"]
-    tables = _choose("run", named, known)
+    tables = _choose("run", named, {table: table for table in plan.TABLES})
     if "all" in options.tables:
         wanted = {*named, *plan.TABLES} if chosen.decisions else {*named, *plan.PRINTED}
         tables = tuple(table for table in plan.TABLES if table in wanted)
     planned = plan.make_jobs(tables, options.config, chosen, overrides=overrides)
     folder = options.dir or _folder("compare", options.config, options.budget)
     work = runner.Runner(planned, folder, options.records)
-    missing = {
-        job.system.name
-        for job, state in zip(work.jobs, work.states, strict=True)
-        if state.state == "left out"
-    }
+    stands = zip(work.jobs, work.states, strict=True)
+    missing = dict.fromkeys(job.system.name for job, s in stands if s.state == "left out")
     if missing:
-        labels = "; ".join(peer.label for name, peer in catalogue.PEERS.items() if name in missing)
+        labels = "; ".join(catalogue.PEERS[name].label for name in missing)
         print(f"left out: {labels}; {optional.install(catalogue.EXTRA)}")
     names = [state.name for state in work.states]
     if options.job not in (None, *names):
@@ -158,14 +156,20 @@ def _run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if options.list:
         print(progress.whole_list(work.states, options.workers or 2))
         return 0
-    machine = _make_machine(options, folder)
-    states = work.run(machine, names.index(options.job) if options.job else None)
-    print(progress.summary(states, machine.workers))
+    status = _run_jobs(work, options, names.index(options.job) if options.job else None)
     source = build.Source(work.records, options.config, failed=work.folder / "failed")
     if not options.job:
         # Runners that share a folder come to their ends together.
         with processes.lock(folder / "report.lock", wait=True):
             print(f"report: {build.write(source, folder / 'report')}")
+    return status
+
+
+def _run_jobs(work: runner.Runner, options: argparse.Namespace, only: int | None = None) -> int:
+    """Runs the jobs that are not done; 1 where one failed."""
+    machine = _make_machine(options, work.folder)
+    states = work.run(machine, only)
+    print(progress.summary(states, machine.workers))
     return int(any(state.state == "failed" for state in states))
 
 
@@ -174,8 +178,9 @@ def _make_machine(options: argparse.Namespace, folder: pathlib.Path) -> processe
     import jax
 
     # This process counts multiplications and owns no device: its jobs do.
-    jax.config.update("jax_platforms", "cpu")
-    if getattr(options, "cluster", None):
+    settings: Any = jax.config
+    settings.update("jax_platforms", "cpu")
+    if options.cluster:
         given = dict(text.partition("=")[::2] for text in options.submit)
         typed = {name: int(text) if text.isdigit() else text for name, text in given.items()}
         return cluster.Cluster(
@@ -190,8 +195,8 @@ def _make_machine(options: argparse.Namespace, folder: pathlib.Path) -> processe
 
 def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     # Each has a best setting of its own.
-    of_teacher = ("teacher",) if options.stage == "teacher" else ()
-    folder = options.dir or _folder("tune", options.config, *of_teacher)
+    of_teacher = "teacher" if options.stage == "teacher" else ""
+    folder = options.dir or _folder("tune", options.config, of_teacher)
     request = search.Request(
         options.config, options.trials, str(folder), overrides, stage=options.stage
     )
@@ -201,10 +206,10 @@ def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     return 0
 
 
-def _folder(command: str, config: str, *more: str) -> pathlib.Path:
+def _folder(command: str, config: str, more: str) -> pathlib.Path:
     """The default folder of a command on `FILE:variant`."""
     file, variant = load.split(config)
-    parts = (command, pathlib.Path(file).stem, variant.replace(",", "-"), *more)
+    parts = (command, pathlib.Path(file).stem, variant.replace(",", "-"), more)
     return pathlib.Path("runs") / "-".join(part for part in parts if part)
 
 
@@ -224,11 +229,7 @@ def _simulate(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     names = [name for name in options.worlds.split(",") if name]
     chosen = _choose("--worlds", names, known)
     planned = designs.make_jobs(chosen, range(1, options.seeds + 1), overrides)
-    work = runner.Runner(planned, options.dir, options.records)
-    machine = _make_machine(options, options.dir)
-    states = work.run(machine)
-    print(progress.summary(states, machine.workers))
-    return int(any(state.state == "failed" for state in states))
+    return _run_jobs(runner.Runner(planned, options.dir, options.records), options)
 
 
 def _render(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
@@ -245,15 +246,6 @@ def _choose(what: str, names: Sequence[str], known: dict[str, T]) -> tuple[T, ..
             raise ValueError(f"{what}: expected names among {', '.join(known)}, got {name!r}")
     return tuple(known[name] for name in names or known)
 
-
-_COMMANDS = {
-    "run": _run,
-    "tune": _tune,
-    "pack": _pack,
-    "report": _report,
-    "simulate": _simulate,
-    "render": _render,
-}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

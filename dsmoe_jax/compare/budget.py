@@ -1,4 +1,4 @@
-"""How much a comparison may cost: seeds, epochs, minutes and days that test."""
+"""Budgets of a comparison: seeds, epochs, minutes and test days."""
 
 import dataclasses
 import re
@@ -11,7 +11,6 @@ class Budget:
     """What is spent on a comparison.
 
     Attributes:
-      name: On the command line and in the report.
       seeds: Of the systems of Table 2: 0 to seeds - 1.
       other_seeds: The same for what Table 4 and the figures need beyond them.
       max_epochs: Upper bound on a job's epochs; None leaves the configuration's own.
@@ -21,14 +20,13 @@ class Budget:
       dropped_days: Each tests on other days: how many days at the end of the log are left out.
     """
 
-    name: str
-    seeds: int
-    other_seeds: int
-    max_epochs: int | None
-    max_minutes: float
-    shares_teacher: bool
-    decisions: bool
-    dropped_days: tuple[int, ...]
+    seeds: int = 2
+    other_seeds: int = 1
+    max_epochs: int | None = None
+    max_minutes: float = 0.0
+    shares_teacher: bool = True
+    decisions: bool = False
+    dropped_days: tuple[int, ...] = (0,)
 
     def limit(self, experiment: schema.Experiment) -> dict[str, int | float]:
         """The fields that keep an experiment within the budget, both of its stages alike."""
@@ -43,36 +41,13 @@ class Budget:
 
 
 BUDGETS = {
-    "small": Budget(
-        name="small",
-        seeds=2,
-        other_seeds=1,
-        max_epochs=15,
-        max_minutes=3.0,
-        shares_teacher=True,
-        decisions=False,
-        dropped_days=(0,),
-    ),
-    "full": Budget(
-        name="full",
-        seeds=3,
-        other_seeds=3,
-        max_epochs=None,
-        max_minutes=0.0,
-        shares_teacher=False,
-        decisions=True,
-        dropped_days=(0, 2),
-    ),
+    "small": Budget(max_epochs=15, max_minutes=3.0),
+    "full": Budget(3, 3, shares_teacher=False, decisions=True, dropped_days=(0, 2)),
 }
 
 
 def adjust(budget: Budget, seeds: int | None, days: str | None) -> Budget:
-    """A budget with other seeds or days.
-
-    Args:
-      budget: The named one.
-      seeds: Number of seeds of every system; None keeps the budget's.
-      days: Comma-separated numbers of days to leave out; None keeps the budget's.
+    """A budget with other seeds or days, comma-separated numbers; None keeps the budget's.
 
     Raises:
       ValueError: When either is out of range.

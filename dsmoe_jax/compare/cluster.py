@@ -73,7 +73,7 @@ class Task:
     def __init__(self, command: list[str], log: pathlib.Path):
         """Nothing runs yet."""
         self._command, self._log = command, log
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
         """Runs the job to its end; returns its exit status."""

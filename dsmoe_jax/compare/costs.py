@@ -60,14 +60,9 @@ def count_method(
     def side(name: str, rows: int) -> tuple[int, Any]:
         users, items, scenario_B = example
         # Of items the axis of candidates goes.
-        items = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[2:]), leaf.dtype), items
-        )
-        users, scenario_B = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype),
-            (users, scenario_B),
-        )
-        inputs = users if name == "user" else items
+        inputs, dropped = (users, 1) if name == "user" else (items, 2)
+        inputs = jax.tree.map(lambda leaf: _shape(rows, leaf, dropped), inputs)
+        scenario_B = _shape(rows, scenario_B, 1)
 
         def embed(variables: Any, inputs: Any, scenario_B: jax.Array) -> jax.Array:
             vector, _ = matcher.apply(
@@ -91,12 +86,14 @@ def count_method(
     }
 
 
-def count_macs(function: Callable[..., Any], *inputs: Any) -> int:
-    """Multiply-accumulates of the matrix products of a function, as traced.
+def _shape(rows: int, leaf: Any, dropped: int) -> jax.ShapeDtypeStruct:
+    make: Any = jax.ShapeDtypeStruct
+    found: jax.ShapeDtypeStruct = make((rows, *leaf.shape[dropped:]), leaf.dtype)
+    return found
 
-    Args:
-      function: Traceable.
-      inputs: Its arguments, or their shapes and types.
+
+def count_macs(function: Callable[..., Any], *inputs: Any) -> int:
+    """Multiply-accumulates of the matrix products of a function on inputs, or on their shapes.
 
     Raises:
       ValueError: Where the program has a loop whose length is not known, or a convolution.

@@ -1,4 +1,4 @@
-"""What can be said of recall: means, errors over seeds and over queries, paired intervals.
+"""Statistics of recall: means, errors over seeds and over queries, paired intervals.
 
 Owns the statistics of the comparison. Two sources of noise are told apart: seeds (the standard
 deviation between trainings) and queries (the standard error of a mean over test queries). Two
@@ -50,12 +50,8 @@ class Interval(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """`above`, `below`, or `noise` where zero is within."""
-        if math.isnan(self.low):
-            return "noise"
-        if self.low > 0:
-            return "above"
-        return "below" if self.high < 0 else "noise"
+        """`above`, `below`, or `noise` where zero is within or the ends are NaN."""
+        return "above" if self.low > 0 else "below" if self.high < 0 else "noise"
 
 
 class Pooled(NamedTuple):
@@ -63,7 +59,6 @@ class Pooled(NamedTuple):
 
     Attributes:
       key_Q: Identity of each query: its days and its row there.
-      scenario_Q: Its scenario.
       recall_Q: Its recall, the mean over the seeds that were asked it.
       recall_NQ: The same of every seed that was asked all queries.
     """

@@ -1,4 +1,4 @@
-"""Recall of every single query, which paired comparisons are made of, in Parquet files.
+"""Hits per query, which paired comparisons are made of, in Parquet files.
 
 Owns their schema: a row is a query of a system of a job, with `query`, `scenario`, `relevant` and
 `hits@k`. Recall is kept as two integers, relevant items and those of them among the top k, from
@@ -27,7 +27,6 @@ class PerQuery(NamedTuple):
 
     Attributes:
       query_Q: Rows of the split's query table.
-      scenario_Q: Scenario ids.
       relevant_Q: Number of relevant items, at least 1.
       hits: Relevant items among the top k, by k.
     """

@@ -15,7 +15,6 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from dsmoe_jax import main as command_line
@@ -31,15 +30,10 @@ FILE = "job.json"
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a job's process is told.
+    """What a job's process is told, of its `plan.Job` and of its start.
 
     Attributes:
-      name: Of the job.
-      kind: See `plan.System`.
-      system: Its name.
-      config: `FILE:variant`.
       overrides: Values of fields, those of the folders too.
-      lock: The job's lock.
       starter: Process that starts the job; the job is an orphan once that is gone.
       more: Further entries, of a search.
     """
@@ -86,7 +80,7 @@ def execute(task: Task, workdir: pathlib.Path) -> None:
     command_line.start_jax()
     if task.kind == "search":
         search.work(search.Request(**task.more), task.overrides)
-    elif task.kind in _WITHOUT_TOWERS:
+    elif task.kind in ("scored", "truth"):
         _evaluate_systems(task, experiment, workdir)
     else:
         mode = "teacher" if task.kind == "teacher" else "all"
@@ -98,30 +92,21 @@ def _evaluate_systems(task: Task, experiment: schema.Experiment, workdir: pathli
     experiment.data.prepare(experiment.data.store_dir)
     store = store_lib.Store.open(experiment.data.store_dir)
     start_s = time.perf_counter()
-    found = _WITHOUT_TOWERS[task.kind](task.system, experiment, store)
-    seconds = time.perf_counter() - start_s
-    first = found[0].test
-    libraries = catalogue.versions(task.system) if task.kind == "scored" else {}
-    record = {
-        "dataset": store.manifest["dataset"],
-        "versions": {**results.versions(), **libraries},
-        "device": results.describe_devices(),
-        "date": results.today(),
-        "split": store.manifest["split"],
-        "candidates": first.num_candidates,
-        "seen_items_removed": first.seen_removed,
-        "k": list(experiment.eval.k),
-        "time_s": {"system": seconds},
-        "systems": {
-            system.name: {
-                **records.summarise(
-                    {**system.test.summarise(), "validation": system.validation.summarise()}
-                ),
-                "settings": system.settings,
-            }
-            for system in found
-        },
-    }
+    found: list[builtin.Baseline]
+    if task.kind == "truth":
+        found = truth.evaluate(experiment, store)
+    else:
+        module = importlib.import_module(catalogue.SYSTEMS[task.system].module)
+        found = module.evaluate_baselines(store, experiment.eval, seed=experiment.seed)
+    record = results.describe(store, found[0].test)
+    record["time_s"] = {"system": time.perf_counter() - start_s}
+    if task.kind == "scored":
+        record["versions"] |= catalogue.versions(task.system)
+    record["systems"] = {}
+    for system in found:
+        parts = {**system.test.summarise(), "validation": system.validation.summarise()}
+        summary = records.summarise(parts)
+        record["systems"][system.name] = {**summary, "settings": system.settings}
     queries = {system.name: hits.from_arrays(results.query_arrays(system.test)) for system in found}
     hits.write(workdir / hits.FILE, task.name, queries)
     results.save(workdir / results.FILE, record)
@@ -129,22 +114,6 @@ def _evaluate_systems(task: Task, experiment: schema.Experiment, workdir: pathli
         metric = f"recall@{experiment.eval.k[0]}"
         value = record["systems"][system.name]["macro"][metric]
         print(f"{system.name}: test macro {metric} {100 * value:.1f} %, {system.settings}")
-
-
-def _score(
-    name: str, experiment: schema.Experiment, store: store_lib.Store
-) -> list[builtin.Baseline]:
-    module = importlib.import_module(catalogue.SYSTEMS[name].module)
-    found: list[builtin.Baseline] = module.evaluate_baselines(
-        store, experiment.eval, seed=experiment.seed
-    )
-    return found
-
-
-_WITHOUT_TOWERS: dict[str, Callable[..., list[builtin.Baseline]]] = {
-    "scored": _score,
-    "truth": lambda _, experiment, store: truth.evaluate(experiment, store),
-}
 
 
 if __name__ == "__main__":

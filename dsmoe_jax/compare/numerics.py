@@ -2,7 +2,7 @@
 
 A record of the comparison names the versions that it was made with, so that code may move and
 become faster and the record stay valid. `tests/golden` holds the numbers of each component's
-version, a change of which it refuses where the version stays. Peers are other libraries and have no
+version, a change of which it refuses where the version stays. Baselines of other libraries have no
 numbers there: their version is raised by hand, where how they are asked changes.
 """
 
@@ -17,7 +17,7 @@ VERSIONS: dict[str, int] = {
     "training": 1,
     # Protocol and metrics.
     "evaluation": 1,
-    # The built-in reference rows.
+    # The built-in baselines.
     "baselines": 1,
     # Matchers.
     "dsmoe": 1,
@@ -43,7 +43,7 @@ VERSIONS: dict[str, int] = {
     "star": 1,
     "din": 1,
     "fused": 1,
-    # Peers.
+    # Baselines of other libraries.
     "implicit": 1,
     "lightfm": 1,
     "torch_rechub": 1,
@@ -61,7 +61,7 @@ def of(components: Iterable[str]) -> dict[str, int]:
 
 def code_hash() -> str:
     """Twelve hexadecimal digits of the package's source: where a record is from, never compared."""
-    package = pathlib.Path(__file__).resolve().parent
+    package = pathlib.Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())

@@ -4,9 +4,11 @@ Owns which runs a table or a figure needs. A job is one system with one seed, te
 job that several tables need is one job. How jobs are run is in `compare/runner.py`.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dsmoe_jax.baselines import catalogue
@@ -24,15 +26,17 @@ TABLES = (*PRINTED, DECIDED)
 METHOD = registry.DEFAULT_MATCHER
 _TEACHER = "teacher"
 
+# Tokens, label and overrides of a system that differs from the method in a few values.
+Change = tuple[str, str, Overrides]
 # The paper's Table 4, and no normalisation at all.
-ABLATIONS = {
-    "no_sap": "without SAP",
-    "no_distill": "without distillation",
-    "no_dsbn": "without DSBN",
-    "no_norm": "without any normalisation",
+ABLATIONS: dict[str, Change] = {
+    "no_sap": ("no_sap", "without SAP", {}),
+    "no_distill": ("no_distill", "without distillation", {}),
+    "no_dsbn": ("no_dsbn", "without DSBN", {}),
+    "no_norm": ("no_norm", "without any normalisation", {}),
 }
-# What the paper leaves open, or what this project decided otherwise: token, label and overrides.
-DECISIONS: dict[str, tuple[str, str, Overrides]] = {
+# What the paper leaves open, or what this project decided otherwise.
+DECISIONS: dict[str, Change] = {
     "shared_item_tower": ("shared_item_tower", "one item index for all scenarios", {}),
     "same_fields": ("teacher_fields=same", "taught by a teacher with its own fields alone", {}),
     "undistilled": (
@@ -59,13 +63,10 @@ class System:
 
     Attributes:
       name: Short name, part of a job's folder.
-      label: What the table prints.
       config: `FILE:variant`, as on the command line.
-      overrides: Values of fields.
       kind: "run" trains and reports, "teacher" trains a teacher for other systems, "scored" is a
         system without towers (`baselines/catalogue.py`), "truth" ranks by a simulation's true
         scores, "search" tries hyper-parameters (`compare/search.py`).
-      is_seeded: Whether its numbers depend on the seed.
     """
 
     name: str
@@ -73,7 +74,6 @@ class System:
     config: str
     overrides: Overrides = dataclasses.field(default_factory=dict)
     kind: str = "run"
-    is_seeded: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +81,6 @@ class Job:
     """One run.
 
     Attributes:
-      system: What is run.
-      seed: Its seed.
       overrides: Values of the run's fields, without its folders.
       dropped_days: Days at the end of the log that are left out.
       teacher: Name of the job whose teacher it takes; empty for a job without one.
@@ -128,57 +126,31 @@ def job_name(system: str, seed: int, dropped_days: int) -> str:
 def systems_of(table: str, config: str) -> tuple[System, ...]:
     """The systems of a table or a figure, in order; a configuration file may lack some of them.
 
-    Args:
-      table: One of `TABLES`.
-      config: `FILE:variant` of the method itself.
-
     Raises:
       load.UsageError: When the file or the variant is wrong, or another method's.
     """
     _check_own(config)
     own = System(METHOD, registry.LABELS[METHOD], config)
     if table in ("table2", "table3"):
-        others = [
-            _variant(config, name, registry.LABELS.get(name, name))
-            for name in registry.METHOD_TOKENS
-        ]
-        found = [own, *(row for row in others if row)]
-        if table == "table3":
-            return tuple(found)
-        references = System("references", "references", config, {}, "scored", False)
-        return (*found, references, *peer_systems(config))
-    if table == "table4":
-        ablated = [_variant(config, token, label) for token, label in ABLATIONS.items()]
-        return (own, *(row for row in ablated if row))
-    if table == DECIDED:
-        decided = [
-            (_variant(config, token, label), name, flags)
-            for name, (token, label, flags) in DECISIONS.items()
-        ]
-        named = (dataclasses.replace(r, name=n, overrides=f) for r, n, f in decided if r)
-        return (own, *named)
+        methods = {name: registry.LABELS.get(name, name) for name in registry.METHOD_TOKENS}
+        baselines = (
+            System(name, baseline.label, config, kind="scored")
+            for name, baseline in catalogue.SYSTEMS.items()
+        )
+        found = (own, *_variants(config, {name: (name, methods[name], {}) for name in methods}))
+        return found if table == "table3" else (*found, *baselines)
     if table in SWEEPS:
-        return sweep_systems(table, config)
-    return (own,) if table == "fig4" else ()
-
-
-def peer_systems(config: str) -> tuple[System, ...]:
-    """The rows of other libraries."""
-    return tuple(
-        System(name, peer.label, config, kind="scored") for name, peer in catalogue.PEERS.items()
-    )
-
-
-def sweep_systems(table: str, config: str) -> tuple[System, ...]:
-    """A figure's rows, one per value of its field; the default value is the method's own row."""
-    field, values = SWEEPS[table]
-    usual = getattr(_load(config).model, field)
-    return tuple(
-        System(METHOD, str(value), config)
-        if value == usual
-        else System(f"{field}{value}", str(value), config, {f"model.{field}": value})
-        for value in sorted({*values, usual})
-    )
+        # The default value is the method's own row.
+        field, values = SWEEPS[table]
+        usual = getattr(_load(config).model, field)
+        return tuple(
+            System(METHOD, str(value), config)
+            if value == usual
+            else System(f"{field}{value}", str(value), config, {f"model.{field}": value})
+            for value in sorted({*values, usual})
+        )
+    changes = {"table4": ABLATIONS, DECIDED: DECISIONS, "fig4": {}}
+    return (own, *_variants(config, changes[table])) if table in changes else ()
 
 
 def make_jobs(
@@ -186,30 +158,21 @@ def make_jobs(
     config: str,
     budget: budget_lib.Budget,
     *,
-    extra_systems: Sequence[System] = (),
     overrides: Overrides | None = None,
 ) -> list[Job]:
     """Every job that the tables need, each once; a job stands after those it needs.
 
-    Args:
-      tables: Names out of `TABLES`.
-      config: `FILE:variant` of the method itself.
-      budget: Seeds, limits and days.
-      extra_systems: Further systems of Table 2.
-      overrides: Values of fields in every job.
+    The configuration is that of the method itself; overrides are values of fields in every job.
     """
     jobs: dict[str, Job] = {}
     for table in sorted(tables, key=TABLES.index):
-        main_table = table == "table2"
-        chosen = [*systems_of(table, config), *(extra_systems if main_table else ())]
+        chosen = systems_of(table, config)
         days = budget.dropped_days if table in _ALL_DAYS else budget.dropped_days[:1]
-        seeds = budget.seeds if main_table else budget.other_seeds
-        for dropped in days:
-            for seed in range(seeds):
-                for system in chosen:
-                    for job in _make_jobs(system, config, seed, dropped, budget):
-                        more = {**job.overrides, **(overrides or {})}
-                        jobs.setdefault(job.name, dataclasses.replace(job, overrides=more))
+        seeds = budget.seeds if table == "table2" else budget.other_seeds
+        for dropped, seed, system in itertools.product(days, range(seeds), chosen):
+            for job in _make_jobs(system, config, seed, dropped, budget):
+                more = {**job.overrides, **(overrides or {})}
+                jobs.setdefault(job.name, dataclasses.replace(job, overrides=more))
     return list(jobs.values())
 
 
@@ -218,7 +181,8 @@ def _make_jobs(
 ) -> list[Job]:
     """The job of a system, after that of the teacher it needs."""
     if system.kind == "scored":
-        return [_make_job(system, seed if system.is_seeded else 0, dropped, {})]
+        # Nothing is random in the built-in ones.
+        return [_make_job(system, seed if system.name in catalogue.PEERS else 0, dropped, {})]
     experiment = _load(system.config)
     overrides = {**system.overrides, **budget.limit(experiment), "eval.references": False}
     if experiment.loss.distill_weight == 0:
@@ -228,7 +192,7 @@ def _make_jobs(
     if teacher_seed != seed:
         overrides["teacher.seed"] = teacher_seed
     if system.name != METHOD and teacher.system.name == _TEACHER:
-        # It is judged once, in the job of the method itself.
+        # It is evaluated once, in the job of the method itself.
         overrides["eval.teacher_test_queries"] = 0
     job = _make_job(system, seed, dropped, overrides)
     return [teacher, dataclasses.replace(job, teacher=teacher.name)]
@@ -238,25 +202,19 @@ def _make_teacher(
     system: System, config: str, seed: int, dropped: int, budget: budget_lib.Budget
 ) -> Job:
     """The job of a system's teacher: that of the method itself, or one that differs from it."""
-    own = _make_job(
-        System(_TEACHER, "teacher", config, kind="teacher"),
-        seed,
-        dropped,
-        budget.limit(_load(config)),
+    own = System(_TEACHER, "teacher", config, kind="teacher")
+    other = dataclasses.replace(
+        system,
+        name=f"{_TEACHER}_of_{system.name}",
+        label=f"teacher of: {system.label}",
+        kind="teacher",
     )
-    other = _make_job(
-        dataclasses.replace(
-            system,
-            name=f"{_TEACHER}_of_{system.name}",
-            label=f"teacher of: {system.label}",
-            kind="teacher",
-        ),
-        seed,
-        dropped,
-        {**system.overrides, **budget.limit(_load(system.config))},
+    first, second = (
+        _make_job(s, seed, dropped, {**s.overrides, **budget.limit(_load(s.config))})
+        for s in (own, other)
     )
-    first, second = (fingerprint.of_stage(j.experiment, stage="teacher") for j in (own, other))
-    return own if first == second else other
+    one, two = (fingerprint.of_stage(j.experiment, stage="teacher") for j in (first, second))
+    return first if one == two else second
 
 
 def _make_job(system: System, seed: int, dropped: int, overrides: Overrides) -> Job:
@@ -264,14 +222,13 @@ def _make_job(system: System, seed: int, dropped: int, overrides: Overrides) -> 
     return Job(system, seed, {"seed": seed, **days, **overrides}, dropped)
 
 
-def _variant(config: str, token: str, label: str) -> System | None:
-    """The system of a variant with one more token; None where the file does not know the token."""
-    extended = load.extend(config, token)
-    try:
-        _load(extended)
-    except load.UsageError:
-        return None
-    return System(token, label, extended)
+def _variants(config: str, changes: Mapping[str, Change]) -> Iterator[System]:
+    """The systems of changes by name, without those whose tokens the file does not know."""
+    for name, (tokens, label, overrides) in changes.items():
+        extended = load.extend(config, tokens)
+        with contextlib.suppress(load.UsageError):
+            _load(extended)
+            yield System(name, label, extended, overrides)
 
 
 def _check_own(config: str) -> None:

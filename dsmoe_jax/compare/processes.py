@@ -1,4 +1,4 @@
-"""Processes of jobs: started on cores of their own, stopped, and locks that say who works."""
+"""Job processes: started on cores of their own and stopped; file locks of those who work."""
 
 import contextlib
 import fcntl
@@ -53,13 +53,13 @@ class ThisMachine:
     def __init__(self, workers: int):
         """Starts nothing yet."""
         self.workers, self.cores = workers, len(cores_of(0, workers))
-        self._slots: dict[int, subprocess.Popen] = {}
+        self._slots: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, files: Sequence[pathlib.Path]) -> list[subprocess.Popen]:
+    def start(self, files: Sequence[pathlib.Path]) -> list[subprocess.Popen[bytes]]:
         """See `Machine`; there must be as many free workers."""
         return [self._start(file) for file in files]
 
-    def _start(self, file: pathlib.Path) -> subprocess.Popen:
+    def _start(self, file: pathlib.Path) -> subprocess.Popen[bytes]:
         running = {slot for slot, process in self._slots.items() if process.poll() is None}
         slot = min(set(range(self.workers)) - running)
         environment = dict(os.environ)
@@ -85,7 +85,7 @@ def log_of(file: pathlib.Path) -> pathlib.Path:
 
 def spawn(
     arguments: Sequence[str], log: pathlib.Path, environment: dict[str, str] | None = None
-) -> subprocess.Popen:
+) -> subprocess.Popen[bytes]:
     """Starts a job's process."""
     with log.open("a") as output:
         return subprocess.Popen(
@@ -117,11 +117,8 @@ def sign(lock: int, starter: int) -> None:
 def stop_orphan(path: pathlib.Path) -> bool:
     """Asks the process that holds a lock to save and end, if the one that started it is gone.
 
-    Args:
-      path: Of the lock, whose stem is in the process's command line.
-
-    Returns:
-      Whether it was asked; not where it runs on another machine or for another user.
+    Says whether it was asked, as one on another machine or of another user is not. The lock's stem
+    is in the process's command line.
     """
     host, *pids = path.read_text().split() or [""]
     if host != socket.gethostname():

@@ -1,4 +1,4 @@
-"""What a person sees of a list of jobs: the state of every job and the time that is left."""
+"""Progress view of jobs: the state of every job and the time that is left."""
 
 import dataclasses
 import shutil
@@ -14,7 +14,6 @@ class JobState:
     """Where a job stands.
 
     Attributes:
-      name: Of the job.
       kind: Of its system; jobs of a kind take about as long.
       state: One of `STATES`.
       seconds: What a finished job took, or a running one so far; 0 where unknown.
@@ -39,10 +38,8 @@ def expect_seconds(states: Sequence[JobState], workers: int) -> float | None:
     means = {kind: statistics.fmean(values) for kind, values in took.items()}
     usual = statistics.fmean(means.values())
     left = [s for s in states if s.state in ("left", "running")]
-    total = sum(
-        max(0.0, means.get(s.kind, usual) - (s.seconds if s.state == "running" else 0.0))
-        for s in left
-    )
+    # A job that is left has taken nothing yet.
+    total = sum(max(0.0, means.get(s.kind, usual) - s.seconds) for s in left)
     return total / max(1, min(workers, len(left)))
 
 
@@ -94,12 +91,8 @@ class View:
             return
         self.clear()
         width = shutil.get_terminal_size().columns - 1
-        lines = [self._summary()]
-        lines += [
-            f"  {s.name}  {clock(s.seconds)}  {s.note}"
-            for s in self._states
-            if s.state == "running"
-        ]
+        running = [s for s in self._states if s.state == "running"]
+        lines = [self._summary(), *(f"  {s.name}  {clock(s.seconds)}  {s.note}" for s in running)]
         for line in lines:
             print(line[:width])
         sys.stdout.flush()

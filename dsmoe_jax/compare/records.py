@@ -13,6 +13,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,29 +25,14 @@ from dsmoe_jax.run import results as results_lib
 Record = dict[str, Any]
 # What a record takes over from results.json.
 _KEPT = (
-    "dataset",
-    "versions",
-    "device",
-    "date",
-    "split",
-    "candidates",
-    "seen_items_removed",
-    "k",
-    "params",
-    "time_s",
-    "examples_per_s",
+    *("dataset", "versions", "device", "date", "split", "candidates", "seen_items_removed", "k"),
+    *("params", "time_s", "examples_per_s"),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What decides a job's numbers.
-
-    Attributes:
-      config_hash: Of the configuration.
-      data_hash: Of the prepared data.
-      numerics: Versions of the components that decide its numbers.
-    """
+    """What decides a job's numbers: configuration, prepared data and versions of components."""
 
     config_hash: str
     data_hash: str
@@ -70,15 +56,23 @@ def load(path: pathlib.Path) -> Record | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def make(job: plan.Job, identity: Identity, workdir: pathlib.Path, **more: Any) -> Record:
-    """Reads what a finished job left in its workdir.
+def load_all(folder: pathlib.Path, pattern: str = "*.json") -> list[Record]:
+    """The records of a folder, in alphabetical order."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
 
-    Args:
-      job: The job.
-      identity: Under which it was run.
-      workdir: Its folder.
-      more: Further entries, of what the workdir does not say.
-    """
+
+def join(found: Iterable[Record], key: str) -> str:
+    """The different values of an entry, in order."""
+    return ", ".join(sorted({str(record[key]) for record in found}))
+
+
+def job_name(record: Record) -> str:
+    """Name of the job that a record is of."""
+    return plan.job_name(record["system"], record["seed"], record["dropped_days"])
+
+
+def make(job: plan.Job, identity: Identity, workdir: pathlib.Path, **more: Any) -> Record:
+    """Reads what a finished job left in its workdir; `more` is what that does not say."""
     record: Record = {
         "system": job.system.name,
         "kind": job.system.kind,
@@ -99,17 +93,15 @@ def make(job: plan.Job, identity: Identity, workdir: pathlib.Path, **more: Any) 
         record["systems"] = found["systems"]
         return record
     with np.load(workdir / results_lib.ARRAYS_FILE) as arrays:
-        record["views"] = {
-            name: np.round(arrays[name], 5).tolist() for name in arrays if "/" in name
-        }
-    record["systems"] = {job.system.name: summarise(found)}
+        views = {name: np.round(arrays[name], 5).tolist() for name in arrays if "/" in name}
     teacher = found["teacher"]
-    record["teacher"] = teacher and {
+    taught = teacher and {
         **summarise(teacher),
         "params": teacher["params"],
         "minus_student": teacher[f"minus_student_recall@{found['k'][0]}"],
     }
-    return record
+    systems = {job.system.name: summarise(found)}
+    return {**record, "views": views, "systems": systems, "teacher": taught}
 
 
 def keep_hits(job: plan.Job, workdir: pathlib.Path, path: pathlib.Path) -> None:
@@ -136,15 +128,12 @@ def _read_course(job: plan.Job, workdir: pathlib.Path) -> Record:
 def summarise(summary: dict[str, Any]) -> dict[str, Any]:
     """Recall of a system per scenario and macro, on test and on validation days."""
 
+    def recalls(row: dict[str, Any]) -> dict[str, Any]:
+        kept = ("share", "queries")
+        return {k: v for k, v in row.items() if k in kept or k.startswith("recall@")}
+
     def keep(part: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "scenarios": {name: _recalls(row) for name, row in part["scenarios"].items()},
-            "macro": _recalls(part["macro"]),
-        }
+        scenarios = {name: recalls(row) for name, row in part["scenarios"].items()}
+        return {"scenarios": scenarios, "macro": recalls(part["macro"])}
 
     return {**keep(summary), "validation": keep(summary["validation"])}
-
-
-def _recalls(row: dict[str, Any]) -> dict[str, Any]:
-    kept = ("share", "queries")
-    return {k: v for k, v in row.items() if k in kept or k.startswith("recall@")}

@@ -17,7 +17,6 @@ A runner also continues from records alone, such as those in a repository: a tea
 gone is trained again if an unfinished job needs it.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dsmoe_jax import runlog
 from dsmoe_jax.baselines import catalogue
@@ -58,10 +57,7 @@ class Runner:
     """Jobs in their folder."""
 
     def __init__(
-        self,
-        jobs: Sequence[plan.Job],
-        folder: pathlib.Path,
-        published: pathlib.Path | None = None,
+        self, jobs: Sequence[plan.Job], folder: pathlib.Path, published: pathlib.Path | None = None
     ):
         """Prepares the data and finds out which jobs are done.
 
@@ -169,9 +165,11 @@ class Runner:
         states = [self.states[index] for index in wanted]
         view = progress.View(states, machine.workers)
         self._cores = machine.cores
-        with interrupt.StopRequest() as stop, contextlib.ExitStack() as stack:
-            stack.callback(view.clear)
-            self._run_all(wanted, machine, view, stop, watch or (lambda view: None))
+        try:
+            with interrupt.StopRequest() as stop:
+                self._run_all(wanted, machine, view, stop, watch or (lambda view: None))
+        finally:
+            view.clear()
         return states
 
     def _run_all(
@@ -223,12 +221,11 @@ class Runner:
             if teacher is not None and teacher.state == "failed":
                 state.state, state.note = "failed", f"its teacher {teacher.name} failed"
             elif teacher is None or teacher.state == "done":
-                with processes.lock(self._lock_path(job)) as lock:
+                lock_path = self._lock_path(job)
+                with processes.lock(lock_path) as lock:
                     if lock is None:
                         # Once: a second request ends a run before it has saved.
-                        if index not in self._orphans and processes.stop_orphan(
-                            self._lock_path(job)
-                        ):
+                        if index not in self._orphans and processes.stop_orphan(lock_path):
                             self._orphans.add(index)
                     elif not self._is_done(job, state):
                         state.state, state.seconds = "running", 0.0
@@ -258,11 +255,8 @@ class Runner:
         return workdir / job_lib.FILE
 
     def _finish(self, entry: _Running, view: progress.View) -> None:
-        job, state, status = (
-            self.jobs[entry.number],
-            self.states[entry.number],
-            entry.process.poll(),
-        )
+        job, state = self.jobs[entry.number], self.states[entry.number]
+        status = entry.process.poll()
         state.seconds = time.perf_counter() - entry.start_s
         if status == processes.TAKEN:
             state.state, state.seconds = "left", 0.0
@@ -282,17 +276,10 @@ class Runner:
         self._failure_path(job).unlink(missing_ok=True)
         if job.system.kind == "search":
             return {"systems": {}}
-        counted = None
-        if job.system.kind == "run":
-            counted = costs.count(job.experiment, self.store(job).folder)
-        record = records.make(
-            job,
-            self.identity(job),
-            self.workdir(job),
-            wall_s=round(state.seconds, 1),
-            cores=self._cores,
-            costs=counted,
-        )
+        more: records.Record = {"wall_s": round(state.seconds, 1), "cores": self._cores}
+        is_run = job.system.kind == "run"
+        more["costs"] = costs.count(job.experiment, self.store(job).folder) if is_run else None
+        record = records.make(job, self.identity(job), self.workdir(job), **more)
         path = self._record_path(job)
         records.keep_hits(job, self.workdir(job), path.with_suffix(".parquet"))
         runlog.replace_text(path, json.dumps(record) + "\n")
@@ -327,7 +314,7 @@ class Runner:
         return self._stores[name]
 
 
-def _describe(record: dict[str, Any]) -> str:
+def _describe(record: records.Record) -> str:
     """The validation and test score of a finished job's best system."""
     if not record["systems"]:
         return ""

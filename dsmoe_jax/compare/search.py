@@ -1,8 +1,8 @@
-"""Study of a hyper-parameter search, and the worker that runs and prunes its trials, with Optuna.
+"""Study of a hyper-parameter search: trials, the workers that run and prune them, results.
 
-Owns the journal that workers share, which setting is tried next, and a trial from its first epoch
-to its end. No test query is looked at. A trial whose worker was killed is tried again by any other
-one, in its workdir, where its training resumes.
+Owns the journal that workers share, which setting is tried next, a trial from its first epoch to
+its end, and the table, figure and best setting. No test query is looked at. A trial whose worker
+was killed is tried again by any other one, in its workdir, where its training resumes.
 """
 
 import contextlib
@@ -13,13 +13,14 @@ import math
 import pathlib
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from dsmoe_jax import runlog
 from dsmoe_jax.compare import processes, search_space
+from dsmoe_jax.compare.report import formats, sweeps
 from dsmoe_jax.config import fingerprint, load, schema
 from dsmoe_jax.run import stages
 from dsmoe_jax.training import interrupt, loop
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 STARTUP_TRIALS = 4
 WARMUP_EPOCHS = 3
 _POLL_S = 0.5
+_HEADS = ("trial", "end", "score", "epochs", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +40,7 @@ class Request:
     """What is searched.
 
     Attributes:
-      config: `FILE:variant`.
       num_trials: Different settings to try, the configuration's own among them.
-      folder: Of the study.
       overrides: Values of fields in every trial; a field that is set is not searched.
       stage: One of `search_space.STAGES`: whose fields are searched.
     """
@@ -65,7 +65,7 @@ class Study:
         from optuna.storages import journal
 
         self.request, self.folder = request, pathlib.Path(request.folder)
-        self.experiment: schema.Experiment = load.load_config(request.config, request.overrides)
+        self.experiment = load.load_config(request.config, request.overrides)
         if request.stage == "teacher" and not self.experiment.loss.distill_weight:
             raise ValueError(
                 "--stage teacher: expected a configuration that learns from a teacher, got "
@@ -74,7 +74,12 @@ class Study:
         self.space = search_space.make(
             self.experiment, tuple(request.overrides), stage=request.stage
         )
-        self.num_trials = min(request.num_trials, search_space.count(self.space))
+        # As they are written on the command line.
+        self._texts = {
+            field: [search_space.as_text(value) for value in choices]
+            for field, choices in self.space.items()
+        }
+        self.num_trials = min(request.num_trials, math.prod(map(len, self.space.values())))
         self.score_name = f"macro recall@{self.experiment.eval.k[0]}"
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # Another configuration or another space is another study in the same journal.
@@ -101,9 +106,9 @@ class Study:
         """The trials that came to an end."""
         return [trial for trial in self.trials() if trial.state.name in ("COMPLETE", "PRUNED")]
 
-    def workdir(self, name: str) -> pathlib.Path:
+    def workdir(self, setting: Mapping[str, str]) -> pathlib.Path:
         """Of the trials of a setting."""
-        return self.folder / "trials" / name
+        return self.folder / "trials" / name_of(setting)
 
     def take(self, stack: contextlib.ExitStack) -> "optuna.Trial | None":
         """The next trial, with its setting's lock in the stack; None where there are enough."""
@@ -125,7 +130,7 @@ class Study:
                 self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 self._study.enqueue_trial(self._draw(random.Random(seed), seen))
                 trial = self._suggest()
-            stack.enter_context(processes.lock(self._lock_path(name_of(trial.params)), wait=True))
+            stack.enter_context(processes.lock(self._lock_path(trial.params), wait=True))
             return trial
 
     def tell(self, trial: "optuna.Trial", end: str, score: float, seconds: float) -> None:
@@ -145,14 +150,12 @@ class Study:
 
         trials, seen = self.trials(), set()
         if not trials:
-            self._study.enqueue_trial(
-                {field: search_space.as_text(v[0]) for field, v in self.space.items()}
-            )
+            self._study.enqueue_trial({f: choices[0] for f, choices in self._texts.items()})
         for trial in trials:
             if trial.state.name in ("COMPLETE", "PRUNED"):
                 seen.add(name_of(trial.params))
             elif trial.state.name == "RUNNING":
-                with processes.lock(self._lock_path(name_of(trial.params))) as lock:
+                with processes.lock(self._lock_path(trial.params)) as lock:
                     if lock is None:
                         seen.add(name_of(trial.params))
                         continue
@@ -162,22 +165,19 @@ class Study:
 
     def _suggest(self) -> "optuna.Trial":
         trial = self._study.ask()
-        for field, choices in self.space.items():
-            trial.suggest_categorical(field, [search_space.as_text(value) for value in choices])
+        for field, choices in self._texts.items():
+            trial.suggest_categorical(field, choices)
         return trial
 
     def _draw(self, rng: random.Random, seen: set[str]) -> dict[str, str]:
         """A setting out of those that are left, all alike."""
         while True:
-            drawn = {
-                field: search_space.as_text(rng.choice(choices))
-                for field, choices in self.space.items()
-            }
+            drawn = {field: rng.choice(choices) for field, choices in self._texts.items()}
             if name_of(drawn) not in seen:
                 return drawn
 
-    def _lock_path(self, name: str) -> pathlib.Path:
-        return self.workdir(name).with_suffix(".lock")
+    def _lock_path(self, setting: Mapping[str, str]) -> pathlib.Path:
+        return self.workdir(setting).with_suffix(".lock")
 
 
 class _Pruning(runlog.RunLog):
@@ -211,9 +211,7 @@ class _Pruning(runlog.RunLog):
 def work(request: Request, folders: Mapping[str, Any]) -> None:
     """Runs trials until there are enough, those of other workers counted.
 
-    Args:
-      request: The search.
-      folders: Overrides of a trial that say where its data and its teacher are.
+    Their `folders` are overrides that say where data and teacher are.
 
     Raises:
       ValueError: When a trial fails for another reason than a loss that is not finite.
@@ -229,22 +227,22 @@ def work(request: Request, folders: Mapping[str, Any]) -> None:
                 continue
             _run(study, trial, folders)
         # Another setting is another program.
-        jax.clear_caches()
+        clear: Callable[[], None] = jax.clear_caches
+        clear()
 
 
 def _run(study: Study, trial: "optuna.Trial", folders: Mapping[str, Any]) -> None:
     import optuna
 
     request, start_s = study.request, time.perf_counter()
-    workdir = study.workdir(name_of(trial.params))
+    workdir = study.workdir(trial.params)
     workdir.mkdir(exist_ok=True)
-    shown = ", ".join(f"{f.rpartition('.')[2]} {v}" for f, v in trial.params.items())
-    print(f"trial {trial.number}: {shown}", flush=True)
+    print(f"trial {trial.number}: {describe(trial.params)}", flush=True)
     score = f"eval/{study.score_name.replace(' ', '/')}"
-    reporter = _Pruning(workdir, trial, request.stage, score)
+    run_log = _Pruning(workdir, trial, request.stage, score)
     fields = {**request.overrides, **trial.params, **folders}
     try:
-        train(load.load_config(request.config, fields), workdir, request.stage, reporter)
+        train(load.load_config(request.config, fields), workdir, request.stage, run_log)
         end = "done"
     except optuna.TrialPruned:
         end = "ended early"
@@ -252,18 +250,67 @@ def _run(study: Study, trial: "optuna.Trial", folders: Mapping[str, Any]) -> Non
         print(error, flush=True)
         end = "diverged"
     finally:
-        reporter.close()
-    study.tell(trial, end, reporter.best, time.perf_counter() - start_s)
+        run_log.close()
+    study.tell(trial, end, run_log.best, time.perf_counter() - start_s)
 
 
 def train(
-    experiment: schema.Experiment, workdir: pathlib.Path, stage: str, reporter: runlog.RunLog
+    experiment: schema.Experiment, workdir: pathlib.Path, stage: str, run_log: runlog.RunLog
 ) -> None:
     """Trains one stage to its end, from where an earlier call in the workdir stopped."""
     with interrupt.StopRequest() as stop:
         store_dir = pathlib.Path(experiment.data.store_dir)
-        session = stages.Stages(experiment, workdir, store_dir, reporter, stop, prepare_s=0.0)
-        session.train_teacher() if stage == "teacher" else session.train_student()
+        found = stages.Stages(experiment, workdir, store_dir, run_log, stop, prepare_s=0.0)
+        found.train_teacher() if stage == "teacher" else found.train_student()
+
+
+def write_results(study: Study) -> pathlib.Path:
+    """Writes trials.csv, trials.png, trials.svg and best.json; returns the last.
+
+    Raises:
+      ValueError: When no trial ran to its end.
+    """
+    folder, space, score_name = study.folder, study.space, study.score_name
+    trials, config = study.trials(), study.request.config
+    # Of a setting that was tried again after the search had been killed, the last trial counts.
+    ended = {str(t.params): _as_row(t, space) for t in trials if "end" in t.user_attrs}
+    rows = list(ended.values())
+    runlog.replace_text(folder / "trials.csv", formats.lines_to_csv([*_HEADS, *space], rows))
+    scored = [row for row in rows if row["score"] is not None]
+    title = f"validation {score_name} of {config}"
+    sweeps.draw_search(folder / "trials", list(space), scored, title)
+    done = [row for row in scored if row["end"] == "done"]
+    if not done:
+        raise ValueError(f"{folder}: every trial diverged; trials.csv has their settings")
+    best = max(done, key=lambda row: row["score"])
+    setting = {field: best[field] for field in space}
+    found = {
+        "config": config,
+        "score": {f"validation {score_name}": best["score"]},
+        "trials": len(rows),
+        "setting": setting,
+        "flags": [f"--config.{field}={text}" for field, text in setting.items()],
+    }
+    path = folder / "best.json"
+    runlog.replace_text(path, json.dumps(found, indent=1) + "\n")
+    return path
+
+
+def _as_row(trial: "optuna.trial.FrozenTrial", space: search_space.Space) -> dict[str, Any]:
+    scores = trial.intermediate_values
+    return {
+        "trial": trial.number,
+        "end": trial.user_attrs["end"],
+        "score": max(scores.values(), default=None),
+        "epochs": len(scores),
+        "seconds": trial.user_attrs["seconds"],
+        **{field: trial.params[field] for field in space},
+    }
+
+
+def describe(setting: Mapping[str, Any]) -> str:
+    """A setting in words, its fields by the last part of their paths."""
+    return ", ".join(f"{field.rpartition('.')[2]} {value}" for field, value in setting.items())
 
 
 def name_of(setting: Mapping[str, Any]) -> str:

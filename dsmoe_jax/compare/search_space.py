@@ -1,10 +1,9 @@
-"""What hyper-parameter search may choose: fields of a configuration and their values.
+"""Search space of hyper-parameters: fields of a configuration and the values to choose from.
 
 Owns the fields that methods share; one that a method lacks is left out. A method's own stand in its
 file, as `MatcherConfig.search_space` or `RankerConfig.search_space`.
 """
 
-import math
 from typing import Any
 
 from dsmoe_jax.config import fingerprint, schema
@@ -35,22 +34,16 @@ STAGES = tuple(_SHARED)
 def make(
     experiment: schema.Experiment, fixed: tuple[str, ...] = (), *, stage: str = "student"
 ) -> Space:
-    """The fields that a search of this experiment tries, each with its own value first.
-
-    Args:
-      experiment: Its values are the first setting that is tried.
-      fixed: Fields that keep their values.
-      stage: One of `STAGES`: whose fields they are.
+    """The fields that a search of a stage tries, but fixed ones, each with its own value first.
 
     Raises:
       ValueError: When nothing is left to choose, or the method names a field that it lacks.
     """
     values = fingerprint.flatten(fingerprint.as_dict(experiment))
-    prefix, model = (
-        ("model", experiment.model)
-        if stage == "student"
-        else ("teacher.model", experiment.teacher.model)
-    )
+    prefix, model = {
+        "student": ("model", experiment.model),
+        "teacher": ("teacher.model", experiment.teacher.model),
+    }[stage]
     own = {f"{prefix}.{name}": choices for name, choices in model.search_space.items()}
     for field in own:
         if field not in values:
@@ -69,16 +62,6 @@ def make(
     if not space:
         raise ValueError("tune: expected at least one field to choose, got all of them fixed")
     return space
-
-
-def count(space: Space) -> int:
-    """Settings in the space."""
-    return math.prod(len(choices) for choices in space.values())
-
-
-def as_flags(setting: dict[str, Any]) -> tuple[str, ...]:
-    """The flags of a setting: values by field."""
-    return tuple(f"--config.{field}={as_text(value)}" for field, value in setting.items())
 
 
 def as_text(value: Any) -> str:

@@ -12,20 +12,14 @@ runs one trial after the other (`compare/search.py`).
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 from dsmoe_jax import optional
-from dsmoe_jax.compare import plan, processes, progress, runner, search, search_results
+from dsmoe_jax.compare import plan, processes, progress, runner, search
 
 
 def run(request: search.Request, machine: processes.Machine) -> pathlib.Path:
-    """Runs what is left of a search and writes its results.
-
-    Args:
-      request: The search.
-      machine: Where trials run, one a worker.
-
-    Returns:
-      The file of the best setting.
+    """Runs what is left of a search, one trial a worker; returns the file of the best setting.
 
     Raises:
       ValueError: On a bad request or configuration, without Optuna, when another process works on
@@ -43,17 +37,11 @@ def run(request: search.Request, machine: processes.Machine) -> pathlib.Path:
         study = search.Study(request)
         jobs = make_jobs(study, machine.workers) if len(study.ended()) < study.num_trials else []
         work = runner.Runner(jobs, folder)
-        states = work.run(machine, watch=_Watch(study))
+        states = work.run(machine, watch=_make_watch(study))
         for state in states:
             if state.state == "failed":
                 raise ValueError(f"{state.name} failed: {state.note}")
-        return search_results.write(
-            folder,
-            study.trials(),
-            study.space,
-            config=request.config,
-            score_name=study.score_name,
-        )
+        return search.write_results(study)
 
 
 def make_jobs(study: search.Study, workers: int) -> list[plan.Job]:
@@ -69,21 +57,20 @@ def make_jobs(study: search.Study, workers: int) -> list[plan.Job]:
     return found
 
 
-class _Watch:
+def _make_watch(study: search.Study) -> Callable[[progress.View], None]:
     """Tells of every trial that comes to its end."""
+    told = len(study.ended())
 
-    def __init__(self, study: search.Study):
-        self._study = study
-        self._told = len(study.ended())
-
-    def __call__(self, view: progress.View) -> None:
-        ended = sorted(self._study.ended(), key=lambda trial: str(trial.datetime_complete))
-        for number, trial in enumerate(ended[self._told :], self._told + 1):
+    def watch(view: progress.View) -> None:
+        nonlocal told
+        ended = sorted(study.ended(), key=lambda trial: str(trial.datetime_complete))
+        for number, trial in enumerate(ended[told:], told + 1):
             best = max(trial.intermediate_values.values(), default=None)
             score = "none" if best is None else f"{100 * best:.1f} %"
-            shown = ", ".join(f"{f.rpartition('.')[2]} {v}" for f, v in trial.params.items())
             view.tell(
-                f"{number} of {self._study.num_trials} trials {trial.user_attrs['end']}: "
-                f"validation {self._study.score_name} {score} with {shown}"
+                f"{number} of {study.num_trials} trials {trial.user_attrs['end']}: validation "
+                f"{study.score_name} {score} with {search.describe(trial.params)}"
             )
-        self._told = len(ended)
+        told = len(ended)
+
+    return watch

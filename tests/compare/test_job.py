@@ -20,7 +20,7 @@ CONFIG = "configs/kuairand.py:sample"
 
 
 def evaluate_baselines(store, config, *, seed):
-    """A peer of one trial."""
+    """A baseline of one trial."""
     made = [({"a": 1}, linear.make_popularity(store))]
     return selection.evaluate_trials("popular", made, store, config, seed=seed)
 

@@ -18,7 +18,7 @@ import pytest
 
 from dsmoe_jax import main
 from dsmoe_jax.compare import __main__ as command_line
-from dsmoe_jax.compare import processes, runner, search, search_results, search_space, tune
+from dsmoe_jax.compare import processes, runner, search, search_space, tune
 from dsmoe_jax.config import load, schema
 from dsmoe_jax.models import registry
 from dsmoe_jax.training import interrupt, loop
@@ -45,7 +45,7 @@ sys.exit(job.main([file]))
 def stand_in(log, behavior, patch=setattr):
     """Makes trials note that they ran, then tell the scores of their epochs."""
 
-    def train(experiment, workdir, stage, reporter):
+    def train(experiment, workdir, stage, run_log):
         dropout = str(experiment.model.input_dropout)
         told, seconds, error = behavior().get(dropout, ([0.2], 0, ""))
         note = {
@@ -60,7 +60,7 @@ def stand_in(log, behavior, patch=setattr):
         if error:
             raise loop.DivergedError(error) if "finite" in error else ValueError(error)
         for step, score in enumerate(told):
-            reporter.metrics(stage, step, {"eval/macro/recall@50": score})
+            run_log.metrics(stage, step, {"eval/macro/recall@50": score})
             time.sleep(seconds)
 
     patch(search, "train", train)
@@ -260,12 +260,12 @@ def ended(score):
     )
 
 
-def test_a_setting_that_ended_as_the_search_was_killed_is_one_row(tmp_path):
+def test_a_setting_that_ended_as_the_search_was_killed_is_one_row(tmp_path, monkeypatch):
     # Its end was noted, its study was not told, and so it was tried again.
-    space = {"train.batch_size": (1, 2)}
-    found = search_results.write(
-        tmp_path, [ended(0.1), ended(0.2)], space, config="a.py", score_name="macro recall@50"
-    )
+    study = search.Study(search.Request(CONFIG, 2, str(tmp_path)))
+    study.space = {"train.batch_size": (1, 2)}
+    monkeypatch.setattr(study, "trials", lambda: [ended(0.1), ended(0.2)])
+    found = search.write_results(study)
     assert json.loads(found.read_text())["trials"] == 1
     assert json.loads(found.read_text())["score"] == {"validation macro recall@50": 0.2}
 
@@ -362,7 +362,7 @@ def test_every_value_of_a_space_is_a_flag_that_means_it(stage, token):
     # One command for the first value of every field, one for the second and so on.
     for number in range(max(map(len, space.values()))):
         setting = {field: values[min(number, len(values) - 1)] for field, values in space.items()}
-        flags = search_space.as_flags(setting)
+        flags = [f"--config.{f}={search_space.as_text(value)}" for f, value in setting.items()]
         command = ["", f"--config=configs/kuairand.py:{variant}", *flags]
         parsed = main.parse(command).experiment
         assert {field: read(parsed, field) for field in space} == setting
@@ -387,10 +387,6 @@ def test_a_teachers_search_has_a_folder_of_its_own(monkeypatch, tmp_path, more, 
     monkeypatch.setattr(tune, "run", run)
     assert command_line.main(["tune", f"--config={CONFIG}", *more]) == 0
     assert (asked[0].stage, pathlib.Path(asked[0].folder).name) == (stage, folder)
-
-
-def test_the_size_of_a_space_is_a_product():
-    assert search_space.count({"a": (1, 2), "b": (1, 2, 3)}) == 6
 
 
 def test_a_field_that_a_method_lacks_is_not_searched():

@@ -1,4 +1,4 @@
-"""The report of a comparison: everything that is finished, as Markdown, CSV, figures and one page.
+"""Comparison report: everything that is finished, as Markdown, CSV, figures and one page.
 
 Owns what a report holds and in which order. It is made from records alone, so that the records of
 another machine give the same report.
@@ -7,6 +7,7 @@ another machine give the same report.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -32,40 +33,34 @@ class Source:
 
     Attributes:
       records: Folder of the records.
-      config: `FILE:variant` of DSMOE's own row.
-      extra_systems: Further rows of Table 2.
-      failed: Folder of the failed cells' reasons, if any.
+      config: `FILE:variant` of DSMOE itself.
+      failed: Folder of the failed jobs' reasons, if any.
     """
 
     records: pathlib.Path
     config: str
-    extra_systems: tuple[plan.System, ...] = ()
     failed: pathlib.Path | None = None
 
     def systems(self, table: str) -> list[finished.System]:
         """The systems of a table or figure."""
-        chosen = [*plan.systems_of(table, self.config)]
-        if table == "table2":
-            chosen += self.extra_systems
-        return finished.load(self.records, chosen)
+        return finished.load(self.records, plan.systems_of(table, self.config))
 
 
 def write(source: Source, folder: pathlib.Path) -> pathlib.Path:
     """Writes the report of what is finished; returns the page.
 
     Raises:
-      ValueError: When DSMOE itself has no finished cell.
+      ValueError: When DSMOE itself has no finished job.
     """
     made = make_tables(source)
     folder.mkdir(parents=True, exist_ok=True)
     for table in made:
         runlog.replace_text(folder / f"{table.name}.csv", formats.to_csv(table))
-    pictures = _draw(source, folder)
-    notes = [*describe(source), *_failures(source), *_peers_not_run(source)]
-    found = find(source)
-    runlog.replace_text(folder / "report.md", page.to_markdown(notes, found, made, pictures))
+    notes = [*describe(source), *_failures(source), *_not_run(source)]
+    report = page.Report(notes, find(source), made, _draw(source, folder))
+    runlog.replace_text(folder / "report.md", page.to_markdown(report))
     path = folder / "report.html"
-    runlog.replace_text(path, page.to_html(notes, found, made, pictures))
+    runlog.replace_text(path, page.to_html(report))
     return path
 
 
@@ -73,7 +68,7 @@ def make_tables(source: Source) -> list[formats.Table]:
     """Every table of which something is finished, in the paper's order.
 
     Raises:
-      ValueError: When DSMOE itself has no finished cell.
+      ValueError: When DSMOE itself has no finished job.
     """
     main = source.systems("table2")
     compared = _by_days("table2", "Table 2: recall", main, with_paper=True)
@@ -103,18 +98,11 @@ def on_first_days(source: Source, table: str) -> list[finished.System]:
 
 
 def _compare(
-    name: str,
-    title: str,
-    systems: Sequence[finished.System],
-    others: Sequence[finished.System],
+    name: str, title: str, systems: Sequence[finished.System], others: Sequence[finished.System]
 ) -> list[formats.Table]:
-    """A table of recall of DSMOE and other systems; none where nothing stands beside DSMOE.
+    """A table of recall of systems on the same test days, none where DSMOE stands alone.
 
-    Args:
-      name: Of its files.
-      title: Above it.
-      systems: Its rows, on the same test days.
-      others: Rows below them, where they were tested on these days.
+    Below them are others that were tested on these days.
     """
     if sum(bool(system.entries) for system in systems) < 2:
         return []
@@ -132,35 +120,25 @@ def _by_days(
 ) -> list[formats.Table]:
     """A table for every choice of test days that others than DSMOE were tested on, and for all.
 
-    The first one may have DSMOE alone, and has the paper's rows.
-
-    Args:
-      name: Of its files, without the days.
-      title: Above it, without the days.
-      systems: Its rows.
-      others: Rows below them, where they were tested on the same days.
-      with_paper: Whether the first one has the paper's rows.
+    The first one may have DSMOE alone, and the paper's rows. Below the systems are others that were
+    tested on the same days.
     """
-    days = sorted(finished.own(systems).days)
+    first, *more = sorted(finished.own(systems).days)
     compared = {day for system in systems if system.name != plan.METHOD for day in system.days}
-    days = [day for day in days if day == days[0] or day in compared]
-    found = []
-    for dropped in days:
-        is_first = dropped == days[0]
-        chosen = [system.on_days(dropped) for system in systems] + _tested(others, {dropped})
-        found.append(
-            recall_table.make(
-                name if is_first else f"{name}_drop{dropped}",
-                title if is_first else f"{title}, the last {dropped} days left out",
-                chosen,
-                with_paper=with_paper and is_first,
-            )
+    later = [day for day in more if day in compared]
+    choices: list[tuple[tuple[int, ...], str, str]] = [((first,), "", "")]
+    choices += [((n,), f"_drop{n}", f", the last {n} days left out") for n in later]
+    if later:
+        choices.append(((first, *later), "_pooled", ", the queries of all test days pooled"))
+    return [
+        recall_table.make(
+            name + suffix,
+            title + words,
+            [system.on_days(*days) for system in systems] + _tested(others, days),
+            with_paper=with_paper and not suffix,
         )
-    if len(days) > 1:
-        pooled = f"{title}, the queries of all test days pooled"
-        chosen = [system.on_days(*days) for system in systems] + _tested(others, days)
-        found.append(recall_table.make(f"{name}_pooled", pooled, chosen, with_paper=False))
-    return found
+        for days, suffix, words in choices
+    ]
 
 
 def _tested(systems: Sequence[finished.System], days: Iterable[int]) -> list[finished.System]:
@@ -172,38 +150,37 @@ def _tested(systems: Sequence[finished.System], days: Iterable[int]) -> list[fin
 def describe(source: Source) -> list[str]:
     """What was run, and on what."""
     own = finished.own(source.systems("table2"))
-    cells = [records.load(path) for path in sorted(source.records.glob("*.json"))]
-    done = [cell for cell in cells if cell is not None and cell["systems"]]
+    jobs = records.load_all(source.records)
+    done = [job for job in jobs if job["systems"]]
     first = own.entries[0].record
-    dates = sorted({cell["date"] for cell in done})
+    dates = sorted({job["date"] for job in done})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    devices = ", ".join(sorted({cell["device"] for cell in done}))
     versions: dict[str, set[str]] = {}
-    for cell in done:
-        for name, value in cell["versions"].items():
+    for job in done:
+        for name, value in job["versions"].items():
             versions.setdefault(name, set()).add(value)
     used = ", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in versions.items())
     days = "; ".join(
         f"{part} {entry['days'][0]} to {entry['days'][-1]} ({entry['examples']:,} positives)"
         for part, entry in first["split"].items()
     )
-    hours = sum(_seconds(cell) for cell in cells if cell is not None) / 3600
+    hours = sum(map(_seconds, jobs)) / 3600
     return [
-        f"{len(done)} finished jobs of {source.config}, {hours:.1f} hours of runs on {devices}, "
-        f"{when}.",
+        f"{len(done)} finished jobs of {source.config}, {hours:.1f} hours of runs on "
+        f"{records.join(done, 'device')}, {when}.",
         f"Data: {first['dataset']}, {first['data_hash'][:12]}; {days}; {first['candidates']:,} "
         "candidates in every scenario.",
         f"Versions: {used}.",
         "All systems are evaluated by one protocol on the same queries; epochs and settings were "
         f"chosen on validation days, test days are only reported.{_chosen_on(done)}",
-        *_cut_short([cell for cell in cells if cell is not None]),
+        *_cut_short(jobs),
     ]
 
 
-def _chosen_on(cells: Sequence[records.Record]) -> str:
-    """A sentence on test days of some cells that are validation days of others; empty without."""
+def _chosen_on(jobs: Sequence[records.Record]) -> str:
+    """A sentence on test days of some jobs that are validation days of others; empty without."""
     validation, test = (
-        {day for cell in cells for day in cell["split"][part]["days"]}
+        {day for job in jobs for day in job["split"][part]["days"]}
         for part in ("validation", "test")
     )
     both = ", ".join(sorted(validation & test))
@@ -215,29 +192,22 @@ def _chosen_on(cells: Sequence[records.Record]) -> str:
     )
 
 
-def _cut_short(cells: Sequence[records.Record]) -> list[str]:
+def _cut_short(jobs: Sequence[records.Record]) -> list[str]:
     """Which runs the minutes of their budget ended; empty where none."""
-    named = {
-        plan.job_name(cell["system"], cell["seed"], cell["dropped_days"]): cell for cell in cells
-    }
-    seconds = {name: _training_s(cell) for name, cell in named.items()}
+    named = {records.job_name(job): job for job in jobs}
+    seconds = {name: _training_s(job) for name, job in named.items()}
     # A teacher's own record has no times, its students' have.
-    seconds |= {
-        cell["teacher_job"]: cell["time_s"]["teacher"]
-        for cell in cells
-        if cell["teacher_job"] and "time_s" in cell
-    }
-    limited = {name: cell for name, cell in named.items() if cell.get("max_minutes")}
+    taught = [job for job in jobs if job["teacher_job"] and "time_s" in job]
+    seconds |= {job["teacher_job"]: job["time_s"]["teacher"] for job in taught}
+    limited = {name: job for name, job in named.items() if job.get("max_minutes")}
     ended: dict[str, list[int]] = {}
-    for name, cell in limited.items():
-        is_late = seconds[name] >= 60 * cell["max_minutes"]
-        if is_late and cell["epochs"] < cell["max_epochs"]:
-            ended.setdefault(cell["system"], []).append(cell["epochs"])
+    for name, job in limited.items():
+        if seconds[name] >= 60 * job["max_minutes"] and job["epochs"] < job["max_epochs"]:
+            ended.setdefault(job["system"], []).append(job["epochs"])
     if not ended:
         return []
-    minutes = " or ".join(
-        f"{m:g}" for m in sorted({cell["max_minutes"] for cell in limited.values()})
-    )
+    known = sorted({job["max_minutes"] for job in limited.values()})
+    minutes = " or ".join(f"{m:g}" for m in known)
     epochs = "; ".join(f"{row} {', '.join(map(str, n))}" for row, n in ended.items())
     return [
         f"{sum(map(len, ended.values()))} of {len(limited)} runs used up their {minutes} minutes "
@@ -246,52 +216,51 @@ def _cut_short(cells: Sequence[records.Record]) -> list[str]:
     ]
 
 
-def _training_s(cell: records.Record) -> float:
-    """Of a cell's own stages."""
-    times = cell.get("time_s", {})
+def _training_s(job: records.Record) -> float:
+    """Of a job's own stages."""
+    times = job.get("time_s", {})
     return float(times.get("pretraining", 0.0) + times.get("student", 0.0))
 
 
-def _seconds(cell: records.Record) -> float:
-    """What a cell took; `wall_s` knows of the last sitting alone."""
-    own = ("pretraining", "student", "evaluate")
-    stages = sum(cell.get("time_s", {}).get(stage, 0.0) for stage in own)
-    return max(cell["wall_s"], stages)
+def _seconds(job: records.Record) -> float:
+    """What a job took; `wall_s` knows of the last sitting alone."""
+    evaluate_s: float = job.get("time_s", {}).get("evaluate", 0.0)
+    return max(float(job["wall_s"]), _training_s(job) + evaluate_s)
 
 
 def find(source: Source) -> list[str]:
     """What the numbers say that a reader may miss."""
     shared = _on_shared_days(source, "table2")
-    judged = recall_table.judge(shared)
-    beside = findings.beside_own(judged)
+    compared = recall_table.compare(shared)
+    beside = findings.beside_own(compared)
     days = finished.own(shared).days
     if len(days) > 1:
         # Settings may have been chosen on the other days.
-        last = recall_table.judge([system.on_days(min(days)) for system in shared])
+        last = recall_table.compare([system.on_days(min(days)) for system in shared])
         beside = findings.beside_own(last) + beside
     return [
         *beside,
-        *findings.below_popularity(judged),
-        *findings.prior_gain(judged),
-        *findings.ablations(recall_table.judge(_on_shared_days(source, "table4"))),
+        *findings.below_popularity(compared),
+        *findings.prior_gain(compared),
+        *findings.ablations(recall_table.compare(_on_shared_days(source, "table4"))),
     ]
 
 
 def _on_shared_days(source: Source, table: str) -> list[finished.System]:
     """The systems of a table on the test days that all of them share; without, on DSMOE's first."""
     systems = source.systems(table)
-    days = finished.shared_days(systems) or [min(finished.own(systems).days)]
+    shared = frozenset.intersection(*(system.days for system in systems if system.entries))
+    days = shared or [min(finished.own(systems).days)]
     return [system.on_days(*days) for system in systems]
 
 
 def _failures(source: Source) -> list[str]:
     paths = sorted(source.failed.glob("*.json")) if source.failed else []
-    found = [(path.stem, records.load(path)) for path in paths]
-    return [f"Failed: {name}: {entry['error']}" for name, entry in found if entry]
+    return [f"Failed: {path.stem}: {json.loads(path.read_text())['error']}" for path in paths]
 
 
-def _peers_not_run(source: Source) -> list[str]:
-    """What of the peers is neither finished nor failed; most likely a library was missing."""
+def _not_run(source: Source) -> list[str]:
+    """Other libraries' baselines that neither finished nor failed, likely for want of them."""
     found = [
         system.label
         for system in source.systems("table2")

@@ -1,4 +1,4 @@
-"""The paper's Table 3: what a method takes to train, to keep and to serve.
+"""Cost table, the paper's Table 3: what a method takes to train, to keep and to serve.
 
 Owns its layout. Parameters are those that are trained and served: no moments, no running
 statistics, no teacher. A forward pass is of 4,096 pairs, each with its own scenario; how its
@@ -6,62 +6,51 @@ multiplications are counted is in `costs.py`.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dsmoe_jax.compare import costs, records
 from dsmoe_jax.compare.report import finished, formats, paper
 
 HEADS = (
-    "",
-    "dense parameters, M",
-    "embedding parameters, M",
-    "all, M",
-    "MiB in float32",
-    "GMACs of a forward pass",
-    "GFLOPs",
-    "user tower, MMACs a query",
-    "item vectors of all indexes, GMACs",
-    "indexes",
-    "training, s",
-    "of it before the main stage, s",
-    "an epoch's steps, s",
-    "teacher, s",
+    *("", "dense parameters, M", "embedding parameters, M", "all, M", "MiB in float32"),
+    *("GMACs of a forward pass", "GFLOPs", "user tower, MMACs a query"),
+    *("item vectors of all indexes, GMACs", "indexes", "training, s"),
+    *("of it before the main stage, s", "an epoch's steps, s", "teacher, s"),
 )
+# The paper's numbers by the head of their column.
+_PRINTED: dict[str, Mapping[str, Mapping[str, float]]] = {
+    "all, M": paper.PARAMETERS_M,
+    "GMACs of a forward pass": paper.GIGA_MACS,
+    "training, s": paper.TRAIN_S,
+}
 
 
 def make(systems: Sequence[finished.System]) -> formats.Table:
     """The table; ours, then the paper's printed numbers.
 
     Raises:
-      ValueError: When DSMOE has no finished cell.
+      ValueError: When DSMOE has no finished job.
     """
     own = finished.own(systems)
     rows = [_row(system) for system in systems if system.kind == "run"]
     dataset = own.entries[0].record["dataset"]
     for system in systems:
-        values = [
-            known.get(dataset, {}).get(system.name)
-            for known in (paper.PARAMETERS_M, paper.GIGA_MACS, paper.TRAIN_S)
-        ]
-        if any(value is not None for value in values):
-            params, macs, train_s = ("" if v is None else f"{v:,}" for v in values)
-            cells = [""] * len(HEADS)
-            cells[0], cells[3], cells[5], cells[10] = (
-                paper.label(system.label),
-                params,
-                macs,
-                train_s,
-            )
+        printed = {
+            head: f"{known[dataset][system.name]:,}"
+            for head, known in _PRINTED.items()
+            if system.name in known.get(dataset, {})
+        }
+        if printed:
+            cells = [paper.label(system.label), *(printed.get(head, "") for head in HEADS[1:])]
             rows.append(tuple(map(formats.Value, cells)))
     shown = [record for system in systems for record in _records(system)]
-    devices = ", ".join(sorted({record["device"] for record in shown}))
-    cores = ", ".join(sorted({str(record["cores"]) for record in shown}))
     note = (
         f"A forward pass of {costs.PAIRS:,} pairs of a user and an item, each in its own scenario, "
         "with the branch of that scenario alone; a MAC is two FLOPs. The paper's parameters are "
         "read as millions and its GFLOPs as GMACs; its widths are unknown, so that ratios between "
-        f"methods compare, not digits. Seconds: means over seeds, on {devices}, {cores} core(s) a "
-        "run; training includes validation and compilation; what a teacher takes is counted once "
+        "methods compare, not digits. Seconds: means over seeds, on "
+        f"{records.join(shown, 'device')}, {records.join(shown, 'cores')} core(s) a run; training "
+        "includes validation and compilation; what a teacher takes is counted once "
         "however many it teaches."
     )
     return formats.Table("table3", "Table 3: cost", HEADS, tuple(rows), (note,))

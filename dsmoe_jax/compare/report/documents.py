@@ -75,10 +75,10 @@ class Documents:
         return {table.name: table for table in build.make_tables(self._source)}
 
     @functools.cached_property
-    def judged(self) -> dict[str, list[recall_table.Judged]]:
+    def compared(self) -> dict[str, list[recall_table.Compared]]:
         """The systems of tables on the last test days, on which nothing was chosen."""
         tables = ("table2", "table4", plan.DECIDED, *sweeps.SWEPT)
-        return {t: recall_table.judge(build.on_first_days(self._source, t)) for t in tables}
+        return {t: recall_table.compare(build.on_first_days(self._source, t)) for t in tables}
 
     def show_table(self, name: str) -> generated.Block:
         """A table under its title, with its numbers in a file."""
@@ -122,20 +122,20 @@ class Documents:
         above = [e.system.label for e in rows[: rows.index(untaught)] if e.system.kind != "run"]
         layers = [
             f"{entry.system.label} {_difference(entry)}"
-            for entry in self.judged["table4"]
+            for entry in self.compared["table4"]
             if entry.system.name in ("no_sap", "no_dsbn")
         ]
         return [
-            " ".join(findings.beside_own(self.judged["table2"])),
+            " ".join(findings.beside_own(self.compared["table2"])),
             f"The teacher carries it. DSMOE trained without one, with values searched for that: "
             f"{_difference(untaught)} points; baselines above that: {', '.join(above) or 'none'}.",
             f"Its own layers, minus DSMOE, in points: {'; '.join(layers)}.",
         ]
 
-    def _ranked(self) -> list[recall_table.Judged]:
+    def _ranked(self) -> list[recall_table.Compared]:
         """Table 2 and DSMOE without its teacher, the best first."""
-        untaught = [e for e in self.judged[plan.DECIDED] if e.system.name == UNTAUGHT]
-        return sorted([*self.judged["table2"], *untaught], key=lambda e: -_macro(e).mean)
+        untaught = [e for e in self.compared[plan.DECIDED] if e.system.name == UNTAUGHT]
+        return sorted([*self.compared["table2"], *untaught], key=lambda e: -_macro(e).mean)
 
     def draw_recall(self) -> generated.Block:
         """Macro recall of DSMOE and of what stands beside it."""
@@ -163,7 +163,7 @@ class Documents:
                 prefix + entry.system.label,
                 *(100 * value for value in entry.intervals[k][estimates.MACRO]),
             )
-            for entry in itertools.chain(*(self.judged[table] for table in tables))
+            for entry in itertools.chain(*(self.compared[table] for table in tables))
             for k in list(entry.intervals)[:1]
             if entry.system.kind == "run"
         ]
@@ -223,15 +223,15 @@ def _as_block(make: Callable[[], str]) -> generated.Block:
     return generated.Block(make())
 
 
-def _label(entry: recall_table.Judged) -> str:
+def _label(entry: recall_table.Compared) -> str:
     return "DSMOE without a teacher" if entry.system.name == UNTAUGHT else entry.system.label
 
 
-def _macro(entry: recall_table.Judged) -> estimates.Estimate:
+def _macro(entry: recall_table.Compared) -> estimates.Estimate:
     return entry.estimates[min(entry.estimates)][estimates.MACRO]
 
 
-def _difference(entry: recall_table.Judged) -> str:
+def _difference(entry: recall_table.Compared) -> str:
     """Macro recall minus DSMOE's; empty for DSMOE."""
     if not entry.intervals:
         return ""

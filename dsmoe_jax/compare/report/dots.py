@@ -35,14 +35,9 @@ def over_seeds(label: str, values: Sequence[float], kind: str) -> Dot:
 def block(
     name: str, title: str, label: str, dots: Sequence[Dot], *, scale: str = "linear"
 ) -> generated.Block:
-    """A figure of a page, with its numbers in a file.
+    """A figure of a page, with its numbers in a file; its dots are from top to bottom.
 
-    Args:
-      name: Of its files.
-      title: Above it.
-      label: What is measured, in which unit, and what the lines are.
-      dots: The rows, from top to bottom.
-      scale: Of the axis, "linear" or "log".
+    The label says what is measured, in which unit, and what the lines are.
     """
     lines = [f'"{d.label}",{d.value:.5g},{d.low:.5g},{d.high:.5g},{d.kind}' for d in dots]
     numbers = "\n".join([",".join(Dot._fields), *lines, ""])

@@ -1,4 +1,4 @@
-"""What the numbers of a comparison say that a reader of its tables may miss, in sentences.
+"""Findings of a comparison in sentences: what a reader of its tables may miss.
 
 Owns which questions are asked of them. Every answer is computed, whichever way it falls.
 """
@@ -15,26 +15,26 @@ _PRIOR = " + scenario prior"
 
 
 def knows_scenario(system: finished.System) -> bool:
-    """Whether a reference row or a peer's counts an item's clicks in the scenario."""
+    """Whether a baseline counts an item's clicks in the scenario."""
     return system.name.endswith((_POPULARITY, _PRIOR))
 
 
-def beside_own(judged: Sequence[recall_table.Judged]) -> list[str]:
+def beside_own(compared: Sequence[recall_table.Compared]) -> list[str]:
     """Which systems are told apart from DSMOE as better, and which in macro recall not at all."""
-    k = min(judged[0].estimates)
+    k = min(compared[0].estimates)
     macro: dict[str, list[str]] = {"above": [], "noise": [], "below": []}
     single = []
-    for entry in judged:
+    for entry in compared:
         if not entry.intervals:
             continue
         whole, label = entry.intervals[k][estimates.MACRO], entry.system.label
-        macro[whole.verdict].append(f"{label} ({_points(whole)})")
+        macro[whole.verdict].append(f"{label} ({recall_table.points(whole)})")
         single += [
-            f"{label} {name} ({_points(interval)})"
+            f"{label} {name} ({recall_table.points(interval)})"
             for name, interval in entry.intervals[k].items()
             if interval.verdict == "above" and whole.verdict != "above"
         ]
-    recall = f"recall@{k}{_pooled(judged) or _on_days(judged)}"
+    recall = f"recall@{k}{_pooled(compared) or _on_days(compared)}"
     found = [f"No other row is above DSMOE beyond noise in macro {recall}."]
     if macro["above"]:
         better = "; ".join(macro["above"])
@@ -47,20 +47,20 @@ def beside_own(judged: Sequence[recall_table.Judged]) -> list[str]:
     return found
 
 
-def below_popularity(judged: Sequence[recall_table.Judged]) -> list[str]:
+def below_popularity(compared: Sequence[recall_table.Compared]) -> list[str]:
     """A sentence for every scenario in which some method does not beat its popularity.
 
     One more says which of these methods cannot; one alone where none is below; none without the
     row of popularity.
     """
-    by_name = {entry.system.name: entry.system for entry in judged}
+    by_name = {entry.system.name: entry.system for entry in compared}
     popular = by_name.get(_POPULARITY)
     if popular is None:
         return []
-    k = min(judged[0].estimates)
+    k = min(compared[0].estimates)
     leads = {
         entry.system.label: _minus(entry.system, popular, k)
-        for entry in judged
+        for entry in compared
         if entry.system.kind == "run"
     }
     found: list[str] = []
@@ -69,15 +69,17 @@ def below_popularity(judged: Sequence[recall_table.Judged]) -> list[str]:
         worse = {label: lead[name] for label, lead in leads.items() if lead[name].difference <= 0}
         not_above |= worse.keys()
         if worse:
-            each = ", ".join(f"{label} {_points(lead)}" for label, lead in worse.items())
+            each = ", ".join(
+                f"{label} {recall_table.points(lead)}" for label, lead in worse.items()
+            )
             found.append(
                 f"Not above {_POPULARITY} in {name}, which has "
                 f"{recall_table.percent(row['share'])} % of the training positives; minus it, "
-                f"recall@{k} in points{_pooled(judged)}: {each}."
+                f"recall@{k} in points{_pooled(compared)}: {each}."
             )
     blind = [
         entry.system.label
-        for entry in judged
+        for entry in compared
         if entry.system.label in not_above
         and entry.system.entries[0].record["costs"]["indexes"] == 1
     ]
@@ -89,13 +91,13 @@ def below_popularity(judged: Sequence[recall_table.Judged]) -> list[str]:
     return found or [f"Every method is above {_POPULARITY}, in every scenario."]
 
 
-def prior_gain(judged: Sequence[recall_table.Judged]) -> list[str]:
+def prior_gain(compared: Sequence[recall_table.Compared]) -> list[str]:
     """A sentence on what the scenario prior adds to the systems that have a row without it too.
 
     In macro recall and in the smallest scenario, where rows teach a model the least.
     """
-    by_name = {entry.system.name: entry.system for entry in judged}
-    k = min(judged[0].estimates)
+    by_name = {entry.system.name: entry.system for entry in compared}
+    k = min(compared[0].estimates)
     found = []
     for name, system in by_name.items():
         with_prior = by_name.get(name + _PRIOR)
@@ -104,21 +106,23 @@ def prior_gain(judged: Sequence[recall_table.Judged]) -> list[str]:
         gains = _minus(with_prior, system, k)
         rows = system.entries[0].summary["scenarios"]
         smallest = min(rows, key=lambda scenario: rows[scenario]["share"])
-        each = (f"{part} {_points(gains[part])}" for part in (estimates.MACRO, smallest))
+        each = (
+            f"{part} {recall_table.points(gains[part])}" for part in (estimates.MACRO, smallest)
+        )
         found.append(f"{system.label} {', '.join(each)}")
     if not found:
         return []
     return [
         "What a prior of the item in the scenario adds, which none of the methods is given, "
-        f"recall@{k} in points{_pooled(judged)}: {'; '.join(found)}."
+        f"recall@{k} in points{_pooled(compared)}: {'; '.join(found)}."
     ]
 
 
-def ablations(judged: Sequence[recall_table.Judged]) -> list[str]:
+def ablations(compared: Sequence[recall_table.Compared]) -> list[str]:
     """A sentence for every ablation that the paper prints to be worse than DSMOE."""
-    own = finished.own([entry.system for entry in judged])
+    own = finished.own([entry.system for entry in compared])
     found = []
-    for entry in judged:
+    for entry in compared:
         if entry.system.name not in CLAIMED:
             continue
         k = min(entry.intervals)
@@ -128,27 +132,27 @@ def ablations(judged: Sequence[recall_table.Judged]) -> list[str]:
             macro.verdict, "not told apart"
         )
         by_scenario = ", ".join(
-            f"{name} {_points(interval)}"
+            f"{name} {recall_table.points(interval)}"
             for name, interval in intervals.items()
             if name != estimates.MACRO
         )
         found.append(
             f"{entry.system.label[0].upper()}{entry.system.label[1:]} "
             f"({_parameters(entry.system, own)}): {answer}; minus DSMOE, recall@{k} in points"
-            f"{_pooled(judged)}: macro {_points(macro)}; {by_scenario}."
+            f"{_pooled(compared)}: macro {recall_table.points(macro)}; {by_scenario}."
         )
     return found
 
 
-def _pooled(judged: Sequence[recall_table.Judged]) -> str:
+def _pooled(compared: Sequence[recall_table.Compared]) -> str:
     """What is said of numbers that are of more than one choice of test days."""
-    own = finished.own([entry.system for entry in judged])
+    own = finished.own([entry.system for entry in compared])
     return ", all test days pooled" if len(own.days) > 1 else ""
 
 
-def _on_days(judged: Sequence[recall_table.Judged]) -> str:
+def _on_days(compared: Sequence[recall_table.Compared]) -> str:
     """The test days of numbers that are of one choice of them."""
-    own = finished.own([entry.system for entry in judged])
+    own = finished.own([entry.system for entry in compared])
     days = own.entries[0].record["split"]["test"]["days"]
     return f" on {' to '.join(dict.fromkeys((days[0], days[-1])))}"
 
@@ -159,11 +163,6 @@ def _minus(
     """The difference of two systems on the same queries."""
     scenarios = recall_table.scenarios_of(system)
     return estimates.compare(estimates.pool(system, k), estimates.pool(other, k), scenarios)
-
-
-def _points(interval: estimates.Interval) -> str:
-    difference, low, high = (100 * value for value in interval)
-    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _parameters(system: finished.System, own: finished.System) -> str:

@@ -7,23 +7,16 @@ choice of test days found.
 import dataclasses
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 from dsmoe_jax.compare import hits, plan, records
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One system of one finished job.
-
-    Attributes:
-      folder: Of the records.
-      job: Name of the job.
-      record: The job's record.
-      name: Of the system in it.
-    """
+    """One system of one finished job: the folder of records, the job's, the system's name in it."""
 
     folder: pathlib.Path
-    job: str
     record: records.Record
     name: str
 
@@ -38,13 +31,13 @@ class Entry:
         return int(self.record["dropped_days"])
 
     @property
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """Recall per scenario and macro, on test and on validation days."""
         return dict(self.record["systems"][self.name])
 
     def queries(self) -> hits.PerQuery:
         """Hits of every test query."""
-        return hits.load(self.folder)[self.job, self.name]
+        return hits.load(self.folder)[records.job_name(self.record), self.name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +46,6 @@ class System:
 
     Attributes:
       name: Of the system as planned, or of the baseline in its record.
-      label: What is printed.
       kind: Of its jobs: "run" or "scored".
       entries: In the order of days and seeds; empty where nothing is finished.
     """
@@ -80,34 +72,15 @@ def load(folder: pathlib.Path, table: Iterable[plan.System]) -> list[System]:
     """The systems of a table; one without finished jobs is a system without entries."""
     found = []
     for system in table:
-        jobs = load_jobs(folder, system.name)
+        jobs = records.load_all(folder, f"{system.name}-seed*.json")
+        jobs.sort(key=lambda job: (job["dropped_days"], job["seed"]))
+        # A job of baselines has several systems.
+        is_one = system.kind == "run" or not jobs
         names = dict.fromkeys(name for job in jobs for name in job["systems"])
-        if system.kind == "run" or not jobs:
-            names = {system.name: None}
-        for name in names:
-            entries = tuple(
-                Entry(
-                    folder, plan.job_name(system.name, job["seed"], job["dropped_days"]), job, name
-                )
-                for job in jobs
-                if name in job["systems"]
-            )
-            label = system.label if system.kind == "run" or not jobs else name
-            found.append(System(name, label, system.kind, entries))
+        for name in [system.name] if is_one else names:
+            entries = tuple(Entry(folder, job, name) for job in jobs if name in job["systems"])
+            found.append(System(name, system.label if is_one else name, system.kind, entries))
     return found
-
-
-def load_jobs(folder: pathlib.Path, system: str) -> list[records.Record]:
-    """The records of a system, by days and seeds."""
-    jobs = [records.load(path) for path in folder.glob(f"{system}-seed*.json")]
-    known = [job for job in jobs if job is not None and job["system"] == system]
-    return sorted(known, key=lambda job: (job["dropped_days"], job["seed"]))
-
-
-def shared_days(systems: Iterable[System]) -> list[int]:
-    """The choices of test days that every system with entries was tested on."""
-    found = [system.days for system in systems if system.entries]
-    return sorted(frozenset.intersection(*found)) if found else []
 
 
 def own(systems: Iterable[System]) -> System:

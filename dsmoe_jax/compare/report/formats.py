@@ -1,4 +1,4 @@
-"""A table in the forms in which it is read: Markdown, CSV and HTML.
+"""Tables as Markdown, CSV and HTML.
 
 Owns the forms alone; what a table says is made in `recall_table.py`, `cost_table.py` and
 `method_table.py`.
@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # How a cell that is compared with DSMOE's reads.
@@ -41,10 +41,8 @@ class Table:
 
     Attributes:
       name: Of its files.
-      title: Above it.
       heads: One per column; the first column holds labels.
       rows: Cells, as many as there are heads.
-      notes: Below it.
       records: The numbers behind it for the CSV file, one entry per number; the printed cells
         where there are none.
       is_text: Whether its cells are words, not numbers.
@@ -71,16 +69,19 @@ def to_markdown(table: Table) -> str:
 
 def to_csv(table: Table) -> str:
     """The numbers behind the table."""
+    printed = [
+        {head: cell.text for head, cell in zip(table.heads, row, strict=True)} for row in table.rows
+    ]
+    heads = list(table.records[0]) if table.records else table.heads
+    return lines_to_csv(heads, table.records or printed)
+
+
+def lines_to_csv(heads: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    """A CSV file of some lines by their heads."""
     file = io.StringIO()
-    if table.records:
-        heads = list(dict.fromkeys(key for record in table.records for key in record))
-        writer = csv.DictWriter(file, heads, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table.records)
-    else:
-        plain = csv.writer(file, lineterminator="\n")
-        plain.writerow(table.heads)
-        plain.writerows([cell.text for cell in row] for row in table.rows)
+    writer = csv.DictWriter(file, heads, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The paper's Table 1: what kind of method each is, from the registry and the methods' own files.
+"""Method table, the paper's Table 1: what kind each is, from the registry and methods' own files.
 
 Owns its layout; nothing about a method is typed here.
 """

@@ -1,4 +1,4 @@
-"""A report as one page: Markdown, and HTML that needs nothing but itself.
+"""One-page report: Markdown, and HTML that needs nothing but itself.
 
 Owns the layout and the style of the page, and the list of deviations that every report carries.
 """
@@ -60,54 +60,44 @@ class Picture(NamedTuple):
     caption: str
 
 
-def to_html(
-    notes: Sequence[str],
-    findings: Sequence[str],
-    made: Sequence[formats.Table],
-    pictures: Sequence[Picture],
-) -> str:
-    """The page with style and images inside.
+class Report(NamedTuple):
+    """What a report holds; notes say what was run, and on what."""
 
-    Args:
-      notes: What was run, and on what.
-      findings: What the numbers say that a reader may miss.
-      made: The tables.
-      pictures: The figures.
-    """
-    links = [("run", "What was run"), ("findings", "Findings"), ("tables", "Tables")]
-    links += [("figures", "Figures"), ("deviations", "Deviations")]
-    nav = "".join(f'<a href="#{anchor}">{text}</a>' for anchor, text in links)
-    figures = "".join(_picture(picture) for picture in pictures) or "<p>None is finished.</p>"
+    notes: Sequence[str]
+    findings: Sequence[str]
+    tables: Sequence[formats.Table]
+    pictures: Sequence[Picture]
+
+
+def to_html(report: Report) -> str:
+    """The page with style and images inside."""
+    figures = "".join(map(_picture, report.pictures)) or "<p>None is finished.</p>"
+    parts = {
+        "What was run": ("run", _list(report.notes)),
+        "Findings": ("findings", _list(report.findings)),
+        "Tables": ("tables", "\n" + "".join(map(formats.to_html, report.tables))),
+        "Figures": ("figures", "\n" + figures),
+        "Deviations": ("deviations", _list(DEVIATIONS)),
+    }
+    nav = "".join(f'<a href="#{anchor}">{title}</a>' for title, (anchor, _) in parts.items())
+    body = "\n".join(
+        f'<h2 id="{anchor}">{title}</h2>{text}' for title, (anchor, text) in parts.items()
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{TITLE}</title><style>{_STYLE}</style></head>\n<body><h1>{TITLE}</h1>"
-        f"<nav>{nav}</nav>\n"
-        f'<h2 id="run">What was run</h2>{_list(notes)}\n'
-        f'<h2 id="findings">Findings</h2>{_list(findings)}\n'
-        f'<h2 id="tables">Tables</h2>\n{"".join(map(formats.to_html, made))}\n'
-        f'<h2 id="figures">Figures</h2>\n{figures}\n'
-        f'<h2 id="deviations">Deviations</h2>{_list(DEVIATIONS)}\n</body></html>\n'
+        f"<nav>{nav}</nav>\n{body}\n</body></html>\n"
     )
 
 
-def to_markdown(
-    notes: Sequence[str],
-    findings: Sequence[str],
-    made: Sequence[formats.Table],
-    pictures: Sequence[Picture],
-) -> str:
+def to_markdown(report: Report) -> str:
     """The same as Markdown, its figures as files beside it."""
-    parts = [
-        f"# {TITLE}",
-        "## What was run",
-        formats.bullets(notes),
-        "## Findings",
-        formats.bullets(findings),
-    ]
-    for table in made:
+    parts = [f"# {TITLE}", "## What was run", formats.bullets(report.notes)]
+    parts += ["## Findings", formats.bullets(report.findings)]
+    for table in report.tables:
         parts += [f"## {table.title}", formats.to_markdown(table)]
-    for picture in pictures:
+    for picture in report.pictures:
         parts.append(f"![{picture.caption}]({picture.path.name}.png)\n\n{picture.caption}")
     return "\n\n".join([*parts, "## Deviations", formats.bullets(DEVIATIONS)]) + "\n"
 

@@ -1,4 +1,4 @@
-"""The paper's printed numbers, as far as they are known here; none is inferred.
+"""Printed numbers of the paper, as far as they are known here; none is inferred.
 
 arXiv 2601.02368: other rows and another, unknown split than ours. Recalls in %, by method, scenario
 and cut-off.
@@ -18,7 +18,7 @@ RECALL: dict[str, dict[str, dict[str, dict[int, float]]]] = {
             "K3": {50: 17.6, 100: 28.2},
             "K4": {50: 3.5, 100: 7.0},
         },
-    },
+    }
 }
 
 # Table 3, read as millions of parameters, 10^9 multiply-accumulates of a forward pass of 4,096

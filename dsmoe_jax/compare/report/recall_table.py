@@ -1,4 +1,4 @@
-"""Tables of recall: the paper's Table 2 and Table 4, ours beside the paper's.
+"""Recall tables: the paper's Table 2 and Table 4, ours beside the paper's.
 
 Owns their layout and which cells are marked. The best and the second best mean of a column are
 marked among all rows but the random one; every row is compared with DSMOE on the same queries.
@@ -23,13 +23,10 @@ _UNRANKED = "random"
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
-    """A system and what can be said of it, by cut-off and scenario.
+class Compared:
+    """A system, its recall and its intervals by cut-off and scenario.
 
-    Attributes:
-      system: The row.
-      estimates: Recall.
-      intervals: This minus DSMOE; empty for DSMOE itself.
+    The intervals are of this minus DSMOE, empty for DSMOE itself.
     """
 
     system: finished.System
@@ -37,8 +34,8 @@ class Judged:
     intervals: Mapping[int, Mapping[str, estimates.Interval]]
 
 
-def judge(systems: Sequence[finished.System]) -> list[Judged]:
-    """Judges every system that has finished cells against DSMOE, which must have some."""
+def compare(systems: Sequence[finished.System]) -> list[Compared]:
+    """Compares every system that has finished jobs with DSMOE, which must have some."""
     own = finished.own(systems)
     cutoffs, scenarios = cutoffs_of(own), scenarios_of(own)
     base = {k: estimates.pool(own, k) for k in cutoffs}
@@ -51,7 +48,7 @@ def judge(systems: Sequence[finished.System]) -> list[Judged]:
         if system.name != own.name:
             intervals = {k: estimates.compare(pooled[k], base[k], scenarios) for k in cutoffs}
         values = {k: estimates.estimate(pooled[k], scenarios) for k in cutoffs}
-        found.append(Judged(system, values, intervals))
+        found.append(Compared(system, values, intervals))
     return found
 
 
@@ -68,24 +65,18 @@ def scenarios_of(own: finished.System) -> list[str]:
 def make(
     name: str, title: str, systems: Sequence[finished.System], *, with_paper: bool = True
 ) -> formats.Table:
-    """A table of recall, one row per system; what is not finished says so.
-
-    Args:
-      name: Of its files.
-      title: Above it.
-      systems: The rows; DSMOE must be among them.
-      with_paper: Whether the paper's rows are below.
+    """A table of recall, one row per system, below it the paper's; what is not finished says so.
 
     Raises:
-      ValueError: When DSMOE has no finished cell.
+      ValueError: When DSMOE, which must be among the systems, has no finished job.
     """
-    judged = judge(systems)
-    by_name = {entry.system.name: entry for entry in judged}
+    compared = compare(systems)
+    by_name = {entry.system.name: entry for entry in compared}
     own = finished.own(systems)
     columns = [
         (k, scenario) for k in cutoffs_of(own) for scenario in (*scenarios_of(own), estimates.MACRO)
     ]
-    ranks = {column: _rank(judged, column) for column in columns}
+    ranks = {column: _rank(compared, column) for column in columns}
     rows = []
     for system in systems:
         label = formats.Value(system.label)
@@ -99,8 +90,8 @@ def make(
         rows += _paper_rows(own, systems, columns)
     first = f"recall@{columns[0][0]}"
     heads = ["", f"validation {first}", *(f"{scenario} @{k}" for k, scenario in columns)]
-    notes = (_caption(own, judged), LEGEND)
-    records = [record for entry in judged for record in _records(entry, columns)]
+    notes = (_caption(own, compared), LEGEND)
+    records = [record for entry in compared for record in _records(entry, columns)]
     return formats.Table(name, title, tuple(heads), tuple(rows), notes, tuple(records))
 
 
@@ -109,31 +100,41 @@ def percent(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def mean_and_spread(mean: float, spread: float) -> str:
+    """Fractions in percent; the spread is left out where it is NaN."""
+    return percent(mean) + ("" if math.isnan(spread) else f" ± {percent(spread)}")
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """Mean and standard deviation of fractions, in percent."""
+    mean = statistics.fmean(values) if values else math.nan
+    return mean_and_spread(mean, statistics.stdev(values) if len(values) > 1 else math.nan)
+
+
 def points(interval: estimates.Interval) -> str:
     """A difference in points, with its interval."""
     difference, low, high = (100 * value for value in interval)
     return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _rank(judged: Sequence[Judged], column: tuple[int, str]) -> dict[str, str]:
+def _rank(compared: Sequence[Compared], column: tuple[int, str]) -> dict[str, str]:
     """The best and the second best system of a column."""
     k, scenario = column
     means = {
         entry.system.name: entry.estimates[k][scenario].mean
-        for entry in judged
+        for entry in compared
         if entry.system.name != _UNRANKED and not math.isnan(entry.estimates[k][scenario].mean)
     }
     order = sorted(means, key=lambda name: -means[name])
     return dict(zip(order, ("best", "second"), strict=False))
 
 
-def _cell(entry: Judged, column: tuple[int, str], ranks: Mapping[str, str]) -> formats.Value:
+def _cell(entry: Compared, column: tuple[int, str], ranks: Mapping[str, str]) -> formats.Value:
     k, scenario = column
     value = entry.estimates[k][scenario]
-    spread = "" if math.isnan(value.spread) else f" ± {percent(value.spread)}"
     interval = entry.intervals[k][scenario] if entry.intervals else None
     return formats.Value(
-        f"{percent(value.mean)}{spread}",
+        mean_and_spread(value.mean, value.spread),
         ranks.get(entry.system.name, ""),
         interval.verdict if interval else "",
     )
@@ -156,46 +157,33 @@ def _paper_rows(
     printed = paper.RECALL.get(own.entries[0].record["dataset"], {})
     rows = []
     for system in systems:
-        values = printed.get(system.name)
-        if values is None:
-            continue
-        cells = []
-        for k, scenario in columns:
-            if scenario == estimates.MACRO:
-                known = [entry[k] for entry in values.values() if k in entry]
-                mean = sum(known) / len(known) if len(known) == len(values) else None
-            else:
-                mean = values.get(scenario, {}).get(k)
-            cells.append(formats.Value("" if mean is None else f"{mean:.1f}"))
-        if any(cell.text for cell in cells):
-            rows.append((formats.Value(paper.label(system.label)), formats.Value(""), *cells))
+        texts = [_printed(printed.get(system.name, {}), *column) for column in columns]
+        if any(texts):
+            rows.append(tuple(map(formats.Value, (paper.label(system.label), "", *texts))))
     return rows
 
 
-def _records(entry: Judged, columns: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+def _printed(values: Mapping[str, Mapping[int, float]], k: int, scenario: str) -> str:
+    """One number of the paper, or its macro mean where all scenarios are known; else nothing."""
+    known = [entry[k] for entry in values.values() if k in entry]
+    if scenario == estimates.MACRO and known and len(known) == len(values):
+        return f"{statistics.fmean(known):.1f}"
+    return f"{values[scenario][k]:.1f}" if k in values.get(scenario, {}) else ""
+
+
+def _records(entry: Compared, columns: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
     """One CSV line per number."""
+    heads = ("row", "scenario", "k", "seeds", "recall", "sd_over_seeds", "se_over_queries")
     found = []
     for k, scenario in columns:
-        value = entry.estimates[k][scenario]
-        interval = entry.intervals[k][scenario] if entry.intervals else None
-        found.append(
-            {
-                "row": entry.system.name,
-                "scenario": scenario,
-                "k": k,
-                "seeds": value.seeds,
-                "recall": value.mean,
-                "sd_over_seeds": value.spread,
-                "se_over_queries": value.error,
-                "minus_dsmoe": interval.difference if interval else "",
-                "low": interval.low if interval else "",
-                "high": interval.high if interval else "",
-            }
-        )
+        mean, spread, seeds, error = entry.estimates[k][scenario]
+        interval = entry.intervals[k][scenario] if entry.intervals else ("", "", "")
+        values = (entry.system.name, scenario, k, seeds, mean, spread, error, *interval)
+        found.append(dict(zip((*heads, "minus_dsmoe", "low", "high"), values, strict=True)))
     return found
 
 
-def _caption(own: finished.System, judged: Sequence[Judged]) -> str:
+def _caption(own: finished.System, compared: Sequence[Compared]) -> str:
     records = [entry.record for entry in own.entries]
     first = records[0]
     days = "; ".join(
@@ -203,7 +191,7 @@ def _caption(own: finished.System, judged: Sequence[Judged]) -> str:
         for split in {str(record["split"]): record["split"] for record in records}.values()
     )
     k = cutoffs_of(own)[0]
-    [mine] = [entry.estimates[k] for entry in judged if entry.system.name == own.name]
+    [mine] = [entry.estimates[k] for entry in compared if entry.system.name == own.name]
     errors = ", ".join(f"{name} {percent(value.error)}" for name, value in mine.items())
     seen = "removed" if first["seen_items_removed"] else "kept"
     by_day: dict[int, set[int]] = {}
@@ -216,7 +204,7 @@ def _caption(own: finished.System, judged: Sequence[Judged]) -> str:
     on_days = " on all days" if len(by_day) > 1 else ""
     fewer = [
         f"{entry.system.label} {entry.estimates[k][estimates.MACRO].seeds}"
-        for entry in judged
+        for entry in compared
         if 1 < entry.estimates[k][estimates.MACRO].seeds < mine[estimates.MACRO].seeds
     ]
     shorter = f"; fewer: {', '.join(fewer)}" if fewer else ""

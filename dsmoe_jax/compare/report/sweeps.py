@@ -1,6 +1,4 @@
-"""Figures of a comparison: the paper's Fig. 2 (experts), Fig. 3 (rank) and Fig. 4 (scenarios).
-
-And of a search of hyper-parameters.
+"""Figures of several runs: the paper's Fig. 2 (experts), 3 (rank), 4 (scenarios), and a search.
 
 Owns how several runs are drawn together; styles and files are those of `dsmoe_jax.run.figures`.
 """
@@ -27,10 +25,7 @@ def draw_sweep(
 ) -> list[pathlib.Path]:
     """Test recall at the first cut-off by the value of one field; nothing where none is finished.
 
-    Args:
-      path: Without its ending.
-      figure_name: A key of `SWEPT`.
-      systems: One per value, in order, labelled by it; all tested on the same days.
+    The systems are one per value, in order, labelled by it; all tested on the same days.
     """
     done = [system for system in systems if system.entries]
     if len(done) < 2:
@@ -48,16 +43,8 @@ def draw_sweep(
             is_macro = name == estimates.MACRO
             look = {"color": "#202020"} if is_macro else figures.look(number)
             shift = 0.06 * (number - len(scenarios) / 2)
-            axis.errorbar(
-                x + shift,
-                value,
-                np.nan_to_num(error),
-                label=name,
-                marker=".",
-                linewidth=2.0 if is_macro else 1.2,
-                elinewidth=0.8,
-                **look,
-            )
+            look |= {"marker": ".", "linewidth": 2.0 if is_macro else 1.2, "elinewidth": 0.8}
+            axis.errorbar(x + shift, value, np.nan_to_num(error), label=name, **look)
         axis.set_xticks(x, [system.label for system in done])
         axis.set_xlabel(axis_label)
         axis.set_ylabel(f"test Recall@{k} (%)")
@@ -78,11 +65,8 @@ def draw_scenarios(folder: pathlib.Path, own: finished.System) -> list[pathlib.P
         kind, _, name = path.partition("/")
         tables.setdefault(kind, {})[name] = np.array(values)
     written = []
-    coefficients = {
-        name: table
-        for name, table in tables.get("scenario_coefficients", {}).items()
-        if len(table) > 1
-    }
+    coefficients = tables.get("scenario_coefficients", {})
+    coefficients = {name: table for name, table in coefficients.items() if len(table) > 1}
     if coefficients:
         written += figures.draw_similarity(folder / "fig4a", coefficients, scenarios)
     if tables.get("gate_weights"):
@@ -93,13 +77,9 @@ def draw_scenarios(folder: pathlib.Path, own: finished.System) -> list[pathlib.P
 def draw_search(
     path: pathlib.Path, fields: Sequence[str], trials: Sequence[Mapping[str, Any]], title: str
 ) -> list[pathlib.Path]:
-    """Every trial's score, in [0, 1], by the value of each field.
+    """Every trial's score, in [0, 1], by the value of each field, a panel each.
 
-    Args:
-      path: Without its ending.
-      fields: One panel each.
-      trials: `end` ("done" or what else became of it), `score` and the text of every field.
-      title: Of the figure.
+    Trials have `end` ("done" or what else became of it), `score` and the text of every field.
     """
     columns = min(3, len(fields))
     rows = -(-len(fields) // columns)
@@ -111,14 +91,9 @@ def draw_search(
             values = sorted({trial[field] for trial in trials}, key=_as_number)
             for end, marker, colour in (("done", "o", figures.COLOURS[0]), ("", "x", "#999999")):
                 shown = [t for t in trials if (t["end"] == "done") == (end == "done")]
-                axis.plot(
-                    [values.index(t[field]) for t in shown],
-                    [100 * t["score"] for t in shown],
-                    marker,
-                    color=colour,
-                    markersize=5,
-                    alpha=0.8,
-                )
+                x = [values.index(t[field]) for t in shown]
+                y = [100 * t["score"] for t in shown]
+                axis.plot(x, y, marker, color=colour, markersize=5, alpha=0.8)
             axis.set_xticks(range(len(values)), values)
             axis.set_xlim(-0.5, len(values) - 0.5)
             axis.set_xlabel(field)

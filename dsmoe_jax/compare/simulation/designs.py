@@ -5,7 +5,8 @@ Owns names, words and the jobs of a world. Sizes and strengths of the worlds are
 """
 
 import dataclasses
-from collections.abc import Iterable
+import itertools
+from collections.abc import Sequence
 
 from dsmoe_jax.compare import plan
 from dsmoe_jax.config import load
@@ -19,7 +20,6 @@ class Arm:
 
     Attributes:
       name: Part of its job's name.
-      label: What the table prints.
       kind: Of its job: "run", "teacher", or "truth", which has several systems.
       tokens: Of the configuration's variant, after the world.
       found_in: The arm whose record has its recall; empty for its own.
@@ -79,11 +79,7 @@ SHIFT = World(
         Arm("wide_no_dsbn", "without SAP and DSBN, wider", tokens="no_sap_wide,no_dsbn"),
     ),
     questions=(
-        Question(
-            "Does SAP earn more than as many parameters in wider layers?",
-            "dsmoe",
-            "wide",
-        ),
+        Question("Does SAP earn more than as many parameters in wider layers?", "dsmoe", "wide"),
         Question("And where normalisation is shared by all scenarios?", "no_dsbn", "wide_no_dsbn"),
         Question("What does DSBN earn beside SAP?", "dsmoe", "no_dsbn"),
     ),
@@ -103,10 +99,7 @@ MATCH = World(
     arms=(
         Arm("truth", "_true scores_", "truth"),
         Arm(
-            "truncated",
-            "_their best approximation of the towers' rank_",
-            "truth",
-            found_in="truth",
+            "truncated", "_their best approximation of the towers' rank_", "truth", found_in="truth"
         ),
         Arm("teacher", "teacher, MMOE-DIN", "teacher", found_in="distilled"),
         Arm("distilled", "**DSMOE**, distilled"),
@@ -125,33 +118,21 @@ WORLDS = (SHIFT, MATCH)
 
 
 def make_jobs(
-    worlds: Iterable[World], seeds: Iterable[int], overrides: plan.Overrides | None = None
+    worlds: Sequence[World], seeds: Sequence[int], overrides: plan.Overrides | None = None
 ) -> list[plan.Job]:
-    """The jobs of every world and seed; a teacher stands before its students.
-
-    Args:
-      worlds: The worlds.
-      seeds: Of worlds and trainings.
-      overrides: Values of fields in every job, for smaller trials.
-    """
+    """The jobs of every world and seed, one seed for both; a teacher stands before its students."""
     found = []
-    for seed in seeds:
-        for world in worlds:
-            taught = [arm for arm in world.arms if arm.kind == "teacher"]
-            fields = {"seed": seed, "data.generator_seed": seed, **(overrides or {})}
-            for arm in world.arms:
-                if arm.kind == "truth" and arm.found_in:
-                    continue
-                config = load.extend(CONFIG, world.name)
-                system = plan.System(
-                    f"{world.name}-{arm.name}",
-                    arm.label,
-                    load.extend(config, arm.tokens),
-                    kind=arm.kind,
-                )
-                job = plan.Job(system, seed, fields)
-                if arm.kind == "run" and job.experiment.loss.distill_weight:
-                    teacher = plan.job_name(f"{world.name}-{taught[0].name}", seed, 0)
-                    job = dataclasses.replace(job, teacher=teacher)
-                found.append(job)
+    for seed, world in itertools.product(seeds, worlds):
+        teacher = next((arm for arm in world.arms if arm.kind == "teacher"), None)
+        fields = {"seed": seed, "data.generator_seed": seed, **(overrides or {})}
+        for arm in world.arms:
+            if arm.kind == "truth" and arm.found_in:
+                continue
+            config = load.extend(load.extend(CONFIG, world.name), arm.tokens)
+            system = plan.System(f"{world.name}-{arm.name}", arm.label, config, kind=arm.kind)
+            job = plan.Job(system, seed, fields)
+            if teacher and arm.kind == "run" and job.experiment.loss.distill_weight:
+                taught_by = plan.job_name(f"{world.name}-{teacher.name}", seed, 0)
+                job = dataclasses.replace(job, teacher=taught_by)
+            found.append(job)
     return found

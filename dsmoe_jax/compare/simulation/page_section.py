@@ -13,36 +13,24 @@ from typing import Any, NamedTuple
 
 import scipy.stats
 
-from dsmoe_jax.compare import records
+from dsmoe_jax.compare import estimates, records
+from dsmoe_jax.compare.report import formats, recall_table
 from dsmoe_jax.compare.simulation import designs
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.config import load as load_lib
 
 
 class Found(NamedTuple):
-    """One arm with one seed.
-
-    Attributes:
-      record: The record that has it.
-      recall: By scenario and macro.
-      params: Numbers of parameters, of what is trained.
-    """
+    """One arm with one seed: its record, recall by scenario and macro, numbers of parameters."""
 
     record: records.Record
     recall: dict[str, Any]
     params: dict[str, int] | None
 
 
+_ABOUT_ZERO = {"above": "above zero", "below": "below zero", "noise": "not told apart from zero"}
 # Arms of a world by name, each in the order of seeds.
 Finished = dict[str, list[Found]]
-
-
-class Interval(NamedTuple):
-    """A mean and the ends of its 95 % interval; NaN ends where there is one value."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def load(published: pathlib.Path, worlds: Sequence[designs.World]) -> dict[str, Finished]:
@@ -52,8 +40,8 @@ def load(published: pathlib.Path, worlds: Sequence[designs.World]) -> dict[str, 
         arms = {}
         for arm in world.arms:
             pattern = f"{world.name}-{arm.found_in or arm.name}-seed*.json"
-            entries = [records.load(path) for path in published.glob(pattern)]
-            arms[arm.name] = {r["seed"]: _find(world, arm, r) for r in entries if r is not None}
+            entries = records.load_all(published, pattern)
+            arms[arm.name] = {record["seed"]: _find(world, arm, record) for record in entries}
         seeds = sorted(set.intersection(*(set(by_seed) for by_seed in arms.values())))
         if seeds:
             found[world.name] = {
@@ -84,14 +72,13 @@ def section(finished: dict[str, Finished], worlds: Sequence[designs.World]) -> s
     return "\n\n".join(parts)
 
 
-def student_interval(values: Sequence[float]) -> Interval:
-    """Mean and 95 % interval of Student's t over independent values, at least one."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Interval(mean, math.nan, math.nan)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    reach = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
-    return Interval(mean, mean - reach, mean + reach)
+def student_interval(values: Sequence[float]) -> estimates.Interval:
+    """Mean of independent values and 95 % interval of Student's t; NaN ends where there is one."""
+    mean, reach = statistics.fmean(values), math.nan
+    if len(values) > 1:
+        error = statistics.stdev(values) / math.sqrt(len(values))
+        reach = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
+    return estimates.Interval(mean, mean - reach, mean + reach)
 
 
 def macro(found: Found) -> float:
@@ -114,13 +101,14 @@ def _describe(world: designs.World, finished: Finished) -> str:
     views: dict[str, Callable[[Found], float]] = {"macro": macro}
     if world.has_tail:
         views["tail"] = tail
-    heads = ["", *views, "dense parameters"]
-    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    rows = []
     for arm in world.arms:
         seeds = finished[arm.name]
-        cells = [_mean_and_spread([view(found) for found in seeds]) for view in views.values()]
+        cells = [recall_table.over_seeds(list(map(view, seeds))) for view in views.values()]
         params = seeds[0].params
-        lines.append(_line([arm.label, *cells, f"{params['dense']:,}" if params else ""]))
+        texts = (arm.label, *cells, f"{params['dense']:,}" if params else "")
+        rows.append(tuple(map(formats.Value, texts)))
+    table = formats.Table(world.name, world.title, ("", *views, "dense parameters"), tuple(rows))
     first = finished[world.arms[0].name]
     config = load_lib.load_config(load_lib.extend(designs.CONFIG, world.name))
     fields = fingerprint.as_dict(config)
@@ -129,7 +117,7 @@ def _describe(world: designs.World, finished: Finished) -> str:
         [
             f"### {world.title}",
             world.text.format(data=fields["data"], model=fields["model"]),
-            "\n".join(lines),
+            formats.to_markdown(table),
             "\n".join(answers),
             _caption(world, first, finished),
         ]
@@ -146,25 +134,17 @@ def _answer(
     parts = []
     for name, view in views.items():
         pairs = zip(finished[question.first], finished[question.second], strict=True)
-        differences = [100 * (view(one) - view(other)) for one, other in pairs]
-        mean, low, high = student_interval(differences)
-        each = ", ".join(f"{value:+.1f}" for value in differences)
-        ends = "no interval" if math.isnan(low) else f"[{low:+.1f}, {high:+.1f}]"
-        parts.append(f"{name} {mean:+.1f} {ends}, {verdict(low, high)} (per seed {each})")
+        differences = [view(one) - view(other) for one, other in pairs]
+        interval = student_interval(differences)
+        each = ", ".join(f"{100 * value:+.1f}" for value in differences)
+        shown = f"{recall_table.points(interval)}, {_ABOUT_ZERO[interval.verdict]}"
+        if math.isnan(interval.low):
+            shown = f"{each} no interval, one seed says nothing about zero"
+        parts.append(f"{name} {shown} (per seed {each})")
     return (
         f'- {question.text} "{label[question.first]}" minus "{label[question.second]}", in '
-        f"points: "
-        f"{'; '.join(parts)}."
+        f"points: {'; '.join(parts)}."
     )
-
-
-def verdict(low: float, high: float) -> str:
-    """What an interval says about zero."""
-    if math.isnan(low):
-        return "one seed says nothing about zero"
-    if low > 0:
-        return "above zero"
-    return "below zero" if high < 0 else "not told apart from zero"
 
 
 def _caption(world: designs.World, first: list[Found], finished: Finished) -> str:
@@ -180,20 +160,6 @@ def _caption(world: designs.World, first: list[Found], finished: Finished) -> st
         f"Test {_metric(first[0])} in %, mean ± standard deviation over seeds {seeds}, each with a "
         f"world of its own{small}; {record['candidates']:,} candidates, {queries:,.0f} queries a "
         f"world, items seen before are {seen}. Intervals: Student's, 95 %, over paired "
-        f"differences. {_join(every, 'device')}, {_join(every, 'date')}. Made by "
+        f"differences. {records.join(every, 'device')}, {records.join(every, 'date')}. Made by "
         "`python -m dsmoe_jax.compare simulate` and `render simulation`."
     )
-
-
-def _join(entries: list[records.Record], key: str) -> str:
-    return ", ".join(sorted({record[key] for record in entries}))
-
-
-def _mean_and_spread(values: list[float]) -> str:
-    percent = [100 * value for value in values]
-    spread = f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else ""
-    return f"{statistics.fmean(percent):.1f}{spread}"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

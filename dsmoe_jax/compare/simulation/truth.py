@@ -19,7 +19,7 @@ def evaluate(experiment: schema.Experiment, store: store_lib.Store) -> list[buil
     true = world.TrueScores(data.folder(data.store_dir), store)
     rank = fingerprint.as_dict(experiment)["model"]["output_dim"]
 
-    def judge(split: str, is_truncated: bool) -> protocol.Evaluation:
+    def evaluated(split: str, is_truncated: bool) -> protocol.Evaluation:
         query_Q = protocol.sample_queries(store, split, None, stages.QUERY_SEED)
         rows_QC = store.queries(split).rows_QC
         if not is_truncated:
@@ -34,6 +34,6 @@ def evaluate(experiment: schema.Experiment, store: store_lib.Store) -> list[buil
         )
 
     return [
-        builtin.Baseline(name, {}, judge("validation", cut), judge("test", cut))
+        builtin.Baseline(name, {}, evaluated("validation", cut), evaluated("test", cut))
         for name, cut in (("truth", False), ("truncated", True))
     ]

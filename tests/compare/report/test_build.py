@@ -256,7 +256,7 @@ def test_what_to_beat_stands_below_every_table_of_recall(tmp_path):
     for name in ("table4", "fig2_recall", "fig3_recall", plan.DECIDED):
         assert shown[name][-3:] == below
         assert not {"random", "implicit BPR"} & {*shown[name]}
-    # The peer was tested on the last days alone.
+    # The other library was tested on the last days alone.
     for name in ("table4_drop2", "table4_pooled"):
         assert shown[name][-2:] == references
         assert below[-1] not in shown[name]

@@ -68,7 +68,7 @@ def test_who_does_not_beat_popularity_is_named_with_the_reason(folder):
     assert not [sentence for sentence in find(folder) if "in scenario in K1" in sentence]
 
 
-def test_that_every_method_beats_popularity_is_said_where_popularity_was_judged(folder):
+def test_that_every_method_beats_popularity_is_said_where_popularity_was_evaluated(folder):
     for seed in (0, 1):
         mine = {"dsmoe": made_up.system((0.5, 0.6), seed)}
         made_up.save(folder, made_up.record("dsmoe", mine, seed=seed))
@@ -118,7 +118,7 @@ def test_an_ablation_on_other_days_than_dsmoe_is_not_compared(folder):
     assert not [sentence for sentence in find(folder) if "SAP" in sentence]
 
 
-def test_ablations_are_judged_on_all_test_days_that_they_share(folder):
+def test_ablations_are_evaluated_on_all_test_days_that_they_share(folder):
     for row in ("dsmoe", "no_sap", "no_dsbn"):
         later = made_up.record(row, {row: made_up.system((0.4, 0.3), 8)}, days=2)
         made_up.save(folder, later)
@@ -127,7 +127,7 @@ def test_ablations_are_judged_on_all_test_days_that_they_share(folder):
     assert "recall@5 in points, all test days pooled: macro +" in no_dsbn
 
 
-def test_rows_are_judged_on_the_test_days_that_all_of_them_share(folder):
+def test_rows_are_evaluated_on_the_test_days_that_all_of_them_share(folder):
     pooled = "macro recall@5, all test days pooled"
     made_up.save_comparison(folder, days=(0, 2))
     assert find(folder)[0] == NONE_ABOVE
@@ -150,7 +150,7 @@ def test_the_first_of_several_shared_days_is_one_that_all_rows_were_tested_on(fo
     assert find(folder)[0].endswith("macro recall@5 on test-2a to test-2b.")
 
 
-def test_rows_that_share_no_test_days_are_judged_on_dsmoes_first(folder):
+def test_rows_that_share_no_test_days_are_evaluated_on_dsmoes_first(folder):
     elsewhere = made_up.record("dssm", {"dssm": made_up.system((0.9, 0.9), 13)}, days=4)
     made_up.save(folder, elsewhere)
     assert find(folder)[0] == NONE_ABOVE

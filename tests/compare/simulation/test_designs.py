@@ -85,7 +85,7 @@ def test_only_trained_arms_have_parameters(finished):
     assert recall(finished, "teacher").params != recall(finished, "student").params
 
 
-def test_a_teacher_is_judged_where_its_student_is(finished):
+def test_a_teacher_is_evaluated_where_its_student_is(finished):
     teacher, student = (recall(finished, arm) for arm in ("teacher", "distilled"))
     assert teacher.record == student.record
     assert student.record["teacher_job"] == "match-teacher-seed1"

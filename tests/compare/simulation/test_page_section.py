@@ -4,7 +4,6 @@ import math
 import pytest
 
 from dsmoe_jax.compare import __main__ as command_line
-from dsmoe_jax.compare.report import generated
 from dsmoe_jax.compare.simulation import designs, page_section
 
 WORLD = designs.World(
@@ -134,13 +133,14 @@ def test_every_world_has_its_numbers_in_its_text(tmp_path):
 
 def test_render_writes_between_its_own_markers(tmp_path, monkeypatch):
     monkeypatch.setattr(designs, "WORLDS", (WORLD,))
-    records = write(tmp_path / "records", (0.01, 0.03))
+    records = write(tmp_path / "records" / "simulation", (0.01, 0.03))
     page = tmp_path / "README.md"
-    begin, end = generated.markers(command_line.SIMULATION)
+    begin, end = (f"<!-- compare: {WORLD.name}: {at} -->" for at in ("begin (generated)", "end"))
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    flags = ["render", "simulation", f"--readme={page}", f"--records={records}"]
+    flags = ["render", f"--root={tmp_path}", f"--records={tmp_path / 'records'}"]
     assert command_line.main(flags) == 0
-    assert page.read_text() == f"before\n{begin}\n{make(records)}\n{end}\nafter\n"
+    before, written = page.read_text().split(f"{begin}\n")
+    assert before == "before\n" and written.endswith(f"{make(records)}\n{end}\nafter\n")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_render_writes_between_its_own_markers(tmp_path, monkeypatch):
         ),
         (
             ["render", "table"],
-            "render: expected names among comparison, simulation, methods, got 'table'",
+            "render: expected README.md or a page under docs/, got table",
         ),
         (["simulate", "--config.train.epoch=1"], "nearest: 'config.train.max_epochs'"),
     ],
