@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dsmoe_jax.capacity import experiments
+from dsmoe_jax.config import load
 
 # What a line that the product prints says has ended, by its beginning or its end; in order.
 MARKS = (
@@ -38,31 +39,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs with the parsed flags; see `run`."""
-    return run(config_name=options.config, rounds=options.rounds)
-
-
-def run(*, config_name: str, rounds: int) -> dict[str, Any]:
     """Starts the product's command again and again.
 
-    Args:
-      config_name: `FILE[:variant]`; the first stage that it trains is the one that is started.
-      rounds: Starts with an empty cache, each followed by one with the cache it left.
+    A round is a start with an empty cache and one with the cache that it left, of the first stage
+    that the configuration trains.
 
     Raises:
       ValueError: On a bad configuration or bad data, or when the command fails.
     """
-    experiment = experiments.load(config_name)
+    experiment = load.load_config(options.config)
     found: dict[str, list[dict[str, float]]] = {cache: [] for cache in CACHES}
     with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
         folder = pathlib.Path(name)
         # The preparation is not measured, and its folder says whose files to check.
-        command = [sys.executable, "-m", "dsmoe_jax.main", "--config", config_name]
+        command = [sys.executable, "-m", "dsmoe_jax.main", "--config", options.config]
         command += ["--config.train.steps_per_report=1"]
         _run_to_end([*command, "--mode=prepare", f"--workdir={folder / 'prepared'}"])
         if not experiment.data.store_dir:
             command.append(f"--config.data.store_dir={folder / 'prepared' / 'store'}")
-        for number in range(rounds):
+        for number in range(options.rounds):
             for cache in CACHES:
                 workdir = folder / f"{number}-{cache}"
                 environment = {
@@ -74,7 +69,7 @@ def run(*, config_name: str, rounds: int) -> dict[str, Any]:
                     time_start([*command, f"--workdir={workdir}"], workdir, environment)
                 )
     return {
-        "config": config_name,
+        "config": options.config,
         "seconds": {
             cache: [sum(parts.values()) for parts in runs] for cache, runs in found.items()
         },

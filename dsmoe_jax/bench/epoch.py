@@ -15,6 +15,7 @@ from typing import Any
 
 from dsmoe_jax.bench import ours, peak
 from dsmoe_jax.capacity import cases, experiments
+from dsmoe_jax.config import load
 
 CONFIG = "configs/kuairand.py:synthetic,paper_exact"
 USERS, ITEMS, IMPRESSIONS = 27_285, 7_583, 1_436_609
@@ -39,7 +40,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from dsmoe_jax.data import store as store_lib
     from dsmoe_jax.run import run as run_lib
 
-    experiment = experiments.load(CONFIG)
+    experiment = load.load_config(CONFIG)
     share = options.impressions / IMPRESSIONS
     data: Any = experiment.data
     data.num_users = max(200, round(USERS * share))

@@ -10,15 +10,15 @@ import contextlib
 import itertools
 import json
 import pathlib
-import statistics
 import sys
 import tempfile
 import time
 from typing import Any
 
 from dsmoe_jax import features
+from dsmoe_jax.bench import pairs
 from dsmoe_jax.capacity import cases, experiments
-from dsmoe_jax.config import schema
+from dsmoe_jax.config import load, schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
 
@@ -35,44 +35,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs with the parsed flags; see `run`."""
-    return run(
-        config_name=options.config, rounds=options.rounds, training=not options.without_training
-    )
-
-
-def run(*, config_name: str, rounds: int, training: bool) -> dict[str, Any]:
-    """Measures the pipeline of a configuration.
-
-    Args:
-      config_name: `FILE[:variant]`.
-      rounds: First epochs of each batch size, which take turns.
-      training: Whether a student is trained for an epoch too.
+    """Measures the pipeline of a configuration; batch sizes take turns.
 
     Raises:
       ValueError: On a bad configuration or bad data.
     """
-    experiment = experiments.load(config_name)
+    experiment = load.load_config(options.config)
     with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
         folder = pathlib.Path(name)
         # Console lines of the product are progress, not the result.
         with contextlib.redirect_stdout(sys.stderr):
             store = store_lib.Store.open(experiments.prepare(experiment, folder))
-            rates = pull_epochs(store, experiment, rounds)
-            waits = train_epoch(experiment, folder / "run") if training else None
+            rates = pull_epochs(store, experiment, options.rounds)
+            waits = None
+            if not options.without_training:
+                waits = train_epoch(experiment, folder / "run")
     return {
-        "config": config_name,
+        "config": options.config,
         "examples": len(store.train_NC),
-        "examples_per_s": {
-            size: dict(
-                zip(
-                    ("median", "least", "greatest"),
-                    (statistics.median(rate), min(rate), max(rate)),
-                    strict=True,
-                )
-            )
-            for size, rate in rates.items()
-        },
+        "examples_per_s": {size: pairs.spread(rate) for size, rate in rates.items()},
         "training": waits,
     }
 

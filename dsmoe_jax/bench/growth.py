@@ -34,14 +34,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         contestants, rounds=options.rounds, repetitions=options.repetitions, warmup=5
     )
     first = next(iter(timings.values()))
-    ends = ("median", "least", "greatest")
     return {
         "embedding": options.embedding,
         "step_ms": {name: 1e3 * timing.median for name, timing in timings.items()},
-        "ratio": {
-            name: dict(zip(ends, pairs.ratio(timing, first), strict=True))
-            for name, timing in timings.items()
-        },
+        "ratio": {name: pairs.ratio(timing, first) for name, timing in timings.items()},
     }
 
 
@@ -49,11 +45,8 @@ def describe(found: dict[str, Any]) -> list[str]:
     """The result as console lines."""
     lines = [f"step with {found['embedding']} updates, by the rows of its two id tables:"]
     for name, step_ms in found["step_ms"].items():
-        ratio = found["ratio"][name]
-        lines.append(
-            f"  {name:>18} {step_ms:8.1f} ms, {ratio['median']:.2f} x the first "
-            f"[{ratio['least']:.2f}, {ratio['greatest']:.2f}]"
-        )
+        ratio = pairs.show_ratio(found["ratio"][name], "the first")
+        lines.append(f"  {name:>18} {step_ms:8.1f} ms, {ratio}")
     return lines
 
 

@@ -46,11 +46,6 @@ class Wanted:
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     min_rows: int = row_sparse.MIN_ROWS
 
-    def updater(self, case: cases.Case, mesh: jax.sharding.Mesh) -> optimizer.Updater:
-        """How the step updates."""
-        chosen = schema.OptimConfig(embedding=self.embedding, min_rows=self.min_rows)
-        return row_sparse.make_updater(chosen, case.spec, mesh, LEARNING_RATE, WEIGHT_DECAY)
-
 
 class Bench:
     """A model with its data on the devices, from which steps are made."""
@@ -70,7 +65,13 @@ class Bench:
             for batch in self.case.batches
         ]
         self.model = dsmoe.DSMOEConfig(**wanted.overrides).make(self.case.spec)
-        self.updater = wanted.updater(self.case, self.mesh)
+        self.updater = row_sparse.make_updater(
+            schema.OptimConfig(embedding=wanted.embedding, min_rows=wanted.min_rows),
+            self.case.spec,
+            self.mesh,
+            LEARNING_RATE,
+            WEIGHT_DECAY,
+        )
         self.teacher: nn.Module | None = None
         self.frozen: train_state.Frozen | None = None
         if wanted.distill:
@@ -207,10 +208,10 @@ def _leave_for_twins(bench: Bench, state: train_state.TrainState, folder: pathli
         num_items=bench.case.spec.num_items,
         num_negatives=cases.NEGATIVES,
     )
-    _save(folder / "student", state.params, state.model_state["batch_stats"])
-    _save(folder / "gradient", kept.opt_state.trace, {})
-    if bench.frozen is not None:
-        _save(folder / "teacher", bench.frozen.params, bench.frozen.model_state["batch_stats"])
+    _save(folder / "gradient", params=kept.opt_state.trace)
+    for name, of in (("student", state), ("teacher", bench.frozen)):
+        if of is not None:
+            _save(folder / name, params=of.params, statistics=of.model_state["batch_stats"])
     np.savez(
         folder / "expected.npz",
         candidate=np.asarray(candidate_BG),
@@ -218,9 +219,7 @@ def _leave_for_twins(bench: Bench, state: train_state.TrainState, folder: pathli
     )
 
 
-def _save(path: pathlib.Path, params: Any, statistics: Any) -> None:
-    flat: dict[str, Any] = {}
-    for kind, tree in (("params", params), ("statistics", statistics)):
-        for name, leaf in fingerprint.flatten(tree).items():
-            flat[f"{kind}.{name}"] = np.asarray(leaf)
-    np.savez(f"{path}.npz", **flat)
+def _save(path: pathlib.Path, **trees: Any) -> None:
+    flat = fingerprint.flatten(trees)
+    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in flat.items()}
+    np.savez(f"{path}.npz", **arrays)

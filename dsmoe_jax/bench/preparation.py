@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dsmoe_jax import optional
+from dsmoe_jax.bench import pairs
 from dsmoe_jax.data.synthetic import alimama_rows, alimama_tables
 
 OURS, PANDAS = "dsmoe_jax", "pandas"
@@ -181,7 +182,7 @@ def _prepare_ours(
 ) -> tuple[float, int]:
     start_s = time.perf_counter()
     section.prepare(str(folder))
-    return time.perf_counter() - start_s, _peak_bytes()
+    return time.perf_counter() - start_s, pairs.read_memory("VmHWM")
 
 
 def _prepare_in_pandas(
@@ -191,15 +192,4 @@ def _prepare_in_pandas(
 
     start_s = time.perf_counter()
     pandas_prepare.prepare(pathlib.Path(section.raw_dir), folder)
-    return time.perf_counter() - start_s, _peak_bytes()
-
-
-def _peak_bytes() -> int:
-    """The most memory this process has held; Linux only.
-
-    What `getrusage` says would begin with the parent's memory.
-    """
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    raise ValueError("/proc/self/status: expected a line VmHWM, found none")
+    return time.perf_counter() - start_s, pairs.read_memory("VmHWM")

@@ -16,21 +16,18 @@ from torch.nn import functional as F  # noqa: N812
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
+from dsmoe_jax.config import fingerprint
 from dsmoe_jax.nn import dsbn, tables
 
 Weights = dict[str, torch.Tensor]
 
 
 def from_tree(tree: Any, *, gradient: bool) -> Weights:
-    """Nested arrays as tensors under dotted names."""
-    found: Weights = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            inner = from_tree(value, gradient=gradient)
-            found.update({f"{name}.{key}": leaf for key, leaf in inner.items()})
-        else:
-            found[name] = torch.tensor(np.asarray(value)).requires_grad_(gradient)
-    return found
+    """Arrays, nested or under dotted names, as tensors under dotted names."""
+    return {
+        name: torch.tensor(np.asarray(value)).requires_grad_(gradient)
+        for name, value in fingerprint.flatten(tree).items()
+    }
 
 
 def to_torch(tree: Any) -> Any:
@@ -211,15 +208,12 @@ class Student:
 class Teacher:
     """MMOE-DIN without collaborative inputs, at inference."""
 
-    def __init__(
-        self, spec: features.FeatureSpec, weights: Weights, statistics: Weights, *, num_experts: int
-    ) -> None:
+    def __init__(self, spec: features.FeatureSpec, weights: Weights, statistics: Weights) -> None:
         """Holds the weights."""
         self.spec, self.weights, self.statistics = spec, weights, statistics
-        self.num_experts = num_experts
+        self.num_experts = weights["expert_layers_0.kernel"].shape[0]
         self.embedder = Embedder(spec, weights, sparse=False)
 
-    @torch.no_grad()
     def logits(
         self, users: batch_lib.Users, items: batch_lib.Items, scenario_B: torch.Tensor
     ) -> torch.Tensor:

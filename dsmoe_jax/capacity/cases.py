@@ -21,13 +21,11 @@ class Case:
     """One shape.
 
     Attributes:
-      name: What is printed.
       spec: Its features.
       corpus: All items.
       batches: Training batches of `POSITIVES` examples.
     """
 
-    name: str
     spec: features.FeatureSpec
     corpus: batch_lib.Items
     batches: list[batch_lib.Batch]
@@ -94,12 +92,6 @@ def kuairand_spec() -> features.FeatureSpec:
     )
 
 
-def kuairand(num_batches: int) -> Case:
-    """Generated rows of `kuairand_spec`."""
-    shares = (0.867, 0.087, 0.028, 0.018)
-    return make("kuairand", kuairand_spec(), num_batches, shares=shares)
-
-
 def alimama_spec() -> features.FeatureSpec:
     """Alimama: 1,061,768 users, 846,811 items, two histories of 50 items."""
     return features.FeatureSpec(
@@ -114,15 +106,10 @@ def alimama_spec() -> features.FeatureSpec:
     )
 
 
-def alimama(num_batches: int) -> Case:
-    """Generated rows of `alimama_spec`."""
-    return make("alimama", alimama_spec(), num_batches, shares=(0.45, 0.25, 0.2, 0.1))
-
-
-def rows(num_batches: int, num_rows: int) -> Case:
+def rows_spec(num_rows: int) -> features.FeatureSpec:
     """Nothing but two id tables of half of `num_rows` each, and two histories of 50 items."""
     half = num_rows // 2
-    spec = features.FeatureSpec(
+    return features.FeatureSpec(
         scenarios=("S1", "S2"),
         user_sparse=_sparse((("user_id", half),)),
         user_dense=(),
@@ -132,18 +119,21 @@ def rows(num_batches: int, num_rows: int) -> Case:
         item_bags=(),
         sequences=_histories(),
     )
-    return make(f"{num_rows:,} rows", spec, num_batches, shares=(0.5, 0.5))
 
 
-CASES = {"kuairand": kuairand, "alimama": alimama}
-SPECS = {"kuairand": kuairand_spec, "alimama": alimama_spec}
+# Features, and the scenarios' shares of the examples.
+CASES = {
+    "kuairand": (kuairand_spec, (0.867, 0.087, 0.028, 0.018)),
+    "alimama": (alimama_spec, (0.45, 0.25, 0.2, 0.1)),
+}
 
 
 def make_case(shape: str, num_batches: int) -> Case:
-    """The case of a name in `CASES`, or `rows` for a number."""
+    """The case of a name in `CASES`, or of `rows_spec` for a number."""
     if shape.isdigit():
-        return rows(num_batches, int(shape))
-    return CASES[shape](num_batches)
+        return make(rows_spec(int(shape)), num_batches, shares=(0.5, 0.5))
+    make_spec, shares = CASES[shape]
+    return make(make_spec(), num_batches, shares=shares)
 
 
 def _sparse(sizes: tuple[tuple[str, int], ...]) -> tuple[features.SparseFeature, ...]:
@@ -160,7 +150,6 @@ def _histories() -> tuple[features.SequenceFeature, ...]:
 
 
 def make(
-    name: str,
     spec: features.FeatureSpec,
     num_batches: int,
     *,
@@ -170,7 +159,6 @@ def make(
     """Generated corpus and batches for features.
 
     Args:
-      name: What is printed.
       spec: The features.
       num_batches: Batches to generate.
       shares: Of the scenarios among examples.
@@ -187,7 +175,7 @@ def make(
         bags={f.name: _bag(rng, f, V) for f in spec.item_bags},
     )
     batches = [_batch(rng, spec, shares, positives) for _ in range(num_batches)]
-    return Case(name, spec, corpus, batches)
+    return Case(spec, corpus, batches)
 
 
 def _batch(
@@ -227,5 +215,5 @@ def _zipf(rng: np.random.Generator, num_ids: int, shape: int | tuple[int, ...]) 
     """Ids in [1, num_ids) with probability proportional to rank ** -ZIPF_EXPONENT, rank = id."""
     power = 1.0 - ZIPF_EXPONENT
     uniform = rng.random(shape)
-    rank = (1.0 + uniform * ((num_ids - 1.0) ** power - 1.0)) ** (1.0 / power)
+    rank: np.ndarray = (1.0 + uniform * ((num_ids - 1.0) ** power - 1.0)) ** (1.0 / power)
     return np.clip(rank.astype(np.int64), 1, num_ids - 1)

@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embedding", choices=("dense", "row_sparse"), default=None)
     parser.add_argument("--average", action="store_true", help="keep a moving average")
     parser.add_argument("--distill", action="store_true", help="with a teacher in the step")
-    parser.add_argument("--shape", choices=sorted(cases.SPECS), default="kuairand")
+    parser.add_argument("--shape", choices=sorted(cases.CASES), default="kuairand")
     parser.add_argument("--config", default="", help="FILE[:variant] for models and optimiser")
 
 
@@ -61,17 +61,8 @@ def parse_count(text: str) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Plans with the parsed flags; see `plan`."""
-    request = request_lib.Request(
-        shape=options.shape,
-        users=options.users,
-        items=options.items,
-        batch_size=options.batch_size,
-        memory_bytes=options.memory_gb * 1e9,
-        embedding=options.embedding,
-        average=options.average,
-        distill=options.distill,
-        config=options.config,
-    )
+    names = [field.name for field in dataclasses.fields(request_lib.Request)]
+    request = request_lib.Request(**{name: getattr(options, name) for name in names})
     if options.devices % options.processes:
         raise ValueError(
             f"devices: expected a multiple of the {options.processes} processes, "
@@ -120,7 +111,7 @@ def plan(request: request_lib.Request) -> dict[str, Any]:
     Raises:
       ValueError: When the request does not fit itself.
     """
-    return plan_setup(request_lib.make_setup(request), request.memory_bytes)
+    return plan_setup(request_lib.make_setup(request), 1e9 * request.memory_gb)
 
 
 def plan_setup(setup: abstract.Setup, memory_bytes: float) -> dict[str, Any]:
@@ -175,19 +166,15 @@ def count_index_bytes(setup: abstract.Setup) -> int:
     """Bytes on each device of the item vectors of one scenario."""
     _, items, scenario_B = train_state.example_inputs(setup.spec)
     flat = jax.tree.map(lambda leaf: leaf[:, 0], items)
-    variables = setup.state()
     vector_BD, _ = jax.eval_shape(
-        lambda state: setup.model.apply(
-            {"params": state.params, **state.model_state},
-            flat,
-            scenario_B,
-            train=False,
-            method="embed_item",
+        lambda frozen: setup.model.apply(
+            frozen.variables, flat, scenario_B, train=False, method="embed_item"
         ),
-        variables,
+        train_state.freeze(setup.state()),
     )
     rows = sharding.shard_rows(setup.spec.num_items, setup.mesh.size)
-    return rows * vector_BD.shape[1] * vector_BD.dtype.itemsize
+    size: int = rows * vector_BD.shape[1] * vector_BD.dtype.itemsize
+    return size
 
 
 def _largest_batch(

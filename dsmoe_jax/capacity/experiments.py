@@ -1,12 +1,11 @@
 """The configurations that measurements run on.
 
-Owns naming one as `FILE[:variant]` and preparing its data into a folder.
+Owns their flag, and preparing their data into a folder.
 """
 
 import argparse
 import pathlib
 
-from dsmoe_jax.config import load as overrides
 from dsmoe_jax.config import schema
 
 DEFAULT = "kuairand:sample"
@@ -15,11 +14,6 @@ DEFAULT = "kuairand:sample"
 def add_option(parser: argparse.ArgumentParser) -> None:
     """Adds `--config`."""
     parser.add_argument("--config", default=DEFAULT, help=f"FILE[:variant], {DEFAULT} if none")
-
-
-def load(name: str) -> schema.Experiment:
-    """The experiment of `FILE[:variant]`; see `config.load.load_config`."""
-    return overrides.load_config(name)
 
 
 def prepare(experiment: schema.Experiment, folder: pathlib.Path) -> pathlib.Path:

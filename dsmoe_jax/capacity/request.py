@@ -7,8 +7,8 @@ import dataclasses
 from typing import Any
 
 from dsmoe_jax import features
-from dsmoe_jax.capacity import abstract, cases, experiments
-from dsmoe_jax.config import schema
+from dsmoe_jax.capacity import abstract, cases
+from dsmoe_jax.config import load, schema
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
 from dsmoe_jax.training import row_sparse, sharding
@@ -22,7 +22,7 @@ class Request:
     users: int = 0
     items: int = 0
     batch_size: int = 0
-    memory_bytes: float = 80e9
+    memory_gb: float = 80.0
     embedding: str | None = None
     average: bool = False
     distill: bool = False
@@ -36,7 +36,7 @@ def make_setup(request: Request) -> abstract.Setup:
       ValueError: When the configuration is none, or the devices do not divide the batch.
     """
     experiment = _load(request.config)
-    spec = resize(cases.SPECS[request.shape](), request.users, request.items)
+    spec = resize(cases.CASES[request.shape][0](), request.users, request.items)
     if request.config:
         spec = features.select(
             spec,
@@ -94,4 +94,4 @@ def _load(path: str) -> schema.Experiment:
             teacher=schema.TeacherConfig(model=mmoe_din.MMoEDINConfig()),
             loss=schema.LossConfig(distill_weight=0.0),
         )
-    return experiments.load(path)
+    return load.load_config(path)
