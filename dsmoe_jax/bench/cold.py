@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from dsmoe_jax.capacity import experiments
 from dsmoe_jax.config import load
 
 # What a line that the product prints says has ended, by its beginning or its end; in order.
@@ -34,7 +33,7 @@ _LIMIT_S = 600.0
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this measurement's flags."""
-    experiments.add_option(parser)
+    parser.add_argument("--config", default="kuairand:sample", help="NAME or FILE[:variant]")
     parser.add_argument("--rounds", type=int, default=3, help="of one empty and one warm start")
 
 

@@ -17,17 +17,18 @@ from typing import Any
 
 from dsmoe_jax import features
 from dsmoe_jax.bench import pairs
-from dsmoe_jax.capacity import cases, experiments
+from dsmoe_jax.capacity import cases
 from dsmoe_jax.config import load, schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.run import api
 
 BATCH_SIZES = (cases.POSITIVES, 8192)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this measurement's flags."""
-    experiments.add_option(parser)
+    parser.add_argument("--config", default="kuairand:sample", help="NAME or FILE[:variant]")
     parser.add_argument("--rounds", type=int, default=5, help="first epochs of each batch size")
     parser.add_argument(
         "--without_training", action="store_true", help="the pipeline alone, no training epoch"
@@ -42,14 +43,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     experiment = load.load_config(options.config)
     with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
-        folder = pathlib.Path(name)
+        workdir = pathlib.Path(name)
         # Console lines of the product are progress, not the result.
         with contextlib.redirect_stdout(sys.stderr):
-            store = store_lib.Store.open(experiments.prepare(experiment, folder))
+            store = store_lib.Store.open(api.prepare(experiment, workdir, progress=True))
             rates = pull_epochs(store, experiment, options.rounds)
             waits = None
             if not options.without_training:
-                waits = train_epoch(experiment, folder / "run")
+                waits = train_epoch(experiment, workdir)
     return {
         "config": options.config,
         "examples": len(store.train_NC),
@@ -101,14 +102,12 @@ def pull_epochs(
 
 def train_epoch(experiment: schema.Experiment, workdir: pathlib.Path) -> dict[str, float]:
     """Trains the configuration's student, undistilled, for one epoch, and reads its metrics."""
-    from dsmoe_jax.run import run as run_lib
-
     # A shorter step leaves less time to prepare the next batch: undistilled is the harder case.
     experiment.loss.distill_weight = 0.0
     experiment.train.max_epochs = 1
     # Validation is not measured.
     experiment.eval.validation_queries = 50
-    run_lib.run(experiment, workdir, "student")
+    api.train(experiment, workdir, mode="student", progress=True)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     points = [point for point in map(json.loads, lines) if "perf/data_wait_share" in point]
     return summarise(points, experiment.train.batch_size)

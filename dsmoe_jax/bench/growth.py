@@ -12,7 +12,9 @@ from dsmoe_jax.bench import ours, pairs
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this measurement's flags."""
-    parser.add_argument("--rows", type=_sizes, default=(10_000, 100_000, 1_000_000, 10_000_000))
+    parser.add_argument(
+        "--rows", type=pairs.numbers(8), default=(10_000, 100_000, 1_000_000, 10_000_000)
+    )
     parser.add_argument("--embedding", choices=("dense", "row_sparse"), default="row_sparse")
     parser.add_argument("--hidden_dim", type=int, default=256)
     parser.add_argument("--output_dim", type=int, default=128)
@@ -48,11 +50,3 @@ def describe(found: dict[str, Any]) -> list[str]:
         ratio = pairs.show_ratio(found["ratio"][name], "the first")
         lines.append(f"  {name:>18} {step_ms:8.1f} ms, {ratio}")
     return lines
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """A flag's type: numbers of rows, separated by commas."""
-    names = text.replace("_", "").split(",")
-    if not all(name.isdigit() and int(name) >= 8 for name in names):
-        raise argparse.ArgumentTypeError(f"expected numbers of rows >= 8, got {text!r}")
-    return tuple(map(int, names))

@@ -93,6 +93,11 @@ class Bench:
             teacher=self.teacher if distill else None,
         )
 
+    def arguments(self, step: int = 0, *, distill: bool = True) -> tuple[Any, ...]:
+        """What a step takes beside the state; the teacher, if there is one, where it distils."""
+        batch = self.batches[step % len(self.batches)]
+        return self.frozen if distill else None, self.corpus, batch, self.weight, self.key
+
     def turn(self, updater: optimizer.Updater, *, distill: bool) -> pairs.Turn:
         """Runs so many steps, jitted and donated."""
         state = self.init(updater)
@@ -102,15 +107,7 @@ class Bench:
         def run(repetitions: int) -> None:
             nonlocal state, taken
             for _ in range(repetitions):
-                batch = self.batches[taken % len(self.batches)]
-                state, _ = jitted(
-                    state,
-                    self.frozen if distill else None,
-                    self.corpus,
-                    batch,
-                    self.weight,
-                    self.key,
-                )
+                state, _ = jitted(state, *self.arguments(taken, distill=distill))
                 taken += 1
             jax.block_until_ready(state)
 
@@ -148,11 +145,7 @@ def count_matmul_flops(bench: Bench) -> int:
     return peak.count_matmul_flops(
         bench.step(bench.updater, distill=bench.wanted.distill),
         bench.init(bench.updater),
-        bench.frozen,
-        bench.corpus,
-        bench.batches[0],
-        bench.weight,
-        bench.key,
+        *bench.arguments(),
     )
 
 
@@ -194,12 +187,7 @@ def _leave_for_twins(bench: Bench, state: train_state.TrainState, folder: pathli
     # A step whose optimiser does nothing but keep the gradient.
     keep = optimizer.Dense(optax.trace(decay=0.0))
     kept, metrics = jax.jit(bench.step(keep, distill=bench.wanted.distill))(
-        state._replace(opt_state=keep.init(state.params)),
-        bench.frozen,
-        bench.corpus,
-        bench.batches[0],
-        bench.weight,
-        bench.key,
+        state._replace(opt_state=keep.init(state.params)), *bench.arguments()
     )
     negative_key, _ = jax.random.split(jax.random.fold_in(bench.key, state.step))
     candidate_BG = negatives.draw_candidates(

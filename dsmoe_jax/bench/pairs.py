@@ -5,6 +5,7 @@ one runs the others wait on a pipe. A figure is a median over rounds, a comparis
 ratios within rounds, so that a machine whose speed drifts drifts for both.
 """
 
+import argparse
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
@@ -97,6 +98,18 @@ def take_turns(
             process.terminate()
             process.join()
     return {name: Timing(seconds[name], notes[name]) for name in contestants}
+
+
+def numbers(least: int) -> Callable[[str], tuple[int, ...]]:
+    """A flag's type: whole numbers, `least` or more, separated by commas."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        parts = text.replace("_", "").split(",")
+        if not all(part.isdecimal() and int(part) >= least for part in parts):
+            raise argparse.ArgumentTypeError(f"expected numbers >= {least} as 8,16, got {text!r}")
+        return tuple(map(int, parts))
+
+    return parse
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

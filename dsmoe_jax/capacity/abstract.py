@@ -60,25 +60,18 @@ class Setup:
         """All items."""
         layout, rows = sharding.rows_layout(self.mesh, self.spec.num_items)
         _, items, _ = train_state.example_inputs(self.spec)
-
-        def widen(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-            # Of examples and candidates, [2, 1, ...].
-            shape = (rows, *leaf.shape[2:])
-            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=layout)
-
-        corpus: batch_lib.Items = jax.tree.map(widen, items)
+        corpus: batch_lib.Items = _with_rows(items, rows, 2, layout)
         return corpus
 
     def batch(self) -> batch_lib.Batch:
         """One batch."""
         users, _, scenario_B = train_state.example_inputs(self.spec)
-        layout = sharding.by_rows(self.mesh)
-
-        def widen(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-            shape = (self.batch_size, *leaf.shape[1:])
-            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=layout)
-
-        batch: batch_lib.Batch = jax.tree.map(widen, batch_lib.Batch(users, scenario_B, scenario_B))
+        batch: batch_lib.Batch = _with_rows(
+            batch_lib.Batch(users, scenario_B, scenario_B),
+            self.batch_size,
+            1,
+            sharding.by_rows(self.mesh),
+        )
         return batch
 
     def lower_step(self) -> Any:
@@ -103,3 +96,13 @@ class Setup:
             jax.ShapeDtypeStruct((), jnp.float32),
             jax.eval_shape(lambda: jax.random.key(0)),
         )
+
+
+def _with_rows(tree: Any, rows: int, leading: int, layout: Any) -> Any:
+    """The arrays' shapes with so many rows in place of their leading axes."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (rows, *leaf.shape[leading:]), leaf.dtype, sharding=layout
+        ),
+        tree,
+    )

@@ -12,7 +12,6 @@ OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-p
 
 _LINE = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({'|'.join(OPS)})(-start)?\(")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +23,12 @@ class Collective:
       shapes: What it gives each device, such as `f32[64,16]`; several where XLA joined several.
       result_bytes: Bytes of those shapes.
       devices: How many take part: all of them, since meshes here have one axis.
-      where: The operation of the program that it comes from.
     """
 
     op: str
     shapes: tuple[str, ...]
     result_bytes: int
     devices: int
-    where: str
 
     @property
     def moved_bytes(self) -> int:
@@ -72,16 +69,8 @@ def read(hlo: str, devices: int) -> list[Collective]:
             shapes = shapes[len(shapes) // 2 :] if op == "all-gather" else shapes[1:2]
         if not shapes:
             raise ValueError(f"HLO: expected the shape of a {op}, got {line.strip()!r}")
-        name = _OP_NAME.search(line)
-        found.append(
-            Collective(
-                op=op,
-                shapes=tuple(shapes),
-                result_bytes=sum(map(_count_bytes, shapes)),
-                devices=devices,
-                where=name.group(1) if name else "",
-            )
-        )
+        size = sum(map(_count_bytes, shapes))
+        found.append(Collective(op, tuple(shapes), result_bytes=size, devices=devices))
     return found
 
 

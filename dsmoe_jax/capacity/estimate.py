@@ -15,12 +15,29 @@ import jax
 from dsmoe_jax import features
 from dsmoe_jax import main as command_line
 from dsmoe_jax.capacity import abstract, cases, collectives, simulated
-from dsmoe_jax.capacity import request as request_lib
+from dsmoe_jax.config import load, schema
+from dsmoe_jax.models.matching import dsmoe
+from dsmoe_jax.models.ranking import mmoe_din
 from dsmoe_jax.training import row_sparse, sharding, train_state
 
 # A search for the largest batch compiles at most so many programs.
 ATTEMPTS = 3
 TEMPORARY = "activations, gradients, gathered rows"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is planned; see the flags."""
+
+    shape: str = "kuairand"
+    users: int = 0
+    items: int = 0
+    batch_size: int = 0
+    memory_gb: float = 80.0
+    embedding: str | None = None
+    average: bool = False
+    distill: bool = False
+    config: str = ""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +78,8 @@ def parse_count(text: str) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Plans with the parsed flags; see `plan`."""
-    names = [field.name for field in dataclasses.fields(request_lib.Request)]
-    request = request_lib.Request(**{name: getattr(options, name) for name in names})
+    names = [field.name for field in dataclasses.fields(Request)]
+    request = Request(**{name: getattr(options, name) for name in names})
     if options.devices % options.processes:
         raise ValueError(
             f"devices: expected a multiple of the {options.processes} processes, "
@@ -105,13 +122,81 @@ def describe(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def plan(request: request_lib.Request) -> dict[str, Any]:
+def plan(request: Request) -> dict[str, Any]:
     """Plans for all devices of this process.
 
     Raises:
       ValueError: When the request does not fit itself.
     """
-    return plan_setup(request_lib.make_setup(request), 1e9 * request.memory_gb)
+    return plan_setup(make_setup(request), 1e9 * request.memory_gb)
+
+
+def make_setup(request: Request) -> abstract.Setup:
+    """The `abstract.Setup` of a request, on all devices of this process.
+
+    Raises:
+      ValueError: When the configuration is none, or the devices do not divide the batch.
+    """
+    experiment = _load(request.config)
+    spec = resize(cases.CASES[request.shape][0](), request.users, request.items)
+    if request.config:
+        spec = features.select(
+            spec,
+            exclude=(),
+            history_length=experiment.features.history_length,
+            scenario_history_length=experiment.features.scenario_history_length,
+            embedding_dim=experiment.features.embedding_dim,
+        )
+    mesh, train = sharding.make_mesh(), experiment.train
+    embedding = request.embedding or experiment.optim.embedding
+    default = train.batch_size if request.config else cases.POSITIVES * mesh.size
+    batch_size = request.batch_size or default
+    if batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size: expected a multiple of the {mesh.size} devices, got {batch_size}"
+        )
+    taught = request.distill or experiment.loss.distill_weight > 0
+    optim = dataclasses.replace(experiment.optim, embedding=embedding)
+    return abstract.Setup(
+        experiment.model.make(spec),
+        row_sparse.make_updater(optim, spec, mesh, 1e-4, train.weight_decay),
+        mesh,
+        batch_size=batch_size,
+        num_negatives=train.num_negatives,
+        teacher=experiment.teacher.model.make(spec) if taught else None,
+        averaged=request.average or train.average_decay > 0,
+    )
+
+
+def resize(spec: features.FeatureSpec, users: int, items: int) -> features.FeatureSpec:
+    """The features with other numbers of users and items; 0 keeps them."""
+
+    def change(columns: tuple[Any, ...], name: str, count: int) -> tuple[Any, ...]:
+        return tuple(
+            dataclasses.replace(column, num_ids=count + 1)
+            if count and column.name == name
+            else column
+            for column in columns
+        )
+
+    return dataclasses.replace(
+        spec,
+        user_sparse=change(spec.user_sparse, "user_id", users),
+        item_sparse=change(spec.item_sparse, "item_id", items),
+    )
+
+
+def _load(path: str) -> schema.Experiment:
+    """A configuration file's experiment, or the paper's defaults without a teacher."""
+    if not path:
+        return schema.Experiment(
+            dataset="plan",
+            data=schema.DataConfig(),
+            model=dsmoe.DSMOEConfig(),
+            teacher=schema.TeacherConfig(model=mmoe_din.MMoEDINConfig()),
+            loss=schema.LossConfig(distill_weight=0.0),
+        )
+    return load.load_config(path)
 
 
 def plan_setup(setup: abstract.Setup, memory_bytes: float) -> dict[str, Any]:

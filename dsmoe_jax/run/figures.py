@@ -195,8 +195,9 @@ def _draw_recall_panel(
         summary["macro"] if panel == "macro" else summary["scenarios"][panel]
         for summary, _ in rows.values()
     ]
-    value = 100 * np.array([_number(entry[metric]) for entry in entries])
-    error = 100 * np.array([_number(entry[f"{metric}_se"]) for entry in entries])
+    # JSON's null, a metric of a scenario without queries, becomes NaN.
+    value = 100 * np.array([entry[metric] for entry in entries], float)
+    error = 100 * np.array([entry[f"{metric}_se"] for entry in entries], float)
     colours = [colour for _, colour in rows.values()]
     y = np.arange(len(rows))
     whisker = {"ecolor": "#404040", "elinewidth": 0.9}
@@ -285,14 +286,9 @@ def _keys(points: Sequence[Mapping[str, Any]], wanted: Callable[[str], bool]) ->
 
 
 def _curve(points: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    known = [(point["step"], _number(point[key])) for point in points if key in point]
+    known = [(point["step"], point[key]) for point in points if key in point]
     step, value = np.array(known, float).reshape(-1, 2).T
     return step, value
-
-
-def _number(value: Any) -> float:
-    """JSON's null, a metric of a scenario without queries, as NaN."""
-    return float("nan") if value is None else float(value)
 
 
 def _read_points(path: pathlib.Path) -> list[dict[str, Any]]:
