@@ -12,7 +12,6 @@ import pytest
 
 from dsmoe_jax import main
 from dsmoe_jax.config import fingerprint, load, schema
-from dsmoe_jax.run import api
 from dsmoe_jax.run import run as whole_run
 from dsmoe_jax.training import interrupt, loop
 
@@ -95,10 +94,6 @@ def test_commands_are_modes(run_with: Callable, monkeypatch: pytest.MonkeyPatch)
         assert main.main(["dsmoe", command, "--config=stub.py"]) == 0
     assert main.main(["dsmoe", "train", "--config=stub.py", "--mode=student"]) == 0
     assert modes == ["all", "prepare", "evaluate", "student"]
-
-
-def test_modes_are_those_of_the_python_api() -> None:
-    assert main.MODES == api.MODES
 
 
 def test_unknown_command_is_one_line(capsys: pytest.CaptureFixture) -> None:

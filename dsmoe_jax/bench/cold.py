@@ -33,7 +33,9 @@ _LIMIT_S = 600.0
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this measurement's flags."""
-    parser.add_argument("--config", default="kuairand:sample", help="NAME or FILE[:variant]")
+    parser.add_argument(
+        "--config", default="kuairand:sample", help="NAME or FILE[:variant], %(default)s if none"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of one empty and one warm start")
 
 

@@ -28,7 +28,9 @@ BATCH_SIZES = (cases.POSITIVES, 8192)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this measurement's flags."""
-    parser.add_argument("--config", default="kuairand:sample", help="NAME or FILE[:variant]")
+    parser.add_argument(
+        "--config", default="kuairand:sample", help="NAME or FILE[:variant], %(default)s if none"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="first epochs of each batch size")
     parser.add_argument(
         "--without_training", action="store_true", help="the pipeline alone, no training epoch"

@@ -5,8 +5,9 @@ methods' are in `models/registry.py`, the others in each file of `configs/`.
 """
 
 import dataclasses
-import difflib
 from typing import Any
+
+from dsmoe_jax.config import load
 
 
 def parse(variant: str, axes: dict[str, tuple[str, ...]]) -> dict[str, str]:
@@ -26,10 +27,9 @@ def parse(variant: str, axes: dict[str, tuple[str, ...]]) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for token in filter(None, variant.split(",")):
         if token not in axis_of:
-            nearest = difflib.get_close_matches(token, axis_of, n=1)
-            hint = f"nearest: {nearest[0]!r}; " if nearest else ""
             raise ValueError(
-                f"variant: unknown token {token!r}; {hint}known: {', '.join(sorted(axis_of))}"
+                f"variant: unknown token {token!r}{load.nearest(token, axis_of)}; "
+                f"known: {', '.join(sorted(axis_of))}"
             )
         axis = axis_of[token]
         if axis in chosen:

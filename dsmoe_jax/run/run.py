@@ -52,10 +52,10 @@ def run(
     start_s = time.perf_counter()
     store_dir = prepare(experiment, workdir)
     prepare_s = time.perf_counter() - start_s
-    reporter = runlog.RunLog(workdir, is_main=jax.process_index() == 0)
+    log = runlog.RunLog(workdir, is_main=jax.process_index() == 0)
     try:
         with interrupt.StopRequest(handle_signals) as stop:
-            session = stages.Stages(experiment, workdir, store_dir, reporter, stop, prepare_s)
+            shared = stages.Stages(experiment, workdir, store_dir, log, stop, prepare_s)
             if jax.process_index() == 0:
                 record = {
                     "overrides": dict(overrides or {}),
@@ -63,18 +63,18 @@ def run(
                     "classes": restore.class_names(experiment),
                 }
                 runlog.replace_text(workdir / CONFIG_FILE, json.dumps(record, indent=1) + "\n")
-            session.describe()
-            if mode in ("all", "teacher") and (session.needs_teacher or mode == "teacher"):
-                session.train_teacher()
+            shared.describe()
+            if mode in ("all", "teacher") and (shared.needs_teacher or mode == "teacher"):
+                shared.train_teacher()
             if mode in ("all", "student"):
-                session.train_student()
+                shared.train_student()
         if stop.requested:
             raise interrupt.InterruptedRunError("stopped; the same command resumes")
         # Nothing of a report can be saved half: a signal ends it at once.
         if mode in ("all", "evaluate"):
-            report.write(session)
+            report.write(shared)
     finally:
-        reporter.close()
+        log.close()
 
 
 def resolve(experiment: schema.Experiment) -> schema.Experiment:

@@ -40,7 +40,7 @@ def test_whole_numbers_become_real_ones():
         (
             "kuairnd",
             {},
-            "--config: expected a file or one of alimama, custom, kuairand, movielens, planted, "
+            "--config: expected a file or one of alimama, custom, kuairand, movielens, simulation, "
             "got 'kuairnd'; nearest: 'kuairand'",
         ),
         ("custom", {"train.max_epochs": 2.5}, "config.train.max_epochs: expected int, got 2.5"),
@@ -85,7 +85,7 @@ def test_loading_needs_no_jax():
         "kuairand:sample,teacher=fused",
         "movielens:synthetic,hstu",
         "custom:perscen",
-        "planted:shift",
+        "simulation:shift",
     ],
 )
 def test_an_experiment_is_restored_from_its_record(spec):
