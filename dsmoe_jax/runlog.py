@@ -48,20 +48,13 @@ class RunLog:
     """Writes the metrics of a run and shows its progress."""
 
     def __init__(self, workdir: pathlib.Path, *, is_main: bool):
-        """Opens the log files of the workdir.
-
-        Args:
-          workdir: The run's folder.
-          is_main: Whether this process is the one that speaks.
-        """
+        """Opens the log files of the workdir in the main process; the others log nothing."""
         self._is_main = is_main
         self._bar: tqdm.tqdm | None = None
         self._path = workdir / METRICS_FILE
-        self._board = (
-            tensorboardX.SummaryWriter(str(workdir / "tensorboard"), max_queue=100)
-            if is_main
-            else None
-        )
+        self._board: tensorboardX.SummaryWriter | None = None
+        if is_main:
+            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), max_queue=100)
 
     def line(self, text: str) -> None:
         """Prints one line above the progress bars."""

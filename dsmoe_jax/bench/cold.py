@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dsmoe_jax.config import load
+from dsmoe_jax.run import api
 
 # What a line that the product prints says has ended, by its beginning or its end; in order.
 MARKS = (
@@ -52,12 +53,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, list[dict[str, float]]] = {cache: [] for cache in CACHES}
     with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
         folder = pathlib.Path(name)
-        # The preparation is not measured, and its folder says whose files to check.
+        # The preparation is not measured.
+        store_dir = api.prepare(experiment, folder / "prepared")
         command = [sys.executable, "-m", "dsmoe_jax.main", "--config", options.config]
-        command += ["--config.train.steps_per_report=1"]
-        _run_to_end([*command, "--mode=prepare", f"--workdir={folder / 'prepared'}"])
-        if not experiment.data.store_dir:
-            command.append(f"--config.data.store_dir={folder / 'prepared' / 'store'}")
+        command += [f"--config.data.store_dir={store_dir}", "--config.train.steps_per_report=1"]
         for number in range(options.rounds):
             for cache in CACHES:
                 workdir = folder / f"{number}-{cache}"
@@ -137,9 +136,3 @@ def time_start(
 def _read(lines: Iterable[str], printed: list[tuple[float, str]]) -> None:
     for line in lines:
         printed.append((time.perf_counter(), line.rstrip()))
-
-
-def _run_to_end(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")

@@ -116,12 +116,7 @@ def train_epoch(experiment: schema.Experiment, workdir: pathlib.Path) -> dict[st
 
 
 def summarise(points: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
-    """Examples per second and share of waiting of logged points; the first one compiles.
-
-    Args:
-      points: `step`, `perf/examples_per_s` and `perf/data_wait_share` in the order of steps.
-      batch_size: Examples in a step.
-    """
+    """Examples per second and share of waiting of logged points; the first one compiles."""
     examples = waited_s = elapsed_s = 0.0
     for before, point in itertools.pairwise(points):
         count = (point["step"] - before["step"]) * batch_size

@@ -30,12 +30,9 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """Which step.
+    """Which step, of which shape (see `cases.make_case`); a teacher in it is MMOE-DIN.
 
     Attributes:
-      shape: Name of a case, see `cases.make_case`.
-      distill: Whether a frozen MMOE-DIN teacher is in the step.
-      embedding: "dense" or "row_sparse".
       overrides: Fields of `dsmoe.DSMOEConfig` that differ from the paper's shape.
       min_rows: Least rows of a table that is updated by rows.
     """

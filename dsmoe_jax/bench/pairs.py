@@ -41,12 +41,7 @@ class Contestant:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of one repetition in every round.
-
-    Attributes:
-      seconds: One value per round.
-      notes: What the contestant said of itself.
-    """
+    """Seconds of one repetition in every round, and what the contestant said of itself."""
 
     seconds: list[float]
     notes: dict[str, Any]
@@ -62,11 +57,7 @@ def take_turns(
 ) -> dict[str, Timing]:
     """Builds the contestants one after the other, then lets them run in turns.
 
-    Args:
-      contestants: By name, in the order of turns.
-      rounds: Counted turns of each.
-      repetitions: Repetitions in a turn.
-      warmup: Repetitions of each before the first counted turn.
+    Each has `warmup` repetitions, then `rounds` turns that count, of `repetitions` each.
 
     Raises:
       ValueError: When a contestant fails, with its message.

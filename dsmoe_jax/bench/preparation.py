@@ -92,6 +92,7 @@ def run(
             turns[name].append(_take_turn(name, section, arrays / name))
         if number == 0 and len(contestants) == 2:
             check_equal(arrays / OURS, arrays / PANDAS)
+    seconds = {name: [each for each, _ in taken] for name, taken in turns.items()}
     total = rows + section.num_behaviors
     return {
         "rows": {
@@ -100,11 +101,8 @@ def run(
             "users": section.num_users,
             "ads": section.num_items,
         },
-        "seconds": {name: [seconds for seconds, _ in taken] for name, taken in turns.items()},
-        "rows_per_s": {
-            name: total / statistics.median(seconds for seconds, _ in taken)
-            for name, taken in turns.items()
-        },
+        "seconds": seconds,
+        "rows_per_s": {name: total / statistics.median(each) for name, each in seconds.items()},
         "peak_bytes": {name: max(peak for _, peak in taken) for name, taken in turns.items()},
     }
 
@@ -168,28 +166,22 @@ def _take_turn(
 ) -> tuple[float, int]:
     """Seconds and peak bytes of one preparation into `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
-    contestant = {OURS: _prepare_ours, PANDAS: _prepare_in_pandas}[name]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(contestant, section, folder).result()
+            return pool.submit(_prepare, name, section, folder).result()
         except concurrent.futures.BrokenExecutor:
             raise ValueError(f"{name}: the process died, perhaps for want of memory") from None
 
 
-def _prepare_ours(
-    section: alimama_rows.SyntheticAlimamaConfig, folder: pathlib.Path
+def _prepare(
+    name: str, section: alimama_rows.SyntheticAlimamaConfig, folder: pathlib.Path
 ) -> tuple[float, int]:
+    if name == PANDAS:
+        from dsmoe_jax.bench import pandas_prepare
     start_s = time.perf_counter()
-    section.prepare(str(folder))
-    return time.perf_counter() - start_s, pairs.read_memory("VmHWM")
-
-
-def _prepare_in_pandas(
-    section: alimama_rows.SyntheticAlimamaConfig, folder: pathlib.Path
-) -> tuple[float, int]:
-    from dsmoe_jax.bench import pandas_prepare
-
-    start_s = time.perf_counter()
-    pandas_prepare.prepare(pathlib.Path(section.raw_dir), folder)
+    if name == PANDAS:
+        pandas_prepare.prepare(pathlib.Path(section.raw_dir), folder)
+    else:
+        section.prepare(str(folder))
     return time.perf_counter() - start_s, pairs.read_memory("VmHWM")

@@ -96,14 +96,7 @@ def describe(found: dict[str, Any]) -> list[str]:
 
 
 def run(shape: str, embedding: str, overrides: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Takes steps on all devices of all processes, of which this is one.
-
-    Args:
-      shape: Name in `cases.CASES`.
-      embedding: "dense" or "row_sparse".
-      overrides: Fields of `dsmoe.DSMOEConfig`.
-      steps: Timed ones.
-    """
+    """Takes timed steps on all devices of all processes, of which this is one."""
     import jax
 
     from dsmoe_jax.bench import ours

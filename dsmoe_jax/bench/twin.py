@@ -155,7 +155,7 @@ class Student:
         statistics: Weights,
         *,
         sparse: bool = False,
-    ) -> None:
+    ):
         """Holds the weights; `sparse` is for `torch.optim.SparseAdam`."""
         self.weights, self.statistics = weights, statistics
         self.num_scenarios = spec.num_scenarios

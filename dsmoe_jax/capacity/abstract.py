@@ -17,17 +17,7 @@ from dsmoe_jax.training import optimizer, sharding, train_state, train_step
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a step is built of.
-
-    Attributes:
-      model: The model that is trained.
-      updater: How its parameters are updated.
-      mesh: The devices.
-      batch_size: Positives over all devices.
-      num_negatives: N.
-      teacher: The ranker that teaches, if any.
-      averaged: Whether a moving average is kept.
-    """
+    """What a step is built of; `batch_size` counts positives over all devices."""
 
     model: nn.Module
     updater: optimizer.Updater

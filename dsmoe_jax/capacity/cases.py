@@ -18,13 +18,7 @@ ZIPF_EXPONENT = 0.8
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One shape.
-
-    Attributes:
-      spec: Its features.
-      corpus: All items.
-      batches: Training batches of `POSITIVES` examples.
-    """
+    """One shape: its features, all items and training batches."""
 
     spec: features.FeatureSpec
     corpus: batch_lib.Items
@@ -156,14 +150,7 @@ def make(
     shares: tuple[float, ...],
     positives: int = POSITIVES,
 ) -> Case:
-    """Generated corpus and batches for features.
-
-    Args:
-      spec: The features.
-      num_batches: Batches to generate.
-      shares: Of the scenarios among examples.
-      positives: Examples in a batch.
-    """
+    """Generated corpus and batches for features; `shares` are the scenarios', of the examples."""
     rng = np.random.default_rng(0)
     V = spec.num_items
     sparse_VF = np.stack([rng.integers(0, f.num_ids, V) for f in spec.item_sparse], axis=1)

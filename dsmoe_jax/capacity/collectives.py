@@ -48,11 +48,7 @@ class Collective:
 
 
 def read(hlo: str, devices: int) -> list[Collective]:
-    """The collectives of a compiled program, `compiled.as_text()`, in the order of the text.
-
-    Args:
-      hlo: The text.
-      devices: Devices that the program is compiled for.
+    """The collectives of a program, `compiled.as_text()` for so many devices, in its order.
 
     Raises:
       ValueError: When a collective's shape cannot be read.

@@ -78,8 +78,7 @@ def parse_count(text: str) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Plans with the parsed flags; see `plan`."""
-    names = [field.name for field in dataclasses.fields(Request)]
-    request = Request(**{name: getattr(options, name) for name in names})
+    request = Request(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Request)})
     if options.devices % options.processes:
         raise ValueError(
             f"devices: expected a multiple of the {options.processes} processes, "

@@ -19,13 +19,7 @@ _FLAG = "--xla_force_host_platform_device_count"
 def run(
     function: Callable[..., Any], arguments: tuple[Any, ...], *, devices: int, processes: int = 1
 ) -> list[Any]:
-    """Calls a function in new processes that share simulated devices.
-
-    Args:
-      function: Of a module; its result is pickled.
-      arguments: The same for every process; they are pickled.
-      devices: In all.
-      processes: Must divide the devices.
+    """Calls a function in new processes that share simulated devices, so many in all.
 
     Returns:
       What the function returned, by process.

@@ -11,14 +11,7 @@ from dsmoe_jax.config import load
 
 
 def parse(variant: str, axes: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """Splits `token,token` into at most one token per axis, in any order.
-
-    Args:
-      variant: The text after the colon of `--config FILE:variant`; empty is allowed.
-      axes: The tokens of each axis.
-
-    Returns:
-      The chosen token by axis; an axis without a token is absent.
+    """The token of each axis in `token,token`, which has at most one per axis, in any order.
 
     Raises:
       ValueError: On an unknown token, with the nearest known one, or two of one axis.

@@ -169,13 +169,7 @@ def draw_gates(
 def draw_curves(
     path: pathlib.Path, points: Sequence[Mapping[str, Any]], k: int
 ) -> list[pathlib.Path]:
-    """Losses and validation recall@k of every stage against its steps.
-
-    Args:
-      path: Without suffix.
-      points: The lines of metrics.jsonl.
-      k: Cut-off of the recall.
-    """
+    """Losses and validation recall@k of every stage against its steps, of metrics.jsonl's lines."""
     stages = list(dict.fromkeys(point["stage"] for point in points))
     with new_figure(9.0, 0.6 + 2.6 * len(stages)) as figure:
         axes = figure.subplots(len(stages), 2, squeeze=False)

@@ -78,9 +78,7 @@ def write(run: stages.Stages) -> None:
 def _evaluate_baselines(run: stages.Stages, queries: int) -> dict[str, Any]:
     """Summaries of the baselines by name; none where the configuration wants none.
 
-    Args:
-      run: The run.
-      queries: Test queries that the student was asked.
+    They may be asked fewer than the student's test `queries`.
     """
     if not run.experiment.eval.references:
         return {}

@@ -94,24 +94,18 @@ def store_folder(experiment: schema.Experiment, workdir: pathlib.Path) -> pathli
 def prepare(experiment: schema.Experiment, workdir: pathlib.Path) -> pathlib.Path:
     """Prepares the data in process 0; the others wait, and end too when it could not.
 
-    Args:
-      experiment: The run, resolved.
-      workdir: The run's folder.
-
     Returns:
       The folder of the store.
     """
     store_dir = store_folder(experiment, workdir)
-    if jax.process_count() == 1:
-        experiment.data.prepare(str(store_dir))
-        return store_dir
     prepared = False
     try:
         if jax.process_index() == 0:
             experiment.data.prepare(str(store_dir))
         prepared = True
     finally:
-        prepared = bool(multihost_utils.broadcast_one_to_all(np.int32(prepared)))
+        if jax.process_count() > 1:
+            prepared = bool(multihost_utils.broadcast_one_to_all(np.int32(prepared)))
     if not prepared:
         raise ValueError("process 0 could not prepare the data; its own message says why")
     return store_dir

@@ -299,13 +299,7 @@ class Stages:
 def select_features(
     store: store_lib.Store, experiment: schema.Experiment, *, for_teacher: bool = False
 ) -> features.FeatureSpec:
-    """The features that a run's models see.
-
-    Args:
-      store: The prepared data.
-      experiment: The run.
-      for_teacher: Without what the student's method alone reads.
-    """
+    """The features that a run's models see; a teacher's without what the student alone reads."""
     chosen = experiment.features
     return features.select(
         store.spec,
