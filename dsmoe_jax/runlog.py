@@ -143,11 +143,10 @@ def describe_parameters(title: str, params: Any) -> list[str]:
         rows[group] = (count + leaf.size, size + 3 * on_device)
     counts, sizes = zip(*rows.values(), strict=True)
     rows["total"] = (sum(counts), sum(sizes))
-    lines = [f"{title}: parameters, and MiB on each device with both Adam moments"]
-    lines += [
-        f"  {name:<40} {count:>13,} {size / 2**20:>10.2f}" for name, (count, size) in rows.items()
+    return [
+        f"{title}: parameters, and MiB on each device with both Adam moments",
+        *(f"  {name:<40} {n:>13,} {size / 2**20:>10.2f}" for name, (n, size) in rows.items()),
     ]
-    return lines
 
 
 def count_parameters(params: Any) -> dict[str, int]:

@@ -84,10 +84,8 @@ def summarise(records: Sequence[dict[str, Any]]) -> str:
     ratio = min(entry["median"] for entry in step["ratio"]["dense"].values())
     tables = list(growth["step_ms"])
     slower = growth["ratio"][tables[-1]]["median"]
-    rows, seconds = (
-        prepare["rows"]["impressions"],
-        statistics.median(prepare["seconds"]["dsmoe_jax"]),
-    )
+    rows = prepare["rows"]["impressions"]
+    seconds = statistics.median(prepare["seconds"]["dsmoe_jax"])
     memory = prepare["peak_bytes"]["dsmoe_jax"] / 2**30
     return formats.bullets(
         [

@@ -49,54 +49,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs with the parsed flags; see `run`."""
-    contestants: tuple[str, ...] = (OURS,)
+    """Generates the files and prepares them in turns; see `run`."""
     if not options.without_pandas:
         optional.require("pandas", extra="cpu,bench")
-        contestants = (OURS, PANDAS)
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
     # Arrays are emptied and written anew, in a folder of their own beside whatever is there.
     with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_", dir=options.folder) as name:
-        arrays = pathlib.Path(name)
-        raw = (options.folder or arrays) / "raw"
-        return run(options.rows, raw, arrays, contestants, options.rounds)
+        return run(options, pathlib.Path(name))
 
 
-def run(
-    rows: int,
-    raw: pathlib.Path,
-    arrays: pathlib.Path,
-    contestants: tuple[str, ...],
-    rounds: int,
-) -> dict[str, Any]:
-    """Generates the files and prepares them in turns.
-
-    Args:
-      rows: Impressions; everything else is in the official proportion, behaviours in that of
-        `BEHAVIORS`.
-      raw: Gets the generated files, or has them.
-      arrays: Gets a folder for each contestant's arrays, which is emptied before each turn.
-      contestants: Of `OURS` and `PANDAS`.
-      rounds: Turns of each.
+def run(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
+    """Prepares by turns into a folder of each contestant, which is emptied before its turn.
 
     Raises:
       ValueError: When there are too few rows, a contestant dies, or the arrays differ.
     """
-    section = _size(rows)
-    section.raw_dir = str(raw)
+    contestants = (OURS,) if options.without_pandas else (OURS, PANDAS)
+    section = _size(options.rows)
+    section.raw_dir = str((options.folder or folder) / "raw")
     section.generate(section.raw_dir)
     turns: dict[str, list[tuple[float, int]]] = {name: [] for name in contestants}
-    for number in range(rounds):
+    for number in range(options.rounds):
         for name in contestants:
-            turns[name].append(_take_turn(name, section, arrays / name))
-        if number == 0 and len(contestants) == 2:
-            check_equal(arrays / OURS, arrays / PANDAS)
+            turns[name].append(_take_turn(name, section, folder / name))
+        if number == 0 and PANDAS in contestants:
+            check_equal(folder / OURS, folder / PANDAS)
     seconds = {name: [each for each, _ in taken] for name, taken in turns.items()}
-    total = rows + section.num_behaviors
+    total = options.rows + section.num_behaviors
     return {
         "rows": {
-            "impressions": rows,
+            "impressions": options.rows,
             "behaviors": section.num_behaviors,
             "users": section.num_users,
             "ads": section.num_items,

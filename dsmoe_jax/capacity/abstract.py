@@ -4,7 +4,7 @@ Owns no numbers: nothing is allocated, so that shapes may be larger than any mac
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.training import optimizer, sharding, train_state, train_step
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +52,13 @@ class Setup:
         """All items."""
         layout, rows = sharding.rows_layout(self.mesh, self.spec.num_items)
         _, items, _ = train_state.example_inputs(self.spec)
-        corpus: batch_lib.Items = _with_rows(items, rows, 2, layout)
-        return corpus
+        return _with_rows(items, rows, 2, layout)
 
     def batch(self) -> batch_lib.Batch:
         """One batch."""
         users, _, scenario_B = train_state.example_inputs(self.spec)
-        batch: batch_lib.Batch = _with_rows(
-            batch_lib.Batch(users, scenario_B, scenario_B),
-            self.batch_size,
-            1,
-            sharding.by_rows(self.mesh),
-        )
-        return batch
+        batch = batch_lib.Batch(users, scenario_B, scenario_B)
+        return _with_rows(batch, self.batch_size, 1, sharding.by_rows(self.mesh))
 
     def lower_step(self) -> Any:
         """The jitted, donated step of the training loop, lowered; `compile()` it.
@@ -88,11 +84,12 @@ class Setup:
         )
 
 
-def _with_rows(tree: Any, rows: int, leading: int, layout: Any) -> Any:
+def _with_rows(tree: T, rows: int, leading: int, layout: Any) -> T:
     """The arrays' shapes with so many rows in place of their leading axes."""
-    return jax.tree.map(
+    shapes: T = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             (rows, *leaf.shape[leading:]), leaf.dtype, sharding=layout
         ),
         tree,
     )
+    return shapes

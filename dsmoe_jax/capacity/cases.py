@@ -26,49 +26,21 @@ class Case:
 
 
 # Sizes of the vocabularies, id 0 included, of the packaged rows and of the published tables.
-_KUAIRAND_USER = (
-    ("user_id", 27_286),
-    ("user_active_degree", 10),
-    ("is_live_streamer", 2),
-    ("is_video_author", 3),
-    ("follow_user_num_range", 9),
-    ("fans_user_num_range", 10),
-    ("friend_user_num_range", 8),
-    ("register_days_range", 9),
-    *(
-        (f"onehot_feat{n}", size)
-        for n, size in enumerate(
-            (3, 8, 51, 1472, 16, 35, 4, 119, 455, 8, 6, 6, 3, 3, 3, 3, 3, 3), start=0
-        )
-    ),
-)
-_KUAIRAND_ITEM = (
-    ("item_id", 7_584),
-    ("author_id", 6_511),
-    ("video_type", 4),
-    ("upload_dt", 4),
-    ("upload_type", 15),
-    ("music_id", 7_203),
-    ("music_type", 6),
-    ("video_duration_bucket", 21),
-)
-_ALIMAMA_USER = (
-    ("user_id", 1_061_769),
-    ("cms_segid", 98),
-    ("cms_group_id", 14),
-    ("final_gender_code", 3),
-    ("age_level", 8),
-    ("pvalue_level", 4),
-    ("shopping_level", 4),
-    ("occupation", 3),
-    ("new_user_class_level", 5),
-)
+_ONE_HOT = (3, 8, 51, 1472, 16, 35, 4, 119, 455, 8, 6, 6, 3, 3, 3, 3, 3, 3)
+_KUAIRAND_USER = """
+    user_id 27_286, user_active_degree 10, is_live_streamer 2, is_video_author 3,
+    follow_user_num_range 9, fans_user_num_range 10, friend_user_num_range 8, register_days_range 9
+""" + "".join(f", onehot_feat{n} {size}" for n, size in enumerate(_ONE_HOT))
+_KUAIRAND_ITEM = """
+    item_id 7_584, author_id 6_511, video_type 4, upload_dt 4, upload_type 15, music_id 7_203,
+    music_type 6, video_duration_bucket 21
+"""
+_ALIMAMA_USER = """
+    user_id 1_061_769, cms_segid 98, cms_group_id 14, final_gender_code 3, age_level 8,
+    pvalue_level 4, shopping_level 4, occupation 3, new_user_class_level 5
+"""
 _ALIMAMA_ITEM = (
-    ("item_id", 846_812),
-    ("category", 6_770),
-    ("brand", 99_815),
-    ("campaign_id", 423_437),
-    ("customer", 255_877),
+    "item_id 846_812, category 6_770, brand 99_815, campaign_id 423_437, customer 255_877"
 )
 
 
@@ -105,10 +77,10 @@ def rows_spec(num_rows: int) -> features.FeatureSpec:
     half = num_rows // 2
     return features.FeatureSpec(
         scenarios=("S1", "S2"),
-        user_sparse=_sparse((("user_id", half),)),
+        user_sparse=_sparse(f"user_id {half}"),
         user_dense=(),
         user_bags=(),
-        item_sparse=_sparse((("item_id", half),)),
+        item_sparse=_sparse(f"item_id {half}"),
         item_dense=(),
         item_bags=(),
         sequences=_histories(),
@@ -130,8 +102,9 @@ def make_case(shape: str, num_batches: int) -> Case:
     return make(make_spec(), num_batches, shares=shares)
 
 
-def _sparse(sizes: tuple[tuple[str, int], ...]) -> tuple[features.SparseFeature, ...]:
-    return tuple(features.SparseFeature(name, size) for name, size in sizes)
+def _sparse(sizes: str) -> tuple[features.SparseFeature, ...]:
+    named = map(str.split, sizes.split(","))
+    return tuple(features.SparseFeature(name, int(size)) for name, size in named)
 
 
 def _dense(*names: str) -> tuple[features.DenseFeature, ...]:

@@ -25,21 +25,6 @@ ATTEMPTS = 3
 TEMPORARY = "activations, gradients, gathered rows"
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is planned; see the flags."""
-
-    shape: str = "kuairand"
-    users: int = 0
-    items: int = 0
-    batch_size: int = 0
-    memory_gb: float = 80.0
-    embedding: str | None = None
-    average: bool = False
-    distill: bool = False
-    config: str = ""
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this measurement's flags."""
     parser.add_argument("--users", type=parse_count, default=0, help="e.g. 1e9; the shape's own")
@@ -78,13 +63,12 @@ def parse_count(text: str) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Plans with the parsed flags; see `plan`."""
-    request = Request(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Request)})
     if options.devices % options.processes:
         raise ValueError(
             f"devices: expected a multiple of the {options.processes} processes, "
             f"got {options.devices}"
         )
-    found: dict[str, Any] = simulated.run(plan, (request,), devices=options.devices)[0]
+    found: dict[str, Any] = simulated.run(plan, (options,), devices=options.devices)[0]
     share = found["devices"] // options.processes
     held = found["bytes"]["corpus features"]
     return {**found, "processes": options.processes, "host_corpus_bytes": share * held}
@@ -121,24 +105,24 @@ def describe(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def plan(request: Request) -> dict[str, Any]:
+def plan(options: argparse.Namespace) -> dict[str, Any]:
     """Plans for all devices of this process.
 
     Raises:
-      ValueError: When the request does not fit itself.
+      ValueError: When what is asked for does not fit itself.
     """
-    return plan_setup(make_setup(request), 1e9 * request.memory_gb)
+    return plan_setup(make_setup(options), 1e9 * options.memory_gb)
 
 
-def make_setup(request: Request) -> abstract.Setup:
-    """The `abstract.Setup` of a request, on all devices of this process.
+def make_setup(options: argparse.Namespace) -> abstract.Setup:
+    """The `abstract.Setup` of parsed flags, on all devices of this process.
 
     Raises:
       ValueError: When the configuration is none, or the devices do not divide the batch.
     """
-    experiment = _load(request.config)
-    spec = resize(cases.CASES[request.shape][0](), request.users, request.items)
-    if request.config:
+    experiment = _load(options.config)
+    spec = resize(cases.CASES[options.shape][0](), options.users, options.items)
+    if options.config:
         spec = features.select(
             spec,
             exclude=(),
@@ -147,14 +131,14 @@ def make_setup(request: Request) -> abstract.Setup:
             embedding_dim=experiment.features.embedding_dim,
         )
     mesh, train = sharding.make_mesh(), experiment.train
-    embedding = request.embedding or experiment.optim.embedding
-    default = train.batch_size if request.config else cases.POSITIVES * mesh.size
-    batch_size = request.batch_size or default
+    embedding = options.embedding or experiment.optim.embedding
+    default = train.batch_size if options.config else cases.POSITIVES * mesh.size
+    batch_size = options.batch_size or default
     if batch_size % mesh.size:
         raise ValueError(
             f"batch_size: expected a multiple of the {mesh.size} devices, got {batch_size}"
         )
-    taught = request.distill or experiment.loss.distill_weight > 0
+    taught = options.distill or experiment.loss.distill_weight > 0
     optim = dataclasses.replace(experiment.optim, embedding=embedding)
     return abstract.Setup(
         experiment.model.make(spec),
@@ -163,7 +147,7 @@ def make_setup(request: Request) -> abstract.Setup:
         batch_size=batch_size,
         num_negatives=train.num_negatives,
         teacher=experiment.teacher.model.make(spec) if taught else None,
-        averaged=request.average or train.average_decay > 0,
+        averaged=options.average or train.average_decay > 0,
     )
 
 

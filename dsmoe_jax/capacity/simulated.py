@@ -56,19 +56,18 @@ def run(
 
 
 def _receive(pipes: list[Any]) -> list[Any]:
-    found: dict[int, Any] = {}
+    found: dict[Any, Any] = {}
     while len(found) < len(pipes):
-        waiting = [pipe for index, pipe in enumerate(pipes) if index not in found]
-        for pipe in multiprocessing.connection.wait(waiting):
-            index = pipes.index(pipe)
+        for pipe in multiprocessing.connection.wait(set(pipes) - set(found)):
             try:
-                kind, value = pipes[index].recv()
+                kind, value = pipe.recv()
             except EOFError:
+                index = pipes.index(pipe)
                 raise ValueError(f"process {index}: it ended; its own message says why") from None
             if kind == "error":
                 raise ValueError(value)
-            found[index] = value
-    return [found[index] for index in range(len(pipes))]
+            found[pipe] = value
+    return [found[pipe] for pipe in pipes]
 
 
 def _serve(

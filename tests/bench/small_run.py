@@ -26,8 +26,13 @@ def write_config(folder: pathlib.Path) -> str:
     return str(path)
 
 
-def measure(module: Any, *flags: str) -> dict[str, Any]:
-    """What a measurement finds with these flags."""
+def parse(module: Any, *flags: str) -> argparse.Namespace:
+    """Flags of a measurement."""
     parser = argparse.ArgumentParser()
     module.add_options(parser)
-    return module.measure(parser.parse_args(flags))
+    return parser.parse_args(flags)
+
+
+def measure(module: Any, *flags: str) -> dict[str, Any]:
+    """What a measurement finds with these flags."""
+    return module.measure(parse(module, *flags))

@@ -10,7 +10,7 @@ from dsmoe_jax.bench import scale
 from dsmoe_jax.capacity import abstract, cases, estimate
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.training import row_sparse, sharding
-from tests.bench import small_case
+from tests.bench import small_case, small_run
 
 ROWS = 32_768
 OVERRIDES = {"num_experts": 1, "rank": 1, "hidden_dim": 8, "output_dim": 8}
@@ -65,17 +65,15 @@ def test_tables_that_the_devices_do_not_divide_are_told_of():
 
 
 def test_a_configuration_names_models_and_optimiser():
-    asked = estimate.Request(
-        users=10**9, config="configs/kuairand.py:sample", embedding="row_sparse"
-    )
-    setup = estimate.make_setup(asked)
+    flags = ("--users=1e9", "--config=configs/kuairand.py:sample", "--embedding=row_sparse")
+    setup = estimate.make_setup(small_run.parse(estimate, *flags))
     assert setup.spec.user_sparse[0].num_ids == 10**9 + 1
     assert setup.teacher is not None
     assert isinstance(setup.updater, row_sparse.RowSparse)
     with pytest.raises(ValueError, match="batch_size: expected a multiple of the 8 devices, got 9"):
-        estimate.make_setup(estimate.Request(batch_size=9))
+        estimate.make_setup(small_run.parse(estimate, "--batch_size=9"))
     with pytest.raises(ValueError, match="'user_id': expected at most"):
-        estimate.make_setup(estimate.Request(users=3 * 10**9))
+        estimate.make_setup(small_run.parse(estimate, "--users=3e9"))
 
 
 @pytest.mark.parametrize(
