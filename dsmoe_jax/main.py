@@ -104,16 +104,14 @@ class Options:
     Attributes:
       overrides: The fields set on the command line, with their values.
       mode: One of `schema.MODES`.
-      coordinator: `host:port` of process 0; None, as are the next two, where there is no other.
+      processes: `host:port` of process 0, their count and this one's id, where there are others.
     """
 
     experiment: schema.Experiment
     overrides: dict[str, Any]
     workdir: pathlib.Path
     mode: str
-    coordinator: str | None
-    num_processes: int | None
-    process_id: int | None
+    processes: tuple[str, int, int] | None
 
 
 def parse(argv: list[str], mode: str = "all") -> Options:
@@ -141,7 +139,7 @@ def parse(argv: list[str], mode: str = "all") -> Options:
         overrides,
         pathlib.Path(given.get("workdir") or f"runs/{run_name}").expanduser(),
         mode,
-        *processes,
+        processes,
     )
 
 
@@ -312,14 +310,9 @@ def start_jax(options: Options | None = None) -> bool:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # Many short compilations take as long as a long one.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if options and options.coordinator is not None:
+    if options and options.processes:
         # All is given, so that neither SLURM's variables nor Kubernetes' API are asked.
-        jax.distributed.initialize(
-            options.coordinator,
-            options.num_processes,
-            options.process_id,
-            cluster_detection_method="deactivate",
-        )
+        jax.distributed.initialize(*options.processes, cluster_detection_method="deactivate")
         return True
     in_slurm = all(variable in os.environ for variable in SLURM_VARIABLES)
     if in_slurm and int(os.environ["SLURM_NTASKS"]) > 1:
@@ -328,7 +321,7 @@ def start_jax(options: Options | None = None) -> bool:
     return False
 
 
-def _processes(flags: dict[str, str]) -> tuple[str | None, int | None, int | None]:
+def _processes(flags: dict[str, str]) -> tuple[str, int, int] | None:
     """Coordinator, process count and process id, from flags or else the environment."""
     origins, given = {}, {}
     for flag, (pattern, expected) in PROCESS_FLAGS.items():
@@ -338,7 +331,7 @@ def _processes(flags: dict[str, str]) -> tuple[str | None, int | None, int | Non
         if given[flag] and not re.fullmatch(pattern, given[flag]):
             raise load.UsageError(f"{origins[flag]}: expected {expected}, got {given[flag]!r}")
     if not any(given.values()):
-        return None, None, None
+        return None
     for flag in PROCESS_FLAGS:
         if not given[flag]:
             raise load.UsageError(

@@ -136,7 +136,7 @@ def test_defaults_come_from_the_file() -> None:
     assert options.overrides == {}
     assert options.mode == "all"
     assert options.workdir == pathlib.Path("runs/stub")
-    assert (options.coordinator, options.num_processes, options.process_id) == (None, None, None)
+    assert options.processes is None
 
 
 def test_variant_reaches_the_file_and_names_the_workdir() -> None:
@@ -294,9 +294,9 @@ def test_processes_come_from_flags_or_the_environment(monkeypatch: pytest.Monkey
     monkeypatch.setenv("DSMOE_NUM_PROCESSES", "4")
     monkeypatch.setenv("DSMOE_PROCESS_ID", "3")
     options = parse("--config=stub.py")
-    assert (options.coordinator, options.num_processes, options.process_id) == ("host0:1234", 4, 3)
+    assert options.processes == ("host0:1234", 4, 3)
     options = parse("--config=stub.py", "--process_id=0", "--coordinator", "other:1")
-    assert (options.coordinator, options.num_processes, options.process_id) == ("other:1", 4, 0)
+    assert options.processes == ("other:1", 4, 0)
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     A round is a start with an empty cache and one with the cache that it left, of the first stage
     that the configuration trains.
-
-    Raises:
-      ValueError: On a bad configuration or bad data, or when the command fails.
     """
     experiment = load.load_config(options.config)
     found: dict[str, list[dict[str, float]]] = {cache: [] for cache in CACHES}

@@ -33,11 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Trains an epoch of each stage.
-
-    Raises:
-      ValueError: On bad sizes.
-    """
+    """Trains an epoch of each stage."""
     experiment = load.load_config(CONFIG)
     share = options.impressions / IMPRESSIONS
     data: Any = experiment.data

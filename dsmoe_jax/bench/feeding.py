@@ -38,11 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measures the pipeline of a configuration; batch sizes take turns.
-
-    Raises:
-      ValueError: On a bad configuration or bad data.
-    """
+    """Measures the pipeline of a configuration; batch sizes take turns."""
     experiment = load.load_config(options.config)
     with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
         workdir = pathlib.Path(name)

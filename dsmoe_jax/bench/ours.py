@@ -73,12 +73,16 @@ class Bench:
         self.frozen: train_state.Frozen | None = None
         if wanted.distill:
             self.teacher = mmoe_din.MMoEDINConfig().make(self.case.spec)
-            self.frozen = train_state.freeze(self._init(self.teacher, self.updater, seed=1))
+            self.frozen = train_state.freeze(
+                train_state.init_state(
+                    self.teacher, self.updater, key=jax.random.key(1), mesh=self.mesh
+                )
+            )
         self.key, self.weight = jax.random.key(3), jnp.float32(1.0)
 
     def init(self, updater: optimizer.Updater) -> train_state.TrainState:
         """The student's initial state."""
-        return self._init(self.model, updater, seed=0)
+        return train_state.init_state(self.model, updater, key=jax.random.key(0), mesh=self.mesh)
 
     def step(self, updater: optimizer.Updater, *, distill: bool) -> train_step.Step:
         """The step with any way of updating, not jitted."""
@@ -109,11 +113,6 @@ class Bench:
             jax.block_until_ready(state)
 
         return run
-
-    def _init(
-        self, model: nn.Module, updater: optimizer.Updater, *, seed: int
-    ) -> train_state.TrainState:
-        return train_state.init_state(model, updater, key=jax.random.key(seed), mesh=self.mesh)
 
 
 def _take_share(leaf: np.ndarray) -> np.ndarray:

@@ -19,11 +19,7 @@ GRADIENT_TOLERANCE = 1e-3
 def build(
     shape: str, distill: bool, twin_name: str, folder: pathlib.Path
 ) -> tuple[pairs.Turn, dict[str, Any]]:
-    """A PyTorch step, after it has shown that it equals ours.
-
-    Raises:
-      ValueError: When the numbers differ.
-    """
+    """A PyTorch step, after it has shown that it equals ours."""
     import torch
 
     from dsmoe_jax import batch as batch_lib

@@ -76,33 +76,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def describe(found: dict[str, Any]) -> list[str]:
     """The result as console lines."""
-    lines = [
+    largest, limit = found["largest_batch"], found["memory_bytes"] / 1e9
+    return [
         f"plan: {found['users']:,} users, {found['items']:,} items, {found['embedding']} updates, "
         f"{found['devices']} devices, {found['batch_size']:,} positives "
         f"({found['batch_size'] // found['devices']:,} on each)",
         "  bytes on each device in training",
-    ]
-    lines += [f"    {name:<42} {size:>18,}" for name, size in found["bytes"].items()]
-    lines.append(f"    {'all of these':<42} {found['total_bytes']:>18,}")
-    lines.append(
+        *(f"    {name:<42} {size:>18,}" for name, size in found["bytes"].items()),
+        f"    {'all of these':<42} {found['total_bytes']:>18,}",
         f"  at evaluation, item vectors of one scenario {found['index_bytes']:>18,} in place of "
-        "temporaries"
-    )
-    lines.append("  bytes that each device sends in a step")
-    lines += [f"    {op:<42} {size:>18,}" for op, size in found["moved_bytes"].items()]
-    lines.append(
+        "temporaries",
+        "  bytes that each device sends in a step",
+        *(f"    {op:<42} {size:>18,}" for op, size in found["moved_bytes"].items()),
         f"  each of {found['processes']} processes reads {found['host_corpus_bytes']:,} bytes of "
-        "item features"
-    )
-    lines += [f"  {note}" for note in found["notes"]]
-    largest, limit = found["largest_batch"], found["memory_bytes"] / 1e9
-    lines.append(
+        "item features",
+        *(f"  {note}" for note in found["notes"]),
         f"  the largest batch in {limit:g} GB: {largest:,} positives, "
         f"{largest // found['devices']:,} on each device"
         if largest
-        else f"  no batch fits {limit:g} GB: the state alone is too large, or nearly"
-    )
-    return lines
+        else f"  no batch fits {limit:g} GB: the state alone is too large, or nearly",
+    ]
 
 
 def plan(options: argparse.Namespace) -> dict[str, Any]:
@@ -121,7 +114,7 @@ def make_setup(options: argparse.Namespace) -> abstract.Setup:
       ValueError: When the configuration is none, or the devices do not divide the batch.
     """
     experiment = _load(options.config)
-    spec = resize(cases.CASES[options.shape][0](), options.users, options.items)
+    spec = resize(cases.CASES[options.shape][0], options.users, options.items)
     if options.config:
         spec = features.select(
             spec,

@@ -58,7 +58,8 @@ def run(
 def _receive(pipes: list[Any]) -> list[Any]:
     found: dict[Any, Any] = {}
     while len(found) < len(pipes):
-        for pipe in multiprocessing.connection.wait(set(pipes) - set(found)):
+        ready: list[Any] = multiprocessing.connection.wait(set(pipes) - set(found))
+        for pipe in ready:
             try:
                 kind, value = pipe.recv()
             except EOFError:

@@ -28,7 +28,7 @@ def make_setup():
 
 
 def test_a_plan_is_what_a_run_holds_and_moves(monkeypatch):
-    monkeypatch.setitem(cases.CASES, "small", (make_spec, (0.5, 0.3, 0.2)))
+    monkeypatch.setitem(cases.CASES, "small", (make_spec(), (0.5, 0.3, 0.2)))
     ran = scale.run("small", "row_sparse", OVERRIDES, steps=1)
     planned = estimate.plan_setup(make_setup(), memory_bytes=1.0)
     parts = planned["bytes"]
