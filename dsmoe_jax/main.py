@@ -1,4 +1,4 @@
-"""The command line: flags, the configuration file, the processes of a run, one call.
+"""Command line: flags, the configuration file, the processes of a run, one call.
 
 Heavy imports happen after the flags are known to be right: `--help` and a misspelt flag answer at
 once.

@@ -1,4 +1,4 @@
-"""Process start to the end of the first training step, with an empty and a warm compilation cache.
+"""Start-up time to the end of the first training step, with an empty and a warm compilation cache.
 
 Owns the clock, which is outside: the product's own command runs unchanged on a store that is
 prepared already, and what it prints and logs tells how far it is. When the first step is logged the

@@ -1,4 +1,4 @@
-"""The training pipeline alone, and the share of a training run that waits for it.
+"""Input pipeline throughput, and the share of a training run that waits for it.
 
 Owns both measurements. The first pulls the first epoch's batches, in their random order and with
 both histories of 50 items, out of the prefetching iterator and does nothing with them; the second

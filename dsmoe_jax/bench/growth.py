@@ -1,4 +1,4 @@
-"""How the time of a step grows with the rows of its tables.
+"""Step time by the rows of the tables.
 
 Owns the comparison of our step with itself at different table sizes: a batch touches as many rows
 whatever their number, so that with updates of single rows the step should take as long.

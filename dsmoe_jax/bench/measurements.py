@@ -1,4 +1,4 @@
-"""Measurements that are kept, and what the documentation shows of them.
+"""Published measurements, and what the documentation shows of them.
 
 Owns what a kept measurement says of its circumstances, and how the page is laid out: the lines that
 each measurement printed, under the command that was given.

@@ -1,4 +1,4 @@
-"""Trustworthy timing: contestants in processes of their own that take turns.
+"""Paired timing: contestants in processes of their own that take turns.
 
 Owns processes, turns and statistics. Each contestant has its own threads and its own memory; while
 one runs the others wait on a pipe. A figure is a median over rounds, a comparison the median of the

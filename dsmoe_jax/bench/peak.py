@@ -1,4 +1,4 @@
-"""What this machine can do at most: products per second and bytes per second.
+"""Peak rates of this machine: products per second and bytes per second.
 
 Owns the yardsticks, measured here and now, and the count of a function's matrix products.
 """

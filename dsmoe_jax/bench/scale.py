@@ -1,4 +1,4 @@
-"""One step on more and more simulated devices: what it moves, what each holds, what it computes.
+"""Scaling over simulated devices: what a step moves, what each holds, what it computes.
 
 Owns the runs and their comparison. Simulated devices share this machine's cores, so that times say
 nothing of speed-up; bytes are those of as many real devices, and losses must agree.

@@ -1,4 +1,4 @@
-"""The same student and teacher in PyTorch, to be timed against.
+"""PyTorch twins of the student and the teacher, to be timed against.
 
 Owns nothing that the product runs. Written as one who knows PyTorch would: one product for all
 experts, per-scenario tables picked by index, a fused table for the small fields, `embedding_bag`

@@ -1,4 +1,4 @@
-"""A training step's arguments as shapes in their layout: what can be compiled, not run.
+"""Abstract training step: its arguments as shapes in their layout, to be compiled, not run.
 
 Owns no numbers: nothing is allocated, so that shapes may be larger than any machine.
 """

@@ -1,4 +1,4 @@
-"""The shapes that steps are timed on: features, corpus and batches.
+"""Benchmark shapes: features, corpus and batches that steps are timed on.
 
 Owns what is measured. Ids are generated, with the sizes of the two data sets; those of users and
 items are drawn by Zipf's law, whose head makes a scatter contend as real logs do.

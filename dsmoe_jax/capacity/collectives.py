@@ -1,4 +1,4 @@
-"""What a compiled program moves between devices: a reader of optimised HLO text.
+"""Collectives of a compiled program, read from its optimised HLO text.
 
 Owns the list of a program's collectives and the bytes that each costs a device.
 """

@@ -1,4 +1,4 @@
-"""What a run of any size would hold and move, without running it.
+"""Capacity plan: what a run of any size would hold and move, without running it.
 
 Owns the count. The training step itself is compiled for as many simulated devices as are asked for,
 from shapes alone: no table is allocated, here or there. Bytes of the state are exact; bytes moved

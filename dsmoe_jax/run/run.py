@@ -1,4 +1,4 @@
-"""A whole run: prepare the data, train the teacher, distil the student, evaluate, report.
+"""Run: preparation of the data, teacher, distilled student, evaluation and report, in order.
 
 Owns the order of things and what each mode leaves in the workdir. Every part resumes from there:
 
