@@ -134,13 +134,8 @@ def parse(argv: list[str], mode: str = "all") -> Options:
     processes = _processes(given)
     experiment.validate()
     run_name = pathlib.Path(path).stem + (f"-{variant.replace(',', '-')}" if variant else "")
-    return Options(
-        experiment,
-        overrides,
-        pathlib.Path(given.get("workdir") or f"runs/{run_name}").expanduser(),
-        mode,
-        processes,
-    )
+    workdir = pathlib.Path(given.get("workdir") or f"runs/{run_name}").expanduser()
+    return Options(experiment, overrides, workdir, mode, processes)
 
 
 def _take_config(arguments: list[str]) -> tuple[str, list[str]]:

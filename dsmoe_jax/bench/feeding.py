@@ -46,9 +46,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         with contextlib.redirect_stdout(sys.stderr):
             store = store_lib.Store.open(api.prepare(experiment, workdir, progress=True))
             rates = pull_epochs(store, experiment, options.rounds)
-            waits = None
-            if not options.without_training:
-                waits = train_epoch(experiment, workdir)
+            waits = None if options.without_training else train_epoch(experiment, workdir)
     return {
         "config": options.config,
         "examples": len(store.train_NC),

@@ -81,16 +81,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 (options.shape, options.distill, twin, folder),
                 keeps_freed=not options.plain_twins,
             )
-        parts = pairs.take_turns(
-            {"parts": pairs.Contestant(ours_lib.build_parts, (wanted,))},
-            rounds=0,
-            repetitions=0,
-            warmup=0,
-        )["parts"].notes
+        alone = {"parts": pairs.Contestant(ours_lib.build_parts, (wanted,))}
+        parts = pairs.take_turns(alone, rounds=0, repetitions=0, warmup=0)["parts"].notes
         timings = pairs.take_turns(
             contestants, rounds=options.rounds, repetitions=options.repetitions, warmup=5
         )
-    mine = {name: timings[f"dsmoe_jax {name}"] for name in options.ours}
     return {
         "shape": options.shape,
         "distill": options.distill,
@@ -101,11 +96,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         # How many times as long each takes as each of ours, in the same round.
         "ratio": {
             own: {
-                name: pairs.ratio(timing, reference)
+                name: pairs.ratio(timing, timings[f"dsmoe_jax {own}"])
                 for name, timing in timings.items()
-                if timing is not reference
+                if name != f"dsmoe_jax {own}"
             }
-            for own, reference in mine.items()
+            for own in options.ours
         },
         **parts,
         "notes": {name: timing.notes for name, timing in timings.items()},
