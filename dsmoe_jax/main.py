@@ -1,9 +1,10 @@
-"""The command line: flags, the configuration file, the processes of a run, one call.
+"""Command line: flags, the configuration file, the processes of a run, one call.
 
 Heavy imports happen after the flags are known to be right: `--help` and a misspelt flag answer at
 once.
 """
 
+import argparse
 import dataclasses
 import difflib
 import importlib
@@ -77,8 +78,13 @@ exit status: 0 done, 1 the loss diverged, 2 bad input, 130 stopped with its stat
 MODE_OF = {"train": "all", "prepare": "prepare", "evaluate": "evaluate"}
 # Commands with flags of their own; only the one that is asked for is imported.
 MODULE_OF = {"compare": "dsmoe_jax.compare.__main__", "plan": "dsmoe_jax.capacity.estimate"}
-MODES = ("all", "prepare", "teacher", "student", "evaluate")
-FLAGS = ("config", "workdir", "mode", "coordinator", "num_processes", "process_id", "traceback")
+# The form of each flag that several processes need, and what a message calls it.
+PROCESS_FLAGS = {
+    "coordinator": (r".+:\d+", "host:port"),
+    "num_processes": (r"0*[1-9]\d*", "an integer >= 1"),
+    "process_id": (r"\d+", "an integer >= 0"),
+}
+FLAGS = ("config", "workdir", "mode", *PROCESS_FLAGS, "traceback")
 SWITCHES = ("traceback",)
 # What `jax.distributed.initialize` reads inside `srun`. A batch script outside `srun` has some of
 # them but not the step's: there the other tasks do not exist and waiting for them would hang.
@@ -96,29 +102,23 @@ class Options:
     """A parsed command line.
 
     Attributes:
-      experiment: The resolved configuration.
       overrides: The fields set on the command line, with their values.
-      workdir: The run's folder.
-      mode: One of `MODES`.
-      coordinator: `host:port` of process 0, or None.
-      num_processes: Processes of the run, or None.
-      process_id: This process, or None.
+      mode: One of `schema.MODES`.
+      processes: `host:port` of process 0, their count and this one's id, where there are others.
     """
 
     experiment: schema.Experiment
     overrides: dict[str, Any]
     workdir: pathlib.Path
     mode: str
-    coordinator: str | None
-    num_processes: int | None
-    process_id: int | None
+    processes: tuple[str, int, int] | None
 
 
-def parse(argv: list[str], mode: str = MODES[0]) -> Options:
-    """Parses a command line, program name first; the configuration is validated.
+def parse(argv: list[str], mode: str = "all") -> Options:
+    """Parses a command line, program name first and no command; validates the configuration.
 
     Args:
-      argv: The command line, without a command.
+      argv: The command line.
       mode: The mode where no flag names one.
 
     Raises:
@@ -130,44 +130,26 @@ def parse(argv: list[str], mode: str = MODES[0]) -> Options:
     experiment = load.load_experiment(path, variant)
     given, overrides = _read_flags(arguments, experiment)
     mode = given.get("mode") or mode
-    if mode not in MODES:
-        raise load.UsageError(
-            f"--mode: expected one of {', '.join(MODES)}, got {mode!r}{load.nearest(mode, MODES)}"
-        )
-    coordinator, num_processes, process_id = _processes(given)
+    load.check_choice("--mode", mode, schema.MODES)
+    processes = _processes(given)
     experiment.validate()
     run_name = pathlib.Path(path).stem + (f"-{variant.replace(',', '-')}" if variant else "")
-    return Options(
-        experiment=experiment,
-        overrides=overrides,
-        workdir=pathlib.Path(given.get("workdir") or f"runs/{run_name}").expanduser(),
-        mode=mode,
-        coordinator=coordinator,
-        num_processes=num_processes,
-        process_id=process_id,
-    )
+    workdir = pathlib.Path(given.get("workdir") or f"runs/{run_name}").expanduser()
+    return Options(experiment, overrides, workdir, mode, processes)
 
 
 def _take_config(arguments: list[str]) -> tuple[str, list[str]]:
     """Separates `--config FILE[:variant]`, the last of them, from the other arguments."""
-    spec, rest, takes_value = "", [], False
-    for argument in arguments:
-        name, is_assigned, value = argument.partition("=")
-        if takes_value:
-            spec, takes_value = argument, False
-        elif name not in ("--config", "-config"):
-            rest.append(argument)
-        elif is_assigned:
-            spec = value
-        else:
-            takes_value = True
-    if not spec:
-        flags = [argument.partition("=")[0] for argument in rest if argument.startswith("--")]
-        similar = difflib.get_close_matches("--config", flags, n=1, cutoff=0.8)
-        if similar:
-            raise load.UsageError(f"unknown flag {similar[0]!r}; nearest: '--config'")
-        raise load.UsageError("expected --config FILE[:token,token], got none")
-    return spec, rest
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-config", nargs="?", default="")
+    found, rest = parser.parse_known_args(arguments)
+    if found.config:
+        return found.config, rest
+    flags = [argument.partition("=")[0] for argument in rest if argument.startswith("--")]
+    similar = difflib.get_close_matches("--config", flags, n=1, cutoff=0.8)
+    if similar:
+        raise load.UsageError(f"unknown flag {similar[0]!r}; nearest: '--config'")
+    raise load.UsageError("expected --config FILE[:token,token], got none")
 
 
 def _read_flags(
@@ -207,11 +189,7 @@ def _read_flags(
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command; see `exit_status` for what it returns.
-
-    Args:
-      argv: The command line, program name first.
-    """
+    """Runs a command line, program name first; see `exit_status` for what it returns."""
     command = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else ""
     if command in MODULE_OF:
         return int(importlib.import_module(MODULE_OF[command]).main(argv[2:]))
@@ -230,7 +208,7 @@ def main(argv: list[str]) -> int:
             known = [*MODE_OF, "init", *MODULE_OF]
             raise load.UsageError(f"unknown command {command!r}{load.nearest(command, known)}")
         arguments = [argv[0], *argv[2:]] if command else argv
-        options = parse(arguments, MODE_OF.get(command, MODES[0]))
+        options = parse(arguments, MODE_OF.get(command, "all"))
     except (ValueError, OSError) as error:
         if show_traceback:
             traceback.print_exc()
@@ -327,14 +305,9 @@ def start_jax(options: Options | None = None) -> bool:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # Many short compilations take as long as a long one.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if options and options.coordinator is not None:
+    if options and options.processes:
         # All is given, so that neither SLURM's variables nor Kubernetes' API are asked.
-        jax.distributed.initialize(
-            options.coordinator,
-            options.num_processes,
-            options.process_id,
-            cluster_detection_method="deactivate",
-        )
+        jax.distributed.initialize(*options.processes, cluster_detection_method="deactivate")
         return True
     in_slurm = all(variable in os.environ for variable in SLURM_VARIABLES)
     if in_slurm and int(os.environ["SLURM_NTASKS"]) > 1:
@@ -343,38 +316,29 @@ def start_jax(options: Options | None = None) -> bool:
     return False
 
 
-def _processes(flags: dict[str, str]) -> tuple[str | None, int | None, int | None]:
+def _processes(flags: dict[str, str]) -> tuple[str, int, int] | None:
     """Coordinator, process count and process id, from flags or else the environment."""
-    given: dict[str, tuple[str, str]] = {}
-    for flag in ("coordinator", "num_processes", "process_id"):
+    origins, given = {}, {}
+    for flag, (pattern, expected) in PROCESS_FLAGS.items():
         variable = f"DSMOE_{flag.upper()}"
-        if flag in flags:
-            given[flag] = (f"--{flag}", flags[flag])
-        elif os.environ.get(variable):
-            given[flag] = (variable, os.environ[variable])
-    if not given:
-        return None, None, None
-    numbers = {}
-    for flag, low in {"num_processes": 1, "process_id": 0}.items():
-        origin, text = given.get(flag, ("", ""))
-        if text and not (re.fullmatch(r"\d+", text) and int(text) >= low):
-            raise load.UsageError(f"{origin}: expected an integer >= {low}, got {text!r}")
-        numbers[flag] = int(text or 0)
-    for flag in ("coordinator", "num_processes", "process_id"):
-        if flag not in given:
+        given[flag] = flags.get(flag, os.environ.get(variable, ""))
+        origins[flag] = f"--{flag}" if flag in flags else variable
+        if given[flag] and not re.fullmatch(pattern, given[flag]):
+            raise load.UsageError(f"{origins[flag]}: expected {expected}, got {given[flag]!r}")
+    if not any(given.values()):
+        return None
+    for flag in PROCESS_FLAGS:
+        if not given[flag]:
             raise load.UsageError(
                 f"--coordinator, --num_processes and --process_id belong together; --{flag} "
                 f"(or DSMOE_{flag.upper()}) is missing"
             )
-    origin, coordinator = given["coordinator"]
-    if not re.fullmatch(r".+:\d+", coordinator):
-        raise load.UsageError(f"{origin}: expected host:port, got {coordinator!r}")
-    if numbers["process_id"] >= numbers["num_processes"]:
+    count, index = int(given["num_processes"]), int(given["process_id"])
+    if index >= count:
         raise load.UsageError(
-            f"{given['process_id'][0]}: expected less than the {numbers['num_processes']} "
-            f"processes, got {numbers['process_id']}"
+            f"{origins['process_id']}: expected less than the {count} processes, got {index}"
         )
-    return coordinator, numbers["num_processes"], numbers["process_id"]
+    return given["coordinator"], count, index
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the C library keeps memory that was freed.
+"""Memory allocator of the C library: freed blocks are kept for reuse.
 
 Owns one setting of the process. A training step on the CPU frees and allocates the same hundred
 megabytes of intermediate values again and again. glibc hands such blocks back to the kernel, which

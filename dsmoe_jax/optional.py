@@ -1,4 +1,4 @@
-"""Libraries that an installation may lack, since one of the extras brings them."""
+"""Optional libraries, which an installation may lack: one of the extras brings them."""
 
 import importlib.util
 from collections.abc import Iterable

@@ -48,20 +48,13 @@ class RunLog:
     """Writes the metrics of a run and shows its progress."""
 
     def __init__(self, workdir: pathlib.Path, *, is_main: bool):
-        """Opens the log files of the workdir.
-
-        Args:
-          workdir: The run's folder.
-          is_main: Whether this process is the one that speaks.
-        """
+        """Opens the log files of the workdir in the main process; the others log nothing."""
         self._is_main = is_main
         self._bar: tqdm.tqdm | None = None
         self._path = workdir / METRICS_FILE
-        self._board = (
-            tensorboardX.SummaryWriter(str(workdir / "tensorboard"), max_queue=100)
-            if is_main
-            else None
-        )
+        self._board: tensorboardX.SummaryWriter | None = None
+        if is_main:
+            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), max_queue=100)
 
     def line(self, text: str) -> None:
         """Prints one line above the progress bars."""
@@ -150,11 +143,10 @@ def describe_parameters(title: str, params: Any) -> list[str]:
         rows[group] = (count + leaf.size, size + 3 * on_device)
     counts, sizes = zip(*rows.values(), strict=True)
     rows["total"] = (sum(counts), sum(sizes))
-    lines = [f"{title}: parameters, and MiB on each device with both Adam moments"]
-    lines += [
-        f"  {name:<40} {count:>13,} {size / 2**20:>10.2f}" for name, (count, size) in rows.items()
+    return [
+        f"{title}: parameters, and MiB on each device with both Adam moments",
+        *(f"  {name:<40} {n:>13,} {size / 2**20:>10.2f}" for name, (n, size) in rows.items()),
     ]
-    return lines
 
 
 def count_parameters(params: Any) -> dict[str, int]:

@@ -12,7 +12,6 @@ import pytest
 
 from dsmoe_jax import main
 from dsmoe_jax.config import fingerprint, load, schema
-from dsmoe_jax.run import api
 from dsmoe_jax.run import run as whole_run
 from dsmoe_jax.training import interrupt, loop
 
@@ -98,10 +97,6 @@ def test_commands_are_modes(run_with: Callable, monkeypatch: pytest.MonkeyPatch)
     assert modes == ["all", "prepare", "evaluate", "student"]
 
 
-def test_modes_are_those_of_the_python_api() -> None:
-    assert main.MODES == api.MODES
-
-
 def test_unknown_command_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert main.main(["dsmoe", "trian", "--config=stub.py"]) == 2
     assert capsys.readouterr().err == (
@@ -142,7 +137,7 @@ def test_defaults_come_from_the_file() -> None:
     assert options.overrides == {}
     assert options.mode == "all"
     assert options.workdir == pathlib.Path("runs/stub")
-    assert (options.coordinator, options.num_processes, options.process_id) == (None, None, None)
+    assert options.processes is None
 
 
 def test_variant_reaches_the_file_and_names_the_workdir() -> None:
@@ -300,9 +295,9 @@ def test_processes_come_from_flags_or_the_environment(monkeypatch: pytest.Monkey
     monkeypatch.setenv("DSMOE_NUM_PROCESSES", "4")
     monkeypatch.setenv("DSMOE_PROCESS_ID", "3")
     options = parse("--config=stub.py")
-    assert (options.coordinator, options.num_processes, options.process_id) == ("host0:1234", 4, 3)
+    assert options.processes == ("host0:1234", 4, 3)
     options = parse("--config=stub.py", "--process_id=0", "--coordinator", "other:1")
-    assert (options.coordinator, options.num_processes, options.process_id) == ("other:1", 4, 0)
+    assert options.processes == ("other:1", 4, 0)
 
 
 @pytest.mark.parametrize(

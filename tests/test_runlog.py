@@ -7,7 +7,7 @@ from dsmoe_jax import runlog
 
 
 @pytest.fixture
-def reporter(tmp_path):
+def log(tmp_path):
     opened = runlog.RunLog(tmp_path, is_main=True)
     yield opened
     opened.close()
@@ -17,11 +17,11 @@ def read(tmp_path):
     return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_points_past_the_resumed_step_are_forgotten(reporter, tmp_path):
+def test_points_past_the_resumed_step_are_forgotten(log, tmp_path):
     for stage in ("teacher", "student"):
         for step in (1, 2, 3):
-            reporter.metrics(stage, step, {"train/loss": 0.5})
-    reporter.forget_after("student", 1)
+            log.metrics(stage, step, {"train/loss": 0.5})
+    log.forget_after("student", 1)
     assert [(point["stage"], point["step"]) for point in read(tmp_path)] == [
         ("teacher", 1),
         ("teacher", 2),
@@ -30,20 +30,20 @@ def test_points_past_the_resumed_step_are_forgotten(reporter, tmp_path):
     ]
 
 
-def test_scores_are_read_by_epoch_while_the_run_writes(reporter, tmp_path):
+def test_scores_are_read_by_epoch_while_the_run_writes(log, tmp_path):
     assert runlog.read_scores(tmp_path, "student", "eval/macro/recall@5") == []
     for step, score in ((4, 0.1), (8, 0.3), (4, 0.2)):
-        reporter.metrics("student", step, {"train/loss": 1.0})
-        reporter.metrics("student", step, {"eval/macro/recall@5": score})
-        reporter.metrics("teacher", step, {"eval/macro/recall@5": 0.9})
+        log.metrics("student", step, {"train/loss": 1.0})
+        log.metrics("student", step, {"eval/macro/recall@5": score})
+        log.metrics("teacher", step, {"eval/macro/recall@5": 0.9})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "student", "ste')
     assert runlog.read_scores(tmp_path, "student", "eval/macro/recall@5") == [0.2, 0.3]
 
 
-def test_metrics_reach_tensorboard(reporter, tmp_path):
-    reporter.metrics("student", 1, {"train/loss": 0.5})
-    reporter.close()
+def test_metrics_reach_tensorboard(log, tmp_path):
+    log.metrics("student", 1, {"train/loss": 0.5})
+    log.close()
     events = list((tmp_path / "tensorboard").glob("events*"))
     assert len(events) == 1
     assert b"student/train/loss" in events[0].read_bytes()

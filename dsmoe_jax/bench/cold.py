@@ -1,4 +1,4 @@
-"""Process start to the end of the first training step, with an empty and a warm compilation cache.
+"""Start-up time to the end of the first training step, with an empty and a warm compilation cache.
 
 Owns the clock, which is outside: the product's own command runs unchanged on a store that is
 prepared already, and what it prints and logs tells how far it is. When the first step is logged the
@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from dsmoe_jax.capacity import experiments
+from dsmoe_jax.config import load
+from dsmoe_jax.run import api
 
 # What a line that the product prints says has ended, by its beginning or its end; in order.
 MARKS = (
@@ -33,36 +34,27 @@ _LIMIT_S = 600.0
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this measurement's flags."""
-    experiments.add_option(parser)
+    parser.add_argument(
+        "--config", default="kuairand:sample", help="NAME or FILE[:variant], %(default)s if none"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of one empty and one warm start")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs with the parsed flags; see `run`."""
-    return run(config_name=options.config, rounds=options.rounds)
-
-
-def run(*, config_name: str, rounds: int) -> dict[str, Any]:
     """Starts the product's command again and again.
 
-    Args:
-      config_name: `FILE[:variant]`; the first stage that it trains is the one that is started.
-      rounds: Starts with an empty cache, each followed by one with the cache it left.
-
-    Raises:
-      ValueError: On a bad configuration or bad data, or when the command fails.
+    A round is a start with an empty cache and one with the cache that it left, of the first stage
+    that the configuration trains.
     """
-    experiment = experiments.load(config_name)
+    experiment = load.load_config(options.config)
     found: dict[str, list[dict[str, float]]] = {cache: [] for cache in CACHES}
     with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
         folder = pathlib.Path(name)
-        # The preparation is not measured, and its folder says whose files to check.
-        command = [sys.executable, "-m", "dsmoe_jax.main", "--config", config_name]
-        command += ["--config.train.steps_per_report=1"]
-        _run_to_end([*command, "--mode=prepare", f"--workdir={folder / 'prepared'}"])
-        if not experiment.data.store_dir:
-            command.append(f"--config.data.store_dir={folder / 'prepared' / 'store'}")
-        for number in range(rounds):
+        # The preparation is not measured.
+        store_dir = api.prepare(experiment, folder / "prepared")
+        command = [sys.executable, "-m", "dsmoe_jax.main", "--config", options.config]
+        command += [f"--config.data.store_dir={store_dir}", "--config.train.steps_per_report=1"]
+        for number in range(options.rounds):
             for cache in CACHES:
                 workdir = folder / f"{number}-{cache}"
                 environment = {
@@ -74,7 +66,7 @@ def run(*, config_name: str, rounds: int) -> dict[str, Any]:
                     time_start([*command, f"--workdir={workdir}"], workdir, environment)
                 )
     return {
-        "config": config_name,
+        "config": options.config,
         "seconds": {
             cache: [sum(parts.values()) for parts in runs] for cache, runs in found.items()
         },
@@ -141,9 +133,3 @@ def time_start(
 def _read(lines: Iterable[str], printed: list[tuple[float, str]]) -> None:
     for line in lines:
         printed.append((time.perf_counter(), line.rstrip()))
-
-
-def _run_to_end(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")

@@ -7,14 +7,16 @@ it, from the first batch to the saved state: compilation and validation are coun
 
 import argparse
 import contextlib
-import pathlib
 import sys
 import tempfile
 import time
 from typing import Any
 
 from dsmoe_jax.bench import ours, peak
-from dsmoe_jax.capacity import cases, experiments
+from dsmoe_jax.capacity import cases
+from dsmoe_jax.config import load
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.run import api
 
 CONFIG = "configs/kuairand.py:synthetic,paper_exact"
 USERS, ITEMS, IMPRESSIONS = 27_285, 7_583, 1_436_609
@@ -31,15 +33,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Trains an epoch of each stage.
-
-    Raises:
-      ValueError: On bad sizes.
-    """
-    from dsmoe_jax.data import store as store_lib
-    from dsmoe_jax.run import run as run_lib
-
-    experiment = experiments.load(CONFIG)
+    """Trains an epoch of each stage."""
+    experiment = load.load_config(CONFIG)
     share = options.impressions / IMPRESSIONS
     data: Any = experiment.data
     data.num_users = max(200, round(USERS * share))
@@ -51,17 +46,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for name, value in sizes.items():
         setattr(experiment.model, name, value)
     experiment.train.max_epochs = experiment.teacher.max_epochs = 1
-    experiment.validate()
     seconds = {}
-    with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
-        folder = pathlib.Path(name)
-        # Console lines of the product are progress, not the result.
-        with contextlib.redirect_stdout(sys.stderr):
-            store = store_lib.Store.open(experiments.prepare(experiment, folder))
-            for stage in ("teacher", "student"):
-                start_s = time.perf_counter()
-                run_lib.run(experiment, folder / "run", stage)
-                seconds[stage] = time.perf_counter() - start_s
+    # Console lines of the product are progress, not the result.
+    with (
+        tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name,
+        contextlib.redirect_stdout(sys.stderr),
+    ):
+        store = store_lib.Store.open(api.prepare(experiment, name, progress=True))
+        for stage in ("teacher", "student"):
+            start_s = time.perf_counter()
+            api.train(experiment, name, mode=stage, progress=True)
+            seconds[stage] = time.perf_counter() - start_s
     bench = ours.Bench(ours.Wanted("kuairand", distill=True, overrides=sizes))
     return {
         **sizes,

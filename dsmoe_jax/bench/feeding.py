@@ -1,4 +1,4 @@
-"""The training pipeline alone, and the share of a training run that waits for it.
+"""Input pipeline throughput, and the share of a training run that waits for it.
 
 Owns both measurements. The first pulls the first epoch's batches, in their random order and with
 both histories of 50 items, out of the prefetching iterator and does nothing with them; the second
@@ -10,24 +10,27 @@ import contextlib
 import itertools
 import json
 import pathlib
-import statistics
 import sys
 import tempfile
 import time
 from typing import Any
 
 from dsmoe_jax import features
-from dsmoe_jax.capacity import cases, experiments
-from dsmoe_jax.config import schema
+from dsmoe_jax.bench import pairs
+from dsmoe_jax.capacity import cases
+from dsmoe_jax.config import load, schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.run import api
 
 BATCH_SIZES = (cases.POSITIVES, 8192)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this measurement's flags."""
-    experiments.add_option(parser)
+    parser.add_argument(
+        "--config", default="kuairand:sample", help="NAME or FILE[:variant], %(default)s if none"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="first epochs of each batch size")
     parser.add_argument(
         "--without_training", action="store_true", help="the pipeline alone, no training epoch"
@@ -35,44 +38,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs with the parsed flags; see `run`."""
-    return run(
-        config_name=options.config, rounds=options.rounds, training=not options.without_training
-    )
-
-
-def run(*, config_name: str, rounds: int, training: bool) -> dict[str, Any]:
-    """Measures the pipeline of a configuration.
-
-    Args:
-      config_name: `FILE[:variant]`.
-      rounds: First epochs of each batch size, which take turns.
-      training: Whether a student is trained for an epoch too.
-
-    Raises:
-      ValueError: On a bad configuration or bad data.
-    """
-    experiment = experiments.load(config_name)
+    """Measures the pipeline of a configuration; batch sizes take turns."""
+    experiment = load.load_config(options.config)
     with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
-        folder = pathlib.Path(name)
+        workdir = pathlib.Path(name)
         # Console lines of the product are progress, not the result.
         with contextlib.redirect_stdout(sys.stderr):
-            store = store_lib.Store.open(experiments.prepare(experiment, folder))
-            rates = pull_epochs(store, experiment, rounds)
-            waits = train_epoch(experiment, folder / "run") if training else None
+            store = store_lib.Store.open(api.prepare(experiment, workdir, progress=True))
+            rates = pull_epochs(store, experiment, options.rounds)
+            waits = None if options.without_training else train_epoch(experiment, workdir)
     return {
-        "config": config_name,
+        "config": options.config,
         "examples": len(store.train_NC),
-        "examples_per_s": {
-            size: dict(
-                zip(
-                    ("median", "least", "greatest"),
-                    (statistics.median(rate), min(rate), max(rate)),
-                    strict=True,
-                )
-            )
-            for size, rate in rates.items()
-        },
+        "examples_per_s": {size: pairs.spread(rate) for size, rate in rates.items()},
         "training": waits,
     }
 
@@ -120,26 +98,19 @@ def pull_epochs(
 
 def train_epoch(experiment: schema.Experiment, workdir: pathlib.Path) -> dict[str, float]:
     """Trains the configuration's student, undistilled, for one epoch, and reads its metrics."""
-    from dsmoe_jax.run import run as run_lib
-
     # A shorter step leaves less time to prepare the next batch: undistilled is the harder case.
     experiment.loss.distill_weight = 0.0
     experiment.train.max_epochs = 1
     # Validation is not measured.
     experiment.eval.validation_queries = 50
-    run_lib.run(experiment, workdir, "student")
+    api.train(experiment, workdir, mode="student", progress=True)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     points = [point for point in map(json.loads, lines) if "perf/data_wait_share" in point]
     return summarise(points, experiment.train.batch_size)
 
 
 def summarise(points: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
-    """Examples per second and share of waiting of logged points; the first one compiles.
-
-    Args:
-      points: `step`, `perf/examples_per_s` and `perf/data_wait_share` in the order of steps.
-      batch_size: Examples in a step.
-    """
+    """Examples per second and share of waiting of logged points; the first one compiles."""
     examples = waited_s = elapsed_s = 0.0
     for before, point in itertools.pairwise(points):
         count = (point["step"] - before["step"]) * batch_size

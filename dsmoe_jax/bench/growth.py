@@ -1,4 +1,4 @@
-"""How the time of a step grows with the rows of its tables.
+"""Step time by the rows of the tables.
 
 Owns the comparison of our step with itself at different table sizes: a batch touches as many rows
 whatever their number, so that with updates of single rows the step should take as long.
@@ -12,7 +12,9 @@ from dsmoe_jax.bench import ours, pairs
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this measurement's flags."""
-    parser.add_argument("--rows", type=_sizes, default=(10_000, 100_000, 1_000_000, 10_000_000))
+    parser.add_argument(
+        "--rows", type=pairs.numbers(8), default=(10_000, 100_000, 1_000_000, 10_000_000)
+    )
     parser.add_argument("--embedding", choices=("dense", "row_sparse"), default="row_sparse")
     parser.add_argument("--hidden_dim", type=int, default=256)
     parser.add_argument("--output_dim", type=int, default=128)
@@ -34,14 +36,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         contestants, rounds=options.rounds, repetitions=options.repetitions, warmup=5
     )
     first = next(iter(timings.values()))
-    ends = ("median", "least", "greatest")
     return {
         "embedding": options.embedding,
         "step_ms": {name: 1e3 * timing.median for name, timing in timings.items()},
-        "ratio": {
-            name: dict(zip(ends, pairs.ratio(timing, first), strict=True))
-            for name, timing in timings.items()
-        },
+        "ratio": {name: pairs.ratio(timing, first) for name, timing in timings.items()},
     }
 
 
@@ -49,17 +47,6 @@ def describe(found: dict[str, Any]) -> list[str]:
     """The result as console lines."""
     lines = [f"step with {found['embedding']} updates, by the rows of its two id tables:"]
     for name, step_ms in found["step_ms"].items():
-        ratio = found["ratio"][name]
-        lines.append(
-            f"  {name:>18} {step_ms:8.1f} ms, {ratio['median']:.2f} x the first "
-            f"[{ratio['least']:.2f}, {ratio['greatest']:.2f}]"
-        )
+        ratio = pairs.show_ratio(found["ratio"][name], "the first")
+        lines.append(f"  {name:>18} {step_ms:8.1f} ms, {ratio}")
     return lines
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """A flag's type: numbers of rows, separated by commas."""
-    names = text.replace("_", "").split(",")
-    if not all(name.isdigit() and int(name) >= 8 for name in names):
-        raise argparse.ArgumentTypeError(f"expected numbers of rows >= 8, got {text!r}")
-    return tuple(map(int, names))

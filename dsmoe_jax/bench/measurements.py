@@ -1,4 +1,4 @@
-"""Measurements that are kept, and what the documentation shows of them.
+"""Published measurements, and what the documentation shows of them.
 
 Owns what a kept measurement says of its circumstances, and how the page is laid out: the lines that
 each measurement printed, under the command that was given.
@@ -84,10 +84,8 @@ def summarise(records: Sequence[dict[str, Any]]) -> str:
     ratio = min(entry["median"] for entry in step["ratio"]["dense"].values())
     tables = list(growth["step_ms"])
     slower = growth["ratio"][tables[-1]]["median"]
-    rows, seconds = (
-        prepare["rows"]["impressions"],
-        statistics.median(prepare["seconds"]["dsmoe_jax"]),
-    )
+    rows = prepare["rows"]["impressions"]
+    seconds = statistics.median(prepare["seconds"]["dsmoe_jax"])
     memory = prepare["peak_bytes"]["dsmoe_jax"] / 2**30
     return formats.bullets(
         [

@@ -30,12 +30,9 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """Which step.
+    """Which step, of which shape (see `cases.make_case`); a teacher in it is MMOE-DIN.
 
     Attributes:
-      shape: Name of a case, see `cases.make_case`.
-      distill: Whether a frozen MMOE-DIN teacher is in the step.
-      embedding: "dense" or "row_sparse".
       overrides: Fields of `dsmoe.DSMOEConfig` that differ from the paper's shape.
       min_rows: Least rows of a table that is updated by rows.
     """
@@ -45,11 +42,6 @@ class Wanted:
     embedding: str = "dense"
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     min_rows: int = row_sparse.MIN_ROWS
-
-    def updater(self, case: cases.Case, mesh: jax.sharding.Mesh) -> optimizer.Updater:
-        """How the step updates."""
-        chosen = schema.OptimConfig(embedding=self.embedding, min_rows=self.min_rows)
-        return row_sparse.make_updater(chosen, case.spec, mesh, LEARNING_RATE, WEIGHT_DECAY)
 
 
 class Bench:
@@ -70,17 +62,27 @@ class Bench:
             for batch in self.case.batches
         ]
         self.model = dsmoe.DSMOEConfig(**wanted.overrides).make(self.case.spec)
-        self.updater = wanted.updater(self.case, self.mesh)
+        self.updater = row_sparse.make_updater(
+            schema.OptimConfig(embedding=wanted.embedding, min_rows=wanted.min_rows),
+            self.case.spec,
+            self.mesh,
+            LEARNING_RATE,
+            WEIGHT_DECAY,
+        )
         self.teacher: nn.Module | None = None
         self.frozen: train_state.Frozen | None = None
         if wanted.distill:
             self.teacher = mmoe_din.MMoEDINConfig().make(self.case.spec)
-            self.frozen = train_state.freeze(self._init(self.teacher, self.updater, seed=1))
+            self.frozen = train_state.freeze(
+                train_state.init_state(
+                    self.teacher, self.updater, key=jax.random.key(1), mesh=self.mesh
+                )
+            )
         self.key, self.weight = jax.random.key(3), jnp.float32(1.0)
 
     def init(self, updater: optimizer.Updater) -> train_state.TrainState:
         """The student's initial state."""
-        return self._init(self.model, updater, seed=0)
+        return train_state.init_state(self.model, updater, key=jax.random.key(0), mesh=self.mesh)
 
     def step(self, updater: optimizer.Updater, *, distill: bool) -> train_step.Step:
         """The step with any way of updating, not jitted."""
@@ -92,6 +94,11 @@ class Bench:
             teacher=self.teacher if distill else None,
         )
 
+    def arguments(self, step: int = 0, *, distill: bool = True) -> tuple[Any, ...]:
+        """What a step takes beside the state; the teacher, if there is one, where it distils."""
+        batch = self.batches[step % len(self.batches)]
+        return self.frozen if distill else None, self.corpus, batch, self.weight, self.key
+
     def turn(self, updater: optimizer.Updater, *, distill: bool) -> pairs.Turn:
         """Runs so many steps, jitted and donated."""
         state = self.init(updater)
@@ -101,24 +108,11 @@ class Bench:
         def run(repetitions: int) -> None:
             nonlocal state, taken
             for _ in range(repetitions):
-                batch = self.batches[taken % len(self.batches)]
-                state, _ = jitted(
-                    state,
-                    self.frozen if distill else None,
-                    self.corpus,
-                    batch,
-                    self.weight,
-                    self.key,
-                )
+                state, _ = jitted(state, *self.arguments(taken, distill=distill))
                 taken += 1
             jax.block_until_ready(state)
 
         return run
-
-    def _init(
-        self, model: nn.Module, updater: optimizer.Updater, *, seed: int
-    ) -> train_state.TrainState:
-        return train_state.init_state(model, updater, key=jax.random.key(seed), mesh=self.mesh)
 
 
 def _take_share(leaf: np.ndarray) -> np.ndarray:
@@ -147,11 +141,7 @@ def count_matmul_flops(bench: Bench) -> int:
     return peak.count_matmul_flops(
         bench.step(bench.updater, distill=bench.wanted.distill),
         bench.init(bench.updater),
-        bench.frozen,
-        bench.corpus,
-        bench.batches[0],
-        bench.weight,
-        bench.key,
+        *bench.arguments(),
     )
 
 
@@ -193,12 +183,7 @@ def _leave_for_twins(bench: Bench, state: train_state.TrainState, folder: pathli
     # A step whose optimiser does nothing but keep the gradient.
     keep = optimizer.Dense(optax.trace(decay=0.0))
     kept, metrics = jax.jit(bench.step(keep, distill=bench.wanted.distill))(
-        state._replace(opt_state=keep.init(state.params)),
-        bench.frozen,
-        bench.corpus,
-        bench.batches[0],
-        bench.weight,
-        bench.key,
+        state._replace(opt_state=keep.init(state.params)), *bench.arguments()
     )
     negative_key, _ = jax.random.split(jax.random.fold_in(bench.key, state.step))
     candidate_BG = negatives.draw_candidates(
@@ -207,10 +192,10 @@ def _leave_for_twins(bench: Bench, state: train_state.TrainState, folder: pathli
         num_items=bench.case.spec.num_items,
         num_negatives=cases.NEGATIVES,
     )
-    _save(folder / "student", state.params, state.model_state["batch_stats"])
-    _save(folder / "gradient", kept.opt_state.trace, {})
-    if bench.frozen is not None:
-        _save(folder / "teacher", bench.frozen.params, bench.frozen.model_state["batch_stats"])
+    _save(folder / "gradient", params=kept.opt_state.trace)
+    for name, of in (("student", state), ("teacher", bench.frozen)):
+        if of is not None:
+            _save(folder / name, params=of.params, statistics=of.model_state["batch_stats"])
     np.savez(
         folder / "expected.npz",
         candidate=np.asarray(candidate_BG),
@@ -218,9 +203,7 @@ def _leave_for_twins(bench: Bench, state: train_state.TrainState, folder: pathli
     )
 
 
-def _save(path: pathlib.Path, params: Any, statistics: Any) -> None:
-    flat: dict[str, Any] = {}
-    for kind, tree in (("params", params), ("statistics", statistics)):
-        for name, leaf in fingerprint.flatten(tree).items():
-            flat[f"{kind}.{name}"] = np.asarray(leaf)
-    np.savez(f"{path}.npz", **flat)
+def _save(path: pathlib.Path, **trees: Any) -> None:
+    flat = fingerprint.flatten(trees)
+    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in flat.items()}
+    np.savez(f"{path}.npz", **arrays)

@@ -28,11 +28,9 @@ _ITEM_FIELDS = ["category", "campaign", "customer", "brand"]
 
 
 def prepare(raw_dir: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes the arrays into `folder`.
+    """Writes the arrays of the four official files, uncompressed, into a new folder.
 
-    Args:
-      raw_dir: The four official files, uncompressed; one validation and one test day.
-      folder: Made; must not exist.
+    One day validates and one tests.
     """
     folder.mkdir(parents=True)
     levels = alimama.AlimamaConfig().levels

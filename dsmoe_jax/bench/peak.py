@@ -1,11 +1,11 @@
-"""What this machine can do at most: products per second and bytes per second.
+"""Peak rates of this machine: products per second and bytes per second.
 
 Owns the yardsticks, measured here and now, and the count of a function's matrix products.
 """
 
 import math
 import statistics
-import time
+import timeit
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +15,6 @@ from jax.extend import core as jax_core
 
 _SIZE = 2048
 _STREAM_FLOATS = 32 * 2**20
-_REPETITIONS = 5
 
 
 def matmul_flops() -> float:
@@ -57,16 +56,8 @@ def _count(jaxpr: Any) -> int:
 
 def median_seconds(run: Callable[[], Any]) -> float:
     """Seconds of a call that blocks, the median of fifteen after three."""
-    times = [_seconds(run) for _ in range(18)]
-    return statistics.median(times[3:])
+    return statistics.median(timeit.repeat(run, number=1, repeat=18)[3:])
 
 
 def _best(run: Callable[[], jax.Array]) -> float:
-    times = [_seconds(lambda: jax.block_until_ready(run())) for _ in range(1 + _REPETITIONS)]
-    return min(times[1:])
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    start_s = time.perf_counter()
-    run()
-    return time.perf_counter() - start_s
+    return min(timeit.repeat(lambda: run().block_until_ready(), number=1, repeat=6)[1:])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dsmoe_jax import optional
+from dsmoe_jax.bench import pairs
 from dsmoe_jax.data.synthetic import alimama_rows, alimama_tables
 
 OURS, PANDAS = "dsmoe_jax", "pandas"
@@ -48,62 +49,43 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs with the parsed flags; see `run`."""
-    contestants: tuple[str, ...] = (OURS,)
+    """Generates the files and prepares them in turns; see `run`."""
     if not options.without_pandas:
         optional.require("pandas", extra="cpu,bench")
-        contestants = (OURS, PANDAS)
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
     # Arrays are emptied and written anew, in a folder of their own beside whatever is there.
     with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_", dir=options.folder) as name:
-        arrays = pathlib.Path(name)
-        raw = (options.folder or arrays) / "raw"
-        return run(options.rows, raw, arrays, contestants, options.rounds)
+        return run(options, pathlib.Path(name))
 
 
-def run(
-    rows: int,
-    raw: pathlib.Path,
-    arrays: pathlib.Path,
-    contestants: tuple[str, ...],
-    rounds: int,
-) -> dict[str, Any]:
-    """Generates the files and prepares them in turns.
-
-    Args:
-      rows: Impressions; everything else is in the official proportion, behaviours in that of
-        `BEHAVIORS`.
-      raw: Gets the generated files, or has them.
-      arrays: Gets a folder for each contestant's arrays, which is emptied before each turn.
-      contestants: Of `OURS` and `PANDAS`.
-      rounds: Turns of each.
+def run(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
+    """Prepares by turns into a folder of each contestant, which is emptied before its turn.
 
     Raises:
       ValueError: When there are too few rows, a contestant dies, or the arrays differ.
     """
-    section = _size(rows)
-    section.raw_dir = str(raw)
+    contestants = (OURS,) if options.without_pandas else (OURS, PANDAS)
+    section = _size(options.rows)
+    section.raw_dir = str((options.folder or folder) / "raw")
     section.generate(section.raw_dir)
     turns: dict[str, list[tuple[float, int]]] = {name: [] for name in contestants}
-    for number in range(rounds):
+    for number in range(options.rounds):
         for name in contestants:
-            turns[name].append(_take_turn(name, section, arrays / name))
-        if number == 0 and len(contestants) == 2:
-            check_equal(arrays / OURS, arrays / PANDAS)
-    total = rows + section.num_behaviors
+            turns[name].append(_take_turn(name, section, folder / name))
+        if number == 0 and PANDAS in contestants:
+            check_equal(folder / OURS, folder / PANDAS)
+    seconds = {name: [each for each, _ in taken] for name, taken in turns.items()}
+    total = options.rows + section.num_behaviors
     return {
         "rows": {
-            "impressions": rows,
+            "impressions": options.rows,
             "behaviors": section.num_behaviors,
             "users": section.num_users,
             "ads": section.num_items,
         },
-        "seconds": {name: [seconds for seconds, _ in taken] for name, taken in turns.items()},
-        "rows_per_s": {
-            name: total / statistics.median(seconds for seconds, _ in taken)
-            for name, taken in turns.items()
-        },
+        "seconds": seconds,
+        "rows_per_s": {name: total / statistics.median(each) for name, each in seconds.items()},
         "peak_bytes": {name: max(peak for _, peak in taken) for name, taken in turns.items()},
     }
 
@@ -167,39 +149,22 @@ def _take_turn(
 ) -> tuple[float, int]:
     """Seconds and peak bytes of one preparation into `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
-    contestant = {OURS: _prepare_ours, PANDAS: _prepare_in_pandas}[name]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(contestant, section, folder).result()
+            return pool.submit(_prepare, name, section, folder).result()
         except concurrent.futures.BrokenExecutor:
             raise ValueError(f"{name}: the process died, perhaps for want of memory") from None
 
 
-def _prepare_ours(
-    section: alimama_rows.SyntheticAlimamaConfig, folder: pathlib.Path
+def _prepare(
+    name: str, section: alimama_rows.SyntheticAlimamaConfig, folder: pathlib.Path
 ) -> tuple[float, int]:
+    if name == PANDAS:
+        from dsmoe_jax.bench import pandas_prepare
     start_s = time.perf_counter()
-    section.prepare(str(folder))
-    return time.perf_counter() - start_s, _peak_bytes()
-
-
-def _prepare_in_pandas(
-    section: alimama_rows.SyntheticAlimamaConfig, folder: pathlib.Path
-) -> tuple[float, int]:
-    from dsmoe_jax.bench import pandas_prepare
-
-    start_s = time.perf_counter()
-    pandas_prepare.prepare(pathlib.Path(section.raw_dir), folder)
-    return time.perf_counter() - start_s, _peak_bytes()
-
-
-def _peak_bytes() -> int:
-    """The most memory this process has held; Linux only.
-
-    What `getrusage` says would begin with the parent's memory.
-    """
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    raise ValueError("/proc/self/status: expected a line VmHWM, found none")
+    if name == PANDAS:
+        pandas_prepare.prepare(pathlib.Path(section.raw_dir), folder)
+    else:
+        section.prepare(str(folder))
+    return time.perf_counter() - start_s, pairs.read_memory("VmHWM")

@@ -1,4 +1,4 @@
-"""One step on more and more simulated devices: what it moves, what each holds, what it computes.
+"""Scaling over simulated devices: what a step moves, what each holds, what it computes.
 
 Owns the runs and their comparison. Simulated devices share this machine's cores, so that times say
 nothing of speed-up; bytes are those of as many real devices, and losses must agree.
@@ -9,6 +9,7 @@ import statistics
 import time
 from typing import Any
 
+from dsmoe_jax.bench import pairs
 from dsmoe_jax.capacity import cases, simulated
 
 WARM_UP = 2
@@ -20,19 +21,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this measurement's flags."""
     parser.add_argument("--shape", choices=sorted(cases.CASES), default="kuairand")
     parser.add_argument("--embedding", choices=("dense", "row_sparse"), default="dense")
-    parser.add_argument("--devices", type=parse_numbers, default=(1, 2, 4, 8))
-    parser.add_argument("--processes", type=parse_numbers, default=(1, 2))
+    parser.add_argument("--devices", type=pairs.numbers(1), default=(1, 2, 4, 8))
+    parser.add_argument("--processes", type=pairs.numbers(1), default=(1, 2))
     parser.add_argument("--steps", type=int, default=5, help="timed, after a warm-up")
     parser.add_argument("--hidden_dim", type=int, default=256)
     parser.add_argument("--output_dim", type=int, default=128)
-
-
-def parse_numbers(text: str) -> tuple[int, ...]:
-    """A flag's type: whole numbers above 0, separated by commas."""
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,4, got {text!r}")
-    return tuple(int(part) for part in parts)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -103,14 +96,7 @@ def describe(found: dict[str, Any]) -> list[str]:
 
 
 def run(shape: str, embedding: str, overrides: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Takes steps on all devices of all processes, of which this is one.
-
-    Args:
-      shape: Name in `cases.CASES`.
-      embedding: "dense" or "row_sparse".
-      overrides: Fields of `dsmoe.DSMOEConfig`.
-      steps: Timed ones.
-    """
+    """Takes timed steps on all devices of all processes, of which this is one."""
     import jax
 
     from dsmoe_jax.bench import ours
@@ -120,15 +106,13 @@ def run(shape: str, embedding: str, overrides: dict[str, Any], steps: int) -> di
     bench = ours.Bench(ours.Wanted(shape, embedding=embedding, overrides=overrides))
     state = bench.init(bench.updater)
     step = bench.step(bench.updater, distill=False)
-    rest = (bench.weight, bench.key)
     jitted = train_step.jit_step(step, bench.mesh, state)
-    compiled = jitted.lower(state, None, bench.corpus, bench.batches[0], *rest).compile()
+    compiled = jitted.lower(state, *bench.arguments()).compile()
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     seconds, losses = [], []
     for taken in range(WARM_UP + steps):
         start_s = time.perf_counter()
-        batch = bench.batches[taken % len(bench.batches)]
-        state, metrics = compiled(state, None, bench.corpus, batch, *rest)
+        state, metrics = compiled(state, *bench.arguments(taken))
         losses.append(float(metrics["loss"]))
         seconds.append(time.perf_counter() - start_s)
     found = collectives.read(compiled.as_text(), bench.mesh.size)

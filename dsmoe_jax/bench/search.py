@@ -39,52 +39,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs with the parsed flags; see `run`."""
-    return run(
-        items=options.items,
-        queries=options.queries,
-        dim=options.dim,
-        cuts=tuple(options.k),
-        rounds=options.rounds,
-    )
-
-
-def run(
-    *, items: int, queries: int, dim: int, cuts: tuple[int, ...], rounds: int
-) -> dict[str, Any]:
     """Times every contestant at every list length.
-
-    Args:
-      items: Candidates.
-      queries: Searched in a turn.
-      dim: Width of the vectors.
-      cuts: List lengths.
-      rounds: Turns of each contestant.
 
     Raises:
       ValueError: When a contestant finds other items or cannot be built.
     """
     optional.require("faiss", "torch", extra="cpu,bench")
-    found: dict[str, Any] = {"items": items, "queries": queries, "dim": dim, "k": {}}
-    for k in cuts:
+    sizes = {"items": options.items, "queries": options.queries, "dim": options.dim}
+    found: dict[str, Any] = {**sizes, "k": {}}
+    for k in options.k:
         with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
             expected = pathlib.Path(name) / "expected.npz"
             # The others get the allocator as it comes: keeping what it frees, PyTorch's heap
             # grows to many times what is in use.
             contestants = {
                 title: pairs.Contestant(
-                    build,
-                    (title, items, queries, dim, k, expected),
-                    keeps_freed=title == OURS,
+                    build, (title, *sizes.values(), k, expected), keeps_freed=title == OURS
                 )
                 for title in _MAKERS
             }
-            timings = pairs.take_turns(contestants, rounds=rounds, repetitions=1, warmup=1)
-        ends = ("median", "least", "greatest")
+            timings = pairs.take_turns(contestants, rounds=options.rounds, repetitions=1, warmup=1)
         found["k"][str(k)] = {
             title: {
-                "queries_per_s": queries / timing.median,
-                "ratio": dict(zip(ends, pairs.ratio(timing, timings[OURS]), strict=True)),
+                "queries_per_s": options.queries / timing.median,
+                "ratio": pairs.ratio(timing, timings[OURS]),
                 **timing.notes,
             }
             for title, timing in timings.items()
@@ -101,11 +79,10 @@ def describe(found: dict[str, Any]) -> list[str]:
     for k, entries in found["k"].items():
         lines.append(f"  k = {k}")
         for title, entry in entries.items():
-            ratio = entry["ratio"]
             lines.append(
                 f"    {title:<18} {entry['queries_per_s']:8,.0f} queries/s, "
                 f"{entry['peak_bytes'] / 2**20:6,.0f} MiB above the vectors, time "
-                f"{ratio['median']:.2f} x ours [{ratio['least']:.2f}, {ratio['greatest']:.2f}]"
+                + pairs.show_ratio(entry["ratio"], "ours")
             )
     return lines
 
@@ -124,16 +101,17 @@ def build(
     # A first search of next to nothing: what the library itself takes is not counted.
     few_VD = np.ones((k + 2, dim), np.float32)
     _MAKERS[title](few_VD, k)(few_VD[:1])
-    base_bytes = _read_bytes("VmRSS")
+    base_bytes = pairs.read_memory("VmRSS")
     item_VD = rng.standard_normal((items + 1, dim), dtype=np.float32)
     query_QD = rng.standard_normal((queries, dim), dtype=np.float32)
     vector_bytes = item_VD.nbytes + query_QD.nbytes
     search = _MAKERS[title](item_VD, k)
     del item_VD  # the contestant has its own copy, or holds this one
-    _reset_peak()
+    # The kernel forgets the peak of this process; see proc(5).
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
     score_QT, item_QT = search(query_QD)
     # Memory that the index took to build and did not give back counts as well.
-    notes = {"peak_bytes": _read_bytes("VmHWM") - base_bytes - vector_bytes}
+    notes = {"peak_bytes": pairs.read_memory("VmHWM") - base_bytes - vector_bytes}
     score_QT, item_QT = score_QT[:_CHECKED], item_QT[:_CHECKED]
     if title == OURS:
         np.savez(expected, score=score_QT, item=item_QT)
@@ -173,20 +151,16 @@ def compare(
 def _make_ours(item_VD: np.ndarray, k: int) -> Search:
     from dsmoe_jax.retrieval import exact
 
-    index = exact.ExactIndex(item_VD)
-
-    def search(query_QD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        score_QT, item_QT = index.search(query_QD[:, None], k)
-        return np.asarray(score_QT), np.asarray(item_QT)
-
-    return search
+    return _search_in(exact.ExactIndex(item_VD), k)
 
 
 def _make_faiss(item_VD: np.ndarray, k: int) -> Search:
     from dsmoe_jax.retrieval import faiss_index
 
-    index = faiss_index.FaissIndex(item_VD)
+    return _search_in(faiss_index.FaissIndex(item_VD), k)
 
+
+def _search_in(index: Any, k: int) -> Search:
     def search(query_QD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         score_QT, item_QT = index.search(query_QD[:, None], k)
         return np.asarray(score_QT), np.asarray(item_QT)
@@ -214,19 +188,6 @@ def _make_torch(item_VD: np.ndarray, k: int) -> Search:
         return scores.numpy(), positions.numpy() + 1
 
     return search
-
-
-def _reset_peak() -> None:
-    """Lets the kernel forget the peak of this process's memory; see proc(5), clear_refs."""
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-
-
-def _read_bytes(field: str) -> int:
-    """A field of the kernel's account of this process: VmRSS, what it holds, or VmHWM, its peak."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return 1024 * int(line.split()[1])
-    raise ValueError(f"/proc/self/status: expected a field {field}, found none")
 
 
 _MAKERS: dict[str, Callable[[np.ndarray, int], Search]] = {

@@ -42,20 +42,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="steps in a turn")
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs with the parsed flags; see `run`."""
-    return run(
-        shape=options.shape,
-        distill=options.distill,
-        ours=options.ours,
-        twins=options.twins,
-        plain_twins=options.plain_twins,
-        overrides={"hidden_dim": options.hidden_dim, "output_dim": options.output_dim},
-        rounds=options.rounds,
-        repetitions=options.repetitions,
-    )
-
-
 def _names(known: tuple[str, ...], at_least: int) -> Callable[[str], tuple[str, ...]]:
     """A flag's type: names among `known`, separated by commas."""
 
@@ -70,72 +56,51 @@ def _names(known: tuple[str, ...], at_least: int) -> Callable[[str], tuple[str, 
     return parse
 
 
-def run(
-    *,
-    shape: str,
-    distill: bool,
-    ours: tuple[str, ...],
-    twins: tuple[str, ...],
-    plain_twins: bool,
-    overrides: dict[str, Any],
-    rounds: int,
-    repetitions: int,
-) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Times our steps and their twins.
-
-    Args:
-      shape: Name in `cases.CASES`.
-      distill: Whether a frozen MMOE-DIN teacher is in the step.
-      ours: Names in `OURS`, at least one.
-      twins: Names in `TWINS`.
-      plain_twins: Whether they leave the C library's allocator as it is.
-      overrides: Fields of `dsmoe.DSMOEConfig` that differ from the paper's shape.
-      rounds: Turns of each contestant.
-      repetitions: Steps in a turn.
 
     Raises:
       ValueError: When a twin is not equal to ours, or cannot be built.
     """
-    if twins:
+    overrides = {"hidden_dim": options.hidden_dim, "output_dim": options.output_dim}
+    if options.twins:
         optional.require("torch", extra="cpu,bench")
     with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
         folder = pathlib.Path(name)
-        wanted = ours_lib.Wanted(shape, distill, overrides=overrides)
+        wanted = ours_lib.Wanted(options.shape, options.distill, overrides=overrides)
         contestants: dict[str, pairs.Contestant] = {}
-        for name in ours:
+        for name in options.ours:
             # The first leaves for the twins what they are checked against.
-            leave = folder if twins and not contestants else None
+            leave = folder if options.twins and not contestants else None
             contestants[f"dsmoe_jax {name}"] = pairs.Contestant(
                 ours_lib.build, (dataclasses.replace(wanted, embedding=name), leave)
             )
-        for twin in twins:
+        for twin in options.twins:
             contestants[f"PyTorch {twin}"] = pairs.Contestant(
-                twin_step.build, (shape, distill, twin, folder), keeps_freed=not plain_twins
+                twin_step.build,
+                (options.shape, options.distill, twin, folder),
+                keeps_freed=not options.plain_twins,
             )
-        parts = pairs.take_turns(
-            {"parts": pairs.Contestant(ours_lib.build_parts, (wanted,))},
-            rounds=0,
-            repetitions=0,
-            warmup=0,
-        )["parts"].notes
-        timings = pairs.take_turns(contestants, rounds=rounds, repetitions=repetitions, warmup=5)
-    mine = {name: timings[f"dsmoe_jax {name}"] for name in ours}
-    ends = ("median", "least", "greatest")
+        alone = {"parts": pairs.Contestant(ours_lib.build_parts, (wanted,))}
+        parts = pairs.take_turns(alone, rounds=0, repetitions=0, warmup=0)["parts"].notes
+        timings = pairs.take_turns(
+            contestants, rounds=options.rounds, repetitions=options.repetitions, warmup=5
+        )
     return {
-        "shape": shape,
-        "distill": distill,
-        "plain_twins": plain_twins,
+        "shape": options.shape,
+        "distill": options.distill,
+        "plain_twins": options.plain_twins,
         "positives": cases.POSITIVES,
         "candidates": cases.POSITIVES * (1 + cases.NEGATIVES),
         "step_ms": {name: 1e3 * timing.median for name, timing in timings.items()},
         # How many times as long each takes as each of ours, in the same round.
         "ratio": {
             own: {
-                name: dict(zip(ends, pairs.ratio(timing, reference), strict=True))
+                name: pairs.ratio(timing, timings[f"dsmoe_jax {own}"])
                 for name, timing in timings.items()
-                if timing is not reference
+                if name != f"dsmoe_jax {own}"
             }
-            for own, reference in mine.items()
+            for own in options.ours
         },
         **parts,
         "notes": {name: timing.notes for name, timing in timings.items()},
@@ -161,9 +126,6 @@ def describe(found: dict[str, Any]) -> list[str]:
         texts = [f"  {name:<22} {step_ms:8.1f} ms, {step_ms / products_ms:5.2f} x the products"]
         for own, ratios in found["ratio"].items():
             if name in ratios:
-                entry = ratios[name]
-                texts.append(
-                    f"{entry['median']:.2f} x {own} [{entry['least']:.2f}, {entry['greatest']:.2f}]"
-                )
+                texts.append(pairs.show_ratio(ratios[name], own))
         lines.append(", ".join(texts))
     return lines

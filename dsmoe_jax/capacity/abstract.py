@@ -1,10 +1,10 @@
-"""A training step's arguments as shapes in their layout: what can be compiled, not run.
+"""Abstract training step: its arguments as shapes in their layout, to be compiled, not run.
 
 Owns no numbers: nothing is allocated, so that shapes may be larger than any machine.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -14,20 +14,12 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.training import optimizer, sharding, train_state, train_step
 
+T = TypeVar("T")
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a step is built of.
-
-    Attributes:
-      model: The model that is trained.
-      updater: How its parameters are updated.
-      mesh: The devices.
-      batch_size: Positives over all devices.
-      num_negatives: N.
-      teacher: The ranker that teaches, if any.
-      averaged: Whether a moving average is kept.
-    """
+    """What a step is built of; `batch_size` counts positives over all devices."""
 
     model: nn.Module
     updater: optimizer.Updater
@@ -60,26 +52,13 @@ class Setup:
         """All items."""
         layout, rows = sharding.rows_layout(self.mesh, self.spec.num_items)
         _, items, _ = train_state.example_inputs(self.spec)
-
-        def widen(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-            # Of examples and candidates, [2, 1, ...].
-            shape = (rows, *leaf.shape[2:])
-            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=layout)
-
-        corpus: batch_lib.Items = jax.tree.map(widen, items)
-        return corpus
+        return _with_rows(items, rows, 2, layout)
 
     def batch(self) -> batch_lib.Batch:
         """One batch."""
         users, _, scenario_B = train_state.example_inputs(self.spec)
-        layout = sharding.by_rows(self.mesh)
-
-        def widen(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-            shape = (self.batch_size, *leaf.shape[1:])
-            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=layout)
-
-        batch: batch_lib.Batch = jax.tree.map(widen, batch_lib.Batch(users, scenario_B, scenario_B))
-        return batch
+        batch = batch_lib.Batch(users, scenario_B, scenario_B)
+        return _with_rows(batch, self.batch_size, 1, sharding.by_rows(self.mesh))
 
     def lower_step(self) -> Any:
         """The jitted, donated step of the training loop, lowered; `compile()` it.
@@ -103,3 +82,14 @@ class Setup:
             jax.ShapeDtypeStruct((), jnp.float32),
             jax.eval_shape(lambda: jax.random.key(0)),
         )
+
+
+def _with_rows(tree: T, rows: int, leading: int, layout: Any) -> T:
+    """The arrays' shapes with so many rows in place of their leading axes."""
+    shapes: T = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (rows, *leaf.shape[leading:]), leaf.dtype, sharding=layout
+        ),
+        tree,
+    )
+    return shapes

@@ -1,4 +1,4 @@
-"""The shapes that steps are timed on: features, corpus and batches.
+"""Benchmark shapes: features, corpus and batches that steps are timed on.
 
 Owns what is measured. Ids are generated, with the sizes of the two data sets; those of users and
 items are drawn by Zipf's law, whose head makes a scatter contend as real logs do.
@@ -18,164 +18,86 @@ ZIPF_EXPONENT = 0.8
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One shape.
+    """One shape: its features, all items and training batches."""
 
-    Attributes:
-      name: What is printed.
-      spec: Its features.
-      corpus: All items.
-      batches: Training batches of `POSITIVES` examples.
-    """
-
-    name: str
     spec: features.FeatureSpec
     corpus: batch_lib.Items
     batches: list[batch_lib.Batch]
 
 
-# Sizes of the vocabularies, id 0 included, of the packaged rows and of the published tables.
-_KUAIRAND_USER = (
-    ("user_id", 27_286),
-    ("user_active_degree", 10),
-    ("is_live_streamer", 2),
-    ("is_video_author", 3),
-    ("follow_user_num_range", 9),
-    ("fans_user_num_range", 10),
-    ("friend_user_num_range", 8),
-    ("register_days_range", 9),
-    *(
-        (f"onehot_feat{n}", size)
-        for n, size in enumerate(
-            (3, 8, 51, 1472, 16, 35, 4, 119, 455, 8, 6, 6, 3, 3, 3, 3, 3, 3), start=0
-        )
-    ),
-)
-_KUAIRAND_ITEM = (
-    ("item_id", 7_584),
-    ("author_id", 6_511),
-    ("video_type", 4),
-    ("upload_dt", 4),
-    ("upload_type", 15),
-    ("music_id", 7_203),
-    ("music_type", 6),
-    ("video_duration_bucket", 21),
-)
-_ALIMAMA_USER = (
-    ("user_id", 1_061_769),
-    ("cms_segid", 98),
-    ("cms_group_id", 14),
-    ("final_gender_code", 3),
-    ("age_level", 8),
-    ("pvalue_level", 4),
-    ("shopping_level", 4),
-    ("occupation", 3),
-    ("new_user_class_level", 5),
-)
-_ALIMAMA_ITEM = (
-    ("item_id", 846_812),
-    ("category", 6_770),
-    ("brand", 99_815),
-    ("campaign_id", 423_437),
-    ("customer", 255_877),
-)
+def _spec(
+    scenarios: str,
+    users: str,
+    items: str,
+    user_dense: str = "",
+    item_dense: str = "",
+    item_bags: tuple[features.BagFeature, ...] = (),
+) -> features.FeatureSpec:
+    """Features from names and sizes of vocabularies, id 0 included, and two histories of items."""
 
+    def sparse(sizes: str) -> tuple[features.SparseFeature, ...]:
+        named = map(str.split, sizes.split(","))
+        return tuple(features.SparseFeature(name, int(size)) for name, size in named)
 
-def kuairand_spec() -> features.FeatureSpec:
-    """KuaiRand-Pure: 27,285 users, 7,583 items, all fields, two histories of 50 items."""
+    histories = ("history", "scenario_history")
     return features.FeatureSpec(
-        scenarios=("K1", "K2", "K3", "K4"),
-        user_sparse=_sparse(_KUAIRAND_USER),
-        user_dense=_dense("follow_user_num", "fans_user_num", "friend_user_num", "register_days"),
+        scenarios=tuple(scenarios.split()),
+        user_sparse=sparse(users),
+        user_dense=tuple(map(features.DenseFeature, user_dense.split())),
         user_bags=(),
-        item_sparse=_sparse(_KUAIRAND_ITEM),
-        item_dense=_dense("video_duration", "server_width", "server_height"),
-        item_bags=(features.BagFeature("tag", 47, 3),),
-        sequences=_histories(),
+        item_sparse=sparse(items),
+        item_dense=tuple(map(features.DenseFeature, item_dense.split())),
+        item_bags=item_bags,
+        sequences=tuple(features.SequenceFeature(h, ("item_id",), HISTORY) for h in histories),
     )
 
 
-def kuairand(num_batches: int) -> Case:
-    """Generated rows of `kuairand_spec`."""
-    shares = (0.867, 0.087, 0.028, 0.018)
-    return make("kuairand", kuairand_spec(), num_batches, shares=shares)
-
-
-def alimama_spec() -> features.FeatureSpec:
-    """Alimama: 1,061,768 users, 846,811 items, two histories of 50 items."""
-    return features.FeatureSpec(
-        scenarios=("A1", "A2", "A3", "A4"),
-        user_sparse=_sparse(_ALIMAMA_USER),
-        user_dense=(),
-        user_bags=(),
-        item_sparse=_sparse(_ALIMAMA_ITEM),
-        item_dense=_dense("price"),
-        item_bags=(),
-        sequences=_histories(),
-    )
-
-
-def alimama(num_batches: int) -> Case:
-    """Generated rows of `alimama_spec`."""
-    return make("alimama", alimama_spec(), num_batches, shares=(0.45, 0.25, 0.2, 0.1))
-
-
-def rows(num_batches: int, num_rows: int) -> Case:
-    """Nothing but two id tables of half of `num_rows` each, and two histories of 50 items."""
-    half = num_rows // 2
-    spec = features.FeatureSpec(
-        scenarios=("S1", "S2"),
-        user_sparse=_sparse((("user_id", half),)),
-        user_dense=(),
-        user_bags=(),
-        item_sparse=_sparse((("item_id", half),)),
-        item_dense=(),
-        item_bags=(),
-        sequences=_histories(),
-    )
-    return make(f"{num_rows:,} rows", spec, num_batches, shares=(0.5, 0.5))
-
-
-CASES = {"kuairand": kuairand, "alimama": alimama}
-SPECS = {"kuairand": kuairand_spec, "alimama": alimama_spec}
+_ONE_HOT = (3, 8, 51, 1472, 16, 35, 4, 119, 455, 8, 6, 6, 3, 3, 3, 3, 3, 3)
+# KuaiRand-Pure: all fields of the packaged rows.
+_KUAIRAND = _spec(
+    "K1 K2 K3 K4",
+    "user_id 27_286, user_active_degree 10, is_live_streamer 2, is_video_author 3, "
+    "follow_user_num_range 9, fans_user_num_range 10, friend_user_num_range 8, "
+    "register_days_range 9" + "".join(f", onehot_feat{n} {k}" for n, k in enumerate(_ONE_HOT)),
+    "item_id 7_584, author_id 6_511, video_type 4, upload_dt 4, upload_type 15, music_id 7_203, "
+    "music_type 6, video_duration_bucket 21",
+    "follow_user_num fans_user_num friend_user_num register_days",
+    "video_duration server_width server_height",
+    (features.BagFeature("tag", 47, 3),),
+)
+# Alimama: the sizes of the published tables.
+_ALIMAMA = _spec(
+    "A1 A2 A3 A4",
+    "user_id 1_061_769, cms_segid 98, cms_group_id 14, final_gender_code 3, age_level 8, "
+    "pvalue_level 4, shopping_level 4, occupation 3, new_user_class_level 5",
+    "item_id 846_812, category 6_770, brand 99_815, campaign_id 423_437, customer 255_877",
+    item_dense="price",
+)
+# Features, and the scenarios' shares of the examples.
+CASES = {
+    "kuairand": (_KUAIRAND, (0.867, 0.087, 0.028, 0.018)),
+    "alimama": (_ALIMAMA, (0.45, 0.25, 0.2, 0.1)),
+}
 
 
 def make_case(shape: str, num_batches: int) -> Case:
-    """The case of a name in `CASES`, or `rows` for a number."""
+    """The case of a name in `CASES`; for a number, two id tables of half as many rows each."""
     if shape.isdigit():
-        return rows(num_batches, int(shape))
-    return CASES[shape](num_batches)
-
-
-def _sparse(sizes: tuple[tuple[str, int], ...]) -> tuple[features.SparseFeature, ...]:
-    return tuple(features.SparseFeature(name, size) for name, size in sizes)
-
-
-def _dense(*names: str) -> tuple[features.DenseFeature, ...]:
-    return tuple(features.DenseFeature(name) for name in names)
-
-
-def _histories() -> tuple[features.SequenceFeature, ...]:
-    names = ("history", "scenario_history")
-    return tuple(features.SequenceFeature(name, ("item_id",), HISTORY) for name in names)
+        half = int(shape) // 2
+        spec, shares = _spec("S1 S2", f"user_id {half}", f"item_id {half}"), (0.5, 0.5)
+        return make(spec, num_batches, shares=shares)
+    spec, of_scenarios = CASES[shape]
+    return make(spec, num_batches, shares=of_scenarios)
 
 
 def make(
-    name: str,
     spec: features.FeatureSpec,
     num_batches: int,
     *,
     shares: tuple[float, ...],
     positives: int = POSITIVES,
 ) -> Case:
-    """Generated corpus and batches for features.
-
-    Args:
-      name: What is printed.
-      spec: The features.
-      num_batches: Batches to generate.
-      shares: Of the scenarios among examples.
-      positives: Examples in a batch.
-    """
+    """Generated corpus and batches for features; `shares` are the scenarios', of the examples."""
     rng = np.random.default_rng(0)
     V = spec.num_items
     sparse_VF = np.stack([rng.integers(0, f.num_ids, V) for f in spec.item_sparse], axis=1)
@@ -187,7 +109,7 @@ def make(
         bags={f.name: _bag(rng, f, V) for f in spec.item_bags},
     )
     batches = [_batch(rng, spec, shares, positives) for _ in range(num_batches)]
-    return Case(name, spec, corpus, batches)
+    return Case(spec, corpus, batches)
 
 
 def _batch(
@@ -227,5 +149,5 @@ def _zipf(rng: np.random.Generator, num_ids: int, shape: int | tuple[int, ...]) 
     """Ids in [1, num_ids) with probability proportional to rank ** -ZIPF_EXPONENT, rank = id."""
     power = 1.0 - ZIPF_EXPONENT
     uniform = rng.random(shape)
-    rank = (1.0 + uniform * ((num_ids - 1.0) ** power - 1.0)) ** (1.0 / power)
+    rank: np.ndarray = (1.0 + uniform * ((num_ids - 1.0) ** power - 1.0)) ** (1.0 / power)
     return np.clip(rank.astype(np.int64), 1, num_ids - 1)

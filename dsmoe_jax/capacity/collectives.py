@@ -1,4 +1,4 @@
-"""What a compiled program moves between devices: a reader of optimised HLO text.
+"""Collectives of a compiled program, read from its optimised HLO text.
 
 Owns the list of a program's collectives and the bytes that each costs a device.
 """
@@ -12,7 +12,6 @@ OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-p
 
 _LINE = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({'|'.join(OPS)})(-start)?\(")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +23,12 @@ class Collective:
       shapes: What it gives each device, such as `f32[64,16]`; several where XLA joined several.
       result_bytes: Bytes of those shapes.
       devices: How many take part: all of them, since meshes here have one axis.
-      where: The operation of the program that it comes from.
     """
 
     op: str
     shapes: tuple[str, ...]
     result_bytes: int
     devices: int
-    where: str
 
     @property
     def moved_bytes(self) -> int:
@@ -51,11 +48,7 @@ class Collective:
 
 
 def read(hlo: str, devices: int) -> list[Collective]:
-    """The collectives of a compiled program, `compiled.as_text()`, in the order of the text.
-
-    Args:
-      hlo: The text.
-      devices: Devices that the program is compiled for.
+    """The collectives of a program, `compiled.as_text()` for so many devices, in its order.
 
     Raises:
       ValueError: When a collective's shape cannot be read.
@@ -72,16 +65,8 @@ def read(hlo: str, devices: int) -> list[Collective]:
             shapes = shapes[len(shapes) // 2 :] if op == "all-gather" else shapes[1:2]
         if not shapes:
             raise ValueError(f"HLO: expected the shape of a {op}, got {line.strip()!r}")
-        name = _OP_NAME.search(line)
-        found.append(
-            Collective(
-                op=op,
-                shapes=tuple(shapes),
-                result_bytes=sum(map(_count_bytes, shapes)),
-                devices=devices,
-                where=name.group(1) if name else "",
-            )
-        )
+        size = sum(map(_count_bytes, shapes))
+        found.append(Collective(op, tuple(shapes), result_bytes=size, devices=devices))
     return found
 
 

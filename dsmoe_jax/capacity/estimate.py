@@ -1,4 +1,4 @@
-"""What a run of any size would hold and move, without running it.
+"""Capacity plan: what a run of any size would hold and move, without running it.
 
 Owns the count. The training step itself is compiled for as many simulated devices as are asked for,
 from shapes alone: no table is allocated, here or there. Bytes of the state are exact; bytes moved
@@ -15,7 +15,9 @@ import jax
 from dsmoe_jax import features
 from dsmoe_jax import main as command_line
 from dsmoe_jax.capacity import abstract, cases, collectives, simulated
-from dsmoe_jax.capacity import request as request_lib
+from dsmoe_jax.config import load, schema
+from dsmoe_jax.models.matching import dsmoe
+from dsmoe_jax.models.ranking import mmoe_din
 from dsmoe_jax.training import row_sparse, sharding, train_state
 
 # A search for the largest batch compiles at most so many programs.
@@ -34,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embedding", choices=("dense", "row_sparse"), default=None)
     parser.add_argument("--average", action="store_true", help="keep a moving average")
     parser.add_argument("--distill", action="store_true", help="with a teacher in the step")
-    parser.add_argument("--shape", choices=sorted(cases.SPECS), default="kuairand")
+    parser.add_argument("--shape", choices=sorted(cases.CASES), default="kuairand")
     parser.add_argument("--config", default="", help="FILE[:variant] for models and optimiser")
 
 
@@ -61,23 +63,12 @@ def parse_count(text: str) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Plans with the parsed flags; see `plan`."""
-    request = request_lib.Request(
-        shape=options.shape,
-        users=options.users,
-        items=options.items,
-        batch_size=options.batch_size,
-        memory_bytes=options.memory_gb * 1e9,
-        embedding=options.embedding,
-        average=options.average,
-        distill=options.distill,
-        config=options.config,
-    )
     if options.devices % options.processes:
         raise ValueError(
             f"devices: expected a multiple of the {options.processes} processes, "
             f"got {options.devices}"
         )
-    found: dict[str, Any] = simulated.run(plan, (request,), devices=options.devices)[0]
+    found: dict[str, Any] = simulated.run(plan, (options,), devices=options.devices)[0]
     share = found["devices"] // options.processes
     held = found["bytes"]["corpus features"]
     return {**found, "processes": options.processes, "host_corpus_bytes": share * held}
@@ -85,42 +76,103 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def describe(found: dict[str, Any]) -> list[str]:
     """The result as console lines."""
-    lines = [
+    largest, limit = found["largest_batch"], found["memory_bytes"] / 1e9
+    return [
         f"plan: {found['users']:,} users, {found['items']:,} items, {found['embedding']} updates, "
         f"{found['devices']} devices, {found['batch_size']:,} positives "
         f"({found['batch_size'] // found['devices']:,} on each)",
         "  bytes on each device in training",
-    ]
-    lines += [f"    {name:<42} {size:>18,}" for name, size in found["bytes"].items()]
-    lines.append(f"    {'all of these':<42} {found['total_bytes']:>18,}")
-    lines.append(
+        *(f"    {name:<42} {size:>18,}" for name, size in found["bytes"].items()),
+        f"    {'all of these':<42} {found['total_bytes']:>18,}",
         f"  at evaluation, item vectors of one scenario {found['index_bytes']:>18,} in place of "
-        "temporaries"
-    )
-    lines.append("  bytes that each device sends in a step")
-    lines += [f"    {op:<42} {size:>18,}" for op, size in found["moved_bytes"].items()]
-    lines.append(
+        "temporaries",
+        "  bytes that each device sends in a step",
+        *(f"    {op:<42} {size:>18,}" for op, size in found["moved_bytes"].items()),
         f"  each of {found['processes']} processes reads {found['host_corpus_bytes']:,} bytes of "
-        "item features"
-    )
-    lines += [f"  {note}" for note in found["notes"]]
-    largest, limit = found["largest_batch"], found["memory_bytes"] / 1e9
-    lines.append(
+        "item features",
+        *(f"  {note}" for note in found["notes"]),
         f"  the largest batch in {limit:g} GB: {largest:,} positives, "
         f"{largest // found['devices']:,} on each device"
         if largest
-        else f"  no batch fits {limit:g} GB: the state alone is too large, or nearly"
-    )
-    return lines
+        else f"  no batch fits {limit:g} GB: the state alone is too large, or nearly",
+    ]
 
 
-def plan(request: request_lib.Request) -> dict[str, Any]:
+def plan(options: argparse.Namespace) -> dict[str, Any]:
     """Plans for all devices of this process.
 
     Raises:
-      ValueError: When the request does not fit itself.
+      ValueError: When what is asked for does not fit itself.
     """
-    return plan_setup(request_lib.make_setup(request), request.memory_bytes)
+    return plan_setup(make_setup(options), 1e9 * options.memory_gb)
+
+
+def make_setup(options: argparse.Namespace) -> abstract.Setup:
+    """The `abstract.Setup` of parsed flags, on all devices of this process.
+
+    Raises:
+      ValueError: When the configuration is none, or the devices do not divide the batch.
+    """
+    experiment = _load(options.config)
+    spec = resize(cases.CASES[options.shape][0], options.users, options.items)
+    if options.config:
+        spec = features.select(
+            spec,
+            exclude=(),
+            history_length=experiment.features.history_length,
+            scenario_history_length=experiment.features.scenario_history_length,
+            embedding_dim=experiment.features.embedding_dim,
+        )
+    mesh, train = sharding.make_mesh(), experiment.train
+    embedding = options.embedding or experiment.optim.embedding
+    default = train.batch_size if options.config else cases.POSITIVES * mesh.size
+    batch_size = options.batch_size or default
+    if batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size: expected a multiple of the {mesh.size} devices, got {batch_size}"
+        )
+    taught = options.distill or experiment.loss.distill_weight > 0
+    optim = dataclasses.replace(experiment.optim, embedding=embedding)
+    return abstract.Setup(
+        experiment.model.make(spec),
+        row_sparse.make_updater(optim, spec, mesh, 1e-4, train.weight_decay),
+        mesh,
+        batch_size=batch_size,
+        num_negatives=train.num_negatives,
+        teacher=experiment.teacher.model.make(spec) if taught else None,
+        averaged=options.average or train.average_decay > 0,
+    )
+
+
+def resize(spec: features.FeatureSpec, users: int, items: int) -> features.FeatureSpec:
+    """The features with other numbers of users and items; 0 keeps them."""
+
+    def change(columns: tuple[Any, ...], name: str, count: int) -> tuple[Any, ...]:
+        return tuple(
+            dataclasses.replace(column, num_ids=count + 1)
+            if count and column.name == name
+            else column
+            for column in columns
+        )
+
+    return dataclasses.replace(
+        spec,
+        user_sparse=change(spec.user_sparse, "user_id", users),
+        item_sparse=change(spec.item_sparse, "item_id", items),
+    )
+
+
+def _load(path: str) -> schema.Experiment:
+    """A configuration file's experiment, or the paper's defaults without a teacher."""
+    if not path:
+        return schema.Experiment(
+            dataset="plan",
+            data=schema.DataConfig(),
+            model=dsmoe.DSMOEConfig(),
+            teacher=schema.TeacherConfig(model=mmoe_din.MMoEDINConfig()),
+            loss=schema.LossConfig(distill_weight=0.0),
+        )
+    return load.load_config(path)
 
 
 def plan_setup(setup: abstract.Setup, memory_bytes: float) -> dict[str, Any]:
@@ -175,19 +227,15 @@ def count_index_bytes(setup: abstract.Setup) -> int:
     """Bytes on each device of the item vectors of one scenario."""
     _, items, scenario_B = train_state.example_inputs(setup.spec)
     flat = jax.tree.map(lambda leaf: leaf[:, 0], items)
-    variables = setup.state()
     vector_BD, _ = jax.eval_shape(
-        lambda state: setup.model.apply(
-            {"params": state.params, **state.model_state},
-            flat,
-            scenario_B,
-            train=False,
-            method="embed_item",
+        lambda frozen: setup.model.apply(
+            frozen.variables, flat, scenario_B, train=False, method="embed_item"
         ),
-        variables,
+        train_state.freeze(setup.state()),
     )
     rows = sharding.shard_rows(setup.spec.num_items, setup.mesh.size)
-    return rows * vector_BD.shape[1] * vector_BD.dtype.itemsize
+    size: int = rows * vector_BD.shape[1] * vector_BD.dtype.itemsize
+    return size
 
 
 def _largest_batch(

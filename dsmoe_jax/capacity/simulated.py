@@ -19,13 +19,7 @@ _FLAG = "--xla_force_host_platform_device_count"
 def run(
     function: Callable[..., Any], arguments: tuple[Any, ...], *, devices: int, processes: int = 1
 ) -> list[Any]:
-    """Calls a function in new processes that share simulated devices.
-
-    Args:
-      function: Of a module; its result is pickled.
-      arguments: The same for every process; they are pickled.
-      devices: In all.
-      processes: Must divide the devices.
+    """Calls a function in new processes that share simulated devices, so many in all.
 
     Returns:
       What the function returned, by process.
@@ -62,19 +56,19 @@ def run(
 
 
 def _receive(pipes: list[Any]) -> list[Any]:
-    found: dict[int, Any] = {}
+    found: dict[Any, Any] = {}
     while len(found) < len(pipes):
-        waiting = [pipe for index, pipe in enumerate(pipes) if index not in found]
-        for pipe in multiprocessing.connection.wait(waiting):
-            index = pipes.index(pipe)
+        ready: list[Any] = multiprocessing.connection.wait(set(pipes) - set(found))
+        for pipe in ready:
             try:
-                kind, value = pipes[index].recv()
+                kind, value = pipe.recv()
             except EOFError:
+                index = pipes.index(pipe)
                 raise ValueError(f"process {index}: it ended; its own message says why") from None
             if kind == "error":
                 raise ValueError(value)
-            found[index] = value
-    return [found[index] for index in range(len(pipes))]
+            found[pipe] = value
+    return [found[pipe] for pipe in pipes]
 
 
 def _serve(

@@ -69,10 +69,10 @@ def share(default: float) -> Any:
 
 def widths(default: tuple[int, ...], search: tuple[tuple[int, ...], ...] = ()) -> Any:
     """A field of at least one number >= 1, and what a search tries of it."""
-    searched = Declaration(search=search) if search else Declaration()
-    return dataclasses.field(
-        default=default, metadata=Declaration(at_least=1, nonempty=True, **searched)
-    )
+    declared = Declaration(at_least=1, nonempty=True)
+    if search:
+        declared["search"] = search
+    return field(default, **declared)
 
 
 def walk(section: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:

@@ -45,9 +45,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def of_stage(experiment: schema.Experiment, *, stage: str) -> dict[str, Any]:
     """The flat fields a checkpoint of a stage must share with the run that resumes from it.
 
-    Args:
-      experiment: The run.
-      stage: `teacher` leaves out the student's fields; any other stage depends on all.
+    The student's are left out for `teacher`; any other stage depends on all.
     """
     named = {**_deciding_fields(experiment), "seed": experiment.stage_seed(stage)}
     roles = ("resumable", "student_only") if stage == "teacher" else ("resumable",)

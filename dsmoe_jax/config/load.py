@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dsmoe_jax.config import fingerprint, schema
@@ -170,6 +170,18 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of a message about a wrong name: the most similar known one, if any is similar."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; nearest: {prefix + match[0]!r}" if match else ""
+
+
+def check_choice(what: str, name: str, known: Sequence[str]) -> None:
+    """Refuses a name that is not known.
+
+    Raises:
+      UsageError: With the nearest name.
+    """
+    if name not in known:
+        raise UsageError(
+            f"{what}: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}"
+        )
 
 
 def one_line(error: BaseException) -> str:

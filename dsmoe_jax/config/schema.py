@@ -21,6 +21,8 @@ T = TypeVar("T")
 # Roles of whole sections.
 _STUDENT, _RESUMABLE = fields.Declaration(student_only=True), fields.Declaration(resumable=True)
 
+# Parts of a run that can be asked for.
+MODES = ("all", "prepare", "teacher", "student", "evaluate")
 HISTORY_ENCODERS = ("mean", "hstu", "fuxi", "fuxi_mme")
 
 
@@ -34,7 +36,7 @@ class DataConfig:
       validation_days: Days before the test days that validate, at least 1.
       test_days: Last days, held out for the final report, at least 1.
       drop_last_days: Days at the end of the log that are left out before splitting, so that the
-        same configuration can be judged on earlier days.
+        same configuration can be evaluated on earlier days.
     """
 
     raw_dir: str = fields.field("", resumable=True, unhashed=True)
@@ -253,7 +255,7 @@ class TrainConfig:
       weight_decay: Coupled L2 (paper: 1e-6).
       beta_2: Decay in (0, 1) per step of Adam's second moments.
       average_decay: Decay in [0, 1) per step of a moving average of parameters and running
-        statistics; the average is what is judged, kept and exported. 0 keeps none, as the paper.
+        statistics; the average is what is evaluated, kept and exported. 0 keeps none, as the paper.
       steps_per_report: Steps between two points of the logged training curves.
       steps_per_dispatch: Steps that the devices take at a time without the host: for steps that are
         short beside starting one. Reports, saves and stops wait for all of them.
@@ -305,7 +307,7 @@ class EvalConfig:
         out of it.
       query_batch: Queries embedded and searched at once.
       item_batch: Items embedded at once.
-      references: Whether the report computes the reference rows (popularity, SVD, EASE, ...).
+      references: Whether the report computes the baselines (popularity, SVD, EASE, ...).
     """
 
     k: tuple[int, ...] = fields.field((50, 100), at_least=1, ascending=True)

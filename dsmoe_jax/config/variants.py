@@ -5,19 +5,13 @@ methods' are in `models/registry.py`, the others in each file of `configs/`.
 """
 
 import dataclasses
-import difflib
 from typing import Any
+
+from dsmoe_jax.config import load
 
 
 def parse(variant: str, axes: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """Splits `token,token` into at most one token per axis, in any order.
-
-    Args:
-      variant: The text after the colon of `--config FILE:variant`; empty is allowed.
-      axes: The tokens of each axis.
-
-    Returns:
-      The chosen token by axis; an axis without a token is absent.
+    """The token of each axis in `token,token`, which has at most one per axis, in any order.
 
     Raises:
       ValueError: On an unknown token, with the nearest known one, or two of one axis.
@@ -26,10 +20,9 @@ def parse(variant: str, axes: dict[str, tuple[str, ...]]) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for token in filter(None, variant.split(",")):
         if token not in axis_of:
-            nearest = difflib.get_close_matches(token, axis_of, n=1)
-            hint = f"nearest: {nearest[0]!r}; " if nearest else ""
             raise ValueError(
-                f"variant: unknown token {token!r}; {hint}known: {', '.join(sorted(axis_of))}"
+                f"variant: unknown token {token!r}{load.nearest(token, axis_of)}; "
+                f"known: {', '.join(sorted(axis_of))}"
             )
         axis = axis_of[token]
         if axis in chosen:

@@ -21,11 +21,10 @@ from dsmoe_jax import runlog
 from dsmoe_jax.config import fingerprint, restore, schema
 from dsmoe_jax.config import load as load_lib
 from dsmoe_jax.data.prepare import custom, later, own_log
-from dsmoe_jax.evaluation import evaluators, protocol
+from dsmoe_jax.evaluation import protocol
 from dsmoe_jax.run import results, run, stages
 from dsmoe_jax.training import interrupt
 
-MODES = ("all", "prepare", "teacher", "student", "evaluate")
 Folder = str | os.PathLike[str]
 
 
@@ -84,27 +83,20 @@ class Model:
         return found
 
     def _evaluate(self, log: own_log.Frame | None, split: str) -> protocol.Evaluation:
-        session, frozen, section = self._session, self._student.frozen, self.experiment.data
+        shared, frozen, section = self._stages, self._student.frozen, self.experiment.data
         if log is None:
-            return session.evaluate_matcher(frozen, split, session.sample_queries(split, None))
+            return shared.evaluate_matcher(frozen, split, shared.sample_queries(split, None))
         if not isinstance(section, custom.CustomConfig):
             raise ValueError(
                 f"log: expected a model of own data, whose columns are known, got one of "
                 f"{self.experiment.dataset}; evaluate with split= instead"
             )
-        store = later.add_queries(session.store, own_log.read_positives(log, section))
-        evaluate = evaluators.MatcherEvaluator(
-            store,
-            session.spec,
-            session.corpus,
-            session.matcher,
-            self.experiment.eval,
-            session.mesh,
-        )
+        store = later.add_queries(shared.store, own_log.read_positives(log, section))
+        evaluate = shared.make_matcher_evaluator(store)
         return evaluate(frozen, "later log", np.arange(len(store.queries(split).cold_Q)))
 
     @functools.cached_property
-    def _session(self) -> stages.Stages:
+    def _stages(self) -> stages.Stages:
         # No second log is written for looking at what is trained.
         return stages.Stages(
             self.experiment,
@@ -117,7 +109,7 @@ class Model:
 
     @functools.cached_property
     def _student(self) -> stages.Trained:
-        return self._session.load_student()
+        return self._stages.load_student()
 
 
 def load_config(spec: str, **overrides: Any) -> schema.Experiment:
@@ -166,10 +158,7 @@ def train(
       ValueError: On a bad configuration or bad data, in one line.
       loop.DivergedError: When training diverges.
     """
-    if mode not in MODES:
-        raise ValueError(
-            f"mode: expected one of {', '.join(MODES)}, got {mode!r}{load_lib.nearest(mode, MODES)}"
-        )
+    load_lib.check_choice("mode", mode, schema.MODES)
     experiment.validate()
     folder = pathlib.Path(workdir or tempfile.mkdtemp(prefix="dsmoe_jax_")).expanduser()
     model = Model(experiment, folder, is_temporary=workdir is None)

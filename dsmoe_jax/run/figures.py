@@ -43,17 +43,10 @@ def draw_all(
     metrics_path: pathlib.Path,
     fig4: Mapping[str, Arrays],
 ) -> list[pathlib.Path]:
-    """Draws every figure that a run has numbers for.
+    """Draws every figure that a run has numbers for; returns the files.
 
-    Args:
-      folder: Created where missing.
-      results: The content of results.json.
-      metrics_path: The run's metrics.jsonl; no learning curves where it is missing.
-      fig4: `scenario_coefficients` ([S, R] by layer) and `gate_weights` ([S, K] by tower), as far
-        as the model has them.
-
-    Returns:
-      The written files.
+    Without metrics.jsonl there are no learning curves. `fig4` holds `scenario_coefficients` ([S, R]
+    by layer) and `gate_weights` ([S, K] by tower), as far as the model has them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scenarios = list(results["scenarios"])
@@ -84,12 +77,10 @@ def draw_recall(path: pathlib.Path, results: Mapping[str, Any], k: int) -> list[
     columns, lines = _grid(panels)
     height = lines * (0.9 + 0.28 * len(rows)) + 0.5
     with new_figure(2.2 + 1.9 * columns, height) as figure:
-        axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
-        for panel, axis in zip(panels, axes.flat, strict=False):
+        axes = _make_panels(figure, panels)
+        for panel, axis in zip(panels, axes, strict=False):
             _draw_recall_panel(axis, panel, rows, f"recall@{k}")
-        for axis in axes.flat[len(panels) :]:
-            axis.set_visible(False)
-        axes[0, 0].invert_yaxis()
+        axes[0].invert_yaxis()
         figure.suptitle(
             f"{results['dataset']}: test Recall@{k} (%), {results['candidates']:,} candidates, "
             f"seen items {'removed' if results['seen_items_removed'] else 'kept'}"
@@ -112,9 +103,8 @@ def draw_similarity(
     columns, lines = _grid(panels)
     side = max(1.7, 0.42 * len(scenarios))
     with new_figure(0.9 + (side + 0.35) * columns, 0.8 + (side + 0.5) * lines) as figure:
-        axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
-        image = None
-        for (title, similar_SS), axis in zip(panels.items(), axes.flat, strict=False):
+        axes, image = _make_panels(figure, panels), None
+        for (title, similar_SS), axis in zip(panels.items(), axes, strict=False):
             image = axis.imshow(similar_SS, cmap="PuOr_r", vmin=-1, vmax=1)
             _label_cells(axis, similar_SS)
             axis.set_title(title.replace("/", " "))
@@ -122,8 +112,6 @@ def draw_similarity(
             axis.set_yticks(range(len(scenarios)), scenarios)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
-        for axis in axes.flat[len(panels) :]:
-            axis.set_visible(False)
         figure.colorbar(image, ax=axes, label="cosine", shrink=0.8, pad=0.02)
         figure.suptitle("Similarity of scenarios: cosine of the SAP coefficients $b_s$")
         return save(figure, path)
@@ -169,13 +157,7 @@ def draw_gates(
 def draw_curves(
     path: pathlib.Path, points: Sequence[Mapping[str, Any]], k: int
 ) -> list[pathlib.Path]:
-    """Losses and validation recall@k of every stage against its steps.
-
-    Args:
-      path: Without suffix.
-      points: The lines of metrics.jsonl.
-      k: Cut-off of the recall.
-    """
+    """Losses and validation recall@k of every stage against its steps, of metrics.jsonl's lines."""
     stages = list(dict.fromkeys(point["stage"] for point in points))
     with new_figure(9.0, 0.6 + 2.6 * len(stages)) as figure:
         axes = figure.subplots(len(stages), 2, squeeze=False)
@@ -195,8 +177,9 @@ def _draw_recall_panel(
         summary["macro"] if panel == "macro" else summary["scenarios"][panel]
         for summary, _ in rows.values()
     ]
-    value = 100 * np.array([_number(entry[metric]) for entry in entries])
-    error = 100 * np.array([_number(entry[f"{metric}_se"]) for entry in entries])
+    # JSON's null, a metric of a scenario without queries, becomes NaN.
+    value = 100 * np.array([entry[metric] for entry in entries], float)
+    error = 100 * np.array([entry[f"{metric}_se"] for entry in entries], float)
     colours = [colour for _, colour in rows.values()]
     y = np.arange(len(rows))
     whisker = {"ecolor": "#404040", "elinewidth": 0.9}
@@ -255,6 +238,15 @@ def _grid(panels: Sequence[Any] | Mapping[str, Any]) -> tuple[int, int]:
     return columns, -(-len(panels) // columns)
 
 
+def _make_panels(figure: Any, panels: Sequence[Any] | Mapping[str, Any]) -> Any:
+    """Axes of the panels, left to right; those of places left over stay invisible."""
+    columns, lines = _grid(panels)
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    return axes
+
+
 def _frame_curves(axis: Any, title: str) -> None:
     axis.set_title(title, loc="left")
     axis.set_xlim(0, None)
@@ -285,14 +277,9 @@ def _keys(points: Sequence[Mapping[str, Any]], wanted: Callable[[str], bool]) ->
 
 
 def _curve(points: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    known = [(point["step"], _number(point[key])) for point in points if key in point]
+    known = [(point["step"], point[key]) for point in points if key in point]
     step, value = np.array(known, float).reshape(-1, 2).T
     return step, value
-
-
-def _number(value: Any) -> float:
-    """JSON's null, a metric of a scenario without queries, as NaN."""
-    return float("nan") if value is None else float(value)
 
 
 def _read_points(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -78,9 +78,7 @@ def write(run: stages.Stages) -> None:
 def _evaluate_baselines(run: stages.Stages, queries: int) -> dict[str, Any]:
     """Summaries of the baselines by name; none where the configuration wants none.
 
-    Args:
-      run: The run.
-      queries: Test queries that the student was asked.
+    They may be asked fewer than the student's test `queries`.
     """
     if not run.experiment.eval.references:
         return {}
@@ -117,14 +115,14 @@ def _evaluate_teacher(
         difference = _as_rows(protocol.compare(evaluation, shared, k), run.spec.scenarios)
         holder = summary if split == "test" else summary["validation"]
         holder[f"minus_student_recall@{k}"] = difference
-        cells = "  ".join(
+        intervals = "  ".join(
             f"{name} {100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, "
             f"{100 * row['high']:+.1f}]"
             for name, row in difference.items()
         )
         run.log.line(
             f"{split}: teacher minus student, recall@{k} in points with 95 % intervals, on "
-            f"{len(evaluation.query_Q):,} queries: {cells}"
+            f"{len(evaluation.query_Q):,} queries: {intervals}"
         )
     return summary
 
@@ -144,10 +142,8 @@ def _as_rows(
     comparison: metrics.Comparison, scenarios: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
     """Difference and 95 % interval per scenario and macro, as fractions."""
-    columns = (comparison.difference_S, comparison.low_S, comparison.high_S)
-    rows = {name: tuple(column[s] for column in columns) for s, name in enumerate(scenarios)}
-    rows["macro"] = comparison.macro
+    each = zip(comparison.difference_S, comparison.low_S, comparison.high_S, strict=True)
     return {
         name: dict(zip(("difference", "low", "high"), map(float, row), strict=True))
-        for name, row in rows.items()
+        for name, row in zip((*scenarios, "macro"), (*each, comparison.macro), strict=True)
     }

@@ -75,15 +75,12 @@ def save_arrays(
 ) -> None:
     """Writes what only comparisons of several runs need, beside its place, then renames it there.
 
-    Args:
-      path: A NumPy archive.
-      test: The system on test queries; see `query_arrays`.
-      views: Further tables by kind and name, saved as `<kind>/<name>`.
+    These are `query_arrays` and the views' tables, as `<kind>/<name>`.
     """
     tables = {f"{kind}/{name}": v for kind, entry in views.items() for name, v in entry.items()}
+    arrays: dict[str, Any] = {**query_arrays(test), **tables}
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
-        arrays: dict[str, Any] = {**query_arrays(test), **tables}
         np.savez_compressed(file, **arrays)
     os.replace(partial, path)
 

@@ -1,4 +1,4 @@
-"""A whole run: prepare the data, train the teacher, distil the student, evaluate, report.
+"""Run: preparation of the data, teacher, distilled student, evaluation and report, in order.
 
 Owns the order of things and what each mode leaves in the workdir. Every part resumes from there:
 
@@ -52,10 +52,10 @@ def run(
     start_s = time.perf_counter()
     store_dir = prepare(experiment, workdir)
     prepare_s = time.perf_counter() - start_s
-    reporter = runlog.RunLog(workdir, is_main=jax.process_index() == 0)
+    log = runlog.RunLog(workdir, is_main=jax.process_index() == 0)
     try:
         with interrupt.StopRequest(handle_signals) as stop:
-            session = stages.Stages(experiment, workdir, store_dir, reporter, stop, prepare_s)
+            shared = stages.Stages(experiment, workdir, store_dir, log, stop, prepare_s)
             if jax.process_index() == 0:
                 record = {
                     "overrides": dict(overrides or {}),
@@ -63,18 +63,18 @@ def run(
                     "classes": restore.class_names(experiment),
                 }
                 runlog.replace_text(workdir / CONFIG_FILE, json.dumps(record, indent=1) + "\n")
-            session.describe()
-            if mode in ("all", "teacher") and (session.needs_teacher or mode == "teacher"):
-                session.train_teacher()
+            shared.describe()
+            if mode in ("all", "teacher") and (shared.needs_teacher or mode == "teacher"):
+                shared.train_teacher()
             if mode in ("all", "student"):
-                session.train_student()
+                shared.train_student()
         if stop.requested:
             raise interrupt.InterruptedRunError("stopped; the same command resumes")
         # Nothing of a report can be saved half: a signal ends it at once.
         if mode in ("all", "evaluate"):
-            report.write(session)
+            report.write(shared)
     finally:
-        reporter.close()
+        log.close()
 
 
 def resolve(experiment: schema.Experiment) -> schema.Experiment:
@@ -94,24 +94,18 @@ def store_folder(experiment: schema.Experiment, workdir: pathlib.Path) -> pathli
 def prepare(experiment: schema.Experiment, workdir: pathlib.Path) -> pathlib.Path:
     """Prepares the data in process 0; the others wait, and end too when it could not.
 
-    Args:
-      experiment: The run, resolved.
-      workdir: The run's folder.
-
     Returns:
       The folder of the store.
     """
     store_dir = store_folder(experiment, workdir)
-    if jax.process_count() == 1:
-        experiment.data.prepare(str(store_dir))
-        return store_dir
     prepared = False
     try:
         if jax.process_index() == 0:
             experiment.data.prepare(str(store_dir))
         prepared = True
     finally:
-        prepared = bool(multihost_utils.broadcast_one_to_all(np.int32(prepared)))
+        if jax.process_count() > 1:
+            prepared = bool(multihost_utils.broadcast_one_to_all(np.int32(prepared)))
     if not prepared:
         raise ValueError("process 0 could not prepare the data; its own message says why")
     return store_dir

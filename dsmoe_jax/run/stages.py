@@ -83,8 +83,12 @@ class Stages:
     @functools.cached_property
     def evaluate_matcher(self) -> evaluators.MatcherEvaluator:
         """The student's evaluator, compiled once per run."""
+        return self.make_matcher_evaluator(self.store)
+
+    def make_matcher_evaluator(self, store: store_lib.Store) -> evaluators.MatcherEvaluator:
+        """An evaluator of the student on the queries of a store with the same items."""
         return evaluators.MatcherEvaluator(
-            self.store, self.spec, self.corpus, self.matcher, self.experiment.eval, self.mesh
+            store, self.spec, self.corpus, self.matcher, self.experiment.eval, self.mesh
         )
 
     @functools.cached_property
@@ -295,13 +299,7 @@ class Stages:
 def select_features(
     store: store_lib.Store, experiment: schema.Experiment, *, for_teacher: bool = False
 ) -> features.FeatureSpec:
-    """The features that a run's models see.
-
-    Args:
-      store: The prepared data.
-      experiment: The run.
-      for_teacher: Without what the student's method alone reads.
-    """
+    """The features that a run's models see; a teacher's without what the student alone reads."""
     chosen = experiment.features
     return features.select(
         store.spec,

@@ -22,7 +22,6 @@ def main() -> None:
         spec,
         twin.from_tree(teacher_weights["params"], gradient=False),
         twin.from_tree(teacher_weights["batch_stats"], gradient=False),
-        num_experts=small_case.TEACHER.num_experts,
     )
     logit_BG = student.logits(batch.users, items, batch.scenario_B)
     teacher_logit_BG = teacher.logits(batch.users, items, batch.scenario_B)

@@ -41,7 +41,7 @@ def make_spec() -> features.FeatureSpec:
 def make_batch() -> tuple[batch_lib.Batch, batch_lib.Items]:
     """Twelve examples with four candidates each."""
     spec = make_spec()
-    case = cases.make("small", spec, 1, shares=(0.5, 0.3, 0.2), positives=12)
+    case = cases.make(spec, 1, shares=(0.5, 0.3, 0.2), positives=12)
     candidate_BG = np.random.default_rng(1).integers(1, spec.num_items, (12, 4))
     return case.batches[0], batch_lib.take_items(case.corpus, candidate_BG)
 

@@ -1,6 +1,8 @@
-"""A configuration file of few synthetic rows and a small model, for measurements of whole runs."""
+"""Measurements in this process, and a configuration of few rows and a small model for them."""
 
+import argparse
 import pathlib
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -22,3 +24,15 @@ def write_config(folder: pathlib.Path) -> str:
         "    return made\n"
     )
     return str(path)
+
+
+def parse(module: Any, *flags: str) -> argparse.Namespace:
+    """Flags of a measurement."""
+    parser = argparse.ArgumentParser()
+    module.add_options(parser)
+    return parser.parse_args(flags)
+
+
+def measure(module: Any, *flags: str) -> dict[str, Any]:
+    """What a measurement finds with these flags."""
+    return module.measure(parse(module, *flags))

@@ -7,7 +7,7 @@ from tests.bench import small_run
 
 
 def test_parts_of_both_starts_are_told_and_add_up(tmp_path):
-    found = cold.run(config_name=small_run.write_config(tmp_path), rounds=1)
+    found = small_run.measure(cold, f"--config={small_run.write_config(tmp_path)}", "--rounds=1")
     for cache in ("empty", "warm"):
         parts = found["parts_s"][cache]
         assert list(parts) == [*(part for part, _ in cold.MARKS), cold.LAST]

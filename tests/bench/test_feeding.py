@@ -6,7 +6,7 @@ from tests.bench import small_run
 
 
 def test_the_pipeline_and_a_training_epoch_are_measured(tmp_path):
-    found = feeding.run(config_name=small_run.write_config(tmp_path), rounds=2, training=True)
+    found = small_run.measure(feeding, f"--config={small_run.write_config(tmp_path)}", "--rounds=2")
     # Batches larger than the data are left out.
     assert list(found["examples_per_s"]) == [64, 816]
     for rate in found["examples_per_s"].values():

@@ -17,4 +17,4 @@ def test_what_is_no_number_of_rows_is_refused(rows, capsys):
     with pytest.raises(SystemExit) as caught:
         command_line.main(["growth", f"--rows={rows}"])
     assert caught.value.code == 2
-    assert "expected numbers of rows >= 8" in capsys.readouterr().err
+    assert "expected numbers >= 8" in capsys.readouterr().err

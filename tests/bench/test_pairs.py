@@ -43,4 +43,4 @@ def test_a_process_that_ends_by_itself_is_noticed():
 def test_ratios_are_taken_within_rounds():
     slow, fast = pairs.Timing([2.0, 30.0, 4.0], {}), pairs.Timing([1.0, 10.0, 1.0], {})
     assert slow.median == 4.0
-    assert pairs.ratio(slow, fast) == (3.0, 2.0, 4.0)
+    assert pairs.ratio(slow, fast) == {"median": 3.0, "least": 2.0, "greatest": 4.0}

@@ -3,6 +3,7 @@ import pytest
 
 from dsmoe_jax.bench import __main__ as command_line
 from dsmoe_jax.bench import preparation
+from tests.bench import small_run
 
 ROWS = 40_000
 
@@ -10,8 +11,8 @@ ROWS = 40_000
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepare")
-    both = (preparation.OURS, preparation.PANDAS)
-    return folder, preparation.run(ROWS, folder / "raw", folder, both, rounds=1)
+    flags = small_run.parse(preparation, f"--rows={ROWS}", "--rounds=1")
+    return folder, preparation.run(flags, folder)
 
 
 def test_both_preparations_write_the_same_arrays(found):

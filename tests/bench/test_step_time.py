@@ -2,19 +2,12 @@ import pytest
 
 from dsmoe_jax.bench import __main__ as command_line
 from dsmoe_jax.bench import step_time
+from tests.bench import small_run
 
 
 def test_both_of_our_steps_are_timed_and_compared():
-    found = step_time.run(
-        shape="kuairand",
-        distill=False,
-        ours=("dense", "row_sparse"),
-        twins=(),
-        plain_twins=False,
-        overrides={"hidden_dim": 8, "output_dim": 8},
-        rounds=2,
-        repetitions=1,
-    )
+    flags = ("--ours=dense,row_sparse", "--twins=", "--hidden_dim=8", "--output_dim=8")
+    found = small_run.measure(step_time, *flags, "--rounds=2", "--repetitions=1")
     assert set(found["step_ms"]) == {"dsmoe_jax dense", "dsmoe_jax row_sparse"}
     assert set(found["ratio"]["dense"]) == {"dsmoe_jax row_sparse"}
     assert set(found["parts_ms"]) == {"forward", "backward", "update"}

@@ -7,17 +7,17 @@ import pytest
 
 from dsmoe_jax.bench import __main__ as command_line
 from dsmoe_jax.bench import scale
-from dsmoe_jax.capacity import abstract, cases, estimate, request
+from dsmoe_jax.capacity import abstract, cases, estimate
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.training import row_sparse, sharding
-from tests.bench import small_case
+from tests.bench import small_case, small_run
 
 ROWS = 32_768
 OVERRIDES = {"num_experts": 1, "rank": 1, "hidden_dim": 8, "output_dim": 8}
 
 
 def make_spec():
-    return request.resize(small_case.make_spec(), ROWS - 1, ROWS - 1)
+    return estimate.resize(small_case.make_spec(), ROWS - 1, ROWS - 1)
 
 
 def make_setup():
@@ -28,10 +28,7 @@ def make_setup():
 
 
 def test_a_plan_is_what_a_run_holds_and_moves(monkeypatch):
-    def make(num_batches):
-        return cases.make("small", make_spec(), num_batches, shares=(0.5, 0.3, 0.2))
-
-    monkeypatch.setitem(cases.CASES, "small", make)
+    monkeypatch.setitem(cases.CASES, "small", (make_spec(), (0.5, 0.3, 0.2)))
     ran = scale.run("small", "row_sparse", OVERRIDES, steps=1)
     planned = estimate.plan_setup(make_setup(), memory_bytes=1.0)
     parts = planned["bytes"]
@@ -68,24 +65,22 @@ def test_tables_that_the_devices_do_not_divide_are_told_of():
 
 
 def test_a_configuration_names_models_and_optimiser():
-    asked = request.Request(
-        users=10**9, config="configs/kuairand.py:sample", embedding="row_sparse"
-    )
-    setup = request.make_setup(asked)
+    flags = ("--users=1e9", "--config=configs/kuairand.py:sample", "--embedding=row_sparse")
+    setup = estimate.make_setup(small_run.parse(estimate, *flags))
     assert setup.spec.user_sparse[0].num_ids == 10**9 + 1
     assert setup.teacher is not None
     assert isinstance(setup.updater, row_sparse.RowSparse)
     with pytest.raises(ValueError, match="batch_size: expected a multiple of the 8 devices, got 9"):
-        request.make_setup(request.Request(batch_size=9))
+        estimate.make_setup(small_run.parse(estimate, "--batch_size=9"))
     with pytest.raises(ValueError, match="'user_id': expected at most"):
-        request.make_setup(request.Request(users=3 * 10**9))
+        estimate.make_setup(small_run.parse(estimate, "--users=3e9"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["plan", "--users=1.5"], "expected a whole number above 0, got '1.5'"),
-        (["scale", "--devices=1,x"], "expected numbers such as 1,2,4, got '1,x'"),
+        (["scale", "--devices=1,x"], "expected numbers >= 1 as 8,16, got '1,x'"),
     ],
 )
 def test_flags_that_are_no_numbers_are_refused(arguments, message, capsys):

@@ -203,8 +203,8 @@ def test_every_pod_is_its_own_process(
                 monkeypatch.setenv(entry["name"], str(index))
         assert container["command"] == ["python", "-m", "dsmoe_jax.main"]
         options = parse_with(container["args"], tmp_path)
-        assert options.coordinator == container["env"][0]["value"]
-        assert (options.num_processes, options.process_id) == (job["completions"], index)
+        coordinator = container["env"][0]["value"]
+        assert options.processes == (coordinator, job["completions"], index)
 
 
 def test_workdir_and_data_are_on_the_shared_volume(
@@ -285,8 +285,7 @@ def test_every_node_is_its_own_process(
         assert record["argv"][:2] == ["-m", "dsmoe_jax.main"]
         assert record["argv"][2:4] == ["--config", task["envs"]["CONFIG"]]
         options = parse_with(record["argv"][2:], tmp_path)
-        assert options.coordinator == "10.0.0.5:8476"
-        assert (options.num_processes, options.process_id) == (3, rank)
+        assert options.processes == ("10.0.0.5:8476", 3, rank)
         assert (options.experiment.seed, options.mode) == (3, "student")
         assert options.experiment.checkpoint.every_steps > 0
         [(mount, volume)] = task["volumes"].items()

@@ -10,8 +10,8 @@ from dsmoe_jax.run import run
 from dsmoe_jax.training import interrupt
 
 
-class Session:
-    """Stands for a session whose parts do nothing but be asked to stop."""
+class Stages:
+    """Stands for stages that do nothing but be asked to stop."""
 
     needs_teacher = False
 
@@ -37,9 +37,9 @@ class Session:
 def start(monkeypatch, tmp_path):
     experiment = load.load_config("kuairand:sample,no_distill")
 
-    def start(session, experiment=experiment, handle_signals=True):
+    def start(stages, experiment=experiment, handle_signals=True):
         monkeypatch.setattr(run, "prepare", lambda *arguments: tmp_path / "store")
-        monkeypatch.setattr(run.stages, "Stages", lambda *arguments: session)
+        monkeypatch.setattr(run.stages, "Stages", lambda *arguments: stages)
         monkeypatch.setattr(run.report, "write", lambda of: of.report())
         run.run(experiment, tmp_path, "all", handle_signals=handle_signals)
 
@@ -47,34 +47,34 @@ def start(monkeypatch, tmp_path):
 
 
 def test_a_signal_ends_a_report_at_once(start):
-    session = Session("report")
+    stages = Stages("report")
     with pytest.raises(KeyboardInterrupt):
-        start(session)
-    assert session.done == ["student"]
+        start(stages)
+    assert stages.done == ["student"]
 
 
 def test_a_signal_that_training_did_not_see_is_honoured_before_the_report(start):
-    session = Session("student")
+    stages = Stages("student")
     with pytest.raises(interrupt.InterruptedRunError, match="resumes"):
-        start(session)
-    assert session.done == ["student"]
+        start(stages)
+    assert stages.done == ["student"]
 
 
 def test_without_a_signal_all_is_done(start):
-    session = Session(None)
-    start(session)
-    assert session.done == ["student", "report"]
+    stages = Stages(None)
+    start(stages)
+    assert stages.done == ["student", "report"]
 
 
 def test_without_handlers_a_signal_is_the_callers(start):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        start(Session("student"), handle_signals=False)
+        start(Stages("student"), handle_signals=False)
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_given_configuration_is_not_changed(start):
     experiment = load.load_config("kuairand:sample,no_distill", {"data.raw_dir": "~/raw"})
-    start(Session(None), experiment)
+    start(Stages(None), experiment)
     assert experiment.data.raw_dir == "~/raw"
     assert run.resolve(experiment).data.raw_dir == str(pathlib.Path("~/raw").expanduser())
