@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dsmoe_jax import malloc
-from dsmoe_jax.config import fingerprint, load, schema
+from dsmoe_jax.config import load, schema
 
 HELP = """\
 dsmoe: train, distil, evaluate and serve multi-scenario matching models.
@@ -84,8 +84,6 @@ PROCESS_FLAGS = {
     "num_processes": (r"0*[1-9]\d*", "an integer >= 1"),
     "process_id": (r"\d+", "an integer >= 0"),
 }
-FLAGS = ("config", "workdir", "mode", *PROCESS_FLAGS, "traceback")
-SWITCHES = ("traceback",)
 # What `jax.distributed.initialize` reads inside `srun`. A batch script outside `srun` has some of
 # them but not the step's: there the other tasks do not exist and waiting for them would hang.
 SLURM_VARIABLES = (
@@ -128,7 +126,8 @@ def parse(argv: list[str], mode: str = "all") -> Options:
     spec, arguments = _take_config(argv[1:])
     path, variant = load.split(spec)
     experiment = load.load_experiment(path, variant)
-    given, overrides = _read_flags(arguments, experiment)
+    overrides, flags = load.read_texts(experiment, arguments)
+    given = {flag: flags[flag].value for flag in load.FLAGS if flags[flag].value is not None}
     mode = given.get("mode") or mode
     load.check_choice("--mode", mode, schema.MODES)
     processes = _processes(given)
@@ -150,42 +149,6 @@ def _take_config(arguments: list[str]) -> tuple[str, list[str]]:
     if similar:
         raise load.UsageError(f"unknown flag {similar[0]!r}; nearest: '--config'")
     raise load.UsageError("expected --config FILE[:token,token], got none")
-
-
-def _read_flags(
-    arguments: list[str], experiment: schema.Experiment
-) -> tuple[dict[str, str], dict[str, Any]]:
-    """Values of the flags by name, and of the fields, which are set in the experiment."""
-    fields = fingerprint.flatten(fingerprint.as_dict(experiment))
-    given: dict[str, str] = {}
-    overrides: dict[str, Any] = {}
-    left = iter(arguments)
-    for argument in left:
-        match = re.fullmatch(r"--?([^-=][^=]*)(?:=(.*))?", argument, re.DOTALL)
-        if not match:
-            raise load.UsageError(
-                f"expected only flags, got {argument!r}; write a value as --name=value"
-            )
-        name, value = match[1], match[2]
-        is_field = re.fullmatch(r"(no)?config\.(.*)", name)
-        field = load.check_name(experiment, is_field[2]) if is_field else ""
-        is_switch = type(fields[field]) is bool if field else name in SWITCHES
-        if name not in FLAGS and (not field or (name.startswith("no") and not is_switch)):
-            known = [*FLAGS, *(f"config.{known}" for known in fields)]
-            raise load.UsageError(f"unknown flag '--{name}'{load.nearest(name, known, '--')}")
-        if value is None and is_switch:
-            value = str(not name.startswith("noconfig"))
-        if value is None and (value := next(left, None)) is None:
-            raise load.UsageError(f"Missing value for flag --{name}")
-        if not field:
-            given[name] = value
-            continue
-        typed = load.override(experiment, field, value)
-        if isinstance(typed, tuple) and field in overrides:
-            # A repeated flag adds elements.
-            typed = load.override(experiment, field, overrides[field] + typed)
-        overrides[field] = typed
-    return given, overrides
 
 
 def main(argv: list[str]) -> int:

@@ -1,10 +1,10 @@
 """Loading of configurations: where a file is found, its variant, and typed overrides of its fields.
 
 Owns the text form `FILE:token,token`, the names and types of fields, and one-line messages for what
-is wrong with either. Does not own: ranges of values (`schema.Experiment.validate`), flags (`main`).
+is wrong with either. Does not own: ranges of values (`schema.Experiment.validate`), or what flags
+beside the fields mean (`main`).
 """
 
-import ast
 import difflib
 import importlib.util
 import pathlib
@@ -19,7 +19,9 @@ from dsmoe_jax.config import fingerprint, schema
 
 MODULE_PREFIX = "dsmoe_config_"
 _PACKAGE = pathlib.Path(__file__).parents[1]
-_BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+# Flags of a command line beside the fields.
+FLAGS = ("workdir", "mode", "coordinator", "num_processes", "process_id")
+SWITCHES = ("traceback",)
 
 
 class UsageError(ValueError):
@@ -129,14 +131,12 @@ def override(experiment: schema.Experiment, field: str, value: Any) -> Any:
     Raises:
       UsageError: When there is no such field, with the nearest, or the value has another type.
     """
-    *parents, name = check_name(experiment, field).split(".")
-    holder: Any = experiment
-    for parent in parents:
-        holder = holder[parent] if isinstance(holder, dict) else getattr(holder, parent)
-    inside_dict = isinstance(holder, dict)
-    declared = type(holder[name]) if inside_dict else typing.get_type_hints(type(holder))[name]
+    holder, declared, name = _place(experiment, check_name(experiment, field))
+    if isinstance(value, str) and declared is not str:
+        changed, _ = read_texts(experiment, [f"--config.{field}={value}"])
+        return changed[field]
     typed = _convert(value, declared, field)
-    if inside_dict:
+    if isinstance(holder, dict):
         holder[name] = typed
     else:
         setattr(holder, name, typed)
@@ -193,42 +193,85 @@ def _convert(value: Any, declared: Any, field: str) -> Any:
     """The value as the type that a field declares: int, float, bool, str or a tuple of these."""
     element = typing.get_args(declared)[0] if typing.get_origin(declared) is tuple else None
     if element is None:
-        typed = _parse(value, declared) if isinstance(value, str) else value
-        if declared is float and type(typed) is int:
-            typed = float(typed)
+        typed = float(value) if declared is float and type(value) is int else value
         if type(typed) is not declared:
             raise UsageError(f"config.{field}: expected {declared.__name__}, got {value!r}")
         return typed
-    entries = _parse_tuple(value) if isinstance(value, str) else value
-    if not isinstance(entries, tuple | list):
+    if not isinstance(value, tuple | list):
         raise UsageError(f"config.{field}: expected {declared}, got {value!r}")
-    for entry in entries:
+    for entry in value:
         if type(entry) not in ((int, float) if element is float else (element,)):
             raise UsageError(
                 f"config.{field}: expected elements of type {element.__name__}, got {entry!r}"
             )
-    return tuple(entries)
+    return tuple(value)
 
 
-def _parse(text: str, declared: type) -> Any:
-    """The value of a text; the text itself where it is none of the declared type."""
-    if declared is bool:
-        return _BOOLS.get(text.lower(), text)
+def read_texts(experiment: schema.Experiment, arguments: list[str]) -> tuple[dict[str, Any], Any]:
+    """Sets fields to what `--config.FIELD=TEXT` says, among other flags.
+
+    Args:
+      experiment: Its fields are set.
+      arguments: Of a command line, without the program's name and `--config`.
+
+    Returns:
+      The fields that were set, with their values, and absl's values of the flags in `FLAGS`.
+
+    Raises:
+      UsageError: In one line, with the nearest name where a flag or a field is not known.
+    """
+    # Neither `--help` nor a wrong command needs them.
+    from absl import flags
+    from ml_collections import config_flags
+
+    for argument in arguments:
+        if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            check_name(experiment, match[1])
+    values = flags.FlagValues()
     try:
-        if declared is int and re.match(r"[+-]?0[xo]", text):
-            return int(text, 0)
-        return declared(text)
-    except ValueError:
+        # The library reads sys.argv unless it is told which arguments there are.
+        config_flags.DEFINE_config_dataclass(
+            "config", experiment, flag_values=values, sys_argv=["", *arguments]
+        )
+        for flag in FLAGS:
+            flags.DEFINE_string(flag, None, "", flag_values=values)
+        for flag in SWITCHES:
+            flags.DEFINE_boolean(flag, False, "", flag_values=values)
+        positional = values(["", *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = [*FLAGS, *SWITCHES, *(f"config.{field}" for field in field_names(experiment))]
+        raise UsageError(
+            f"unknown flag '--{error.flagname}'{nearest(error.flagname, known, prefix='--')}"
+        ) from error
+    except flags.Error as error:
+        raise UsageError(_explain(error, experiment)) from error
+    if positional:
+        raise UsageError(
+            f"expected only flags, got {positional[0]!r}; write a value as --name=value"
+        )
+    changed = dict(config_flags.get_override_values(values["config"]))
+    for field, value in changed.items():
+        override(experiment, field, value)
+    return changed, values
+
+
+def _explain(error: Exception, experiment: schema.Experiment) -> str:
+    """The flag library's complaint about a value as field, expected and got, in one line."""
+    text = one_line(error)
+    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
+    if not match:
         return text
+    _, declared, _ = _place(experiment, match[1])
+    name = declared.__name__ if isinstance(declared, type) else str(declared)
+    return f"config.{match[1]}: expected {name}, got {match[2]!r}"
 
 
-def _parse_tuple(text: str) -> Any:
-    """`1,2` and `('a', 'b')` as written; a bare word is a tuple of itself; others stay a text."""
-    try:
-        value = ast.literal_eval(text)
-    except ValueError:
-        value = text
-    except SyntaxError:
-        # A path or a pattern.
-        return text if "," in text or " " in text else (text,)
-    return value if isinstance(value, tuple | list) else (value,)
+def _place(experiment: schema.Experiment, field: str) -> tuple[Any, Any, str]:
+    """The section or dict that holds a field, the field's declared type and its name there."""
+    *parents, name = field.split(".")
+    holder: Any = experiment
+    for parent in parents:
+        holder = holder[parent] if isinstance(holder, dict) else getattr(holder, parent)
+    inside_dict = isinstance(holder, dict)
+    declared = type(holder[name]) if inside_dict else typing.get_type_hints(type(holder))[name]
+    return holder, declared, name
