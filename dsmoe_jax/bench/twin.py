@@ -16,18 +16,21 @@ from torch.nn import functional as F  # noqa: N812
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fingerprint
 from dsmoe_jax.nn import dsbn, tables
 
 Weights = dict[str, torch.Tensor]
 
 
 def from_tree(tree: Any, *, gradient: bool) -> Weights:
-    """Arrays, nested or under dotted names, as tensors under dotted names."""
-    return {
-        name: torch.tensor(np.asarray(value)).requires_grad_(gradient)
-        for name, value in fingerprint.flatten(tree).items()
-    }
+    """Nested arrays as tensors under dotted names."""
+    found: Weights = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            inner = from_tree(value, gradient=gradient)
+            found.update({f"{name}.{key}": leaf for key, leaf in inner.items()})
+        else:
+            found[name] = torch.tensor(np.asarray(value)).requires_grad_(gradient)
+    return found
 
 
 def to_torch(tree: Any) -> Any:
@@ -71,18 +74,22 @@ class Embedder:
         return F.embedding(ids, self._table(side, name), padding_idx=0, sparse=self.sparse)
 
     def embed(
-        self, side: str, rows: Any
+        self,
+        side: str,
+        sparse_BF: torch.Tensor,
+        dense_BF: torch.Tensor,
+        bags: dict[str, torch.Tensor],
+        sequences: dict[str, batch_lib.Sequence],
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """The input of users or items, their fields with own tables, their pooled histories."""
-        sparse_BF, dense_BF, bags = rows[:3]
+        """A side's input, its fields with tables of their own, its pooled histories."""
         offsets = self.offsets[side]
         if offsets:
             small_table = self._table(side, tables.SMALL_FIELDS) * self.known[side]
-        own, small, pooled, small_bags = {}, [], [], []
+        own, rows, pooled, small_bags = {}, [], [], []
         for column, feature in enumerate(getattr(self.spec, f"{side}_sparse")):
             ids = sparse_BF[..., column]
             if feature.name in offsets:
-                small.append(ids + offsets[feature.name])
+                rows.append(ids + offsets[feature.name])
             else:
                 own[feature.name] = self._look_up(side, feature.name, ids)
         for bag in getattr(self.spec, f"{side}_bags"):
@@ -94,14 +101,14 @@ class Embedder:
             else:
                 pooled.append(self._look_up(side, bag.name, ids).sum(-2) / count)
         blocks = []
-        if small:
-            blocks.append(F.embedding(torch.stack(small, -1), small_table).flatten(-2))
+        if rows:
+            blocks.append(F.embedding(torch.stack(rows, -1), small_table).flatten(-2))
         blocks += [*own.values(), *pooled, *small_bags]
         if getattr(self.spec, f"{side}_dense"):
             vectors = self.weights[f"embedder.{side}_dense"]
             blocks.append((dense_BF[..., None] * vectors).flatten(-2))
         histories = {}
-        for name, sequence in rows.sequences.items() if side == "user" else ():
+        for name, sequence in sequences.items():
             histories[name] = F.embedding_bag(
                 sequence.ids_BLF[..., 0],
                 self._table("item", "item_id"),
@@ -151,7 +158,7 @@ class Student:
         statistics: Weights,
         *,
         sparse: bool = False,
-    ):
+    ) -> None:
         """Holds the weights; `sparse` is for `torch.optim.SparseAdam`."""
         self.weights, self.statistics = weights, statistics
         self.num_scenarios = spec.num_scenarios
@@ -162,8 +169,12 @@ class Student:
     ) -> torch.Tensor:
         """Logits [B, G]."""
         B, G = items.sparse_VF.shape[:2]
-        user_BI, _, _ = self.embedder.embed("user", users)
-        item_BGI, _, _ = self.embedder.embed("item", items)
+        user_BI, _, _ = self.embedder.embed(
+            "user", users.sparse_BF, users.dense_BF, users.bags, users.sequences
+        )
+        item_BGI, _, _ = self.embedder.embed(
+            "item", items.sparse_VF, items.dense_VF, items.bags, {}
+        )
         user_BD = self._tower("user_tower", user_BI, scenario_B)
         item_ND = self._tower(
             "item_tower", item_BGI.reshape(B * G, -1), scenario_B.repeat_interleave(G)
@@ -200,20 +211,27 @@ class Student:
 class Teacher:
     """MMOE-DIN without collaborative inputs, at inference."""
 
-    def __init__(self, spec: features.FeatureSpec, weights: Weights, statistics: Weights) -> None:
+    def __init__(
+        self, spec: features.FeatureSpec, weights: Weights, statistics: Weights, *, num_experts: int
+    ) -> None:
         """Holds the weights."""
         self.spec, self.weights, self.statistics = spec, weights, statistics
-        self.num_experts = weights["expert_layers_0.kernel"].shape[0]
+        self.num_experts = num_experts
         self.embedder = Embedder(spec, weights, sparse=False)
 
+    @torch.no_grad()
     def logits(
         self, users: batch_lib.Users, items: batch_lib.Items, scenario_B: torch.Tensor
     ) -> torch.Tensor:
         """Logits [B, G]."""
         weights, K = self.weights, self.num_experts
         B, G = items.sparse_VF.shape[:2]
-        user_BI, user_fields, pooled = self.embedder.embed("user", users)
-        item_BGI, item_fields, _ = self.embedder.embed("item", items)
+        user_BI, user_fields, pooled = self.embedder.embed(
+            "user", users.sparse_BF, users.dense_BF, users.bags, users.sequences
+        )
+        item_BGI, item_fields, _ = self.embedder.embed(
+            "item", items.sparse_VF, items.dense_VF, items.bags, {}
+        )
         candidate_BGE = item_fields["item_id"]
         user_BI = torch.cat([user_BI, weights["embedder.scenario_table"][scenario_B]], -1)
         pairs = []

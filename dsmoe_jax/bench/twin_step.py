@@ -19,7 +19,11 @@ GRADIENT_TOLERANCE = 1e-3
 def build(
     shape: str, distill: bool, twin_name: str, folder: pathlib.Path
 ) -> tuple[pairs.Turn, dict[str, Any]]:
-    """A PyTorch step, after it has shown that it equals ours."""
+    """A PyTorch step, after it has shown that it equals ours.
+
+    Raises:
+      ValueError: When the numbers differ.
+    """
     import torch
 
     from dsmoe_jax import batch as batch_lib
@@ -28,21 +32,27 @@ def build(
     sparse = twin_name == "sparse"
     case = cases.make_case(shape, ours.BATCHES)
     corpus, batches = twin.to_torch(case.corpus), [twin.to_torch(b) for b in case.batches]
-    path = folder / "student"
-    weights = _load(path, "params", gradient=True)
-    student = twin.Student(case.spec, weights, _load(path, "statistics"), sparse=sparse)
+    params, statistics = _load(folder / "student")
+    weights = twin.from_tree(params, gradient=True)
+    student = twin.Student(
+        case.spec, weights, twin.from_tree(statistics, gradient=False), sparse=sparse
+    )
     teacher = None
     if distill:
-        path = folder / "teacher"
-        teacher = twin.Teacher(case.spec, _load(path, "params"), _load(path, "statistics"))
+        teacher_params, teacher_statistics = _load(folder / "teacher")
+        teacher = twin.Teacher(
+            case.spec,
+            twin.from_tree(teacher_params, gradient=False),
+            twin.from_tree(teacher_statistics, gradient=False),
+            num_experts=teacher_params["expert_layers_0"]["kernel"].shape[0],
+        )
 
     def objective(batch: Any, candidate_BG: Any) -> Any:
         items = batch_lib.take_items(corpus, candidate_BG)
         logit_BG = student.logits(batch.users, items, batch.scenario_B)
         teacher_logit_BG = None
         if teacher is not None:
-            with torch.no_grad():
-                teacher_logit_BG = teacher.logits(batch.users, items, batch.scenario_B)
+            teacher_logit_BG = teacher.logits(batch.users, items, batch.scenario_B)
         return twin.loss(logit_BG, teacher_logit_BG, 1.0)
 
     if twin_name == "compile":
@@ -77,13 +87,16 @@ def build(
 def _compare(folder: pathlib.Path, objective: Any, batch: Any, weights: Any) -> dict[str, float]:
     import torch
 
+    from dsmoe_jax.bench import twin
+
     with np.load(folder / "expected.npz") as expected:
         candidate_BG = torch.tensor(expected["candidate"]).long()
         want = float(expected["loss"])
     got = objective(batch, candidate_BG)
     got.backward()
+    gradient = twin.from_tree(_load(folder / "gradient")[0], gradient=False)
     worst, where = 0.0, ""
-    for name, wanted in _load(folder / "gradient", "params").items():
+    for name, wanted in gradient.items():
         found = weights[name].grad
         found = torch.zeros_like(wanted) if found is None else found.to_dense()
         difference = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
@@ -100,10 +113,13 @@ def _compare(folder: pathlib.Path, objective: Any, batch: Any, weights: Any) -> 
     return {"loss_difference": error, "gradient_difference": worst}
 
 
-def _load(path: pathlib.Path, kind: str, *, gradient: bool = False) -> Any:
-    """The "params" or "statistics" of a file as tensors by dotted names."""
-    from dsmoe_jax.bench import twin
-
+def _load(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    found: dict[str, Any] = {"params": {}, "statistics": {}}
     with np.load(f"{path}.npz") as arrays:
-        kept = {n.removeprefix(f"{kind}."): v for n, v in arrays.items() if n.startswith(kind)}
-    return twin.from_tree(kept, gradient=gradient)
+        for name, value in arrays.items():
+            *parents, leaf = name.split(".")
+            node = found
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = value
+    return found["params"], found["statistics"]

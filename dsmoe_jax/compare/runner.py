@@ -166,7 +166,7 @@ class Runner:
         view = progress.View(states, machine.workers)
         self._cores = machine.cores
         try:
-            with interrupt.StopRequest() as stop:
+            with interrupt.Interrupt() as stop:
                 self._run_all(wanted, machine, view, stop, watch or (lambda view: None))
         finally:
             view.clear()
@@ -177,7 +177,7 @@ class Runner:
         wanted: list[int],
         machine: processes.Machine,
         view: progress.View,
-        stop: interrupt.StopRequest,
+        stop: interrupt.Interrupt,
         watch: Callable[[progress.View], None],
     ) -> None:
         running: list[_Running] = []

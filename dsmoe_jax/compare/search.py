@@ -258,7 +258,7 @@ def train(
     experiment: schema.Experiment, workdir: pathlib.Path, stage: str, run_log: runlog.RunLog
 ) -> None:
     """Trains one stage to its end, from where an earlier call in the workdir stopped."""
-    with interrupt.StopRequest() as stop:
+    with interrupt.Interrupt() as stop:
         store_dir = pathlib.Path(experiment.data.store_dir)
         found = stages.Stages(experiment, workdir, store_dir, run_log, stop, prepare_s=0.0)
         found.train_teacher() if stage == "teacher" else found.train_student()

@@ -103,7 +103,7 @@ class Model:
             self.workdir,
             run.store_folder(self.experiment, self.workdir),
             runlog.RunLog(self.workdir, is_main=False),
-            interrupt.StopRequest(handle_signals=False),
+            interrupt.Interrupt(handle_signals=False),
             prepare_s=0.0,
         )
 

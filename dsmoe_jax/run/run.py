@@ -54,7 +54,7 @@ def run(
     prepare_s = time.perf_counter() - start_s
     log = runlog.RunLog(workdir, is_main=jax.process_index() == 0)
     try:
-        with interrupt.StopRequest(handle_signals) as stop:
+        with interrupt.Interrupt(handle_signals) as stop:
             shared = stages.Stages(experiment, workdir, store_dir, log, stop, prepare_s)
             if jax.process_index() == 0:
                 record = {

@@ -56,7 +56,7 @@ class Stages:
         workdir: pathlib.Path,
         store_dir: pathlib.Path,
         log: runlog.RunLog,
-        stop: interrupt.StopRequest,
+        stop: interrupt.Interrupt,
         prepare_s: float,
     ):
         """Opens the store and puts the corpus on the devices."""

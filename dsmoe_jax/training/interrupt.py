@@ -12,7 +12,7 @@ class InterruptedRunError(Exception):
     """The run was asked to stop; its state is saved."""
 
 
-class StopRequest:
+class Interrupt:
     """Turns SIGTERM and Ctrl-C into a request that the loop honours at its next step.
 
     With several processes all must stop at the same step: JAX's preemption service, which listens
@@ -29,7 +29,7 @@ class StopRequest:
         self._requested = False
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> "Interrupt":
         if not self._handle_signals:
             return self
         handled = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]

@@ -87,7 +87,7 @@ class Setting:
     steps_per_dispatch: int  # Steps that the devices take without the host
     every_steps: int  # Steps between two saves inside an epoch; 0 for none
     log: runlog.RunLog  # Where progress is logged
-    stop: interrupt.StopRequest  # Whether the run was asked to end
+    stop: interrupt.Interrupt  # Whether the run was asked to end
 
 
 def train_stage(

@@ -46,7 +46,7 @@ class Trainer:
         self.mesh = sharding.make_mesh(devices)
         model = tiny.make_matcher(spec)
         self.log = runlog.RunLog(workdir, is_main=True)
-        self.stop = StopAt(stop_step) if stop_step else interrupt.StopRequest()
+        self.stop = StopAt(stop_step) if stop_step else interrupt.Interrupt()
         self.setting = train.Setting(
             mesh=self.mesh,
             corpus=sharding.put_replicated(self.mesh, pipeline.read_corpus(store, spec)),
@@ -103,7 +103,7 @@ def assert_same_bits(first, second):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-class StopAt(interrupt.StopRequest):
+class StopAt(interrupt.Interrupt):
     """Asks the run to end after a step."""
 
     def __init__(self, step):
