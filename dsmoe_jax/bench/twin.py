@@ -219,60 +219,60 @@ class Teacher:
         self.num_experts = num_experts
         self.embedder = Embedder(spec, weights, sparse=False)
 
-    @torch.no_grad()
     def logits(
         self, users: batch_lib.Users, items: batch_lib.Items, scenario_B: torch.Tensor
     ) -> torch.Tensor:
         """Logits [B, G]."""
-        weights, K = self.weights, self.num_experts
-        B, G = items.sparse_VF.shape[:2]
-        user_BI, user_fields, pooled = self.embedder.embed(
-            "user", users.sparse_BF, users.dense_BF, users.bags, users.sequences
-        )
-        item_BGI, item_fields, _ = self.embedder.embed(
-            "item", items.sparse_VF, items.dense_VF, items.bags, {}
-        )
-        candidate_BGE = item_fields["item_id"]
-        user_BI = torch.cat([user_BI, weights["embedder.scenario_table"][scenario_B]], -1)
-        pairs = []
-        for sequence in self.spec.sequences:
-            pairs.append(pooled[sequence.name][:, None] * candidate_BGE)
-            if f"attention_{sequence.name}.kernel_0" in weights:
-                ids_BL = users.sequences[sequence.name].ids_BLF[..., 0]
-                pairs.append(self._attend(f"attention_{sequence.name}", ids_BL, candidate_BGE))
-        if "user_id" in user_fields:
-            pairs.append(user_fields["user_id"][:, None] * candidate_BGE)
-        kernel, bias = weights["first.kernel"], weights["first.bias"]
-        U, V = user_BI.shape[-1], item_BGI.shape[-1]
-        first = (
-            torch.addmm(bias, user_BI, kernel[:U])[:, None]
-            + torch.cat([item_BGI, *pairs], -1) @ kernel[U:]
-        )
-        assert U + V + sum(p.shape[-1] for p in pairs) == kernel.shape[0]
-        scenario = scenario_B.repeat_interleave(G)
-        width = weights["expert_blocks_0.norm.scale"].shape[1]
-        hidden, gate = first.reshape(B * G, -1).split([width, first.shape[-1] - width], -1)
-        hidden = self._block("expert_blocks_0", hidden, scenario)
-        layer = 0
-        while f"expert_layers_{layer}.kernel" in weights:
-            kernel_KIO = weights[f"expert_layers_{layer}.kernel"]
-            parts = hidden.chunk(K, -1)
-            hidden = torch.cat([parts[k] @ kernel_KIO[k] for k in range(K)], -1)
-            hidden = hidden + weights[f"expert_layers_{layer}.bias"]
-            layer += 1
-            hidden = self._block(f"expert_blocks_{layer}", hidden, scenario)
-        rows = torch.arange(B * G)
-        weight = torch.softmax(gate.view(B * G, -1, K)[rows, scenario], -1)
-        mixed = (hidden.view(B * G, K, -1) * weight[..., None]).sum(1)
-        layer = 0
-        while f"tower_layers_{layer}.kernel" in weights:
-            kernel_SIO = weights[f"tower_layers_{layer}.kernel"]
-            every = torch.einsum("ni,sio->nso", mixed, kernel_SIO)
-            mixed = (every + weights[f"tower_layers_{layer}.bias"])[rows, scenario]
-            if f"tower_blocks_{layer}.norm.scale" in weights:
-                mixed = self._block(f"tower_blocks_{layer}", mixed, scenario)
-            layer += 1
-        return mixed.view(B, G)
+        with torch.no_grad():
+            weights, K = self.weights, self.num_experts
+            B, G = items.sparse_VF.shape[:2]
+            user_BI, user_fields, pooled = self.embedder.embed(
+                "user", users.sparse_BF, users.dense_BF, users.bags, users.sequences
+            )
+            item_BGI, item_fields, _ = self.embedder.embed(
+                "item", items.sparse_VF, items.dense_VF, items.bags, {}
+            )
+            candidate_BGE = item_fields["item_id"]
+            user_BI = torch.cat([user_BI, weights["embedder.scenario_table"][scenario_B]], -1)
+            pairs = []
+            for sequence in self.spec.sequences:
+                pairs.append(pooled[sequence.name][:, None] * candidate_BGE)
+                if f"attention_{sequence.name}.kernel_0" in weights:
+                    ids_BL = users.sequences[sequence.name].ids_BLF[..., 0]
+                    pairs.append(self._attend(f"attention_{sequence.name}", ids_BL, candidate_BGE))
+            if "user_id" in user_fields:
+                pairs.append(user_fields["user_id"][:, None] * candidate_BGE)
+            kernel, bias = weights["first.kernel"], weights["first.bias"]
+            U, V = user_BI.shape[-1], item_BGI.shape[-1]
+            first = (
+                torch.addmm(bias, user_BI, kernel[:U])[:, None]
+                + torch.cat([item_BGI, *pairs], -1) @ kernel[U:]
+            )
+            assert U + V + sum(p.shape[-1] for p in pairs) == kernel.shape[0]
+            scenario = scenario_B.repeat_interleave(G)
+            width = weights["expert_blocks_0.norm.scale"].shape[1]
+            hidden, gate = first.reshape(B * G, -1).split([width, first.shape[-1] - width], -1)
+            hidden = self._block("expert_blocks_0", hidden, scenario)
+            layer = 0
+            while f"expert_layers_{layer}.kernel" in weights:
+                kernel_KIO = weights[f"expert_layers_{layer}.kernel"]
+                parts = hidden.chunk(K, -1)
+                hidden = torch.cat([parts[k] @ kernel_KIO[k] for k in range(K)], -1)
+                hidden = hidden + weights[f"expert_layers_{layer}.bias"]
+                layer += 1
+                hidden = self._block(f"expert_blocks_{layer}", hidden, scenario)
+            rows = torch.arange(B * G)
+            weight = torch.softmax(gate.view(B * G, -1, K)[rows, scenario], -1)
+            mixed = (hidden.view(B * G, K, -1) * weight[..., None]).sum(1)
+            layer = 0
+            while f"tower_layers_{layer}.kernel" in weights:
+                kernel_SIO = weights[f"tower_layers_{layer}.kernel"]
+                every = torch.einsum("ni,sio->nso", mixed, kernel_SIO)
+                mixed = (every + weights[f"tower_layers_{layer}.bias"])[rows, scenario]
+                if f"tower_blocks_{layer}.norm.scale" in weights:
+                    mixed = self._block(f"tower_blocks_{layer}", mixed, scenario)
+                layer += 1
+            return mixed.view(B, G)
 
     def _block(self, name: str, x: torch.Tensor, scenario: torch.Tensor) -> torch.Tensor:
         return torch.relu(

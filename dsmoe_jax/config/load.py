@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dsmoe_jax.config import fingerprint, schema
@@ -227,7 +227,9 @@ def read_texts(experiment: schema.Experiment, arguments: list[str]) -> tuple[dic
     for argument in arguments:
         if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
             check_name(experiment, match[1])
-    values = flags.FlagValues()
+    # absl leaves the constructor without annotations.
+    new_values: Callable[[], flags.FlagValues] = flags.FlagValues
+    values = new_values()
     try:
         # The library reads sys.argv unless it is told which arguments there are.
         config_flags.DEFINE_config_dataclass(
