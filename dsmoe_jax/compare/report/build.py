@@ -264,13 +264,13 @@ def _not_run(source: Source) -> list[str]:
     found = [
         system.label
         for system in source.systems("table2")
-        if system.name in catalogue.PEERS and not system.entries
+        if system.name in catalogue.EXTERNAL and not system.entries
         if source.failed is None or not list(source.failed.glob(f"{system.name}-seed*.json"))
     ]
     if not found:
         return []
     command = optional.install(catalogue.EXTRA)
-    return [f"Not run: {'; '.join(found)}. Install the extra peers: {command}."]
+    return [f"Not run: {'; '.join(found)}. Install the extra baselines: {command}."]
 
 
 def _draw(source: Source, folder: pathlib.Path) -> list[page.Picture]:
