@@ -168,8 +168,8 @@ def describe(source: Source) -> list[str]:
     return [
         f"{len(done)} finished jobs of {source.config}, {hours:.1f} hours of runs on "
         f"{records.join(done, 'device')}, {when}.",
-        f"Data: {first['dataset']}, {first['data_hash'][:12]}; {days}; {first['candidates']:,} "
-        "candidates in every scenario.",
+        f"Data: {first['dataset']}, data hash {first['data_hash'][:12]}; {days}; "
+        f"{first['candidates']:,} candidates in every scenario.",
         f"Versions: {used}.",
         "All systems are evaluated by one protocol on the same queries; epochs and settings were "
         f"chosen on validation days, test days are only reported.{_chosen_on(done)}",
