@@ -113,8 +113,8 @@ def prior_gain(compared: Sequence[recall_table.Compared]) -> list[str]:
     if not found:
         return []
     return [
-        "What the scenario prior adds, an item's share of the scenario's clicks, which no method is "
-        f"given; recall@{k} in points{_pooled(compared)}: {'; '.join(found)}."
+        "What the scenario prior adds, an item's share of the scenario's clicks, which no method "
+        f"is given; recall@{k} in points{_pooled(compared)}: {'; '.join(found)}."
     ]
 
 
