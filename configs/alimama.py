@@ -5,8 +5,8 @@
     python -m dsmoe_jax.main --config configs/alimama.py:synthetic
         Data: generated rows in the official format; size by --config.data.num_users and others.
 
-Time and result on the official files: never run, they cannot be had where this is built. The
-synthetic rows show that the whole path works, not how well the method does on Alimama.
+Never run on the official files. The synthetic rows show that the whole path works, not how well the
+method does on Alimama.
 
 Variants, at most one token per axis, in any order:
     data       synthetic; without one, the official files

@@ -24,8 +24,8 @@ ones. `:sample` and `:synthetic` have few rows: there the user id and wide layer
 learning rate of 1e-4 hardly moves. Their values were chosen on the sample's validation days: what
 all methods share by hand, each method's own by `python -m dsmoe_jax.compare tune` with one budget
 for all, eight settings of at most 15 epochs with seed 0. What `FEW_ROWS_OF` lists is the best of
-eight. Every ranker but the ensemble was searched likewise (`--stage teacher`), mmoe_din, ple, hmoe
-and hinet of them on an NVIDIA H100; m3oe's best of eight are its file's values. mmoe_din keeps
+eight. Every ranker but the ensemble was searched likewise (`--stage teacher`); mmoe_din, ple, hmoe
+and hinet on an NVIDIA H100. m3oe's best of eight were its defaults. mmoe_din keeps
 values chosen by hand: trained again with three seeds, neither the searched one (eight experts,
 learning rate 3e-3, input dropout 0.1) nor its student is better on validation days (macro recall@50
 in %: 26.1 for 26.4, and 27.4 for 27.7). The ensemble's members have what was found for their models

@@ -8,7 +8,7 @@
         One run: DSMOE with a teacher where an item is liked for its creator.
 
 Data: generated, see `data/synthetic/world.py`; `--config.data.generator_seed` makes another
-world. Time: one to three minutes a run on two cores. Expected results: what is published.
+world. Time: one to three minutes a run on two cores. Expected results: docs/results/simulation.md.
 
 Variants, one world and at most one token of every other axis, in any order:
     world      shift: twelve scenarios with Zipf shares and a taste shift of rank 4; no distillation
@@ -19,7 +19,7 @@ Variants, one world and at most one token of every other axis, in any order:
     distill    no_distill
 
 Sizes and learning values were set once, on trial runs in the worlds of generator seed 0, and are
-the same for every arm.
+the same for every system.
 """
 
 from dsmoe_jax.config import schema, variants

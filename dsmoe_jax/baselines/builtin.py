@@ -1,8 +1,9 @@
 """Built-in baselines: popularity and linear collaborative filtering.
 
-Owns which there are and the choice of their settings on validation queries. They are evaluated by
-the protocol that models are. Everything is fitted on the training period; a query's own history
-window, which reaches up to the split's first day, is folded in when it is scored.
+Owns which there are (`evaluate_baselines`) and the choice of their settings on validation queries;
+how each is fitted and scores is in `linear.py`. They are evaluated by the protocol that models
+are. Everything is fitted on the training period; a query's own history window, which reaches up to
+the split's first day, is folded in when it is scored.
 
     random                       a fixed random order per query
     popularity                   training clicks of the item

@@ -11,7 +11,7 @@ import importlib.metadata
 
 from dsmoe_jax import optional
 
-EXTRA = "peers"
+EXTRA = "baselines"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +30,19 @@ class System:
 
 
 SYSTEMS = {
-    "references": System("dsmoe_jax.baselines.builtin", "references"),
+    "references": System("dsmoe_jax.baselines.builtin", "built-in baselines"),
     "implicit": System("dsmoe_jax.baselines.implicit", "implicit ALS and BPR", ("implicit",)),
     "lightfm": System("dsmoe_jax.baselines.lightfm", "LightFM WARP", ("lightfm",)),
     "torch_rechub": System(
         "dsmoe_jax.baselines.youtube_dnn", "torch-rechub YoutubeDNN", ("torch", "torch_rechub")
     ),
 }
-PEERS = {name: system for name, system in SYSTEMS.items() if system.libraries}
+EXTERNAL = {name: system for name, system in SYSTEMS.items() if system.libraries}
 
 
 def list_missing() -> list[str]:
     """Names of the baselines of which a library is not installed here."""
-    return [name for name, system in PEERS.items() if optional.list_missing(system.libraries)]
+    return [name for name, system in EXTERNAL.items() if optional.list_missing(system.libraries)]
 
 
 def require(name: str) -> None:
@@ -64,4 +64,4 @@ def versions(name: str) -> dict[str, str]:
 
 def components(name: str) -> list[str]:
     """Components of `numerics.VERSIONS` that decide a system's numbers."""
-    return ["data", "evaluation", "baselines", *([name] if name in PEERS else [])]
+    return ["data", "evaluation", "baselines", *([name] if name in EXTERNAL else [])]

@@ -147,7 +147,7 @@ def _run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     stands = zip(work.jobs, work.states, strict=True)
     missing = dict.fromkeys(job.system.name for job, s in stands if s.state == "left out")
     if missing:
-        labels = "; ".join(catalogue.PEERS[name].label for name in missing)
+        labels = "; ".join(catalogue.EXTERNAL[name].label for name in missing)
         print(f"left out: {labels}; {optional.install(catalogue.EXTRA)}")
     names = [state.name for state in work.states]
     if options.job not in (None, *names):

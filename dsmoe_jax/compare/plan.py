@@ -182,7 +182,7 @@ def _make_jobs(
     """The job of a system, after that of the teacher it needs."""
     if system.kind == "scored":
         # Nothing is random in the built-in ones.
-        return [_make_job(system, seed if system.name in catalogue.PEERS else 0, dropped, {})]
+        return [_make_job(system, seed if system.name in catalogue.EXTERNAL else 0, dropped, {})]
     experiment = _load(system.config)
     overrides = {**system.overrides, **budget.limit(experiment), "eval.references": False}
     if experiment.loss.distill_weight == 0:

@@ -1,5 +1,8 @@
 """Negative sampling on the device.
 
+Owns the candidates of a training step; `train.num_negatives` says how many, evaluation ranks the
+whole corpus instead. Methods that draw items of their own do so in their files.
+
 Letters: B examples, N negatives per positive, G = 1 + N candidates.
 """
 

@@ -1,6 +1,9 @@
 """Losses on logits, one value per element; the training step reduces.
 
-Owns one function per equation. Letters: as the caller's, usually [B, G].
+Owns one function per equation; `train_step.make_train_step` adds them up, weighted by `loss` of the
+configuration. Auxiliary losses are in the files of the methods that have them.
+
+Letters: as the caller's, usually [B, G].
 """
 
 import jax

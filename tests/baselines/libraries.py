@@ -1,6 +1,6 @@
 """Baselines with their libraries, which the gate does not install.
 
-pip install '.[cpu,dev,peers]' && python -m pytest tests/baselines/libraries.py
+pip install '.[cpu,dev,baselines]' && python -m pytest tests/baselines/libraries.py
 """
 
 import numpy as np

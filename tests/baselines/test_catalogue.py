@@ -16,7 +16,7 @@ from dsmoe_jax.compare import progress, runner
 def without(monkeypatch):
     """Takes libraries away; all others are there."""
     find = importlib.util.find_spec
-    libraries = {library for system in catalogue.PEERS.values() for library in system.libraries}
+    libraries = {library for system in catalogue.EXTERNAL.values() for library in system.libraries}
 
     def take(*names):
         def find_spec(wanted):
@@ -45,7 +45,7 @@ def test_a_missing_library_is_told_in_one_line(without):
         catalogue.require("torch_rechub")
     assert str(refused.value) == (
         "torch-rechub YoutubeDNN: expected the library torch_rechub, found none; "
-        "pip install '.[peers]'"
+        "pip install '.[baselines]'"
     )
     catalogue.require("implicit")
     catalogue.require("references")
@@ -66,7 +66,7 @@ def test_a_list_says_which_baselines_it_leaves_out(state, told, monkeypatch, cap
     )
     monkeypatch.setattr(runner, "Runner", lambda *arguments: work)
     assert command_line.main(["run", "table2", "--list"]) == 0
-    line = "left out: LightFM WARP; pip install '.[peers]'\n"
+    line = "left out: LightFM WARP; pip install '.[baselines]'\n"
     assert (line in capsys.readouterr().out) == told
 
 

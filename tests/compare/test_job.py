@@ -101,7 +101,7 @@ def test_a_missing_library_ends_the_job_in_one_line(tmp_path, monkeypatch, capsy
     assert start(tmp_path, monkeypatch, system="implicit") == 2
     assert capsys.readouterr().err == (
         "error: implicit ALS and BPR: expected the library implicit, found none; "
-        "pip install '.[peers]'\n"
+        "pip install '.[baselines]'\n"
     )
 
 

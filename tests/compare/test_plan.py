@@ -16,12 +16,12 @@ def names(jobs):
 
 def test_every_method_of_the_registry_is_a_row():
     found = {row.name for row in plan.systems_of("table2", CONFIG)}
-    assert found == {*registry.MATCHERS, "references", *catalogue.PEERS}
+    assert found == {*registry.MATCHERS, "references", *catalogue.EXTERNAL}
 
 
-def test_peers_have_a_job_for_each_seed():
+def test_baselines_of_libraries_have_a_job_for_each_seed():
     found = names(plan.make_jobs(["table2"], CONFIG, SMALL))
-    assert {f"{peer}-seed{seed}" for peer in catalogue.PEERS for seed in (0, 1)} <= set(found)
+    assert {f"{name}-seed{seed}" for name in catalogue.EXTERNAL for seed in (0, 1)} <= set(found)
 
 
 def test_a_job_that_several_tables_need_is_run_once():

@@ -5,7 +5,7 @@ default. It refuses where numbers and the component's version in `compare/numeri
 change together: a step that is merely faster leaves both alone, another objective or initialisation
 changes both. A file keeps a digest of the numbers of every version there was.
 
-Peers have no numbers: they are other libraries.
+Baselines of other libraries have no numbers here.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ COMPUTE: dict[str, Callable[[], dict[str, Any]]] = {
     **{name: trained.of_matcher(name) for name in registry.MATCHERS},
     **{name: trained.of_ranker(name) for name in registry.RANKERS},
 }
-PEERS = tuple(catalogue.PEERS)
+EXTERNAL = tuple(catalogue.EXTERNAL)
 
 
 class RefusedError(ValueError):
@@ -134,14 +134,14 @@ def check_record(component: str, record: Record, version: int) -> None:
             )
 
 
-def check_files(folder: pathlib.Path, versions: dict[str, int], peers: tuple[str, ...]) -> None:
-    """Refuses a component without a file, peers apart, and a file without a component.
+def check_files(folder: pathlib.Path, versions: dict[str, int], external: tuple[str, ...]) -> None:
+    """Refuses a component without a file, other libraries apart, and a file without a component.
 
     Raises:
       RefusedError: With their names.
     """
     files = {path.stem for path in folder.glob("*.json")}
-    wanted = set(versions) - set(peers)
+    wanted = set(versions) - set(external)
     if files != wanted:
         raise RefusedError(
             f"components without a file: {sorted(wanted - files)}; files without a component that "

@@ -16,14 +16,14 @@ def test_numbers_are_those_of_the_version(component):
     golden.check_numbers(component, golden.compute(component), record)
 
 
-def test_every_component_but_peers_has_a_file():
+def test_every_component_but_other_libraries_has_a_file():
     # Peers are other libraries, whose numbers are not ours to keep.
-    golden.check_files(golden.FOLDER, numerics.VERSIONS, golden.PEERS)
-    assert set(golden.COMPUTE) == set(numerics.VERSIONS) - set(golden.PEERS)
+    golden.check_files(golden.FOLDER, numerics.VERSIONS, golden.EXTERNAL)
+    assert set(golden.COMPUTE) == set(numerics.VERSIONS) - set(golden.EXTERNAL)
 
 
 def test_every_method_and_peer_has_a_version():
-    named = [*registry.MATCHERS, *registry.RANKERS, *golden.PEERS]
+    named = [*registry.MATCHERS, *registry.RANKERS, *golden.EXTERNAL]
     named += ["data", "training", "evaluation", "baselines"]
     assert len(set(named)) == len(named), "no name stands for two components"
     assert set(named) == set(numerics.VERSIONS)

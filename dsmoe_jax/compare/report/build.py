@@ -168,8 +168,8 @@ def describe(source: Source) -> list[str]:
     return [
         f"{len(done)} finished jobs of {source.config}, {hours:.1f} hours of runs on "
         f"{records.join(done, 'device')}, {when}.",
-        f"Data: {first['dataset']}, {first['data_hash'][:12]}; {days}; {first['candidates']:,} "
-        "candidates in every scenario.",
+        f"Data: {first['dataset']}, data hash {first['data_hash'][:12]}; {days}; "
+        f"{first['candidates']:,} candidates in every scenario.",
         f"Versions: {used}.",
         "All systems are evaluated by one protocol on the same queries; epochs and settings were "
         f"chosen on validation days, test days are only reported.{_chosen_on(done)}",
@@ -264,13 +264,13 @@ def _not_run(source: Source) -> list[str]:
     found = [
         system.label
         for system in source.systems("table2")
-        if system.name in catalogue.PEERS and not system.entries
+        if system.name in catalogue.EXTERNAL and not system.entries
         if source.failed is None or not list(source.failed.glob(f"{system.name}-seed*.json"))
     ]
     if not found:
         return []
     command = optional.install(catalogue.EXTRA)
-    return [f"Not run: {'; '.join(found)}. Install the extra peers: {command}."]
+    return [f"Not run: {'; '.join(found)}. Install the extra baselines: {command}."]
 
 
 def _draw(source: Source, folder: pathlib.Path) -> list[page.Picture]:

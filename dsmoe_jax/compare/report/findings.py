@@ -35,7 +35,7 @@ def beside_own(compared: Sequence[recall_table.Compared]) -> list[str]:
             if interval.verdict == "above" and whole.verdict != "above"
         ]
     recall = f"recall@{k}{_pooled(compared) or _on_days(compared)}"
-    found = [f"No other row is above DSMOE beyond noise in macro {recall}."]
+    found = [f"No other method or baseline is above DSMOE beyond noise in macro {recall}."]
     if macro["above"]:
         better = "; ".join(macro["above"])
         found = [f"Above DSMOE beyond noise in macro {recall}, in points: {better}."]
@@ -113,8 +113,8 @@ def prior_gain(compared: Sequence[recall_table.Compared]) -> list[str]:
     if not found:
         return []
     return [
-        "What a prior of the item in the scenario adds, which none of the methods is given, "
-        f"recall@{k} in points{_pooled(compared)}: {'; '.join(found)}."
+        "What the scenario prior adds, an item's share of the scenario's clicks, which no method "
+        f"is given; recall@{k} in points{_pooled(compared)}: {'; '.join(found)}."
     ]
 
 
@@ -128,8 +128,8 @@ def ablations(compared: Sequence[recall_table.Compared]) -> list[str]:
         k = min(entry.intervals)
         intervals = entry.intervals[k]
         macro = intervals[estimates.MACRO]
-        answer = {"below": "worse, as printed", "above": "better, against what is printed"}.get(
-            macro.verdict, "not told apart"
+        answer = {"below": "worse, as in the paper", "above": "better, unlike in the paper"}.get(
+            macro.verdict, "not told apart from DSMOE"
         )
         by_scenario = ", ".join(
             f"{name} {recall_table.points(interval)}"

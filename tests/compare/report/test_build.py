@@ -227,11 +227,11 @@ def test_teachers_stand_beside_their_students(tmp_path):
 def test_references_are_rows_of_their_own(source):
     rows = plan.systems_of("table2", CONFIG)
     names = [system.name for system in finished.load(source.records, rows)]
-    assert names[-len(catalogue.PEERS) - 3 :] == [
+    assert names[-len(catalogue.EXTERNAL) - 3 :] == [
         "random",
         "popularity in scenario",
         "EASE + scenario prior",
-        *catalogue.PEERS,
+        *catalogue.EXTERNAL,
     ]
 
 
@@ -262,9 +262,11 @@ def test_what_to_beat_stands_below_every_table_of_recall(tmp_path):
         assert below[-1] not in shown[name]
 
 
-def test_peers_that_were_not_run_say_so_and_finished_ones_need_no_library(tmp_path, monkeypatch):
+def test_baselines_that_were_not_run_say_so_and_finished_ones_need_no_library(
+    tmp_path, monkeypatch
+):
     # A machine without any of their libraries.
-    monkeypatch.setattr(catalogue, "list_missing", lambda: list(catalogue.PEERS))
+    monkeypatch.setattr(catalogue, "list_missing", lambda: list(catalogue.EXTERNAL))
     made_up.save_comparison(tmp_path)
     found = {"implicit BPR + scenario prior": made_up.system((0.7, 0.6), 12)}
     made_up.save(tmp_path, made_up.record("implicit", found, kind="scored"))
@@ -274,7 +276,8 @@ def test_peers_that_were_not_run_say_so_and_finished_ones_need_no_library(tmp_pa
     page_path = build.write(source, tmp_path / "report")
     text = page_path.with_suffix(".md").read_text()
     assert (
-        "Not run: torch-rechub YoutubeDNN. Install the extra peers: pip install '.[peers]'." in text
+        "Not run: torch-rechub YoutubeDNN. Install the extra baselines: pip install '.[baselines]'."
+        in text
     )
     table = recall_table.make("t", "T", source.systems("table2"))
     assert made_up.row_of(table, "implicit BPR + scenario prior")["K1 @5"].rank == "best"

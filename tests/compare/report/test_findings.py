@@ -7,7 +7,7 @@ from tests.compare import made_up
 
 CONFIG = "configs/kuairand.py:sample"
 DAYS = "macro recall@5 on test-0a to test-0b"
-NONE_ABOVE = f"No other row is above DSMOE beyond noise in {DAYS}."
+NONE_ABOVE = f"No other method or baseline is above DSMOE beyond noise in {DAYS}."
 REFERENCE = made_up.system((0.01, 0.01), 5)
 
 
@@ -79,13 +79,13 @@ def test_that_every_method_beats_popularity_is_said_where_popularity_was_evaluat
 
 
 def test_what_the_scenario_prior_adds_is_told_where_both_rows_are(folder):
-    assert not [sentence for sentence in find(folder) if "a prior of the item" in sentence]
+    assert not [sentence for sentence in find(folder) if "the scenario prior adds" in sentence]
     both = {
         "implicit BPR": made_up.system((0.3, 0.3), 12),
         "implicit BPR + scenario prior": made_up.system((0.5, 0.2), 12),
     }
     made_up.save(folder, made_up.record("implicit", both, kind="scored"))
-    [sentence] = [sentence for sentence in find(folder) if "a prior of the item" in sentence]
+    [sentence] = [sentence for sentence in find(folder) if "the scenario prior adds" in sentence]
     assert "in points: implicit BPR macro +" in sentence
     assert ", K2 -" in sentence and "K1" not in sentence
 
@@ -98,16 +98,16 @@ def test_ablations_are_answered_either_way_with_their_parameters(folder):
     made_up.save(folder, better)
     no_sap, no_dsbn = find(folder)[-2:]
     assert no_sap.startswith(
-        "Without SAP (2.0 % fewer dense parameters): worse, as printed; minus DSMOE, recall@5 in "
-        "points: macro -"
+        "Without SAP (2.0 % fewer dense parameters): worse, as in the paper; minus DSMOE, recall@5 "
+        "in points: macro -"
     )
     assert "; K1 -" in no_sap and ", K2 -" in no_sap
     assert no_dsbn.startswith(
-        "Without DSBN (as many dense parameters): better, against what is printed; minus DSMOE"
+        "Without DSBN (as many dense parameters): better, unlike in the paper; minus DSMOE"
     )
     same = {"no_dsbn": made_up.system((0.4, 0.3), 9)}
     made_up.save(folder, made_up.record("no_dsbn", same))
-    assert "parameters): not told apart; minus DSMOE" in find(folder)[-1]
+    assert "parameters): not told apart from DSMOE; minus DSMOE" in find(folder)[-1]
 
 
 def test_an_ablation_on_other_days_than_dsmoe_is_not_compared(folder):
@@ -131,7 +131,7 @@ def test_rows_are_evaluated_on_the_test_days_that_all_of_them_share(folder):
     pooled = "macro recall@5, all test days pooled"
     made_up.save_comparison(folder, days=(0, 2))
     assert find(folder)[0] == NONE_ABOVE
-    assert f"No other row is above DSMOE beyond noise in {pooled}." in find(folder)
+    assert f"No other method or baseline is above DSMOE beyond noise in {pooled}." in find(folder)
     made_up.save(folder, made_up.record("dssm", {"dssm": made_up.system((0.1, 0.1))}))
     assert not [sentence for sentence in find(folder) if pooled in sentence]
     later = made_up.record("dssm", {"dssm": made_up.system((0.9, 0.9), 13)}, days=2)
