@@ -268,7 +268,7 @@ def run_ranker(ranker: schema.RankerConfig, *, steps: int = STEPS) -> dict[str, 
 def train_curve(variant: str) -> list[float]:
     """The losses of the first steps of a variant of DSMOE."""
     spec = small_case.make_spec()
-    case = cases.make("golden", spec, 3, shares=(0.5, 0.3, 0.2), positives=24)
+    case = cases.make(spec, 3, shares=(0.5, 0.3, 0.2), positives=24)
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = dsmoe.DSMOEConfig(
         num_experts=2, rank=2, hidden_dim=6, output_dim=4, **VARIANTS[variant]

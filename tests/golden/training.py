@@ -32,7 +32,7 @@ class Setup:
 
     def __init__(self) -> None:
         self.spec = small_case.make_spec()
-        self.case = cases.make("training", self.spec, STEPS, shares=(0.5, 0.3, 0.2), positives=16)
+        self.case = cases.make(self.spec, STEPS, shares=(0.5, 0.3, 0.2), positives=16)
         self.mesh = sharding.make_mesh(jax.devices()[:1])
         self.config = dsmoe.DSMOEConfig(
             num_experts=2, rank=2, hidden_dim=6, output_dim=4, norm="none"

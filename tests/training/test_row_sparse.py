@@ -172,7 +172,7 @@ def test_tables_split_over_eight_devices_equal_whole_ones():
         sequences=(features.SequenceFeature("history", ("item_id",), 3),),
         embedding_dim=2,
     )
-    case = cases.make("rows", spec, 3, shares=(0.5, 0.5), positives=64)
+    case = cases.make(spec, 3, shares=(0.5, 0.5), positives=64)
     model = dsmoe.DSMOEConfig(num_experts=1, rank=1, hidden_dim=4, output_dim=2).make(spec)
     states, curves = [], []
     for mesh in (sharding.make_mesh(tiny.one_device()), sharding.make_mesh()):
