@@ -41,7 +41,7 @@ def test_the_summary_has_the_best_of_every_kind(made):
 def test_what_speaks_against_the_method_is_said(made):
     best, teacher, layers = made.list_limits()
     assert best.startswith("Above DSMOE beyond noise") and "implicit BPR" in best
-    assert "baselines above that: implicit BPR + scenario prior" in teacher
+    assert "baselines above it: implicit BPR + scenario prior" in teacher
     assert "popularity in scenario" in teacher and "random" not in teacher
     assert layers.count("without") == 2
 
