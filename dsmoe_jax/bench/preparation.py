@@ -18,7 +18,7 @@ import numpy as np
 
 from dsmoe_jax import optional
 from dsmoe_jax.bench import pairs
-from dsmoe_jax.data.synthetic import alimama_rows, alimama_tables
+from dsmoe_jax.data.synthetic import alimama_rows
 
 OURS, PANDAS = "dsmoe_jax", "pandas"
 # The behaviours of the default size, for as many impressions as the official files have.
@@ -137,8 +137,8 @@ def _size(rows: int) -> alimama_rows.SyntheticAlimamaConfig:
         raise ValueError(f"--rows: expected at least {LEAST_ROWS:,} impressions, got {rows:,}")
     share = rows / alimama_rows.OFFICIAL_IMPRESSIONS
     return alimama_rows.SyntheticAlimamaConfig(
-        num_users=round(share * alimama_tables.OFFICIAL_USERS),
-        num_items=round(share * alimama_tables.OFFICIAL_ADS),
+        num_users=round(share * alimama_rows.OFFICIAL_USERS),
+        num_items=round(share * alimama_rows.OFFICIAL_ADS),
         num_impressions=rows,
         num_behaviors=round(share * BEHAVIORS),
     )

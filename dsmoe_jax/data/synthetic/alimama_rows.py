@@ -1,9 +1,9 @@
 """A synthetic twin of Alimama's display-advertising logs: the official files, at any size.
 
-Owns: the four CSV files, with the official columns, shares, nulls and quirks; who clicks what
-follows `data/synthetic/tastes.py`. Users are generated in blocks, each with all of its behaviours
-and impressions, so memory does not grow with the 723 million behaviours of the official log.
-Reading the files is `alimama.py`'s.
+Owns: the four CSV files, with the official columns, shares, nulls and quirks; who clicks what, and
+what the columns of ads and profiles tell, follows `data/synthetic/tastes.py`. Users are generated
+in blocks, each with all of its behaviours and impressions, so memory does not grow with the 723
+million behaviours of the official log. Reading the files is `alimama.py`'s.
 """
 
 import dataclasses
@@ -17,12 +17,20 @@ import polars as pl
 from dsmoe_jax import runlog
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import alimama
-from dsmoe_jax.data.synthetic import alimama_tables, folders, official_columns, tastes
 from dsmoe_jax.data.synthetic import exposures as exposures_lib
+from dsmoe_jax.data.synthetic import folders, official_columns, tastes
 
+OFFICIAL_USERS = 1_141_729
+OFFICIAL_ADS = 846_811
 OFFICIAL_IMPRESSIONS = 26_557_961
 OFFICIAL_BEHAVIORS = 723_268_134
 
+# City levels 1..4 and the share of users in each; hidden for the share below.
+_LEVEL_SHARE = np.array([0.10, 0.45, 0.25, 0.20])
+_LEVEL_NULL_SHARE = 0.3249
+_PVALUE_NULL_SHARE = 0.5424
+_USERS_WITHOUT_PROFILE = OFFICIAL_USERS - 1_061_768
+_BRAND_NULL_SHARE = 0.29
 _CLICK_RATE = 1_366_056 / OFFICIAL_IMPRESSIONS
 _DUPLICATE_SHARE = 0.0706
 _IMPOSSIBLE_TIMES = 26_278
@@ -94,28 +102,129 @@ def write_alimama(folder: pathlib.Path, size: SyntheticAlimamaConfig) -> None:
     )
     preferences = tastes.make_preferences(
         size.generator_seed,
-        share_S=alimama_tables.LEVEL_SHARE,
+        share_S=_LEVEL_SHARE,
         num_users=size.num_users,
-        creator_V=alimama_tables.draw_brands(size.generator_seed, size.num_items),
+        creator_V=_draw_brands(size.generator_seed, size.num_items),
     )
     rng = folders.random_stream(size.generator_seed, "levels")
-    level_U = official_columns.deal(rng, alimama_tables.LEVEL_SHARE, size.num_users)
+    level_U = official_columns.deal(rng, _LEVEL_SHARE, size.num_users)
     user_id_U = 1 + rng.permutation(size.num_users)
-    frame, ads = alimama_tables.make_ads(size.generator_seed, preferences)
+    frame, ads = _make_ads(size.generator_seed, preferences)
     frame.write_csv(folder / alimama.ADS_FILE)
-    profiles = alimama_tables.make_profiles(size.generator_seed, preferences, level_U, user_id_U)
+    profiles = _make_profiles(size.generator_seed, preferences, level_U, user_id_U)
     profiles.write_csv(folder / alimama.PROFILES_FILE)
-    _write_logs(folder, size, preferences, ads, level_U, user_id_U)
+    exposures = exposures_lib.Exposures(preferences, follow_share=0.2)
+    _write_logs(folder, size, _World(exposures, level_U, user_id_U, ads))
 
 
-def _write_logs(
-    folder: pathlib.Path,
-    size: SyntheticAlimamaConfig,
-    preferences: tastes.Preferences,
-    ads: alimama_tables.Ads,
-    level_U: np.ndarray,
-    user_id_U: np.ndarray,
-) -> None:
+class _Ads(NamedTuple):
+    """Ads, by row: ids as the files hold them."""
+
+    adgroup_id_V: np.ndarray
+    category_id_V: np.ndarray
+    # The brand a behaviour on this ad shows; an ad without a brand shows one that no ad has.
+    brand_id_V: np.ndarray
+    other_category_ids: np.ndarray
+
+
+class _World(NamedTuple):
+    """Who is in the logs, and what they are shown; levels are the city levels less 1."""
+
+    exposures: exposures_lib.Exposures
+    level_U: np.ndarray
+    user_id_U: np.ndarray
+    ads: _Ads
+
+
+def _draw_brands(seed: int, num_ads: int) -> np.ndarray:
+    """Brand code of every ad, int64 [V]; -1 for the 29 % of ads that have none."""
+    rng = folders.random_stream(seed, "brands")
+    num_brands = folders.scaled(99_814, OFFICIAL_ADS, num_ads)
+    branded_V = ~folders.exact_mask(rng, num_ads, round(_BRAND_NULL_SHARE * num_ads))
+    brand_V = np.full(num_ads, -1)
+    brand_V[branded_V] = folders.covering_codes(rng, int(branded_V.sum()), num_brands, 0.7)
+    return brand_V
+
+
+def _make_ads(seed: int, preferences: tastes.Preferences) -> tuple[pl.DataFrame, _Ads]:
+    """The rows of ad_feature.csv: 6 columns, one row per ad, and the ads for the logs.
+
+    The creators of the preferences are the brands (`_draw_brands`).
+    """
+    rng = folders.random_stream(seed, "ads")
+    num_ads, brand_V = len(preferences.item_VD), preferences.creator_V
+    # Fewer ads do not come in proportionally fewer categories.
+    num_categories = round(6_769 * min(1.0, num_ads / OFFICIAL_ADS) ** 0.5)
+    share = folders.zipf_shares(num_categories)
+    category_V = official_columns.by_score(rng, preferences.item_VD[:, 0], share)
+    num_brands = int(brand_V.max()) + 1
+    # The behaviour log knows about twice the categories and five times the brands.
+    category_ids = 1 + rng.permutation(2 * num_categories)
+    brand_ids = 1 + rng.permutation(5 * num_brands)
+    other_V = num_brands + rng.integers(0, 4 * num_brands, num_ads)
+    brand_id_V = brand_ids[np.where(brand_V >= 0, brand_V, other_V)]
+    price_V = np.exp(rng.normal(5.3, 1.6, num_ads)).clip(0.01, 99_999_999.0).round(2)
+    price_V[rng.choice(num_ads, 2, replace=False)] = [0.01, 99_999_999.0]
+    literal = pl.when(pl.Series(rng.random(num_ads) < 0.5)).then(pl.lit("NULL"))
+    brand = pl.when(pl.Series(brand_V >= 0)).then(pl.Series(brand_id_V).cast(pl.String))
+    adgroup_id_V = 1 + rng.permutation(num_ads)
+    campaign_V, customer_V = (
+        folders.covering_codes(rng, num_ads, folders.scaled(distinct, OFFICIAL_ADS, num_ads), 0.5)
+        for distinct in (423_436, 255_876)
+    )
+    frame = pl.DataFrame(
+        {
+            "adgroup_id": adgroup_id_V,
+            "cate_id": category_ids[category_V],
+            "campaign_id": 1 + campaign_V,
+            "customer": 1 + customer_V,
+            "brand": pl.select(brand.otherwise(literal)).to_series(),
+            "price": price_V,
+        }
+    )
+    other_ids = category_ids[num_categories:]
+    return frame, _Ads(adgroup_id_V, category_ids[category_V], brand_id_V, other_ids)
+
+
+def _make_profiles(
+    seed: int, preferences: tastes.Preferences, level_U: np.ndarray, user_id_U: np.ndarray
+) -> pl.DataFrame:
+    """The rows of user_profile.csv: 9 columns, one row for each user who has a profile.
+
+    Codes follow the users' taste. `level_U` is every user's city level less 1, also where the file
+    hides it.
+    """
+    rng = folders.random_stream(seed, "profiles")
+    num_users = len(user_id_U)
+    missing = folders.scaled(_USERS_WITHOUT_PROFILE, OFFICIAL_USERS, num_users)
+    user = np.flatnonzero(~folders.exact_mask(rng, num_users, missing))
+    taste_UD = preferences.user_UD[user]
+
+    def codes(dim: int, count: int, exponent: float = 0.5) -> np.ndarray:
+        share = folders.zipf_shares(count, exponent)
+        return official_columns.by_score(rng, taste_UD[:, dim], share)
+
+    def hide(values: np.ndarray, share: float) -> pl.Series:
+        mask = folders.exact_mask(rng, len(user), round(share * len(user)))
+        return official_columns.with_nulls(values, mask)
+
+    frame = pl.DataFrame(
+        {
+            "userid": user_id_U[user],
+            "cms_segid": codes(0, 97),
+            "cms_group_id": codes(1, 13),
+            "final_gender_code": 1 + codes(2, 2),
+            "age_level": codes(3, 7),
+            "pvalue_level": hide(1 + codes(4, 3), _PVALUE_NULL_SHARE),
+            "shopping_level": 1 + codes(5, 3, 1.5),
+            "occupation": codes(6, 2, 3.0),
+            "new_user_class_level ": hide(1 + level_U[user], _LEVEL_NULL_SHARE),
+        }
+    )
+    return frame.sort("userid")
+
+
+def _write_logs(folder: pathlib.Path, size: SyntheticAlimamaConfig, world: _World) -> None:
     rng = folders.random_stream(size.generator_seed, "activity")
     activity_U = np.exp(rng.standard_normal(size.num_users))
     impressions_U = 1 + folders.spread_counts(activity_U, size.num_impressions - size.num_users)
@@ -123,7 +232,6 @@ def _write_logs(
     # Who sees many ads does much else too, but not in proportion.
     activity_U = activity_U**0.5 * np.exp(0.8 * rng.standard_normal(size.num_users))
     behaviors_U = folders.spread_counts(activity_U, size.num_behaviors - repeats)
-    exposures = exposures_lib.Exposures(preferences, follow_share=0.2)
     edges = _block_edges(behaviors_U + impressions_U)
     kept_N = np.diff(np.concatenate([[0], np.cumsum(behaviors_U)])[edges])
     repeats_N = folders.spread_counts(kept_N, repeats)
@@ -137,14 +245,13 @@ def _write_logs(
         for block, (low, high) in enumerate(itertools.pairwise(edges)):
             rng = folders.random_stream(size.generator_seed, "block", block)
             user_B = np.arange(low, high)
-            log = _draw_behaviors(rng, exposures, level_U, user_B, behaviors_U[low:high])
+            log = _draw_behaviors(rng, world, user_B, behaviors_U[low:high])
             counts = int(repeats_N[block]), int(impossible_N[block])
-            frame = _behavior_frame(rng, ads, user_id_U, log, *counts)
+            frame = _behavior_frame(rng, world, log, *counts)
             folders.append_csv(behaviors, frame)
             bar.update(frame.height)
             user_B = np.repeat(user_B, impressions_U[low:high])
-            frame = _sample_frame(rng, exposures, ads, level_U, user_id_U, log, user_B)
-            folders.append_csv(samples, frame)
+            folders.append_csv(samples, _sample_frame(rng, world, log, user_B))
 
 
 def _block_edges(rows_U: np.ndarray) -> np.ndarray:
@@ -166,16 +273,12 @@ class _Behaviors(NamedTuple):
 
 
 def _draw_behaviors(
-    rng: np.random.Generator,
-    exposures: exposures_lib.Exposures,
-    level_U: np.ndarray,
-    user_B: np.ndarray,
-    count_B: np.ndarray,
+    rng: np.random.Generator, world: _World, user_B: np.ndarray, count_B: np.ndarray
 ) -> _Behaviors:
     """Behaviours on what a user likes: a few interests, and at times something popular."""
     recent_BL = np.zeros((len(user_B) * _INTERESTS, 0), np.int64)
     owner = np.repeat(user_B, _INTERESTS)
-    interest, _ = exposures.draw(rng, owner, level_U[owner], recent_BL)
+    interest, _ = world.exposures.draw(rng, owner, world.level_U[owner], recent_BL)
     rows = int(count_B.sum())
     place_E = np.repeat(np.arange(len(user_B)), count_B)
     pick_E = folders.draw_shares(rng, folders.zipf_shares(_INTERESTS), rows)
@@ -184,7 +287,7 @@ def _draw_behaviors(
     stray_E = rng.random(rows) < 0.1
     item_E[stray_E] = interest[rng.integers(0, len(interest), int(stray_E.sum()))]
     is_elsewhere_E = rng.random(rows) < 0.05
-    brand_code_E = exposures.preferences.creator_V[item_E]
+    brand_code_E = world.exposures.preferences.creator_V[item_E]
     brand_code_E[is_elsewhere_E] = -1
     time_E = _draw_times(rng, rows, alimama.BEHAVIORS_START_S, alimama.BEHAVIORS_DAYS)
     # All else is independent of time, so sorting times within users sorts the rows.
@@ -199,15 +302,10 @@ def _draw_times(rng: np.random.Generator, rows: int, start_s: int, days: int) ->
 
 
 def _behavior_frame(
-    rng: np.random.Generator,
-    ads: alimama_tables.Ads,
-    user_id_U: np.ndarray,
-    log: _Behaviors,
-    repeats: int,
-    impossible: int,
+    rng: np.random.Generator, world: _World, log: _Behaviors, repeats: int, impossible: int
 ) -> pl.DataFrame:
     """The rows of behavior_log.csv, shuffled, some of them twice, few with absurd times."""
-    rows = len(log.user_E)
+    rows, ads = len(log.user_E), world.ads
     tag_E = folders.draw_shares(rng, _TAG_SHARE, rows)
     category_E = ads.category_id_V[log.item_E]
     elsewhere = np.flatnonzero(log.is_elsewhere_E)
@@ -222,7 +320,7 @@ def _behavior_frame(
     source = rng.permutation(source)
     return pl.DataFrame(
         {
-            "user": user_id_U[log.user_E[source]],
+            "user": world.user_id_U[log.user_E[source]],
             "time_stamp": time_E[source],
             "btag": official_columns.take(_TAGS, tag_E[source]),
             "cate": category_E[source],
@@ -232,27 +330,22 @@ def _behavior_frame(
 
 
 def _sample_frame(
-    rng: np.random.Generator,
-    exposures: exposures_lib.Exposures,
-    ads: alimama_tables.Ads,
-    level_U: np.ndarray,
-    user_id_U: np.ndarray,
-    log: _Behaviors,
-    user_B: np.ndarray,
+    rng: np.random.Generator, world: _World, log: _Behaviors, user_B: np.ndarray
 ) -> pl.DataFrame:
     """The rows of raw_sample.csv, shuffled, one for each of `user_B` (which ascends)."""
     time_B = _draw_times(rng, len(user_B), alimama.SAMPLES_START_S, alimama.SAMPLES_DAYS)
     recent_BL = _recent_brands(log, user_B, time_B)
-    item_B, utility_B = exposures.draw(rng, user_B, level_U[user_B], recent_BL)
-    rate_S = np.full(len(alimama_tables.LEVEL_SHARE), _CLICK_RATE)
-    click_B = exposures_lib.draw_clicks(rng, utility_B, level_U[user_B], rate_S)
+    level_B = world.level_U[user_B]
+    item_B, utility_B = world.exposures.draw(rng, user_B, level_B, recent_BL)
+    rate_S = np.full(len(_LEVEL_SHARE), _CLICK_RATE)
+    click_B = exposures_lib.draw_clicks(rng, utility_B, level_B, rate_S)
     order = rng.permutation(len(user_B))
     click_B = click_B[order].astype(np.int64)
     return pl.DataFrame(
         {
-            "user": user_id_U[user_B[order]],
+            "user": world.user_id_U[user_B[order]],
             "time_stamp": time_B[order],
-            "adgroup_id": ads.adgroup_id_V[item_B[order]],
+            "adgroup_id": world.ads.adgroup_id_V[item_B[order]],
             "pid": official_columns.take(_PIDS, (rng.random(len(order)) < 0.4).astype(np.int64)),
             "nonclk": 1 - click_B,
             "clk": click_B,
