@@ -8,7 +8,6 @@ integer 42 in a Parquet file are the same user. `configs/custom.py` is an exampl
 import dataclasses
 import datetime
 import pathlib
-from typing import NamedTuple
 
 import polars as pl
 
@@ -82,8 +81,9 @@ class CustomConfig(schema.DataConfig):
     def prepare(self, store_dir: str) -> None:
         """Writes the store; see `schema.DataConfig.prepare`."""
         self._validate()
-        files = _find_files(self)
-        assemble.prepare(self, store_dir, files.all(), lambda: self._load(files))
+        logs, tables = self._find_files()
+        inputs = [*logs, *tables.values()]
+        assemble.prepare(self, store_dir, inputs, lambda: self._load(logs, tables))
 
     def _validate(self) -> None:
         if self.time_unit not in _EXPECTED_TIME:
@@ -102,23 +102,59 @@ class CustomConfig(schema.DataConfig):
                 "data.positive: expected a column that is neither id, time nor scenario, got "
                 f"{condition.column!r}"
             )
-        for name in ("user", "item"):
-            self._side(name).check()
+        for side in ("user", "item"):
+            self._validate_side(side)
 
-    def _side(self, name: str) -> "_Side":
+    def _validate_side(self, side: str) -> None:
+        """Refuses columns without a file, and a column with two roles."""
+        named = [name for names in self._roles(side).values() for name in names]
+        wanted = [*named, self.scenario] if self.scenario_in_users and side == "user" else named
+        if wanted and not getattr(self, f"{side}s_file"):
+            raise ValueError(
+                f"data.{side}s_file: expected a file with the columns {', '.join(wanted)}, got "
+                "none; name the file or no columns"
+            )
+        key = getattr(self, f"{side}_id")
+        repeated = [name for name in named if named.count(name) > 1 or name == key]
+        if repeated:
+            raise ValueError(
+                f"data.{side}_sparse, _dense, _log_dense, _bags: expected each column once "
+                f"and not the id, which is a feature by itself, got {repeated[0]!r}"
+            )
+
+    def _roles(self, side: str) -> dict[str, tuple[str, ...]]:
+        """The features' columns of the users' or the items' table, by role."""
         roles = ("sparse", "dense", "log_dense", "bags")
-        return _Side(
-            name,
-            file=getattr(self, f"{name}s_file"),
-            key=getattr(self, f"{name}_id"),
-            more=(self.scenario,) if self.scenario_in_users and name == "user" else (),
-            roles={role: getattr(self, f"{name}_{role}") for role in roles},
-        )
+        return {role: getattr(self, f"{side}_{role}") for role in roles}
 
-    def _load(self, files: "_Files") -> assemble.Dataset:
-        users = self._side("user").read(files.users, self.bag_separator)
-        items = self._side("item").read(files.items, self.bag_separator)
-        positives, days = self._read_logs(files, users, items)
+    def _find_files(self) -> tuple[list[pathlib.Path], dict[str, pathlib.Path]]:
+        """The logs, and the tables that are named, by "user" and "item"."""
+        folder = pathlib.Path(self.raw_dir)
+        if not self.raw_dir or not folder.is_dir():
+            raise ValueError(
+                f"data.raw_dir: expected a folder with {', '.join(self.log_files)}, "
+                f"got {self.raw_dir!r}"
+            )
+        if not self.log_files:
+            raise ValueError("data.log_files: expected at least one name or pattern, got none")
+        logs: list[pathlib.Path] = []
+        for pattern in self.log_files:
+            found = sorted(path for path in folder.glob(pattern) if path not in logs)
+            if not found:
+                raise ValueError(
+                    f"data.log_files: expected {folder / pattern} to exist, found no file"
+                )
+            logs += found
+        named = {"user": self.users_file, "item": self.items_file}
+        tables = {side: folder / name for side, name in named.items() if name}
+        for side, path in tables.items():
+            if not path.is_file():
+                raise ValueError(f"data.{side}s_file: expected {path} to exist, found no file")
+        return logs, tables
+
+    def _load(self, logs: list[pathlib.Path], paths: dict[str, pathlib.Path]) -> assemble.Dataset:
+        tables = {side: self._read_table(side, path) for side, path in paths.items()}
+        positives, days = self._read_logs(logs, paths, tables)
         values = self.scenarios or by_count(positives["scenario"])
         scenario = pl.col("scenario").replace_strict(
             values, list(range(len(values))), default=None, return_dtype=pl.Int64
@@ -127,38 +163,62 @@ class CustomConfig(schema.DataConfig):
         return assemble.Dataset(
             name=self.name,
             scenarios=tuple(values),
-            users=self._side("user").table(users, positives["user"]),
-            items=self._side("item").table(items, positives["item"]),
+            users=self._describe("user", tables, positives),
+            items=self._describe("item", tables, positives),
             positives=positives,
             days=days,
             utc_offset_s=self._utc_offset_s,
         )
+
+    def _read_table(self, side: str, path: pathlib.Path) -> pl.DataFrame:
+        """The users' or the items' table, bags as lists."""
+        key, roles = getattr(self, f"{side}_id"), self._roles(side)
+        more = {self.scenario} if self.scenario_in_users and side == "user" else set()
+        texts = sorted({*roles["sparse"], *roles["bags"], *more} - {key})
+        wanted = (
+            columns.Column(key, "str"),
+            *(columns.Column(name, "str", nullable=True) for name in texts),
+            *(columns.Column(name, "float", nullable=True) for name in roles["dense"]),
+            *(columns.Column(name, "float", low=0, nullable=True) for name in roles["log_dense"]),
+        )
+        table = read.read(path, wanted)
+        columns.check_unique(path, table, key)
+        return table.with_columns(pl.col(n).str.split(self.bag_separator) for n in roles["bags"])
+
+    def _describe(
+        self, side: str, tables: dict[str, pl.DataFrame], positives: pl.DataFrame
+    ) -> entities.Table:
+        """The features for the store; without a file, the ids that occur."""
+        key = getattr(self, f"{side}_id")
+        if side not in tables:
+            return entities.Table(pl.DataFrame({key: positives[side].unique()}), key)
+        return entities.Table(tables[side], key, **self._roles(side))
 
     @property
     def _utc_offset_s(self) -> int:
         return round(3600 * self.utc_offset_hours)
 
     def _read_logs(
-        self, files: "_Files", users: pl.DataFrame | None, items: pl.DataFrame | None
+        self,
+        logs: list[pathlib.Path],
+        paths: dict[str, pathlib.Path],
+        tables: dict[str, pl.DataFrame],
     ) -> tuple[pl.DataFrame, list[datetime.date]]:
         """The positives, with the scenario as text, and all days of the logs."""
         condition = expressions.parse_condition(self.positive)
         found, days = [], set()
-        for path in files.logs:
+        for path in logs:
             for frame in read.iterate(path, self._log_columns(condition)):
-                for table, source, name in (
-                    (users, files.users, self.user_id),
-                    (items, files.items, self.item_id),
-                ):
-                    if table is not None and source is not None:
-                        columns.check_known(path, frame, name, table[name], source.name)
+                for side, table in tables.items():
+                    key = getattr(self, f"{side}_id")
+                    columns.check_known(path, frame, key, table[key], paths[side].name)
                 frame = self._with_time(path, frame)
                 days.update(frame[_DAY].unique().to_list())
                 if condition is not None:
                     frame = frame.filter(condition.expression)
                 scenario = pl.col(self.scenario)
-                if self.scenario_in_users and users is not None:
-                    of_user = users.select(self.user_id, scenario.alias(_SCENARIO))
+                if self.scenario_in_users:
+                    of_user = tables["user"].select(self.user_id, scenario.alias(_SCENARIO))
                     frame = frame.join(of_user, on=self.user_id, maintain_order="left")
                     scenario = pl.col(_SCENARIO)
                 kept = frame.select(
@@ -188,88 +248,6 @@ class CustomConfig(schema.DataConfig):
         columns.check(path, frame, bad, self.time, _EXPECTED_TIME[self.time_unit])
         local = pl.from_epoch(pl.col(_TIME) + self._utc_offset_s, time_unit="s")
         return frame.with_columns(local.dt.date().alias(_DAY))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Side:
-    """Users or items: the table's file, key and features, and columns it needs besides."""
-
-    name: str
-    file: str
-    key: str
-    roles: dict[str, tuple[str, ...]]
-    more: tuple[str, ...]
-
-    def check(self) -> None:
-        """Refuses columns without a file, and a column with two roles."""
-        named = [name for names in self.roles.values() for name in names]
-        if (named or self.more) and not self.file:
-            raise ValueError(
-                f"data.{self.name}s_file: expected a file with the columns "
-                f"{', '.join([*named, *self.more])}, got none; name the file or no columns"
-            )
-        repeated = [name for name in named if named.count(name) > 1 or name == self.key]
-        if repeated:
-            raise ValueError(
-                f"data.{self.name}_sparse, _dense, _log_dense, _bags: expected each column once "
-                f"and not the id, which is a feature by itself, got {repeated[0]!r}"
-            )
-
-    def read(self, path: pathlib.Path | None, bag_separator: str) -> pl.DataFrame | None:
-        """The table, bags as lists; None without a file."""
-        if path is None:
-            return None
-        sparse, dense, log_dense, bags = self.roles.values()
-        texts = sorted({*sparse, *bags, *self.more} - {self.key})
-        wanted = (
-            columns.Column(self.key, "str"),
-            *(columns.Column(name, "str", nullable=True) for name in texts),
-            *(columns.Column(name, "float", nullable=True) for name in dense),
-            *(columns.Column(name, "float", low=0, nullable=True) for name in log_dense),
-        )
-        table = read.read(path, wanted)
-        columns.check_unique(path, table, self.key)
-        return table.with_columns(pl.col(name).str.split(bag_separator) for name in bags)
-
-    def table(self, table: pl.DataFrame | None, occurring: pl.Series) -> entities.Table:
-        """The features for the store; without a file, the ids that occur."""
-        if table is None:
-            return entities.Table(pl.DataFrame({self.key: occurring.unique()}), self.key)
-        return entities.Table(table, self.key, **self.roles)
-
-
-class _Files(NamedTuple):
-    """The files a configuration names."""
-
-    logs: list[pathlib.Path]
-    users: pathlib.Path | None
-    items: pathlib.Path | None
-
-    def all(self) -> list[pathlib.Path]:
-        return [*self.logs, *(path for path in (self.users, self.items) if path)]
-
-
-def _find_files(section: CustomConfig) -> _Files:
-    folder = pathlib.Path(section.raw_dir)
-    if not section.raw_dir or not folder.is_dir():
-        raise ValueError(
-            f"data.raw_dir: expected a folder with {', '.join(section.log_files)}, "
-            f"got {section.raw_dir!r}"
-        )
-    if not section.log_files:
-        raise ValueError("data.log_files: expected at least one name or pattern, got none")
-    logs: list[pathlib.Path] = []
-    for pattern in section.log_files:
-        found = sorted(path for path in folder.glob(pattern) if path not in logs)
-        if not found:
-            raise ValueError(f"data.log_files: expected {folder / pattern} to exist, found no file")
-        logs += found
-    tables: list[pathlib.Path | None] = []
-    for field, name in (("users", section.users_file), ("items", section.items_file)):
-        if name and not (folder / name).is_file():
-            raise ValueError(f"data.{field}_file: expected {folder / name} to exist, found no file")
-        tables.append(folder / name if name else None)
-    return _Files(logs, *tables)
 
 
 def by_count(values: pl.Series) -> list[str]:

@@ -195,8 +195,8 @@ class SyntheticWorldConfig(schema.DataConfig):
 class _SimulatedLogConfig(custom.CustomConfig):
     """The generated files, with what a user liked by its creators as well: `creator_history`."""
 
-    def _load(self, files: Any) -> assemble.Dataset:
-        dataset = super()._load(files)
+    def _load(self, *files: Any) -> assemble.Dataset:
+        dataset = super()._load(*files)
         creators = dataset.items.frame.select(pl.col("item_id").alias("item"), "creator")
         liked = dataset.positives.join(creators, on="item").select("user", "time_s", "creator")
         log = events.BehaviorLog("creator_history", ("creator",), lambda: iter((liked,)))
