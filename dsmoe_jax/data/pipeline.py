@@ -120,14 +120,9 @@ def _runs(
 
 def _overlapping(values_EF: np.ndarray, max_len: int) -> np.ndarray:
     """A view: row i is rows i to i + `max_len` of a contiguous array, end to end."""
-    rows, num_columns = values_EF.shape
-    row_bytes = num_columns * values_EF.itemsize
-    return np.lib.stride_tricks.as_strided(
-        values_EF,
-        (rows - max_len + 1, max_len * num_columns),
-        (row_bytes, values_EF.itemsize),
-        writeable=False,
-    )
+    width = values_EF.shape[1]
+    windows = np.lib.stride_tricks.sliding_window_view(values_EF.ravel(), max_len * width)
+    return windows[::width]
 
 
 def read_corpus(

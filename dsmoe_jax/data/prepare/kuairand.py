@@ -38,13 +38,8 @@ _LOG_COLUMNS = (
     columns.Column("is_click", "int", low=0, high=1),
     columns.Column("tab", "int", low=0, high=_NUM_TABS - 1),
 )
-_RANGES = (
-    "follow_user_num_range",
-    "fans_user_num_range",
-    "friend_user_num_range",
-    "register_days_range",
-)
 _COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+_RANGES = tuple(f"{name}_range" for name in _COUNTS)
 _ONEHOTS = tuple(f"onehot_feat{i}" for i in range(18))
 _USER_SPARSE = (
     "user_active_degree", "is_live_streamer", "is_video_author", *_RANGES, *_ONEHOTS
