@@ -21,8 +21,9 @@ corpus (row 0 is padding), X combinations of prior settings, Y of them that diff
 import dataclasses
 import functools
 import itertools
+import operator
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,8 @@ HALF_LIVES_DAYS = (None, 4.0, 2.0)
 PRIOR_CLICKS = (3.0, 10.0, 30.0)
 
 Settings = dict[str, Any]
+# Recall on validation queries, the settings and the scorer that has it.
+Scored = tuple[float, Settings, linear.Scorer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +78,9 @@ class Baseline:
         return {**self.test.summarise(), "validation": validation, "settings": self.settings}
 
 
-class Choice(NamedTuple):
-    """What validation prefers so far: its recall, its settings and its scorer."""
-
-    recall: float
-    settings: Settings
-    scorer: linear.Scorer | None
-
-    def better(self, recall: float, settings: Settings, scorer: linear.Scorer) -> "Choice":
-        """The better of this and another; the earlier one where they are equal."""
-        return Choice(recall, settings, scorer) if recall > self.recall else self
+def best(found: Iterable[Scored | None]) -> Scored | None:
+    """What validation prefers of what there is; the earliest where several are equal."""
+    return max(filter(None, found), key=operator.itemgetter(0), default=None)
 
 
 def evaluate_baselines(
@@ -187,16 +183,12 @@ class PriorChooser:
         self, candidates: Iterable[tuple[Settings, linear.Scorer]]
     ) -> tuple[Settings, linear.Scorer]:
         """The best of all candidates with all priors: its settings and the combined scorer."""
-        best = Choice(-1.0, {}, None)
-        for settings, scorer in candidates:
-            best = best.better(*self.add_prior(settings, scorer))
-        if best.scorer is None:
+        found = best(itertools.starmap(self.add_prior, candidates))
+        if found is None:
             raise ValueError("candidates: expected at least one scorer to choose from, got none")
-        return best.settings, best.scorer
+        return found[1:]
 
-    def add_prior(
-        self, settings: Settings, scorer: linear.Scorer
-    ) -> tuple[float, Settings, linear.Scorer]:
+    def add_prior(self, settings: Settings, scorer: linear.Scorer) -> Scored:
         """A scorer with its best prior: macro recall@k, all settings, and the two combined."""
         recall_X = self.macro_recalls(scorer)
         prior = self._grid[int(recall_X.argmax())]

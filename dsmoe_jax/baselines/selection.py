@@ -42,26 +42,24 @@ def evaluate_trials(
     """
     chooser = builtin.make_chooser(store, config, seed=seed)
     metric = f"recall@{config.k[0]}"
-    plain = with_prior = builtin.Choice(-1.0, {}, None)
+    plain: builtin.Scored | None = None
+    with_prior: builtin.Scored | None = None
     for number, (settings, scorer) in enumerate(itertools.islice(trials, NUM_TRIALS), start=1):
         ranked = rank_by_popularity_if_constant(scorer, store)
         found = evaluators.evaluate_scores(
             store, config, "validation", chooser.query_Q, functools.partial(ranked, "validation")
         )
         recall = found.summarise()["macro"][metric]
-        plain = plain.better(recall, settings, ranked)
+        plain = builtin.best((plain, (recall, settings, ranked)))
         combined = chooser.add_prior(settings, scorer)
-        with_prior = with_prior.better(*combined)
+        with_prior = builtin.best((with_prior, combined))
         runlog.say(
             f"{name}, trial {number} of {NUM_TRIALS}: validation macro {metric} "
             f"{100 * recall:.1f} %, with the prior {100 * combined[0]:.1f} %, {settings}"
         )
-    if plain.scorer is None or with_prior.scorer is None:
+    if plain is None or with_prior is None:
         raise ValueError(f"{name}: expected at least one trial to choose from, got none")
-    rows = [
-        (name, plain.settings, plain.scorer),
-        (f"{name} + scenario prior", with_prior.settings, with_prior.scorer),
-    ]
+    rows = [(name, *plain[1:]), (f"{name} + scenario prior", *with_prior[1:])]
     return builtin.evaluate_rows(store, config, rows, seed=seed)
 
 
