@@ -191,14 +191,13 @@ def write(
     positives = rule.order(
         examples.number_positives(dataset.positives, users, items, S, rule.last_day)
     )
-    splits.check_splits(positives, rule, dataset.scenarios)
     queries = {
         split: splits.split_queries(positives, rule, split, len(items.raw_id))
         for split in store_lib.SPLITS
     }
-    splits.check_queries(queries, rule, dataset.scenarios)
-    counts = splits.count(positives, rule, queries, dataset.scenarios)
-    counts = {"users": len(users.raw_id) - 1, "items": len(items.raw_id) - 1, **counts}
+    of_scenarios = splits.count(positives, rule, queries, dataset.scenarios)
+    splits.check(of_scenarios, rule)
+    counts = {"users": len(users.raw_id) - 1, "items": len(items.raw_id) - 1, **of_scenarios}
     with store_lib.StoreWriter(store_dir) as writer:
         _write_table(writer, users, "users")
         _write_table(writer, items, "items")

@@ -126,46 +126,6 @@ class LeaveOneOut:
 Split = ByDay | LeaveOneOut
 
 
-def check_splits(positives: examples.Positives, rule: Split, scenarios: tuple[str, ...]) -> None:
-    """Refuses a split without positives and a scenario without training positives.
-
-    Raises:
-      ValueError: Naming the split or the scenario.
-    """
-    if not len(positives.user_E):
-        raise ValueError("positives: expected at least one in the kept scenarios, got none")
-    for split in ("train", *store_lib.SPLITS):
-        if not rule.members(positives, split).any():
-            raise ValueError(
-                f"split {split!r}{_span(rule, split)}: expected at least one positive, got none; "
-                + _mend(rule, "add log files or change data.validation_days, data.test_days")
-            )
-    for name, count in _count(positives.scenario_E[rule.members(positives, "train")], scenarios):
-        if not count:
-            raise ValueError(
-                f"scenario {name!r}: expected at least one training positive"
-                f"{_span(rule, 'train')}, got none; add log files or leave the scenario out"
-            )
-
-
-def check_queries(
-    queries: dict[str, windows.QuerySet], rule: Split, scenarios: tuple[str, ...]
-) -> None:
-    """Refuses a scenario that has no query to be evaluated on.
-
-    Raises:
-      ValueError: Naming split and scenario.
-    """
-    for split, query in queries.items():
-        for name, count in _count(query.scenario_Q, scenarios):
-            if not count:
-                mend = _mend(rule, f"hold out more days (data.{split}_days)")
-                raise ValueError(
-                    f"scenario {name!r}: expected at least one {split} query (a user with a "
-                    f"positive not clicked before), got none; {mend} or leave the scenario out"
-                )
-
-
 def split_queries(
     positives: examples.Positives, rule: Split, split: str, num_items: int
 ) -> windows.QuerySet:
@@ -186,7 +146,7 @@ def count(
     rule: Split,
     queries: dict[str, windows.QuerySet],
     scenarios: tuple[str, ...],
-) -> dict[str, Any]:
+) -> dict[str, dict[str, int]]:
     """Training positives, queries and held-out positives by scenario.
 
     Held-out positives are those of the log; a query's relevant items may be fewer.
@@ -195,7 +155,41 @@ def count(
     for split, query in queries.items():
         columns[f"{split}_queries"] = query.scenario_Q
         columns[f"{split}_positives"] = positives.scenario_E[rule.members(positives, split)]
-    return {name: dict(_count(scenario_X, scenarios)) for name, scenario_X in columns.items()}
+    S = len(scenarios)
+    return {
+        name: dict(zip(scenarios, np.bincount(scenario_X, minlength=S).tolist(), strict=True))
+        for name, scenario_X in columns.items()
+    }
+
+
+def check(counts: dict[str, dict[str, int]], rule: Split) -> None:
+    """Refuses a split without positives, and a scenario without training positives or a query.
+
+    Raises:
+      ValueError: Naming the split or the scenario.
+    """
+    if not any(sum(by_scenario.values()) for by_scenario in counts.values()):
+        raise ValueError("positives: expected at least one in the kept scenarios, got none")
+    for split in ("train", *store_lib.SPLITS):
+        if not sum(counts["train" if split == "train" else f"{split}_positives"].values()):
+            raise ValueError(
+                f"split {split!r}{_span(rule, split)}: expected at least one positive, got none; "
+                + _mend(rule, "add log files or change data.validation_days, data.test_days")
+            )
+    for name, number in counts["train"].items():
+        if not number:
+            raise ValueError(
+                f"scenario {name!r}: expected at least one training positive"
+                f"{_span(rule, 'train')}, got none; add log files or leave the scenario out"
+            )
+    for split in store_lib.SPLITS:
+        for name, number in counts[f"{split}_queries"].items():
+            if not number:
+                mend = _mend(rule, f"hold out more days (data.{split}_days)")
+                raise ValueError(
+                    f"scenario {name!r}: expected at least one {split} query (a user with a "
+                    f"positive not clicked before), got none; {mend} or leave the scenario out"
+                )
 
 
 def describe(positives: examples.Positives, rule: Split) -> dict[str, dict[str, Any]]:
@@ -217,11 +211,6 @@ def describe(positives: examples.Positives, rule: Split) -> dict[str, dict[str, 
 
 def _take(positives: examples.Positives, chosen: np.ndarray) -> examples.Positives:
     return examples.Positives(*(values[chosen] for values in positives))
-
-
-def _count(scenario_X: np.ndarray, scenarios: tuple[str, ...]) -> list[tuple[str, int]]:
-    count_S = np.bincount(scenario_X, minlength=len(scenarios))
-    return list(zip(scenarios, count_S.tolist(), strict=True))
 
 
 def _mend(rule: Split, by_day: str) -> str:

@@ -1,12 +1,21 @@
 import numpy as np
 import pytest
 
+from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import examples, splits, windows
 from tests.data.prepare import test_examples
 
 number, ROWS = test_examples.number, test_examples.ROWS
 BY_DAY = splits.ByDay(train=[1, 2], validation=[3], test=[4], utc_offset_s=3_600)
 LEAVE_ONE_OUT = splits.LeaveOneOut()
+
+
+def check(positives, rule, scenarios):
+    queries = {
+        split: splits.split_queries(positives, rule, split, num_items=6)
+        for split in store_lib.SPLITS
+    }
+    splits.check(splits.count(positives, rule, queries, scenarios), rule)
 
 
 def test_by_day_training_rows_end_before_themselves_and_queries_before_their_split():
@@ -93,18 +102,21 @@ def test_left_out_splits_are_described_with_their_first_and_last_day():
 def test_users_with_too_few_positives_alone_are_refused():
     few = LEAVE_ONE_OUT.order(examples.Positives(*(values[4:] for values in SEQUENCES)))
     with pytest.raises(ValueError, match=r"split 'validation': .* add users with at least 3 pos"):
-        splits.check_splits(few, LEAVE_ONE_OUT, ("A", "B"))
+        check(few, LEAVE_ONE_OUT, ("A", "B"))
 
 
 def test_a_held_out_repetition_is_no_query():
-    positives = SEQUENCES._replace(item_E=np.array([3, 1, 2, 3, 4, 3]))
-    query = splits.split_queries(LEAVE_ONE_OUT.order(positives), LEAVE_ONE_OUT, "test", num_items=6)
+    positives = SEQUENCES._replace(
+        item_E=np.array([3, 1, 2, 3, 4, 3]), scenario_E=np.zeros(6, np.int64)
+    )
+    positives = LEAVE_ONE_OUT.order(positives)
+    query = splits.split_queries(positives, LEAVE_ONE_OUT, "test", num_items=6)
     assert not len(query.user_Q)
     with pytest.raises(ValueError, match=r"scenario 'A': .* one test query .* or leave"):
-        splits.check_queries({"test": query}, LEAVE_ONE_OUT, ("A", "B"))
+        check(positives, LEAVE_ONE_OUT, ("A",))
 
 
 @pytest.mark.parametrize("rule", [BY_DAY, LEAVE_ONE_OUT])
 def test_no_positive_at_all_is_refused(rule):
     with pytest.raises(ValueError, match="expected at least one in the kept scenarios, got none"):
-        splits.check_splits(number([]), rule, ("A", "B"))
+        check(number([]), rule, ("A", "B"))
