@@ -17,7 +17,6 @@ import polars as pl
 from dsmoe_jax import runlog
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import alimama
-from dsmoe_jax.data.synthetic import exposures as exposures_lib
 from dsmoe_jax.data.synthetic import folders, official_columns, tastes
 
 OFFICIAL_USERS = 1_141_729
@@ -113,7 +112,7 @@ def write_alimama(folder: pathlib.Path, size: SyntheticAlimamaConfig) -> None:
     frame.write_csv(folder / alimama.ADS_FILE)
     profiles = _make_profiles(size.generator_seed, preferences, level_U, user_id_U)
     profiles.write_csv(folder / alimama.PROFILES_FILE)
-    exposures = exposures_lib.Exposures(preferences, follow_share=0.2)
+    exposures = tastes.Exposures(preferences, follow_share=0.2)
     _write_logs(folder, size, _World(exposures, level_U, user_id_U, ads))
 
 
@@ -130,7 +129,7 @@ class _Ads(NamedTuple):
 class _World(NamedTuple):
     """Who is in the logs, and what they are shown; levels are the city levels less 1."""
 
-    exposures: exposures_lib.Exposures
+    exposures: tastes.Exposures
     level_U: np.ndarray
     user_id_U: np.ndarray
     ads: _Ads
@@ -338,7 +337,7 @@ def _sample_frame(
     level_B = world.level_U[user_B]
     item_B, utility_B = world.exposures.draw(rng, user_B, level_B, recent_BL)
     rate_S = np.full(len(_LEVEL_SHARE), _CLICK_RATE)
-    click_B = exposures_lib.draw_clicks(rng, utility_B, level_B, rate_S)
+    click_B = tastes.draw_clicks(rng, utility_B, level_B, rate_S)
     order = rng.permutation(len(user_B))
     click_B = click_B[order].astype(np.int64)
     return pl.DataFrame(

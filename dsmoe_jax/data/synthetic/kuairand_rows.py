@@ -16,7 +16,7 @@ import polars as pl
 
 from dsmoe_jax import runlog
 from dsmoe_jax.data.prepare import kuairand
-from dsmoe_jax.data.synthetic import exposures, folders, kuairand_tables, tastes
+from dsmoe_jax.data.synthetic import folders, kuairand_tables, tastes
 
 OFFICIAL_IMPRESSIONS = 1_141_112 + 295_497
 OFFICIAL_RANDOM_IMPRESSIONS = 1_186_059
@@ -145,7 +145,7 @@ class _Feed:
     def __init__(self, size: SyntheticKuaiRandConfig, preferences: tastes.Preferences):
         rng = folders.random_stream(size.generator_seed, "feed")
         self._preferences = preferences
-        self._exposures = exposures.Exposures(preferences, follow_share=0.2)
+        self._exposures = tastes.Exposures(preferences, follow_share=0.2)
         self._activity_U = rng.standard_gamma(1.5, size.num_users) + 0.02
         share = _TAB_ROWS / _TAB_ROWS.sum()
         mix_US = rng.standard_gamma(_TAB_CONCENTRATION * share[None], (size.num_users, len(share)))
@@ -168,10 +168,10 @@ class _Feed:
         item_B, utility_B = self._exposures.draw(rng, user_B, tab_B, self._recent_UL[user_B])
         kept = self._keep_new(user_B * len(self._preferences.item_VD) + item_B, rows)
         user_B, tab_B, item_B = user_B[kept], tab_B[kept], item_B[kept]
-        click_B = exposures.draw_clicks(rng, utility_B[kept], tab_B, _TAB_CLICK_RATE)
+        click_B = tastes.draw_clicks(rng, utility_B[kept], tab_B, _TAB_CLICK_RATE)
         # Rows are independent given the day before, so times can be dealt out in order.
         time_ms_B = np.sort(folders.draw_time_of_day_ms(rng, len(user_B)))
-        self._recent_UL = exposures.update_recent(
+        self._recent_UL = tastes.update_recent(
             self._recent_UL, user_B[click_B], self._preferences.creator_V[item_B[click_B]]
         )
         return user_B, tab_B, item_B, click_B, time_ms_B
@@ -208,7 +208,7 @@ def _write_random(
             vector_BD = tastes.user_vectors(preferences, user_B, tab_B)
             utility_B = np.einsum("bd,bd->b", vector_BD, preferences.item_VD[item_B])
             rate_S = np.full(len(_TAB_ROWS), 0.2)
-            click_B = exposures.draw_clicks(rng, utility_B, tab_B, rate_S)
+            click_B = tastes.draw_clicks(rng, utility_B, tab_B, rate_S)
             time_ms_B = np.sort(folders.draw_time_of_day_ms(rng, rows))
             frame = _to_frame(rng, day, duration_V, user_B, tab_B, item_B, click_B, time_ms_B)
             folders.append_csv(file, frame.with_columns(is_rand=pl.lit(1)))

@@ -28,7 +28,7 @@ from dsmoe_jax import runlog
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import assemble, custom, events
-from dsmoe_jax.data.synthetic import exposures, folders, tastes
+from dsmoe_jax.data.synthetic import folders, tastes
 
 TRUTH_FILE = "truth.npz"
 # 2024-01-01 00:00 UTC.
@@ -180,7 +180,7 @@ class SyntheticWorldConfig(schema.DataConfig):
             item_B = _draw_softmax(rng, score_BV + available_BV[row])
             item_BT[row, t] = item_B
             available_BV[row, item_B] = -np.inf
-            recent_BL = exposures.update_recent(recent_BL, row, preferences.creator_V[item_B])
+            recent_BL = tastes.update_recent(recent_BL, row, preferences.creator_V[item_B])
         kept_BT = item_BT >= 0
         return pl.DataFrame(
             {
