@@ -13,7 +13,7 @@ import polars as pl
 
 from dsmoe_jax import runlog
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import ahead, entities, windows
+from dsmoe_jax.data.prepare import entities, read, windows
 
 _PARTITIONS = 64
 
@@ -61,7 +61,7 @@ def write_behavior(
     ids = writer.append_array(f"sequence_{log.name}", np.int32, len(log.fields))
     times = writer.append_array(f"sequence_{log.name}_time", np.int32)
     found = [(np.zeros(len(r.user_X), np.int64), np.zeros(len(r.user_X), np.int64)) for r in rows]
-    parts = ahead.one_ahead(_sorted_parts(scratch, width=2 + len(log.fields)))
+    parts = read.one_ahead(_sorted_parts(scratch, width=2 + len(log.fields)))
     bar = runlog.bar(parts, desc=f"sort {log.name}", total=_PARTITIONS)
     for part, event_EF in enumerate(bar):
         user_E, time_E = event_EF[:, 0].astype(np.int64), event_EF[:, 1].astype(np.int64)

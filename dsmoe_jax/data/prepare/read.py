@@ -1,7 +1,7 @@
 """Raw tables, read in typed blocks of rows.
 
-Owns reading of comma-separated files (`.csv`, `.csv.gz`) and Parquet, and finding the row that is
-to blame when that fails. Does not own what a cell may hold (`columns.py`).
+Owns reading of comma-separated files (`.csv`, `.csv.gz`) and Parquet, also one block ahead, and
+finding the row that is to blame when that fails. Does not own what a cell may hold (`columns.py`).
 
 Rows are numbered as a person sees them in the file: in a CSV file the header is row 1; in a
 Parquet file the first record is row 1. Blocks keep memory bounded whatever the file's size. A line
@@ -11,6 +11,7 @@ break inside a quoted field is refused, so that a row is a line.
         ...
 """
 
+import concurrent.futures
 import csv
 import gzip
 import io
@@ -18,14 +19,15 @@ import json
 import pathlib
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import polars as pl
 
 from dsmoe_jax import runlog
-from dsmoe_jax.data.prepare import ahead
 from dsmoe_jax.data.prepare import columns as columns_lib
+
+T = TypeVar("T")
 
 BLOCK_BYTES = 1 << 23
 # Beside files that `data/synthetic/` generated.
@@ -77,11 +79,30 @@ def iterate(
         raise ValueError(f"{path}: expected a file, found none; check the folder and the name")
     blocks = _parquet_blocks if path.suffix == ".parquet" else _csv_blocks
     rows = 0
-    for frame in ahead.one_ahead(blocks(path, columns, block_bytes)):
+    for frame in one_ahead(blocks(path, columns, block_bytes)):
         rows += frame.height
         yield frame
     if not rows:
         raise ValueError(f"{path}: expected at least one row, found none; add rows to the file")
+
+
+def one_ahead(values: Generator[T, None, None]) -> Iterator[T]:
+    """The same values in the same order; the next one is made while one is used.
+
+    Parsing, sorting and hashing leave the interpreter free, so two cores share them. What the
+    generator raises is raised here, in its turn. At most two values are alive at once.
+    """
+    end: Any = object()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        try:
+            coming = pool.submit(next, values, end)
+            while (value := coming.result()) is not end:
+                coming = pool.submit(next, values, end)
+                yield cast(T, value)
+        finally:
+            # A consumer that leaves early leaves the generator suspended.
+            concurrent.futures.wait([coming])
+            values.close()
 
 
 def _csv_blocks(
