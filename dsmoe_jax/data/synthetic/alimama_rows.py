@@ -17,7 +17,7 @@ import polars as pl
 from dsmoe_jax import runlog
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import alimama
-from dsmoe_jax.data.synthetic import folders, official_columns, tastes
+from dsmoe_jax.data.synthetic import files, tastes
 
 OFFICIAL_USERS = 1_141_729
 OFFICIAL_ADS = 846_811
@@ -80,11 +80,11 @@ class SyntheticAlimamaConfig(alimama.AlimamaConfig):
 
     def generate(self, folder: str) -> pathlib.Path:
         """Writes the four files into `folder`, unless they are there; returns it."""
-        return folders.generate(
+        return files.generate(
             folder,
             title="Alimama's display-advertising logs",
             note=NOTE,
-            settings=folders.own_fields(self, alimama.AlimamaConfig),
+            settings=files.own_fields(self, alimama.AlimamaConfig),
             write=lambda partial: write_alimama(partial, self),
         )
 
@@ -96,17 +96,15 @@ def write_alimama(folder: pathlib.Path, size: SyntheticAlimamaConfig) -> None:
       ValueError: If a size is too small for the tables' distinct values.
     """
     rows = size.num_users
-    folders.check_least(
-        size, num_users=400, num_items=400, num_impressions=rows, num_behaviors=rows
-    )
+    files.check_least(size, num_users=400, num_items=400, num_impressions=rows, num_behaviors=rows)
     preferences = tastes.make_preferences(
         size.generator_seed,
         share_S=_LEVEL_SHARE,
         num_users=size.num_users,
         creator_V=_draw_brands(size.generator_seed, size.num_items),
     )
-    rng = folders.random_stream(size.generator_seed, "levels")
-    level_U = official_columns.deal(rng, _LEVEL_SHARE, size.num_users)
+    rng = files.random_stream(size.generator_seed, "levels")
+    level_U = files.deal(rng, _LEVEL_SHARE, size.num_users)
     user_id_U = 1 + rng.permutation(size.num_users)
     frame, ads = _make_ads(size.generator_seed, preferences)
     frame.write_csv(folder / alimama.ADS_FILE)
@@ -137,11 +135,11 @@ class _World(NamedTuple):
 
 def _draw_brands(seed: int, num_ads: int) -> np.ndarray:
     """Brand code of every ad, int64 [V]; -1 for the 29 % of ads that have none."""
-    rng = folders.random_stream(seed, "brands")
-    num_brands = folders.scaled(99_814, OFFICIAL_ADS, num_ads)
-    branded_V = ~folders.exact_mask(rng, num_ads, round(_BRAND_NULL_SHARE * num_ads))
+    rng = files.random_stream(seed, "brands")
+    num_brands = files.scaled(99_814, OFFICIAL_ADS, num_ads)
+    branded_V = ~files.exact_mask(rng, num_ads, round(_BRAND_NULL_SHARE * num_ads))
     brand_V = np.full(num_ads, -1)
-    brand_V[branded_V] = folders.covering_codes(rng, int(branded_V.sum()), num_brands, 0.7)
+    brand_V[branded_V] = files.covering_codes(rng, int(branded_V.sum()), num_brands, 0.7)
     return brand_V
 
 
@@ -150,12 +148,12 @@ def _make_ads(seed: int, preferences: tastes.Preferences) -> tuple[pl.DataFrame,
 
     The creators of the preferences are the brands (`_draw_brands`).
     """
-    rng = folders.random_stream(seed, "ads")
+    rng = files.random_stream(seed, "ads")
     num_ads, brand_V = len(preferences.item_VD), preferences.creator_V
     # Fewer ads do not come in proportionally fewer categories.
     num_categories = round(6_769 * min(1.0, num_ads / OFFICIAL_ADS) ** 0.5)
-    share = folders.zipf_shares(num_categories)
-    category_V = official_columns.by_score(rng, preferences.item_VD[:, 0], share)
+    share = files.zipf_shares(num_categories)
+    category_V = files.by_score(rng, preferences.item_VD[:, 0], share)
     num_brands = int(brand_V.max()) + 1
     # The behaviour log knows about twice the categories and five times the brands.
     category_ids = 1 + rng.permutation(2 * num_categories)
@@ -168,7 +166,7 @@ def _make_ads(seed: int, preferences: tastes.Preferences) -> tuple[pl.DataFrame,
     brand = pl.when(pl.Series(brand_V >= 0)).then(pl.Series(brand_id_V).cast(pl.String))
     adgroup_id_V = 1 + rng.permutation(num_ads)
     campaign_V, customer_V = (
-        folders.covering_codes(rng, num_ads, folders.scaled(distinct, OFFICIAL_ADS, num_ads), 0.5)
+        files.covering_codes(rng, num_ads, files.scaled(distinct, OFFICIAL_ADS, num_ads), 0.5)
         for distinct in (423_436, 255_876)
     )
     frame = pl.DataFrame(
@@ -193,19 +191,19 @@ def _make_profiles(
     Codes follow the users' taste. `level_U` is every user's city level less 1, also where the file
     hides it.
     """
-    rng = folders.random_stream(seed, "profiles")
+    rng = files.random_stream(seed, "profiles")
     num_users = len(user_id_U)
-    missing = folders.scaled(_USERS_WITHOUT_PROFILE, OFFICIAL_USERS, num_users)
-    user = np.flatnonzero(~folders.exact_mask(rng, num_users, missing))
+    missing = files.scaled(_USERS_WITHOUT_PROFILE, OFFICIAL_USERS, num_users)
+    user = np.flatnonzero(~files.exact_mask(rng, num_users, missing))
     taste_UD = preferences.user_UD[user]
 
     def codes(dim: int, count: int, exponent: float = 0.5) -> np.ndarray:
-        share = folders.zipf_shares(count, exponent)
-        return official_columns.by_score(rng, taste_UD[:, dim], share)
+        share = files.zipf_shares(count, exponent)
+        return files.by_score(rng, taste_UD[:, dim], share)
 
     def hide(values: np.ndarray, share: float) -> pl.Series:
-        mask = folders.exact_mask(rng, len(user), round(share * len(user)))
-        return official_columns.with_nulls(values, mask)
+        mask = files.exact_mask(rng, len(user), round(share * len(user)))
+        return files.with_nulls(values, mask)
 
     frame = pl.DataFrame(
         {
@@ -224,33 +222,33 @@ def _make_profiles(
 
 
 def _write_logs(folder: pathlib.Path, size: SyntheticAlimamaConfig, world: _World) -> None:
-    rng = folders.random_stream(size.generator_seed, "activity")
+    rng = files.random_stream(size.generator_seed, "activity")
     activity_U = np.exp(rng.standard_normal(size.num_users))
-    impressions_U = 1 + folders.spread_counts(activity_U, size.num_impressions - size.num_users)
+    impressions_U = 1 + files.spread_counts(activity_U, size.num_impressions - size.num_users)
     repeats = round(_DUPLICATE_SHARE * size.num_behaviors)
     # Who sees many ads does much else too, but not in proportion.
     activity_U = activity_U**0.5 * np.exp(0.8 * rng.standard_normal(size.num_users))
-    behaviors_U = folders.spread_counts(activity_U, size.num_behaviors - repeats)
+    behaviors_U = files.spread_counts(activity_U, size.num_behaviors - repeats)
     edges = _block_edges(behaviors_U + impressions_U)
     kept_N = np.diff(np.concatenate([[0], np.cumsum(behaviors_U)])[edges])
-    repeats_N = folders.spread_counts(kept_N, repeats)
-    impossible = folders.scaled(_IMPOSSIBLE_TIMES, OFFICIAL_BEHAVIORS, size.num_behaviors, 3)
-    impossible_N = folders.spread_counts(kept_N, impossible)
+    repeats_N = files.spread_counts(kept_N, repeats)
+    impossible = files.scaled(_IMPOSSIBLE_TIMES, OFFICIAL_BEHAVIORS, size.num_behaviors, 3)
+    impossible_N = files.spread_counts(kept_N, impossible)
     with (
         (folder / alimama.SAMPLES_FILE).open("wb") as samples,
         (folder / alimama.BEHAVIORS_FILE).open("wb") as behaviors,
         runlog.bar(total=size.num_behaviors, desc="generate", delay=2) as bar,
     ):
         for block, (low, high) in enumerate(itertools.pairwise(edges)):
-            rng = folders.random_stream(size.generator_seed, "block", block)
+            rng = files.random_stream(size.generator_seed, "block", block)
             user_B = np.arange(low, high)
             log = _draw_behaviors(rng, world, user_B, behaviors_U[low:high])
             counts = int(repeats_N[block]), int(impossible_N[block])
             frame = _behavior_frame(rng, world, log, *counts)
-            folders.append_csv(behaviors, frame)
+            files.append_csv(behaviors, frame)
             bar.update(frame.height)
             user_B = np.repeat(user_B, impressions_U[low:high])
-            folders.append_csv(samples, _sample_frame(rng, world, log, user_B))
+            files.append_csv(samples, _sample_frame(rng, world, log, user_B))
 
 
 def _block_edges(rows_U: np.ndarray) -> np.ndarray:
@@ -280,7 +278,7 @@ def _draw_behaviors(
     interest, _ = world.exposures.draw(rng, owner, world.level_U[owner], recent_BL)
     rows = int(count_B.sum())
     place_E = np.repeat(np.arange(len(user_B)), count_B)
-    pick_E = folders.draw_shares(rng, folders.zipf_shares(_INTERESTS), rows)
+    pick_E = files.draw_shares(rng, files.zipf_shares(_INTERESTS), rows)
     item_E = interest[place_E * _INTERESTS + pick_E]
     # Every tenth behaviour is on what somebody else likes.
     stray_E = rng.random(rows) < 0.1
@@ -296,7 +294,7 @@ def _draw_behaviors(
 
 def _draw_times(rng: np.random.Generator, rows: int, start_s: int, days: int) -> np.ndarray:
     day_B = rng.integers(0, days, rows)
-    second_B = folders.draw_time_of_day_ms(rng, rows) // 1000
+    second_B = files.draw_time_of_day_ms(rng, rows) // 1000
     return np.asarray(start_s + day_B * store_lib.DAY_S + second_B)
 
 
@@ -305,7 +303,7 @@ def _behavior_frame(
 ) -> pl.DataFrame:
     """The rows of behavior_log.csv, shuffled, some of them twice, few with absurd times."""
     rows, ads = len(log.user_E), world.ads
-    tag_E = folders.draw_shares(rng, _TAG_SHARE, rows)
+    tag_E = files.draw_shares(rng, _TAG_SHARE, rows)
     category_E = ads.category_id_V[log.item_E]
     elsewhere = np.flatnonzero(log.is_elsewhere_E)
     other = rng.integers(0, len(ads.other_category_ids), len(elsewhere))
@@ -321,7 +319,7 @@ def _behavior_frame(
         {
             "user": world.user_id_U[log.user_E[source]],
             "time_stamp": time_E[source],
-            "btag": official_columns.take(_TAGS, tag_E[source]),
+            "btag": files.take(_TAGS, tag_E[source]),
             "cate": category_E[source],
             "brand": ads.brand_id_V[log.item_E[source]],
         }
@@ -345,7 +343,7 @@ def _sample_frame(
             "user": world.user_id_U[user_B[order]],
             "time_stamp": time_B[order],
             "adgroup_id": world.ads.adgroup_id_V[item_B[order]],
-            "pid": official_columns.take(_PIDS, (rng.random(len(order)) < 0.4).astype(np.int64)),
+            "pid": files.take(_PIDS, (rng.random(len(order)) < 0.4).astype(np.int64)),
             "nonclk": 1 - click_B,
             "clk": click_B,
         }

@@ -16,7 +16,7 @@ import polars as pl
 
 from dsmoe_jax import runlog
 from dsmoe_jax.data.prepare import kuairand
-from dsmoe_jax.data.synthetic import folders, kuairand_tables, tastes
+from dsmoe_jax.data.synthetic import files, kuairand_tables, tastes
 
 OFFICIAL_IMPRESSIONS = 1_141_112 + 295_497
 OFFICIAL_RANDOM_IMPRESSIONS = 1_186_059
@@ -77,11 +77,11 @@ class SyntheticKuaiRandConfig(kuairand.KuaiRandConfig):
 
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
-        folder = folders.generate(
+        folder = files.generate(
             self.raw_dir or f"{store_dir}.synthetic",
             title="KuaiRand-Pure",
             note=NOTE,
-            settings=folders.own_fields(self, kuairand.KuaiRandConfig),
+            settings=files.own_fields(self, kuairand.KuaiRandConfig),
             write=lambda partial: write_kuairand(partial, self),
         )
         kuairand.KuaiRandConfig.prepare(dataclasses.replace(self, raw_dir=str(folder)), store_dir)
@@ -93,14 +93,14 @@ def write_kuairand(folder: pathlib.Path, size: SyntheticKuaiRandConfig) -> None:
     Raises:
       ValueError: If a size is too small for the tables' distinct values.
     """
-    folders.check_least(size, num_users=200, num_items=200, num_impressions=2000)
-    rng = folders.random_stream(size.generator_seed, "creators")
+    files.check_least(size, num_users=200, num_items=200, num_impressions=2000)
+    rng = files.random_stream(size.generator_seed, "creators")
     num_creators = min(_NUM_CREATORS, size.num_items // 2)
     preferences = tastes.make_preferences(
         size.generator_seed,
         share_S=_TAB_ROWS,
         num_users=size.num_users,
-        creator_V=folders.covering_codes(rng, size.num_items, num_creators, exponent=0.3),
+        creator_V=files.covering_codes(rng, size.num_items, num_creators, exponent=0.3),
     )
     users = kuairand_tables.make_users(size.generator_seed, preferences)
     users.write_csv(folder / kuairand.USERS_FILE)
@@ -122,12 +122,12 @@ def _write_standard(
     names = ("log_standard_4_08_to_4_21_pure.csv", "log_standard_4_22_to_5_08_pure.csv")
     with (folder / names[0]).open("wb") as early, (folder / names[1]).open("wb") as late:
         for day in runlog.bar(range(_NUM_DAYS), desc="generate days", delay=2):
-            rng = folders.random_stream(size.generator_seed, "standard", day)
+            rng = files.random_stream(size.generator_seed, "standard", day)
             shown = feed.draw_day(rng, int(rows_D[day]))
             frame = _to_frame(rng, day, duration_V, *shown)
             again = np.isin(shown[1], _DOUBLED_TABS) & (rng.random(len(frame)) < _DOUBLED_SHARE)
             frame = frame.select(pl.all().repeat_by(pl.Series(1 + again)).explode())
-            folders.append_csv(early if day < _FILE_DAYS else late, frame)
+            files.append_csv(early if day < _FILE_DAYS else late, frame)
 
 
 def _rows_per_day(num_impressions: int) -> np.ndarray:
@@ -136,14 +136,14 @@ def _rows_per_day(num_impressions: int) -> np.ndarray:
     doubling = 1.0 + _DOUBLED_SHARE * share[list(_DOUBLED_TABS)].sum()
     early, late = 1_141_112 / _FILE_DAYS, 295_497 / (_NUM_DAYS - _FILE_DAYS)
     weight_D = np.where(np.arange(_NUM_DAYS) < _FILE_DAYS, early, late)
-    return folders.spread_counts(weight_D, round(num_impressions / doubling))
+    return files.spread_counts(weight_D, round(num_impressions / doubling))
 
 
 class _Feed:
     """Day after day, who is shown what and clicks; remembers what users saw and clicked."""
 
     def __init__(self, size: SyntheticKuaiRandConfig, preferences: tastes.Preferences):
-        rng = folders.random_stream(size.generator_seed, "feed")
+        rng = files.random_stream(size.generator_seed, "feed")
         self._preferences = preferences
         self._exposures = tastes.Exposures(preferences, follow_share=0.2)
         self._activity_U = rng.standard_gamma(1.5, size.num_users) + 0.02
@@ -161,7 +161,7 @@ class _Feed:
         """
         # Spare rows make up for the videos shown before.
         drawn = rows + rows // 4
-        user_B = folders.draw_shares(rng, self._activity_U, drawn)
+        user_B = files.draw_shares(rng, self._activity_U, drawn)
         position_B = rng.random(drawn)
         tab_B = (position_B[:, None] >= self._tab_edge_US[user_B]).sum(1)
         tab_B = np.minimum(tab_B, len(_TAB_ROWS) - 1)
@@ -170,7 +170,7 @@ class _Feed:
         user_B, tab_B, item_B = user_B[kept], tab_B[kept], item_B[kept]
         click_B = tastes.draw_clicks(rng, utility_B[kept], tab_B, _TAB_CLICK_RATE)
         # Rows are independent given the day before, so times can be dealt out in order.
-        time_ms_B = np.sort(folders.draw_time_of_day_ms(rng, len(user_B)))
+        time_ms_B = np.sort(files.draw_time_of_day_ms(rng, len(user_B)))
         self._recent_UL = tastes.update_recent(
             self._recent_UL, user_B[click_B], self._preferences.creator_V[item_B[click_B]]
         )
@@ -197,11 +197,11 @@ def _write_random(
 ) -> None:
     """The log of randomly exposed videos: uniform users and videos, is_rand = 1, tab 1."""
     days = range(_FILE_DAYS, _NUM_DAYS)
-    total = folders.scaled(OFFICIAL_RANDOM_IMPRESSIONS, OFFICIAL_IMPRESSIONS, size.num_impressions)
-    rows_D = folders.spread_counts(np.ones(len(days)), total)
+    total = files.scaled(OFFICIAL_RANDOM_IMPRESSIONS, OFFICIAL_IMPRESSIONS, size.num_impressions)
+    rows_D = files.spread_counts(np.ones(len(days)), total)
     with (folder / "log_random_4_22_to_5_08_pure.csv").open("wb") as file:
         for day, rows in zip(days, rows_D.tolist(), strict=True):
-            rng = folders.random_stream(size.generator_seed, "random", day)
+            rng = files.random_stream(size.generator_seed, "random", day)
             user_B = rng.integers(0, size.num_users, rows)
             item_B = rng.integers(0, size.num_items, rows)
             tab_B = np.ones(rows, np.int64)
@@ -209,9 +209,9 @@ def _write_random(
             utility_B = np.einsum("bd,bd->b", vector_BD, preferences.item_VD[item_B])
             rate_S = np.full(len(_TAB_ROWS), 0.2)
             click_B = tastes.draw_clicks(rng, utility_B, tab_B, rate_S)
-            time_ms_B = np.sort(folders.draw_time_of_day_ms(rng, rows))
+            time_ms_B = np.sort(files.draw_time_of_day_ms(rng, rows))
             frame = _to_frame(rng, day, duration_V, user_B, tab_B, item_B, click_B, time_ms_B)
-            folders.append_csv(file, frame.with_columns(is_rand=pl.lit(1)))
+            files.append_csv(file, frame.with_columns(is_rand=pl.lit(1)))
 
 
 def _to_frame(

@@ -7,7 +7,7 @@ Shares are those of the published feature files (Gao et al., "KuaiRand", CIKM 20
 import numpy as np
 import polars as pl
 
-from dsmoe_jax.data.synthetic import folders, official_columns, tastes
+from dsmoe_jax.data.synthetic import files, tastes
 
 OFFICIAL_USERS = 27_285
 OFFICIAL_VIDEOS = 7_583
@@ -114,34 +114,34 @@ def make_users(seed: int, preferences: tastes.Preferences) -> pl.DataFrame:
 
     The onehot features follow the users' preferences.
     """
-    rng = folders.random_stream(seed, "users")
+    rng = files.random_stream(seed, "users")
     num_users, num_dims = preferences.user_UD.shape
     columns: dict[str, np.ndarray | pl.Series] = {"user_id": np.arange(num_users)}
-    degree_U = official_columns.deal(rng, np.array([*_DEGREES.values()], np.float64), num_users)
-    columns["user_active_degree"] = official_columns.take(list(_DEGREES), degree_U)
+    degree_U = files.deal(rng, np.array([*_DEGREES.values()], np.float64), num_users)
+    columns["user_active_degree"] = files.take(list(_DEGREES), degree_U)
     columns["is_lowactive_period"] = np.zeros(num_users, np.int64)
     columns["is_live_streamer"] = np.where(rng.random(num_users) < 0.7743, -124, 1)
     columns["is_video_author"] = np.where(rng.random(num_users) < 0.8164, 1, 0)
     for name, (edge, cumulative, ranges) in _COUNTS.items():
-        steps = official_columns.draw_steps(rng, num_users, np.array(edge), np.array(cumulative))
+        steps = files.draw_steps(rng, num_users, np.array(edge), np.array(cumulative))
         value_U = np.minimum(steps.astype(np.int64), edge[-1] - 1)
         columns[name] = value_U
-        columns[f"{name}_range"] = official_columns.to_ranges(value_U, np.array(edge[:-1]), ranges)
+        columns[f"{name}_range"] = files.to_ranges(value_U, np.array(edge[:-1]), ranges)
     no_last_six_U, no_fourth_U = (
-        folders.exact_mask(rng, num_users, folders.scaled(count, OFFICIAL_USERS, num_users))
+        files.exact_mask(rng, num_users, files.scaled(count, OFFICIAL_USERS, num_users))
         for count in (714, 874)
     )
     for i, rows in enumerate(_ONEHOT):
         if isinstance(rows, int):
             # A small data set has fewer codes than the official one, at least two users each.
-            share = folders.zipf_shares(min(rows, num_users // 2), _ONEHOT_EXPONENT)
+            share = files.zipf_shares(min(rows, num_users // 2), _ONEHOT_EXPONENT)
         else:
             share = np.array(rows, np.float64)
-        code_U = official_columns.by_score(rng, preferences.user_UD[:, i % num_dims], share)
+        code_U = files.by_score(rng, preferences.user_UD[:, i % num_dims], share)
         columns[f"onehot_feat{i}"] = code_U
         # Columns with nulls are written as floats.
         if i == 4 or i >= 12:
-            columns[f"onehot_feat{i}"] = official_columns.with_nulls(
+            columns[f"onehot_feat{i}"] = files.with_nulls(
                 code_U.astype(np.float64), no_fourth_U if i == 4 else no_last_six_U
             )
     return pl.DataFrame(columns)
@@ -153,50 +153,48 @@ def make_videos(seed: int, preferences: tastes.Preferences) -> pl.DataFrame:
     Tags follow the videos' taste. Authors and music are nearly one per video, as in the official
     file, so the creators of the preferences are not among the columns.
     """
-    rng = folders.random_stream(seed, "videos")
+    rng = files.random_stream(seed, "videos")
     num_videos = len(preferences.item_VD)
 
     def part(official: int) -> int:
-        return folders.scaled(official, OFFICIAL_VIDEOS, num_videos)
+        return files.scaled(official, OFFICIAL_VIDEOS, num_videos)
 
-    author_V = folders.covering_codes(rng, num_videos, part(6_510), exponent=0.5)
+    author_V = files.covering_codes(rng, num_videos, part(6_510), exponent=0.5)
     author_ids = rng.choice(10**8, author_V.max() + 1, replace=False)
     # A video without music has the music id 0.
-    silent_V = folders.exact_mask(rng, num_videos, part(203))
+    silent_V = files.exact_mask(rng, num_videos, part(203))
     music_V = np.zeros(num_videos, np.int64)
     with_music = num_videos - int(silent_V.sum())
     num_music = min(part(7_202) - 1, with_music)
     music_ids = 1 + rng.choice(10**10, num_music, replace=False)
-    music_code = folders.covering_codes(rng, with_music, num_music, exponent=0.5)
+    music_code = files.covering_codes(rng, with_music, num_music, exponent=0.5)
     music_V[~silent_V] = music_ids[music_code]
-    duration_V = official_columns.draw_steps(rng, num_videos, _DURATION_EDGE_MS, _DURATION_SHARE)
-    size_V = official_columns.deal(rng, _SIZE_SHARE, num_videos)
+    duration_V = files.draw_steps(rng, num_videos, _DURATION_EDGE_MS, _DURATION_SHARE)
+    size_V = files.deal(rng, _SIZE_SHARE, num_videos)
     types = np.array([7506.0, 76, 1])
     music_types = np.array([6665.0, 657, 41, 14, 3])
-    upload_V = official_columns.deal(
-        rng, np.array([*_UPLOAD_TYPES.values()], np.float64), num_videos
-    )
+    upload_V = files.deal(rng, np.array([*_UPLOAD_TYPES.values()], np.float64), num_videos)
     return pl.DataFrame(
         {
             "video_id": np.arange(num_videos),
             "author_id": author_ids[author_V],
-            "video_type": official_columns.take(
-                ["NORMAL", "AD", "UNKNOWN"], official_columns.deal(rng, types, num_videos)
+            "video_type": files.take(
+                ["NORMAL", "AD", "UNKNOWN"], files.deal(rng, types, num_videos)
             ),
-            "upload_dt": official_columns.take(
+            "upload_dt": files.take(
                 ["2022-04-09", "2022-04-10", "2022-04-11"],
-                folders.draw_shares(rng, np.array([2832.0, 3424, 1327]), num_videos),
+                files.draw_shares(rng, np.array([2832.0, 3424, 1327]), num_videos),
             ),
-            "upload_type": official_columns.take(list(_UPLOAD_TYPES), upload_V),
+            "upload_type": files.take(list(_UPLOAD_TYPES), upload_V),
             "visible_status": np.zeros(num_videos),
-            "video_duration": official_columns.with_nulls(
-                duration_V.round(), folders.exact_mask(rng, num_videos, part(239))
+            "video_duration": files.with_nulls(
+                duration_V.round(), files.exact_mask(rng, num_videos, part(239))
             ),
             "server_width": _SIZES[size_V, 0].astype(np.float64),
             "server_height": _SIZES[size_V, 1].astype(np.float64),
             "music_id": music_V,
-            "music_type": official_columns.with_nulls(
-                np.array([9.0, 4, 8, 7, 11])[folders.draw_shares(rng, music_types, num_videos)],
+            "music_type": files.with_nulls(
+                np.array([9.0, 4, 8, 7, 11])[files.draw_shares(rng, music_types, num_videos)],
                 silent_V,
             ),
             "tag": _make_tags(rng, preferences, part(96)),
@@ -210,10 +208,10 @@ def _make_tags(
     """Comma-joined tag ids: one for 3 of 4 videos, two for most others, rarely three or none."""
     num_videos = len(preferences.item_VD)
     # The dimensions of taste that the users' onehot_feat1 and onehot_feat7 follow.
-    first_V = official_columns.by_score(rng, preferences.item_VD[:, 1], _TAG_ROWS, noise=0.1) + 1
-    second_V = official_columns.by_score(rng, preferences.item_VD[:, 7], _TAG_ROWS, noise=0.1) + 1
-    third_V = folders.draw_shares(rng, _TAG_ROWS, num_videos) + 1
-    count_V = 1 + folders.draw_shares(rng, np.array([5696.0, 1759, 32]), num_videos)
+    first_V = files.by_score(rng, preferences.item_VD[:, 1], _TAG_ROWS, noise=0.1) + 1
+    second_V = files.by_score(rng, preferences.item_VD[:, 7], _TAG_ROWS, noise=0.1) + 1
+    third_V = files.draw_shares(rng, _TAG_ROWS, num_videos) + 1
+    count_V = 1 + files.draw_shares(rng, np.array([5696.0, 1759, 32]), num_videos)
     # A video does not carry a tag twice.
     second_V = np.where(second_V == first_V, second_V % len(_TAG_ROWS) + 1, second_V)
     clash_V = (third_V == first_V) | (third_V == second_V)
@@ -221,4 +219,4 @@ def _make_tags(
     frame = pl.DataFrame({"n": count_V, "a": first_V, "b": second_V, "c": third_V})
     tags = pl.concat_list(pl.col("a", "b", "c").cast(pl.String)).list.head(pl.col("n"))
     text = frame.select(tags.list.join(",")).to_series()
-    return official_columns.with_nulls(text, folders.exact_mask(rng, num_videos, num_null))
+    return files.with_nulls(text, files.exact_mask(rng, num_videos, num_null))

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from dsmoe_jax.data.prepare import movielens
-from dsmoe_jax.data.synthetic import folders
+from dsmoe_jax.data.synthetic import files
 
 GENRES = (
     "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
@@ -57,11 +57,11 @@ class SyntheticMovieLensConfig(movielens.MovieLensConfig):
 
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
-        folder = folders.generate(
+        folder = files.generate(
             self.raw_dir or f"{store_dir}.synthetic",
             title="MovieLens-1M",
             note=NOTE,
-            settings=folders.own_fields(self, movielens.MovieLensConfig),
+            settings=files.own_fields(self, movielens.MovieLensConfig),
             write=lambda partial: write_movielens(partial, self),
         )
         movielens.MovieLensConfig.prepare(dataclasses.replace(self, raw_dir=str(folder)), store_dir)
@@ -73,17 +73,17 @@ def write_movielens(folder: pathlib.Path, size: SyntheticMovieLensConfig) -> Non
     Raises:
       ValueError: If a size is too small, or users could not rate that many different movies.
     """
-    folders.check_least(size, num_users=1, num_items=100, ratings_per_user=_LEAST_RATINGS + 1)
+    files.check_least(size, num_users=1, num_items=100, ratings_per_user=_LEAST_RATINGS + 1)
     num_items, seed = size.num_items, size.generator_seed
     if size.ratings_per_user > num_items // 2:
         raise ValueError(
             f"data.ratings_per_user: expected at most half of data.num_items={num_items}, got "
             f"{size.ratings_per_user}"
         )
-    rng = folders.random_stream(seed, "movies")
+    rng = files.random_stream(seed, "movies")
     genre_V = rng.integers(0, len(GENRES), -(-num_items // _SERIES)).repeat(_SERIES)[:num_items]
     second_V = rng.integers(0, len(GENRES), num_items)
-    popularity_V = rng.permutation(folders.zipf_shares(num_items, 0.8))
+    popularity_V = rng.permutation(files.zipf_shares(num_items, 0.8))
     titles = [f"Series {i // _SERIES}, Part {i % _SERIES + 1} ({1970 + i % 30})"
               for i in range(num_items)]  # fmt: skip
     genres = [
@@ -94,7 +94,7 @@ def write_movielens(folder: pathlib.Path, size: SyntheticMovieLensConfig) -> Non
     _write_users(folder / "users.dat", size.num_users, seed)
     parts = []
     for user in range(1, size.num_users + 1):
-        rng = folders.random_stream(seed, "user", user)
+        rng = files.random_stream(seed, "user", user)
         parts.append(_rate(rng, user, size.ratings_per_user, genre_V, popularity_V))
     _write_dat(folder / "ratings.dat", [np.concatenate(part) for part in zip(*parts, strict=True)])
 
@@ -124,7 +124,7 @@ def _rate(
         if is_part and open_V[after]:
             movie = after
         else:
-            movie = int(folders.draw_shares(rng, share_V * open_V, 1)[0])
+            movie = int(files.draw_shares(rng, share_V * open_V, 1)[0])
         open_V[movie] = False
         rated.append(movie)
     time_E = _FIRST_S + int(rng.integers(0, _SPAN_S)) + np.cumsum(gap_s)
@@ -133,7 +133,7 @@ def _rate(
 
 
 def _write_users(path: pathlib.Path, num_users: int, seed: int) -> None:
-    rng = folders.random_stream(seed, "users")
+    rng = files.random_stream(seed, "users")
     gender = rng.choice(np.array(["F", "M"]), num_users)
     age = rng.choice(np.array([1, 18, 25, 35, 45, 50, 56]), num_users)
     occupation = rng.integers(0, 21, num_users)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-from dsmoe_jax.data.synthetic import folders
+from dsmoe_jax.data.synthetic import files
 
 SHIFT_RANK = 4
 # Rows handled at once: small enough that a slate's vectors stay in the cache.
@@ -73,7 +73,7 @@ def make_preferences(
     standard deviation of a scenario's own log-popularity around it, and `match_weight` what a
     recent creator adds (0: no match).
     """
-    rng = folders.random_stream(seed, "preferences")
+    rng = files.random_stream(seed, "preferences")
     num_scenarios, num_items = len(share_S), len(creator_V)
     user_UD = rng.standard_normal((num_users, taste_dim + SHIFT_RANK), np.float32)
     item_VD = rng.standard_normal((num_items, taste_dim + SHIFT_RANK), np.float32)

@@ -28,7 +28,7 @@ from dsmoe_jax import runlog
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import assemble, custom, events
-from dsmoe_jax.data.synthetic import folders, tastes
+from dsmoe_jax.data.synthetic import files, tastes
 
 TRUTH_FILE = "truth.npz"
 # 2024-01-01 00:00 UTC.
@@ -75,7 +75,7 @@ class SyntheticWorldConfig(schema.DataConfig):
 
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
-        folders.check_least(
+        files.check_least(
             self,
             num_users=100,
             num_scenarios=1,
@@ -86,7 +86,7 @@ class SyntheticWorldConfig(schema.DataConfig):
             taste_dim=1,
             num_days=self.validation_days + self.test_days + 1,
         )
-        folder = folders.generate(
+        folder = files.generate(
             self.folder(store_dir),
             title="a plain log with user and item tables",
             note=(
@@ -94,7 +94,7 @@ class SyntheticWorldConfig(schema.DataConfig):
                 "rank 4, popularity per scenario, recent creators. truth.npz holds what they are "
                 "made of."
             ),
-            settings=folders.own_fields(self, schema.DataConfig),
+            settings=files.own_fields(self, schema.DataConfig),
             write=self._write,
         )
         dims = self.taste_dim + tastes.SHIFT_RANK
@@ -119,8 +119,8 @@ class SyntheticWorldConfig(schema.DataConfig):
 
     def _write(self, folder: pathlib.Path) -> None:
         seed = self.generator_seed
-        rng = folders.random_stream(seed, "world")
-        share_S = folders.zipf_shares(self.num_scenarios, self.scenario_exponent)
+        rng = files.random_stream(seed, "world")
+        share_S = files.zipf_shares(self.num_scenarios, self.scenario_exponent)
         preferences = tastes.make_preferences(
             seed,
             share_S=share_S,
@@ -159,9 +159,9 @@ class SyntheticWorldConfig(schema.DataConfig):
         count_B: np.ndarray,
     ) -> pl.DataFrame:  # fmt: skip
         """All events of some users, step by step: each depends on those before it."""
-        rng = folders.random_stream(self.generator_seed, "events", int(user_B[0]))
+        rng = files.random_stream(self.generator_seed, "events", int(user_B[0]))
         steps = int(count_B.max())
-        scenario_BT = folders.draw_shares(rng, share_S, len(user_B) * steps)
+        scenario_BT = files.draw_shares(rng, share_S, len(user_B) * steps)
         scenario_BT = scenario_BT.reshape(len(user_B), steps)
         # One event a second at most, so that "before" is never a tie.
         span_s = self.num_days * store_lib.DAY_S // steps

@@ -5,7 +5,7 @@ import pytest
 
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import alimama
-from dsmoe_jax.data.synthetic import folders
+from dsmoe_jax.data.synthetic import files
 
 MAY_6_S = 1_494_000_000
 DAY_S = 86_400
@@ -107,7 +107,7 @@ def test_scenarios_are_city_levels_in_the_documented_order(tmp_path):
 
 def test_generated_files_are_called_synthetic_by_every_loader(tmp_path):
     assert prepare(tmp_path).manifest["dataset"] == "Alimama"
-    folders.generate(tmp_path / "made", "Alimama", "", {}, lambda path: write(path, make_rows()))
+    files.generate(tmp_path / "made", "Alimama", "", {}, lambda path: write(path, make_rows()))
     alimama.AlimamaConfig(raw_dir=str(tmp_path / "made")).prepare(str(tmp_path / "other"))
     assert store_lib.Store.open(tmp_path / "other").manifest["dataset"] == "Alimama (synthetic)"
 

@@ -1,9 +1,10 @@
-"""Synthetic data sets: folders of generated files, named, written and reused safely.
+"""Synthetic files: their folders, written and reused safely, and the values of their columns.
 
 Owns: the folder that a generator writes (beside, then renamed; reused when its settings are
 unchanged; never over files that somebody else put there), the `SYNTHETIC.md` note that says what
 the rows are, the random streams, and the helpers that give a column its official number of
-distinct values or share of nulls. Does not own: what is in the files
+distinct values, shares or nulls, tied to a score where one is given: without that tie a value
+would tell nothing of who or what carries it. Does not own: what is in the files
 (`data/synthetic/kuairand_rows.py`, `data/synthetic/alimama_rows.py`, `data/synthetic/world.py`) nor
 the preferences that decide them (`data/synthetic/tastes.py`).
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float, Int, Real
 
 from dsmoe_jax import runlog
 from dsmoe_jax.config import schema
@@ -172,6 +174,77 @@ def spread_counts(weight_R: np.ndarray, total: int) -> np.ndarray:
     """Counts (int64) in proportion to the weights that sum to `total` exactly."""
     edge = np.concatenate([[0.0], np.cumsum(weight_R, dtype=np.float64)])
     return np.diff(np.rint(edge * (total / edge[-1])).astype(np.int64))
+
+
+def counts_of(share: Float[np.ndarray, "C"], rows: int) -> Int[np.ndarray, "C"]:
+    """Rows per value, proportional to the shares, at least 1 each, `rows` in all.
+
+    Raises:
+      ValueError: If there are fewer rows than values.
+    """
+    if len(share) > rows:
+        raise ValueError(f"rows: expected at least {len(share)}, one per value, got {rows}")
+    # The reserved row of every value is taken from its own share where it has one.
+    rest = np.maximum(share / share.sum() * rows - 1.0, 0.0)
+    return 1 + spread_counts(rest + 1e-12, rows - len(share))
+
+
+def deal(
+    rng: np.random.Generator, share: Float[np.ndarray, "C"], rows: int
+) -> Int[np.ndarray, "R"]:
+    """Codes [rows] in random order with exactly these shares, every code at least once."""
+    return rng.permutation(np.repeat(np.arange(len(share)), counts_of(share, rows)))
+
+
+def by_score(
+    rng: np.random.Generator,
+    score_R: Float[np.ndarray, "R"],
+    share: Float[np.ndarray, "C"],
+    noise: float = 0.3,
+) -> Int[np.ndarray, "R"]:
+    """Codes [R] in [0, C) with these shares; rows with close scores tend to share a code.
+
+    Every code occurs at least once. The noise added to a score has the standard deviation `noise`
+    in units of the scores' own.
+    """
+    noisy_R = score_R + noise * score_R.std() * rng.standard_normal(len(score_R))
+    codes = rng.permutation(len(share))
+    code_R = np.empty(len(score_R), np.int64)
+    code_R[np.argsort(noisy_R, kind="stable")] = np.repeat(
+        codes, counts_of(np.asarray(share)[codes], len(score_R))
+    )
+    return code_R
+
+
+def draw_steps(
+    rng: np.random.Generator,
+    rows: int,
+    edge: Real[np.ndarray, "C"],
+    cumulative: Real[np.ndarray, "C"],
+) -> Float[np.ndarray, "R"]:
+    """Non-negative numbers with P(x < edge[i]) = cumulative[i], log-linear in between.
+
+    Both ascend; the first edge is the smallest value, and `cumulative` goes from 0 to 1.
+    """
+    return np.asarray(np.expm1(np.interp(rng.random(rows), cumulative, np.log1p(edge))))
+
+
+def to_ranges(
+    value_R: Int[np.ndarray, "R"], edge: Int[np.ndarray, "C"], names: list[str]
+) -> pl.Series:
+    """The name of the range each value falls in; range i starts at edge[i]."""
+    return take(names, np.searchsorted(edge, value_R, side="right") - 1)
+
+
+def take(values: list[str], code_R: Int[np.ndarray, "R"]) -> pl.Series:
+    """`values[code]` for every row, as text."""
+    return pl.Series(values, dtype=pl.String).gather(code_R)
+
+
+def with_nulls(values: np.ndarray | pl.Series, is_null_R: np.ndarray) -> pl.Series:
+    """The values with nulls where the mask says so."""
+    series = values if isinstance(values, pl.Series) else pl.Series(values)
+    return pl.select(pl.when(pl.Series(~is_null_R)).then(series)).to_series()
 
 
 # Share of the day's events in each hour 0..23 (Beijing time), as on the KuaiRand-Pure standard log.
