@@ -153,13 +153,15 @@ def _normalise(
     events = events.select(list(dict.fromkeys(wanted))).with_columns(
         *ids, *truth, _seconds(events[roles.time], section.utc_offset_hours)
     )
-    named: dict[str, Any] = {
-        "user_id": roles.user,
-        "item_id": roles.item,
-        "time": roles.time,
-        "time_unit": "s",
-    }
-    return events, dataclasses.replace(section, **named, scenario=scenario, positive=positive)
+    return events, dataclasses.replace(
+        section,
+        user_id=roles.user,
+        item_id=roles.item,
+        time=roles.time,
+        time_unit="s",
+        scenario=scenario,
+        positive=positive,
+    )
 
 
 def to_polars(frame: Frame, name: str) -> pl.DataFrame:

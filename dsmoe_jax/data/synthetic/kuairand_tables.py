@@ -23,37 +23,27 @@ _DEGREES = {
     "day_new": 11,
     "UNKNOWN": 6,
 }
-# Of each count: where its ranges start (and the largest value), the share below, the names.
+# Of each count: where its ranges start (and the largest value), the share below, the ranges' names.
 _COUNTS = {
     "follow_user_num": (
         [0, 1, 11, 51, 101, 151, 251, 501, 5004],
         [0, 0.0069, 0.0706, 0.2504, 0.3971, 0.4936, 0.6215, 0.7819, 1],
-        ["0", "(0,10]", "(10,50]", "(50,100]", "(100,150]", "(150,250]", "(250,500]", "500+"],
+        "0 (0,10] (10,50] (50,100] (100,150] (150,250] (250,500] 500+",
     ),
     "fans_user_num": (
         [0, 1, 10, 100, 1_000, 5_000, 10_000, 100_000, 1_000_000, 1_986_250],
         [0, 0.0424, 0.2376, 0.6212, 0.9387, 0.9922, 0.9963, 0.9994, 0.99993, 1],
-        [
-            "0",
-            "[1,10)",
-            "[10,100)",
-            "[100,1k)",
-            "[1k,5k)",
-            "[5k,1w)",
-            "[1w,10w)",
-            "[10w,100w)",
-            "[100w,1000w)",
-        ],
+        "0 [1,10) [10,100) [100,1k) [1k,5k) [5k,1w) [1w,10w) [10w,100w) [100w,1000w)",
     ),
     "friend_user_num": (
         [0, 1, 5, 30, 60, 120, 250, 4996],
         [0, 0.1237, 0.3168, 0.5952, 0.6997, 0.8005, 0.8838, 1],
-        ["0", "[1,5)", "[5,30)", "[30,60)", "[60,120)", "[120,250)", "250+"],
+        "0 [1,5) [5,30) [30,60) [60,120) [120,250) 250+",
     ),
     "register_days": (
         [8, 15, 31, 61, 91, 181, 366, 731, 3625],
         [0, 0.0001, 0.0054, 0.0194, 0.0338, 0.0722, 0.1374, 0.2648, 1],
-        ["8-14", "15-30", "31-60", "61-90", "91-180", "181-365", "366-730", "730+"],
+        "8-14 15-30 31-60 61-90 91-180 181-365 366-730 730+",
     ),
 }
 # Rows of each code of onehot_feat0, 1, ...; an int stands for a Zipf curve over that many codes.
@@ -126,7 +116,7 @@ def make_users(seed: int, preferences: tastes.Preferences) -> pl.DataFrame:
         steps = files.draw_steps(rng, num_users, np.array(edge), np.array(cumulative))
         value_U = np.minimum(steps.astype(np.int64), edge[-1] - 1)
         columns[name] = value_U
-        columns[f"{name}_range"] = files.to_ranges(value_U, np.array(edge[:-1]), ranges)
+        columns[f"{name}_range"] = files.to_ranges(value_U, np.array(edge[:-1]), ranges.split())
     no_last_six_U, no_fourth_U = (
         files.exact_mask(rng, num_users, files.scaled(count, OFFICIAL_USERS, num_users))
         for count in (714, 874)
