@@ -9,7 +9,7 @@ million behaviours of the official log. Reading the files is `alimama.py`'s.
 import dataclasses
 import itertools
 import pathlib
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -41,18 +41,9 @@ _RECENT = 10
 _INTERESTS = 8
 _BLOCK_BEHAVIORS = 1_500_000
 
-NOTE = (
-    "Simulated: users' and ads' taste; a taste shift per city level of rank 4; ad popularity per "
-    "city level; and an ad is clicked more if its brand is among the brands of the user's last 10 "
-    "behaviours. Numbers of distinct values, shares, nulls and quirks imitate the official files: "
-    "the trailing space of `new_user_class_level `, brands that are NULL or empty, users of "
-    "raw_sample without a profile, impossible timestamps, repeated behaviour rows, and behaviours "
-    "in categories and brands that no ad has."
-)
-
 
 @dataclasses.dataclass
-class SyntheticAlimamaConfig(alimama.AlimamaConfig):
+class SyntheticAlimamaConfig(files.Generated, alimama.AlimamaConfig):
     """A generated twin of Alimama's logs, read by the same loader.
 
     `raw_dir` is where the files are generated; empty means beside the store. Files in place are
@@ -73,45 +64,41 @@ class SyntheticAlimamaConfig(alimama.AlimamaConfig):
     num_behaviors: int = 1_500_000
     generator_seed: int = 0
 
-    def prepare(self, store_dir: str) -> None:
-        """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
-        folder = self.generate(self.raw_dir or f"{store_dir}.synthetic")
-        alimama.AlimamaConfig.prepare(dataclasses.replace(self, raw_dir=str(folder)), store_dir)
-
-    def generate(self, folder: str) -> pathlib.Path:
-        """Writes the four files into `folder`, unless they are there; returns it."""
-        return files.generate(
-            folder,
-            title="Alimama's display-advertising logs",
-            note=NOTE,
-            settings=files.own_fields(self, alimama.AlimamaConfig),
-            write=lambda partial: write_alimama(partial, self),
-        )
-
-
-def write_alimama(folder: pathlib.Path, size: SyntheticAlimamaConfig) -> None:
-    """Writes the four CSV files into `folder`.
-
-    Raises:
-      ValueError: If a size is too small for the tables' distinct values.
-    """
-    rows = size.num_users
-    files.check_least(size, num_users=400, num_items=400, num_impressions=rows, num_behaviors=rows)
-    preferences = tastes.make_preferences(
-        size.generator_seed,
-        share_S=_LEVEL_SHARE,
-        num_users=size.num_users,
-        creator_V=_draw_brands(size.generator_seed, size.num_items),
+    TITLE: ClassVar[str] = "Alimama's display-advertising logs"
+    NOTE: ClassVar[str] = (
+        "Simulated: users' and ads' taste; a taste shift per city level of rank 4; ad popularity "
+        "per city level; and an ad is clicked more if its brand is among the brands of the user's "
+        "last 10 behaviours. Numbers of distinct values, shares, nulls and quirks imitate the "
+        "official files: the trailing space of `new_user_class_level `, brands that are NULL or "
+        "empty, users of raw_sample without a profile, impossible timestamps, repeated behaviour "
+        "rows, and behaviours in categories and brands that no ad has."
     )
-    rng = files.random_stream(size.generator_seed, "levels")
-    level_U = files.deal(rng, _LEVEL_SHARE, size.num_users)
-    user_id_U = 1 + rng.permutation(size.num_users)
-    frame, ads = _make_ads(size.generator_seed, preferences)
-    frame.write_csv(folder / alimama.ADS_FILE)
-    profiles = _make_profiles(size.generator_seed, preferences, level_U, user_id_U)
-    profiles.write_csv(folder / alimama.PROFILES_FILE)
-    exposures = tastes.Exposures(preferences, follow_share=0.2)
-    _write_logs(folder, size, _World(exposures, level_U, user_id_U, ads))
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes the four CSV files into `folder`.
+
+        Raises:
+          ValueError: If a size is too small for the tables' distinct values.
+        """
+        rows = self.num_users
+        files.check_least(
+            self, num_users=400, num_items=400, num_impressions=rows, num_behaviors=rows
+        )
+        preferences = tastes.make_preferences(
+            self.generator_seed,
+            share_S=_LEVEL_SHARE,
+            num_users=self.num_users,
+            creator_V=_draw_brands(self.generator_seed, self.num_items),
+        )
+        rng = files.random_stream(self.generator_seed, "levels")
+        level_U = files.deal(rng, _LEVEL_SHARE, self.num_users)
+        user_id_U = 1 + rng.permutation(self.num_users)
+        frame, ads = _make_ads(self.generator_seed, preferences)
+        frame.write_csv(folder / alimama.ADS_FILE)
+        profiles = _make_profiles(self.generator_seed, preferences, level_U, user_id_U)
+        profiles.write_csv(folder / alimama.PROFILES_FILE)
+        exposures = tastes.Exposures(preferences, follow_share=0.2)
+        _write_logs(folder, self, _World(exposures, level_U, user_id_U, ads))
 
 
 class _Ads(NamedTuple):

@@ -17,14 +17,13 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float, Int, Real
 
 from dsmoe_jax import runlog
-from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import read
 
@@ -93,6 +92,46 @@ def generate(
     return folder
 
 
+class Generated:
+    """A section of a configuration whose files are generated, then read as its data set's are.
+
+    It extends this class first and the data set's section second. The fields that it adds decide
+    the content of the files.
+    """
+
+    raw_dir: str
+    # What the rows imitate, and what is simulated in them; see `generate`.
+    TITLE: ClassVar[str]
+    NOTE: ClassVar[str]
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes all files into `folder`.
+
+        Raises:
+          ValueError: If a size is too small for the tables' distinct values.
+        """
+        raise NotImplementedError(f"{type(self).__name__} writes nothing")
+
+    def folder(self, store_dir: str) -> pathlib.Path:
+        """Where the generated files are, unless another place is asked for."""
+        return pathlib.Path(self.raw_dir or f"{store_dir}.synthetic")
+
+    def generate(self, folder: str | pathlib.Path) -> pathlib.Path:
+        """Writes the files into `folder`, unless they are there; returns it."""
+        section: Any = self
+        bases = [base for base in type(self).__mro__ if not issubclass(base, Generated)]
+        inherited = {name for base in bases for name in getattr(base, "__dataclass_fields__", ())}
+        settings = {n: v for n, v in dataclasses.asdict(section).items() if n not in inherited}
+        return generate(folder, self.TITLE, self.NOTE, settings, self.write)
+
+    def prepare(self, store_dir: str) -> None:
+        """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
+        section: Any = self
+        folder = self.generate(self.folder(store_dir))
+        data_set: Any = super(Generated, dataclasses.replace(section, raw_dir=str(folder)))
+        data_set.prepare(store_dir)
+
+
 def check_least(size: Any, **least: int) -> None:
     """Refuses a size that is too small for the generated tables' distinct values.
 
@@ -117,12 +156,6 @@ Settings (equal settings give equal bytes with the same NumPy on the same machin
 
 {lines}
 """
-
-
-def own_fields(section: schema.DataConfig, base: type[schema.DataConfig]) -> dict[str, Any]:
-    """What a generator's section adds to its base and so decides the content of its files."""
-    inherited = {field.name for field in dataclasses.fields(base)}
-    return {n: v for n, v in dataclasses.asdict(section).items() if n not in inherited}
 
 
 def append_csv(file: io.BufferedWriter, frame: pl.DataFrame) -> None:

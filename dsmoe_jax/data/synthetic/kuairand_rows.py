@@ -10,6 +10,7 @@ rows, the users' state and the (user, video) pairs already shown. Reading the fi
 import dataclasses
 import datetime
 import pathlib
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -44,19 +45,9 @@ _FILE_DAYS = 14
 _NUM_CREATORS = 2_000
 _RECENT = 10
 
-NOTE = (
-    "Simulated: users' and videos' taste; a rank-4 taste shift per tab; video popularity per tab; "
-    "and a video is clicked more if its creator, one of up to 2,000 hidden groups of videos, is "
-    "among the creators of the user's last 10 clicks before that day. Tab shares, click rates per "
-    "tab, duplicates, dates, nulls and the number of distinct feature values imitate the official "
-    "files; log_random's click rate is a guess. The statistics file "
-    "(video_features_statistic_pure.csv) is not generated: it leaks the test days and no loader "
-    "reads it."
-)
-
 
 @dataclasses.dataclass
-class SyntheticKuaiRandConfig(kuairand.KuaiRandConfig):
+class SyntheticKuaiRandConfig(files.Generated, kuairand.KuaiRandConfig):
     """A generated twin of KuaiRand-Pure, read by the same loader.
 
     `raw_dir` is where the files are generated; empty means beside the store. Files in place are
@@ -75,40 +66,39 @@ class SyntheticKuaiRandConfig(kuairand.KuaiRandConfig):
     num_impressions: int = 200_000
     generator_seed: int = 0
 
-    def prepare(self, store_dir: str) -> None:
-        """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
-        folder = files.generate(
-            self.raw_dir or f"{store_dir}.synthetic",
-            title="KuaiRand-Pure",
-            note=NOTE,
-            settings=files.own_fields(self, kuairand.KuaiRandConfig),
-            write=lambda partial: write_kuairand(partial, self),
-        )
-        kuairand.KuaiRandConfig.prepare(dataclasses.replace(self, raw_dir=str(folder)), store_dir)
-
-
-def write_kuairand(folder: pathlib.Path, size: SyntheticKuaiRandConfig) -> None:
-    """Writes three log files and two feature files into `folder`.
-
-    Raises:
-      ValueError: If a size is too small for the tables' distinct values.
-    """
-    files.check_least(size, num_users=200, num_items=200, num_impressions=2000)
-    rng = files.random_stream(size.generator_seed, "creators")
-    num_creators = min(_NUM_CREATORS, size.num_items // 2)
-    preferences = tastes.make_preferences(
-        size.generator_seed,
-        share_S=_TAB_ROWS,
-        num_users=size.num_users,
-        creator_V=files.covering_codes(rng, size.num_items, num_creators, exponent=0.3),
+    TITLE: ClassVar[str] = "KuaiRand-Pure"
+    NOTE: ClassVar[str] = (
+        "Simulated: users' and videos' taste; a rank-4 taste shift per tab; video popularity per "
+        "tab; and a video is clicked more if its creator, one of up to 2,000 hidden groups of "
+        "videos, is among the creators of the user's last 10 clicks before that day. Tab shares, "
+        "click rates per tab, duplicates, dates, nulls and the number of distinct feature values "
+        "imitate the official files; log_random's click rate is a guess. The statistics file "
+        "(video_features_statistic_pure.csv) is not generated: it leaks the test days and no "
+        "loader reads it."
     )
-    users = kuairand_tables.make_users(size.generator_seed, preferences)
-    users.write_csv(folder / kuairand.USERS_FILE)
-    videos = kuairand_tables.make_videos(size.generator_seed, preferences)
-    videos.write_csv(folder / kuairand.ITEMS_FILE)
-    duration_V = videos["video_duration"].fill_null(0.0).cast(pl.Int64).to_numpy()
-    _write_standard(folder, size, preferences, duration_V)
-    _write_random(folder, size, preferences, duration_V)
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes three log files and two feature files into `folder`.
+
+        Raises:
+          ValueError: If a size is too small for the tables' distinct values.
+        """
+        files.check_least(self, num_users=200, num_items=200, num_impressions=2000)
+        rng = files.random_stream(self.generator_seed, "creators")
+        num_creators = min(_NUM_CREATORS, self.num_items // 2)
+        preferences = tastes.make_preferences(
+            self.generator_seed,
+            share_S=_TAB_ROWS,
+            num_users=self.num_users,
+            creator_V=files.covering_codes(rng, self.num_items, num_creators, exponent=0.3),
+        )
+        users = kuairand_tables.make_users(self.generator_seed, preferences)
+        users.write_csv(folder / kuairand.USERS_FILE)
+        videos = kuairand_tables.make_videos(self.generator_seed, preferences)
+        videos.write_csv(folder / kuairand.ITEMS_FILE)
+        duration_V = videos["video_duration"].fill_null(0.0).cast(pl.Int64).to_numpy()
+        _write_standard(folder, self, preferences, duration_V)
+        _write_random(folder, self, preferences, duration_V)
 
 
 def _write_standard(

@@ -7,7 +7,7 @@ every time is drawn, none is taken from the real files.
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -20,13 +20,6 @@ GENRES = (
     "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War",
     "Western",
 )  # fmt: skip
-NOTE = (
-    "Simulated: movies form series of up to eight parts. Within an hour of a part, a user mostly "
-    "rates the next part of its series; after longer, mostly another movie of the user's favourite "
-    "genres. Movies' popularity is Zipf. Nobody rates a movie twice, and everybody rates at least "
-    "twenty, as in the real files."
-)
-
 _SERIES = 8
 _LEAST_RATINGS = 20
 _FIRST_S, _SPAN_S = 956_700_000, 90_000_000
@@ -36,7 +29,7 @@ _FAVOURITE = 0.7
 
 
 @dataclasses.dataclass
-class SyntheticMovieLensConfig(movielens.MovieLensConfig):
+class SyntheticMovieLensConfig(files.Generated, movielens.MovieLensConfig):
     """A generated twin of MovieLens-1M, read by the same loader.
 
     `raw_dir` is where the files are generated; empty means beside the store. The official size is
@@ -55,48 +48,46 @@ class SyntheticMovieLensConfig(movielens.MovieLensConfig):
     ratings_per_user: int = 50
     generator_seed: int = 0
 
-    def prepare(self, store_dir: str) -> None:
-        """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
-        folder = files.generate(
-            self.raw_dir or f"{store_dir}.synthetic",
-            title="MovieLens-1M",
-            note=NOTE,
-            settings=files.own_fields(self, movielens.MovieLensConfig),
-            write=lambda partial: write_movielens(partial, self),
+    TITLE: ClassVar[str] = "MovieLens-1M"
+    NOTE: ClassVar[str] = (
+        "Simulated: movies form series of up to eight parts. Within an hour of a part, a user "
+        "mostly rates the next part of its series; after longer, mostly another movie of the "
+        "user's favourite genres. Movies' popularity is Zipf. Nobody rates a movie twice, and "
+        "everybody rates at least twenty, as in the real files."
+    )
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes ratings.dat, movies.dat and users.dat into `folder`.
+
+        Raises:
+          ValueError: If a size is too small, or users could not rate that many different movies.
+        """
+        files.check_least(self, num_users=1, num_items=100, ratings_per_user=_LEAST_RATINGS + 1)
+        num_items, seed = self.num_items, self.generator_seed
+        if self.ratings_per_user > num_items // 2:
+            raise ValueError(
+                f"data.ratings_per_user: expected at most half of data.num_items={num_items}, got "
+                f"{self.ratings_per_user}"
+            )
+        rng = files.random_stream(seed, "movies")
+        genre_V = rng.integers(0, len(GENRES), -(-num_items // _SERIES)).repeat(_SERIES)[:num_items]
+        second_V = rng.integers(0, len(GENRES), num_items)
+        popularity_V = rng.permutation(files.zipf_shares(num_items, 0.8))
+        titles = [f"Series {i // _SERIES}, Part {i % _SERIES + 1} ({1970 + i % 30})"
+                  for i in range(num_items)]  # fmt: skip
+        genres = [
+            "|".join(sorted({GENRES[first], GENRES[second]}))
+            for first, second in zip(genre_V, second_V, strict=True)
+        ]
+        _write_dat(folder / "movies.dat", [np.arange(1, num_items + 1), titles, genres])
+        _write_users(folder / "users.dat", self.num_users, seed)
+        parts = []
+        for user in range(1, self.num_users + 1):
+            rng = files.random_stream(seed, "user", user)
+            parts.append(_rate(rng, user, self.ratings_per_user, genre_V, popularity_V))
+        _write_dat(
+            folder / "ratings.dat", [np.concatenate(part) for part in zip(*parts, strict=True)]
         )
-        movielens.MovieLensConfig.prepare(dataclasses.replace(self, raw_dir=str(folder)), store_dir)
-
-
-def write_movielens(folder: pathlib.Path, size: SyntheticMovieLensConfig) -> None:
-    """Writes ratings.dat, movies.dat and users.dat into `folder`.
-
-    Raises:
-      ValueError: If a size is too small, or users could not rate that many different movies.
-    """
-    files.check_least(size, num_users=1, num_items=100, ratings_per_user=_LEAST_RATINGS + 1)
-    num_items, seed = size.num_items, size.generator_seed
-    if size.ratings_per_user > num_items // 2:
-        raise ValueError(
-            f"data.ratings_per_user: expected at most half of data.num_items={num_items}, got "
-            f"{size.ratings_per_user}"
-        )
-    rng = files.random_stream(seed, "movies")
-    genre_V = rng.integers(0, len(GENRES), -(-num_items // _SERIES)).repeat(_SERIES)[:num_items]
-    second_V = rng.integers(0, len(GENRES), num_items)
-    popularity_V = rng.permutation(files.zipf_shares(num_items, 0.8))
-    titles = [f"Series {i // _SERIES}, Part {i % _SERIES + 1} ({1970 + i % 30})"
-              for i in range(num_items)]  # fmt: skip
-    genres = [
-        "|".join(sorted({GENRES[first], GENRES[second]}))
-        for first, second in zip(genre_V, second_V, strict=True)
-    ]
-    _write_dat(folder / "movies.dat", [np.arange(1, num_items + 1), titles, genres])
-    _write_users(folder / "users.dat", size.num_users, seed)
-    parts = []
-    for user in range(1, size.num_users + 1):
-        rng = files.random_stream(seed, "user", user)
-        parts.append(_rate(rng, user, size.ratings_per_user, genre_V, popularity_V))
-    _write_dat(folder / "ratings.dat", [np.concatenate(part) for part in zip(*parts, strict=True)])
 
 
 def _rate(

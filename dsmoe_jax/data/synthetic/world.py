@@ -17,7 +17,7 @@ store's queries.
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -38,7 +38,7 @@ _BLOCK_USERS = 256
 
 
 @dataclasses.dataclass
-class SyntheticWorldConfig(schema.DataConfig):
+class SyntheticWorldConfig(files.Generated, schema.DataConfig):
     """A generated world.
 
     `raw_dir` is where its files are generated; empty means beside the store.
@@ -73,6 +73,12 @@ class SyntheticWorldConfig(schema.DataConfig):
     feature_noise: float = 0.3
     generator_seed: int = 0
 
+    TITLE: ClassVar[str] = "a plain log with user and item tables"
+    NOTE: ClassVar[str] = (
+        "Events are drawn from the softmax of known utilities: taste, a scenario shift of rank 4, "
+        "popularity per scenario, recent creators. truth.npz holds what they are made of."
+    )
+
     def prepare(self, store_dir: str) -> None:
         """Generates the files, then writes the store; see `schema.DataConfig.prepare`."""
         files.check_least(
@@ -86,17 +92,7 @@ class SyntheticWorldConfig(schema.DataConfig):
             taste_dim=1,
             num_days=self.validation_days + self.test_days + 1,
         )
-        folder = files.generate(
-            self.folder(store_dir),
-            title="a plain log with user and item tables",
-            note=(
-                "Events are drawn from the softmax of known utilities: taste, a scenario shift of "
-                "rank 4, popularity per scenario, recent creators. truth.npz holds what they are "
-                "made of."
-            ),
-            settings=files.own_fields(self, schema.DataConfig),
-            write=self._write,
-        )
+        folder = self.generate(self.folder(store_dir))
         dims = self.taste_dim + tastes.SHIFT_RANK
         _SimulatedLogConfig(
             raw_dir=str(folder),
@@ -113,11 +109,8 @@ class SyntheticWorldConfig(schema.DataConfig):
             item_sparse=("creator",),
         ).prepare(store_dir)
 
-    def folder(self, store_dir: str) -> pathlib.Path:
-        """Where the generated files are."""
-        return pathlib.Path(self.raw_dir or f"{store_dir}.synthetic")
-
-    def _write(self, folder: pathlib.Path) -> None:
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes the log, the tables of users and items, and what the true scores are made of."""
         seed = self.generator_seed
         rng = files.random_stream(seed, "world")
         share_S = files.zipf_shares(self.num_scenarios, self.scenario_exponent)

@@ -28,7 +28,7 @@ DAY_S = 86_400
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("alimama")
-    alimama_rows.write_alimama(path, SIZE)
+    SIZE.write(path)
     return path
 
 
@@ -185,7 +185,7 @@ def test_seed_decides_every_byte(tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         (tmp_path / name).mkdir()
         size = dataclasses.replace(TINY, generator_seed=seed)
-        alimama_rows.write_alimama(tmp_path / name, size)
+        size.write(tmp_path / name)
     a, b, c = (digests(tmp_path / name) for name in "abc")
     assert a == b
     assert all(a[name] != c[name] for name in a)
@@ -194,7 +194,7 @@ def test_seed_decides_every_byte(tmp_path):
 def test_blocks_change_the_rows_order_only_between_blocks(tmp_path, monkeypatch):
     # Many small blocks still give all users, all behaviours and the exact numbers of rows.
     monkeypatch.setattr(alimama_rows, "_BLOCK_BEHAVIORS", 2_000)
-    alimama_rows.write_alimama(tmp_path, dataclasses.replace(TINY, generator_seed=0))
+    dataclasses.replace(TINY, generator_seed=0).write(tmp_path)
     samples, behaviors = pl.read_csv(tmp_path / SAMPLES), pl.read_csv(tmp_path / BEHAVIORS)
     assert (samples.height, behaviors.height) == (8_000, 9_000)
     assert samples["user"].n_unique() == 800

@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
     """The official numbers of users and videos, a fifth of the official impressions."""
     path = tmp_path_factory.mktemp("official")
     size = small(num_users=27_285, num_items=7_583, num_impressions=290_000, generator_seed=1)
-    kuairand_rows.write_kuairand(path, size)
+    size.write(path)
     return path
 
 
@@ -205,7 +205,7 @@ def test_seed_decides_every_byte(tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         (tmp_path / name).mkdir()
         size = small(num_impressions=12_000, generator_seed=seed)
-        kuairand_rows.write_kuairand(tmp_path / name, size)
+        size.write(tmp_path / name)
     a, b, c = (digests(tmp_path / name) for name in "abc")
     assert a == b
     assert all(a[name] != c[name] for name in a)
