@@ -97,27 +97,46 @@ class SyntheticKuaiRandConfig(files.Generated, kuairand.KuaiRandConfig):
         videos = kuairand_tables.make_videos(self.generator_seed, preferences)
         videos.write_csv(folder / kuairand.ITEMS_FILE)
         duration_V = videos["video_duration"].fill_null(0.0).cast(pl.Int64).to_numpy()
-        _write_standard(folder, self, preferences, duration_V)
-        _write_random(folder, self, preferences, duration_V)
+        self._write_standard(folder, preferences, duration_V)
+        self._write_random(folder, preferences, duration_V)
 
+    def _write_standard(
+        self, folder: pathlib.Path, preferences: tastes.Preferences, duration_V: np.ndarray
+    ) -> None:
+        feed = _Feed(self, preferences)
+        rows_D = _rows_per_day(self.num_impressions)
+        names = ("log_standard_4_08_to_4_21_pure.csv", "log_standard_4_22_to_5_08_pure.csv")
+        with (folder / names[0]).open("wb") as early, (folder / names[1]).open("wb") as late:
+            for day in runlog.bar(range(_NUM_DAYS), desc="generate days", delay=2):
+                rng = files.random_stream(self.generator_seed, "standard", day)
+                shown = feed.draw_day(rng, int(rows_D[day]))
+                frame = _to_frame(rng, day, duration_V, *shown)
+                again = np.isin(shown[1], _DOUBLED_TABS) & (rng.random(len(frame)) < _DOUBLED_SHARE)
+                frame = frame.select(pl.all().repeat_by(pl.Series(1 + again)).explode())
+                files.append_csv(early if day < _FILE_DAYS else late, frame)
 
-def _write_standard(
-    folder: pathlib.Path,
-    size: SyntheticKuaiRandConfig,
-    preferences: tastes.Preferences,
-    duration_V: np.ndarray,
-) -> None:
-    feed = _Feed(size, preferences)
-    rows_D = _rows_per_day(size.num_impressions)
-    names = ("log_standard_4_08_to_4_21_pure.csv", "log_standard_4_22_to_5_08_pure.csv")
-    with (folder / names[0]).open("wb") as early, (folder / names[1]).open("wb") as late:
-        for day in runlog.bar(range(_NUM_DAYS), desc="generate days", delay=2):
-            rng = files.random_stream(size.generator_seed, "standard", day)
-            shown = feed.draw_day(rng, int(rows_D[day]))
-            frame = _to_frame(rng, day, duration_V, *shown)
-            again = np.isin(shown[1], _DOUBLED_TABS) & (rng.random(len(frame)) < _DOUBLED_SHARE)
-            frame = frame.select(pl.all().repeat_by(pl.Series(1 + again)).explode())
-            files.append_csv(early if day < _FILE_DAYS else late, frame)
+    def _write_random(
+        self, folder: pathlib.Path, preferences: tastes.Preferences, duration_V: np.ndarray
+    ) -> None:
+        """The log of randomly exposed videos: uniform users and videos, is_rand = 1, tab 1."""
+        days = range(_FILE_DAYS, _NUM_DAYS)
+        total = files.scaled(
+            OFFICIAL_RANDOM_IMPRESSIONS, OFFICIAL_IMPRESSIONS, self.num_impressions
+        )
+        rows_D = files.spread_counts(np.ones(len(days)), total)
+        with (folder / "log_random_4_22_to_5_08_pure.csv").open("wb") as file:
+            for day, rows in zip(days, rows_D.tolist(), strict=True):
+                rng = files.random_stream(self.generator_seed, "random", day)
+                user_B = rng.integers(0, self.num_users, rows)
+                item_B = rng.integers(0, self.num_items, rows)
+                tab_B = np.ones(rows, np.int64)
+                vector_BD = tastes.user_vectors(preferences, user_B, tab_B)
+                utility_B = np.einsum("bd,bd->b", vector_BD, preferences.item_VD[item_B])
+                rate_S = np.full(len(_TAB_ROWS), 0.2)
+                click_B = tastes.draw_clicks(rng, utility_B, tab_B, rate_S)
+                time_ms_B = np.sort(files.draw_time_of_day_ms(rng, rows))
+                frame = _to_frame(rng, day, duration_V, user_B, tab_B, item_B, click_B, time_ms_B)
+                files.append_csv(file, frame.with_columns(is_rand=pl.lit(1)))
 
 
 def _rows_per_day(num_impressions: int) -> np.ndarray:
@@ -177,31 +196,6 @@ class _Feed:
         shown = np.sort(pair_B[kept])
         self._shown = np.insert(self._shown, np.searchsorted(self._shown, shown), shown)
         return kept
-
-
-def _write_random(
-    folder: pathlib.Path,
-    size: SyntheticKuaiRandConfig,
-    preferences: tastes.Preferences,
-    duration_V: np.ndarray,
-) -> None:
-    """The log of randomly exposed videos: uniform users and videos, is_rand = 1, tab 1."""
-    days = range(_FILE_DAYS, _NUM_DAYS)
-    total = files.scaled(OFFICIAL_RANDOM_IMPRESSIONS, OFFICIAL_IMPRESSIONS, size.num_impressions)
-    rows_D = files.spread_counts(np.ones(len(days)), total)
-    with (folder / "log_random_4_22_to_5_08_pure.csv").open("wb") as file:
-        for day, rows in zip(days, rows_D.tolist(), strict=True):
-            rng = files.random_stream(size.generator_seed, "random", day)
-            user_B = rng.integers(0, size.num_users, rows)
-            item_B = rng.integers(0, size.num_items, rows)
-            tab_B = np.ones(rows, np.int64)
-            vector_BD = tastes.user_vectors(preferences, user_B, tab_B)
-            utility_B = np.einsum("bd,bd->b", vector_BD, preferences.item_VD[item_B])
-            rate_S = np.full(len(_TAB_ROWS), 0.2)
-            click_B = tastes.draw_clicks(rng, utility_B, tab_B, rate_S)
-            time_ms_B = np.sort(files.draw_time_of_day_ms(rng, rows))
-            frame = _to_frame(rng, day, duration_V, user_B, tab_B, item_B, click_B, time_ms_B)
-            files.append_csv(file, frame.with_columns(is_rand=pl.lit(1)))
 
 
 def _to_frame(

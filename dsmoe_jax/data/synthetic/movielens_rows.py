@@ -81,46 +81,40 @@ class SyntheticMovieLensConfig(files.Generated, movielens.MovieLensConfig):
         ]
         _write_dat(folder / "movies.dat", [np.arange(1, num_items + 1), titles, genres])
         _write_users(folder / "users.dat", self.num_users, seed)
-        parts = []
-        for user in range(1, self.num_users + 1):
-            rng = files.random_stream(seed, "user", user)
-            parts.append(_rate(rng, user, self.ratings_per_user, genre_V, popularity_V))
-        _write_dat(
-            folder / "ratings.dat", [np.concatenate(part) for part in zip(*parts, strict=True)]
+        users = range(1, self.num_users + 1)
+        parts = [self._rate(user, genre_V, popularity_V) for user in users]
+        ratings = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        _write_dat(folder / "ratings.dat", ratings)
+
+    def _rate(
+        self, user: int, genre_V: np.ndarray, popularity_V: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One user's ratings: user, movie, stars, unix seconds."""
+        rng, num_items = files.random_stream(self.generator_seed, "user", user), len(genre_V)
+        more = rng.geometric(1 / (self.ratings_per_user - _LEAST_RATINGS))
+        count = min(_LEAST_RATINGS + int(more), num_items // 2)
+        favourite = rng.choice(len(GENRES), 3, replace=False)
+        liked_V = np.where(np.isin(genre_V, favourite), 1.0, 0.0)
+        share_V = popularity_V * (1 - _FAVOURITE + _FAVOURITE * len(GENRES) / 3 * liked_V)
+        is_soon = rng.random(count) < _WITHIN_HOUR
+        gap_s = np.where(
+            is_soon, rng.integers(1, 3600, count), rng.integers(86_400, 864_000, count)
         )
-
-
-def _rate(
-    rng: np.random.Generator,
-    user: int,
-    ratings_per_user: int,
-    genre_V: np.ndarray,
-    popularity_V: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """One user's ratings: user, movie, stars, unix seconds."""
-    num_items = len(genre_V)
-    more = rng.geometric(1 / (ratings_per_user - _LEAST_RATINGS))
-    count = min(_LEAST_RATINGS + int(more), num_items // 2)
-    favourite = rng.choice(len(GENRES), 3, replace=False)
-    liked_V = np.where(np.isin(genre_V, favourite), 1.0, 0.0)
-    share_V = popularity_V * (1 - _FAVOURITE + _FAVOURITE * len(GENRES) / 3 * liked_V)
-    is_soon = rng.random(count) < _WITHIN_HOUR
-    gap_s = np.where(is_soon, rng.integers(1, 3600, count), rng.integers(86_400, 864_000, count))
-    follows = is_soon & (rng.random(count) < _FOLLOWS)
-    open_V = np.ones(num_items, bool)
-    movie, rated = -1, []
-    for position in range(count):
-        after = movie + 1
-        is_part = position and follows[position] and after % _SERIES and after < num_items
-        if is_part and open_V[after]:
-            movie = after
-        else:
-            movie = int(files.draw_shares(rng, share_V * open_V, 1)[0])
-        open_V[movie] = False
-        rated.append(movie)
-    time_E = _FIRST_S + int(rng.integers(0, _SPAN_S)) + np.cumsum(gap_s)
-    stars_E = rng.integers(1, 6, count)
-    return np.full(count, user), np.asarray(rated) + 1, stars_E, time_E
+        follows = is_soon & (rng.random(count) < _FOLLOWS)
+        open_V = np.ones(num_items, bool)
+        movie, rated = -1, []
+        for position in range(count):
+            after = movie + 1
+            is_part = position and follows[position] and after % _SERIES and after < num_items
+            if is_part and open_V[after]:
+                movie = after
+            else:
+                movie = int(files.draw_shares(rng, share_V * open_V, 1)[0])
+            open_V[movie] = False
+            rated.append(movie)
+        time_E = _FIRST_S + int(rng.integers(0, _SPAN_S)) + np.cumsum(gap_s)
+        stars_E = rng.integers(1, 6, count)
+        return np.full(count, user), np.asarray(rated) + 1, stars_E, time_E
 
 
 def _write_users(path: pathlib.Path, num_users: int, seed: int) -> None:
