@@ -42,7 +42,7 @@ from dsmoe_jax import features, runlog
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import entities, events, examples, splits, windows
+from dsmoe_jax.data.prepare import entities, events, histories, splits
 
 # Raised when the same inputs and settings give another content than before, so that stores in place
 # are prepared again; the package's own version is ignored.
@@ -189,7 +189,7 @@ def write(
     _check_names(users, items)
     S = len(dataset.scenarios)
     positives = rule.order(
-        examples.number_positives(dataset.positives, users, items, S, rule.last_day)
+        histories.number_positives(dataset.positives, users, items, S, rule.last_day)
     )
     queries = {
         split: splits.split_queries(positives, rule, split, len(items.raw_id))
@@ -264,9 +264,9 @@ def _write_rows(
     dataset: Dataset,
     users: entities.EncodedTable,
     items: entities.EncodedTable,
-    positives: examples.Positives,
+    positives: histories.Positives,
     rule: splits.Split,
-    queries: dict[str, windows.QuerySet],
+    queries: dict[str, histories.QuerySet],
 ) -> list[str]:
     """Writes the sequences, and the training examples and queries with windows into them.
 
@@ -277,10 +277,10 @@ def _write_rows(
     for split, query in queries.items():
         rows[f"{split}_queries"] = rule.query_rows(positives, query, split)
     of_rows, S = list(rows.values()), len(dataset.scenarios)
-    history = examples.make_history(positives, dataset.pre_history, users, items)
+    history = histories.make_history(positives, dataset.pre_history, users, items)
     found = [(store_lib.Windows("history"), [history.find(of_rows)])]
     _write_sequence(writer, "history", history)
-    scenario_history = examples.make_scenario_history(positives, S)
+    scenario_history = histories.make_scenario_history(positives, S)
     _write_sequence(writer, "scenario_history", scenario_history)
     by_scenario = [scenario_history.find(of_rows, scenario=s) for s in range(S)]
     found.append((store_lib.Windows("scenario_history", S), by_scenario))
@@ -299,7 +299,7 @@ def _write_rows(
 
 
 def _write_sequence(
-    writer: store_lib.StoreWriter, name: str, sequence: examples.ClickSequence
+    writer: store_lib.StoreWriter, name: str, sequence: histories.ClickSequence
 ) -> None:
     writer.array(f"sequence_{name}", sequence.item_E.astype(np.int32)[:, None])
     writer.array(f"sequence_{name}_time", sequence.time_E.astype(np.int32))

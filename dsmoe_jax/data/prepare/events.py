@@ -13,7 +13,7 @@ import polars as pl
 
 from dsmoe_jax import runlog
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import entities, read, windows
+from dsmoe_jax.data.prepare import entities, histories, read
 
 _PARTITIONS = 64
 
@@ -42,7 +42,7 @@ def write_behavior(
     log: BehaviorLog,
     users: entities.EncodedTable,
     items: entities.EncodedTable,
-    rows: list[windows.Rows],
+    rows: list[histories.Rows],
     utc_offset_s: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Writes `sequence_<name>` and `sequence_<name>_time`, user-major and chronological.
@@ -68,7 +68,7 @@ def write_behavior(
         day_E = (time_E + utc_offset_s) // store_lib.DAY_S
         for row, (start_X, stop_X) in zip(rows, found, strict=True):
             here = slice(*np.searchsorted(row.user_X, [part * size, (part + 1) * size]))
-            start, stop = windows.find_windows(
+            start, stop = histories.find_windows(
                 user_E, day_E, time_E, row.user_X[here], row.day_X[here], row.before_X[here]
             )
             start_X[here], stop_X[here] = start + ids.rows, stop + ids.rows
@@ -112,7 +112,7 @@ def _partition(
 ) -> None:
     for block in log.blocks():
         time_s = block["time_s"]
-        if time_s.null_count() or not time_s.is_between(1, windows.END_OF_DAY - 1).all():
+        if time_s.null_count() or not time_s.is_between(1, histories.END_OF_DAY - 1).all():
             raise ValueError(
                 f"{log.name}: expected unix seconds from 1 to 2**31 - 2, got "
                 f"{time_s.min()!r} to {time_s.max()!r}; remove such rows while reading"

@@ -1,7 +1,7 @@
 """Queries of a log that came after a store was written: what its known users clicked next.
 
 Owns the reading of a store's histories back into events. The rules of queries and of what came
-before are those of `windows.py`.
+before are those of `histories.py`.
 
     X  rows of the store     E  events     K  keys of sequences     Q  queries
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import windows
+from dsmoe_jax.data.prepare import histories
 
 
 class LaterStore(store_lib.Store):
@@ -51,10 +51,10 @@ def add_queries(store: store_lib.Store, positives: Mapping[str, np.ndarray]) -> 
         )
     user_P, item_P, scenario_P = user_P[known_P], item_P[known_P], scenario_P[known_P]
     start_s = int(positives["time_s"][known_P].min())
-    history = _Sequence(store, store_lib.Windows("history"))
+    history = read_sequence(store, store_lib.Windows("history"))
     user_E, before_E = history.key_E, history.time_E < start_s
     no_P, trained_N = np.zeros(len(user_P), bool), store.train_NC[:, store.columns["user"]]
-    found = windows.make_queries(
+    found = histories.make_queries(
         np.concatenate([user_E, user_P]),
         # The scenario of what came before has no say.
         np.concatenate([np.zeros_like(user_E), scenario_P]),
@@ -70,39 +70,31 @@ def add_queries(store: store_lib.Store, positives: Mapping[str, np.ndarray]) -> 
     rows_QC[:, store.columns["user"]] = found.user_Q
     rows_QC[:, store.columns["scenario"]] = found.scenario_Q
     rows_QC[:, store.columns["time_s"]] = start_s
+    no_Q = np.zeros_like(found.user_Q)
+    start_Q = np.full_like(no_Q, start_s)
+    rows = histories.Rows(found.user_Q, found.scenario_Q, no_Q, start_Q, start_Q, day_X=no_Q)
     by_scenario = store_lib.Windows("scenario_history", store.spec.num_scenarios)
     for of in (store_lib.Windows("history"), by_scenario):
-        sequence = _Sequence(store, of)
+        sequence = read_sequence(store, of)
         start_QK, stop_QK = of.read(rows_QC, store.columns)  # views
         for k in range(start_QK.shape[1]):
-            key_Q = found.user_Q * start_QK.shape[1] + k
-            start_QK[:, k], stop_QK[:, k] = sequence.find(key_Q, start_s)
+            [(start_QK[:, k], stop_QK[:, k])] = sequence.find([rows], scenario=k)
     table = store_lib.QueryTable(rows_QC, found.relevant, found.seen, found.cold_Q)
     return LaterStore(store, table)
 
 
-class _Sequence:
-    """A sequence's events with the key of each, which rows of the store tell."""
-
-    def __init__(self, store: store_lib.Store, of: store_lib.Windows):
-        """Events of a sequence; a key is user * number of windows in a row + window."""
-        rows_XC = store.all_rows()
-        # Who has an event has a row.
-        user_U, first_U = np.unique(rows_XC[:, store.columns["user"]], return_index=True)
-        start_UK, _ = of.read(rows_XC[first_U], store.columns)
-        ids_EF, time_E = store.sequences[of.sequence]
-        K = start_UK.shape[1]
-        key_UK = user_U[:, None] * K + np.arange(K)
-        lengths = np.diff(np.append(start_UK.ravel(), len(time_E)))
-        self.key_E = np.repeat(key_UK.ravel(), lengths)
-        self.item_E = np.asarray(ids_EF[:, 0], np.int64)
-        self.time_E = np.asarray(time_E, np.int64)
-
-    def find(self, key_Q: np.ndarray, start_s: int) -> tuple[np.ndarray, np.ndarray]:
-        """The events of each key before a time."""
-        day_E, day_Q = np.zeros_like(self.key_E), np.zeros_like(key_Q)
-        time_Q = np.full_like(key_Q, start_s)
-        return windows.find_windows(self.key_E, day_E, self.time_E, key_Q, day_Q, time_Q)
+def read_sequence(store: store_lib.Store, of: store_lib.Windows) -> histories.ClickSequence:
+    """The events of a sequence, whose keys the rows of the store tell; their days do not count."""
+    rows_XC = store.all_rows()
+    # Who has an event has a row.
+    user_U, first_U = np.unique(rows_XC[:, store.columns["user"]], return_index=True)
+    start_UK, _ = of.read(rows_XC[first_U], store.columns)
+    ids_EF, time_E = store.sequences[of.sequence]
+    K = start_UK.shape[1]
+    key_UK = user_U[:, None] * K + np.arange(K)
+    key_E = np.repeat(key_UK.ravel(), np.diff(np.append(start_UK.ravel(), len(time_E))))
+    item_E, time_E = (np.asarray(values_E, np.int64) for values_E in (ids_EF[:, 0], time_E))
+    return histories.ClickSequence(K, key_E, item_E, time_E, day_E=np.zeros_like(key_E))
 
 
 def _row_of(values: np.ndarray, raw_id: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import examples, windows
+from dsmoe_jax.data.prepare import histories
 
 RULES = ("days", "leave_one_out")
 
@@ -43,33 +43,33 @@ class ByDay:
         """Days since 1970-01-01; positives after it are left out."""
         return self.test[-1]
 
-    def order(self, positives: examples.Positives) -> examples.Positives:
+    def order(self, positives: histories.Positives) -> histories.Positives:
         """The positives with the days that decide what came before what."""
         return positives
 
-    def members(self, positives: examples.Positives, split: str) -> np.ndarray:
+    def members(self, positives: histories.Positives, split: str) -> np.ndarray:
         """Bool [E]: which positives belong to `split`: "train", "validation" or "test"."""
         wanted = getattr(self, split)
         return np.asarray((positives.day_E >= wanted[0]) & (positives.day_E <= wanted[-1]))
 
-    def before(self, positives: examples.Positives, split: str) -> np.ndarray:
+    def before(self, positives: histories.Positives, split: str) -> np.ndarray:
         """Bool [E]: which positives are known to the queries of `split`."""
         return np.asarray(positives.day_E < getattr(self, split)[0])
 
-    def train_rows(self, positives: examples.Positives) -> windows.Rows:
+    def train_rows(self, positives: histories.Positives) -> histories.Rows:
         """One row per training positive; its past ends strictly before it."""
         user, scenario, item, time, day = _take(positives, self.members(positives, "train"))
-        return windows.Rows(user, scenario, item, time_X=time, before_X=time, day_X=day)
+        return histories.Rows(user, scenario, item, time_X=time, before_X=time, day_X=day)
 
     def query_rows(
-        self, positives: examples.Positives, query: windows.QuerySet, split: str
-    ) -> windows.Rows:
+        self, positives: histories.Positives, query: histories.QuerySet, split: str
+    ) -> histories.Rows:
         """One row per query of `split`."""
         first_day = getattr(self, split)[0]
         time_s = first_day * store_lib.DAY_S - self.utc_offset_s
-        columns = (0, time_s, windows.END_OF_DAY, first_day - 1)
+        columns = (0, time_s, histories.END_OF_DAY, first_day - 1)
         filled = (np.full(len(query.user_Q), value, np.int64) for value in columns)
-        return windows.Rows(query.user_Q, query.scenario_Q, *filled)
+        return histories.Rows(query.user_Q, query.scenario_Q, *filled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +83,12 @@ class LeaveOneOut:
 
     last_day: ClassVar[int] = int(np.iinfo(np.int64).max)
 
-    def order(self, positives: examples.Positives) -> examples.Positives:
+    def order(self, positives: histories.Positives) -> histories.Positives:
         """Every positive's number among its user's, from 1, in place of its day."""
         first_E = np.searchsorted(positives.user_E, positives.user_E)
         return positives._replace(day_E=np.arange(len(first_E)) - first_E + 1)
 
-    def members(self, positives: examples.Positives, split: str) -> np.ndarray:
+    def members(self, positives: histories.Positives, split: str) -> np.ndarray:
         """As `ByDay.members`."""
         user_E, number_E = positives.user_E, positives.day_E
         first_E = np.searchsorted(user_E, user_E)
@@ -99,27 +99,27 @@ class LeaveOneOut:
             return np.asarray(from_end_E >= 2)
         return np.asarray(from_end_E == ("test", "validation").index(split))
 
-    def before(self, positives: examples.Positives, split: str) -> np.ndarray:
+    def before(self, positives: histories.Positives, split: str) -> np.ndarray:
         """As `ByDay.before`."""
         known = self.members(positives, "train")
         return known if split == "validation" else known | self.members(positives, "validation")
 
-    def train_rows(self, positives: examples.Positives) -> windows.Rows:
+    def train_rows(self, positives: histories.Positives) -> histories.Rows:
         """One row per training positive; its past is all of its user's that come before it."""
         return self._rows(positives, self.members(positives, "train"))
 
     def query_rows(
-        self, positives: examples.Positives, query: windows.QuerySet, split: str
-    ) -> windows.Rows:
+        self, positives: histories.Positives, query: histories.QuerySet, split: str
+    ) -> histories.Rows:
         """As `ByDay.query_rows`."""
         held = np.flatnonzero(self.members(positives, split))
         rows = self._rows(positives, held[np.searchsorted(positives.user_E[held], query.user_Q)])
         return rows._replace(item_X=np.zeros_like(rows.item_X))
 
-    def _rows(self, positives: examples.Positives, chosen: np.ndarray) -> windows.Rows:
+    def _rows(self, positives: histories.Positives, chosen: np.ndarray) -> histories.Rows:
         user, scenario, item, time, number = _take(positives, chosen)
-        before = np.full(len(user), windows.END_OF_DAY, np.int64)
-        return windows.Rows(user, scenario, item, time_X=time, before_X=before, day_X=number - 1)
+        before = np.full(len(user), histories.END_OF_DAY, np.int64)
+        return histories.Rows(user, scenario, item, time_X=time, before_X=before, day_X=number - 1)
 
 
 # A rule that splits positives.
@@ -127,10 +127,10 @@ Split = ByDay | LeaveOneOut
 
 
 def split_queries(
-    positives: examples.Positives, rule: Split, split: str, num_items: int
-) -> windows.QuerySet:
-    """The queries of `split`; see `windows.make_queries`."""
-    return windows.make_queries(
+    positives: histories.Positives, rule: Split, split: str, num_items: int
+) -> histories.QuerySet:
+    """The queries of `split`; see `histories.make_queries`."""
+    return histories.make_queries(
         positives.user_E,
         positives.scenario_E,
         positives.item_E,
@@ -142,9 +142,9 @@ def split_queries(
 
 
 def count(
-    positives: examples.Positives,
+    positives: histories.Positives,
     rule: Split,
-    queries: dict[str, windows.QuerySet],
+    queries: dict[str, histories.QuerySet],
     scenarios: tuple[str, ...],
 ) -> dict[str, dict[str, int]]:
     """Training positives, queries and held-out positives by scenario.
@@ -192,7 +192,7 @@ def check(counts: dict[str, dict[str, int]], rule: Split) -> None:
                 )
 
 
-def describe(positives: examples.Positives, rule: Split) -> dict[str, dict[str, Any]]:
+def describe(positives: histories.Positives, rule: Split) -> dict[str, dict[str, Any]]:
     """Days (ISO dates) and number of positives of each split.
 
     By day they are all days, else the first and the last by UTC's midnight.
@@ -209,8 +209,8 @@ def describe(positives: examples.Positives, rule: Split) -> dict[str, dict[str, 
     return found
 
 
-def _take(positives: examples.Positives, chosen: np.ndarray) -> examples.Positives:
-    return examples.Positives(*(values[chosen] for values in positives))
+def _take(positives: histories.Positives, chosen: np.ndarray) -> histories.Positives:
+    return histories.Positives(*(values[chosen] for values in positives))
 
 
 def _mend(rule: Split, by_day: str) -> str:

@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import entities, events, windows
+from dsmoe_jax.data.prepare import entities, events, histories
 
 NUM_USERS = 1_000  # raw ids 0, 10, 20, ...; more than one user in each of the partitions
 
@@ -70,7 +70,7 @@ def test_windows_point_into_the_whole_sequence(tmp_path, encoded):
     user_X = np.arange(0, NUM_USERS + 1, 3)
     time_X = np.resize(np.array([1, 2, 3, 4, 9]) * 86_400, len(user_X))
     zeros = np.zeros_like(user_X)
-    rows = windows.Rows(user_X, zeros, zeros, time_X, before_X=time_X, day_X=time_X // 86_400)
+    rows = histories.Rows(user_X, zeros, zeros, time_X, before_X=time_X, day_X=time_X // 86_400)
     ((start_X, stop_X),), arrays = write(tmp_path / "s", encoded, [rows], [log])
     distinct = {tuple(row) for row in log.iter_rows() if row[2] > 4}
     seen = 0
@@ -91,7 +91,7 @@ def test_events_of_users_outside_the_table_are_left_out(tmp_path, encoded):
 
 def test_an_empty_log_gives_empty_windows(tmp_path, encoded):
     one = np.array([3])
-    rows = windows.Rows(one, one, one, one, before_X=one, day_X=one)
+    rows = histories.Rows(one, one, one, one, before_X=one, day_X=one)
     ((start_X, stop_X),), arrays = write(tmp_path / "s", encoded, [rows], [])
     assert (start_X[0], stop_X[0]) == (0, 0)
     assert arrays["sequence_behavior.npy"].shape == (0, 2)

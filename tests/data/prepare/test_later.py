@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import later
+from dsmoe_jax.data.prepare import histories, later
 from tests import clicks
 
 # (user, scenario, item, day); the last day tests, the one before validates.
@@ -86,7 +86,14 @@ def test_a_log_of_what_was_seen_has_nothing_to_find(store):
 def test_the_stores_own_windows_are_found_again(store):
     rows_QC = store.queries("test").rows_QC
     start_s = int(rows_QC[0, store.columns["time_s"]])
-    sequence = later._Sequence(store, store_lib.Windows("history"))
-    start_Q, stop_Q = sequence.find(rows_QC[:, store.columns["user"]], start_s)
+    sequence = later.read_sequence(store, store_lib.Windows("history"))
+    no_Q = np.zeros(len(rows_QC), np.int64)
+    [(start_Q, stop_Q)] = sequence.find(
+        [
+            histories.Rows(
+                rows_QC[:, store.columns["user"]], no_Q, no_Q, no_Q, no_Q + start_s, day_X=no_Q
+            )
+        ]
+    )
     assert start_Q.tolist() == rows_QC[:, store.columns["history_start"]].tolist()
     assert stop_Q.tolist() == rows_QC[:, store.columns["history_stop"]].tolist()

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import examples, splits, windows
-from tests.data.prepare import test_examples
+from dsmoe_jax.data.prepare import histories, splits
+from tests.data.prepare import test_histories
 
-number, ROWS = test_examples.number, test_examples.ROWS
+number, ROWS = test_histories.number, test_histories.ROWS
 BY_DAY = splits.ByDay(train=[1, 2], validation=[3], test=[4], utc_offset_s=3_600)
 LEAVE_ONE_OUT = splits.LeaveOneOut()
 
@@ -28,7 +28,7 @@ def test_by_day_training_rows_end_before_themselves_and_queries_before_their_spl
     np.testing.assert_array_equal(rows.user_X, [2])
     np.testing.assert_array_equal(rows.item_X, [0])
     np.testing.assert_array_equal(rows.time_X, [4 * 86_400 - 3_600])
-    np.testing.assert_array_equal(rows.before_X, [windows.END_OF_DAY])
+    np.testing.assert_array_equal(rows.before_X, [histories.END_OF_DAY])
     np.testing.assert_array_equal(rows.day_X, [3])
 
 
@@ -41,7 +41,7 @@ def test_splits_by_day_are_described_with_iso_days():
 
 
 # User 1 has four positives, of which the second and third share a second; user 2 has two.
-SEQUENCES = examples.Positives(
+SEQUENCES = histories.Positives(
     user_E=np.array([1, 1, 1, 1, 2, 2]),
     scenario_E=np.array([0, 1, 0, 1, 0, 0]),
     item_E=np.array([3, 1, 2, 5, 4, 3]),
@@ -76,7 +76,7 @@ def test_a_query_is_asked_in_the_second_of_what_is_held_out_and_knows_all_before
         assert query.scenario_Q.tolist() == [scenario] and not query.cold_Q.any()
         rows = LEAVE_ONE_OUT.query_rows(positives, query, split)
         values = (rows.user_X, rows.item_X, rows.time_X, rows.before_X, rows.day_X)
-        assert [int(v[0]) for v in values] == [1, 0, time_s, windows.END_OF_DAY, known]
+        assert [int(v[0]) for v in values] == [1, 0, time_s, histories.END_OF_DAY, known]
 
 
 def test_training_rows_know_what_came_before_in_the_same_second():
@@ -84,7 +84,7 @@ def test_training_rows_know_what_came_before_in_the_same_second():
     rows = LEAVE_ONE_OUT.train_rows(positives)
     np.testing.assert_array_equal(rows.item_X, [3, 1, 4, 3])
     np.testing.assert_array_equal(rows.day_X, [0, 1, 0, 1])
-    start, stop = windows.find_windows(
+    start, stop = histories.find_windows(
         positives.user_E, positives.day_E, positives.time_E, rows.user_X, rows.day_X, rows.before_X
     )
     np.testing.assert_array_equal(start, [0, 0, 4, 4])
@@ -100,7 +100,7 @@ def test_left_out_splits_are_described_with_their_first_and_last_day():
 
 
 def test_users_with_too_few_positives_alone_are_refused():
-    few = LEAVE_ONE_OUT.order(examples.Positives(*(values[4:] for values in SEQUENCES)))
+    few = LEAVE_ONE_OUT.order(histories.Positives(*(values[4:] for values in SEQUENCES)))
     with pytest.raises(ValueError, match=r"split 'validation': .* add users with at least 3 pos"):
         check(few, LEAVE_ONE_OUT, ("A", "B"))
 

@@ -1,0 +1,236 @@
+"""Histories: positives in row numbers, the click sequences made of them, windows and queries.
+
+Owns the rule that keeps the future out of a history.
+
+    X  rows (training examples or queries)     E  events of a sequence, or positives
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.data.prepare import entities
+
+# A cut that no time of day reaches: all events up to and including the cut's day.
+END_OF_DAY = 2**31 - 1
+_BASE = np.int64(2**32)
+
+
+class Rows(NamedTuple):
+    """Training examples, or the queries of a split, sorted by user; all int64.
+
+    Attributes:
+      user_X: Row in the user table.
+      scenario_X: Scenario id.
+      item_X: Row in the item table; 0 in queries.
+      time_X: Unix seconds of the example, or of the split's start.
+      before_X: Unix seconds; what happened then or later is not past.
+      day_X: The last day of the past, in days since 1970-01-01 in the log's time zone, or what
+        replaces days in the events. A log's day and its clock disagree around midnight, and both
+        have to be before.
+    """
+
+    user_X: np.ndarray
+    scenario_X: np.ndarray
+    item_X: np.ndarray
+    time_X: np.ndarray
+    before_X: np.ndarray
+    day_X: np.ndarray
+
+
+def find_windows(
+    key_E: np.ndarray,
+    day_E: np.ndarray,
+    time_E: np.ndarray,
+    key_X: np.ndarray,
+    day_X: np.ndarray,
+    time_X: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The events of each row's key that came strictly before the row: `start_X`, `stop_X`.
+
+    A window ends at the last prefix of the key's events all of whose times are below the row's and
+    all of whose days are not above the row's, so it is chronological and never skips an event.
+    Events ascend by key (>= 0), by day within a key, and by time, in [0, 2**31), within a day. Rows
+    are in any order, their times at most `END_OF_DAY`. All are int64.
+    """
+    # Within a key the running maximum of time ascends like the day does, so the longest prefix
+    # below both limits is the shorter of two binary searches. The key leads, so one pass over all
+    # keys does it.
+    latest_E = np.maximum.accumulate(key_E * _BASE + time_E)
+    by_time_X = np.searchsorted(latest_E, key_X * _BASE + time_X, side="left")
+    by_day_X = np.searchsorted(key_E * _BASE + day_E, key_X * _BASE + day_X, side="right")
+    start_X = np.searchsorted(key_E, key_X, side="left")
+    return start_X.astype(np.int64), np.minimum(by_time_X, by_day_X).astype(np.int64)
+
+
+class QuerySet(NamedTuple):
+    """The queries of one split, sorted by user and scenario; see `data.store.QueryTable`."""
+
+    user_Q: np.ndarray
+    scenario_Q: np.ndarray
+    relevant: store_lib.Ragged
+    seen: store_lib.Ragged
+    cold_Q: np.ndarray
+
+
+def make_queries(
+    user_E: np.ndarray,
+    scenario_E: np.ndarray,
+    item_E: np.ndarray,
+    in_split_E: np.ndarray,
+    before_E: np.ndarray,
+    in_train_E: np.ndarray,
+    num_items: int,
+) -> QuerySet:
+    """Groups the positives of a split into (user, scenario) queries.
+
+    Relevant is what was clicked in the split and scenario, less what was seen: clicked in any
+    scenario before the split. A pair with nothing relevant left is no query. Of every positive
+    `in_split_E` says whether it belongs to the split, `before_E` whether it is known to the split's
+    queries, `in_train_E` whether it is a training example; `num_items` counts row 0.
+    """
+    num_scenarios = int(scenario_E.max(initial=0)) + 1
+    pair_E = user_E * num_items + item_E
+    seen_pair = np.unique(pair_E[before_E])
+    fresh_E = in_split_E & ~np.isin(pair_E, seen_pair)
+    query_E = user_E * num_scenarios + scenario_E
+    hit = np.unique(query_E[fresh_E] * num_items + item_E[fresh_E])
+    query_Q, first_Q = np.unique(hit // num_items, return_index=True)
+    user_Q = query_Q // num_scenarios
+    # The seen items of each query are a slice of `seen_pair`, which is sorted by user and item.
+    start_Q = np.searchsorted(seen_pair, user_Q * num_items)
+    count_Q = np.searchsorted(seen_pair, (user_Q + 1) * num_items) - start_Q
+    indptr = np.concatenate([[0], np.cumsum(count_Q)]).astype(np.int64)
+    position = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - start_Q, count_Q)
+    return QuerySet(
+        user_Q=user_Q,
+        scenario_Q=query_Q % num_scenarios,
+        relevant=store_lib.Ragged(
+            np.append(first_Q, len(hit)).astype(np.int64), (hit % num_items).astype(np.int32)
+        ),
+        seen=store_lib.Ragged(indptr, (seen_pair[position] % num_items).astype(np.int32)),
+        cold_Q=~np.isin(user_Q, user_E[in_train_E]),
+    )
+
+
+class Positives(NamedTuple):
+    """Every positive of every scenario, user-major and chronological; all int64.
+
+    Attributes:
+      user_E: Row in the user table.
+      scenario_E: Scenario id.
+      item_E: Row in the item table.
+      time_E: Unix seconds.
+      day_E: Days since 1970-01-01, or what a split puts in their place to tell what came before;
+        see `splits.Split.order`.
+    """
+
+    user_E: np.ndarray
+    scenario_E: np.ndarray
+    item_E: np.ndarray
+    time_E: np.ndarray
+    day_E: np.ndarray
+
+
+class ClickSequence(NamedTuple):
+    """Events that are items, key-major and chronological; all int64.
+
+    Attributes:
+      num_scenarios: S where the key holds the scenario, else 1.
+      key_E: user * num_scenarios + scenario.
+      item_E: Row in the item table.
+      time_E: Unix seconds, 0 unknown.
+      day_E: Days since 1970-01-01, 0 before the log.
+    """
+
+    num_scenarios: int
+    key_E: np.ndarray
+    item_E: np.ndarray
+    time_E: np.ndarray
+    day_E: np.ndarray
+
+    def find(self, rows: list[Rows], scenario: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The windows `(start_X, stop_X)` of each of `rows`, into a scenario's events."""
+        found = []
+        for row in rows:
+            of_row = (row.user_X * self.num_scenarios + scenario, row.day_X, row.before_X)
+            found.append(find_windows(self.key_E, self.day_E, self.time_E, *of_row))
+        return found
+
+
+def number_positives(
+    frame: pl.DataFrame,
+    users: entities.EncodedTable,
+    items: entities.EncodedTable,
+    num_scenarios: int,
+    last_day: int,
+) -> Positives:
+    """`assemble.Dataset.positives` in row numbers, up to and with `last_day`, each once.
+
+    Raises:
+      ValueError: On an unknown user or item, a scenario outside [0, S), a time out of range.
+    """
+    numbered = pl.DataFrame(
+        {
+            "user": users.rows(frame["user"]),
+            "scenario": frame["scenario"].cast(pl.Int64),
+            "item": items.rows(frame["item"]),
+            "time_s": frame["time_s"].cast(pl.Int64),
+            "day": frame["day"].cast(pl.Date).to_physical().cast(pl.Int64),
+        }
+    )
+    for name, low, high, expected in (
+        ("user", 1, 2**62, "users of the user table"),
+        ("item", 1, 2**62, "items of the item table"),
+        ("scenario", 0, num_scenarios - 1, f"scenario ids below {num_scenarios}"),
+        ("time_s", 1, END_OF_DAY - 1, "unix seconds from 1 to 2**31 - 2"),
+        ("day", 1, 2**62, "days after 1970-01-01"),
+    ):
+        wrong = ~pl.col(name).is_between(low, high)
+        position = numbered.select(wrong.fill_null(True).arg_true().first()).item()
+        if position is not None:
+            raise ValueError(
+                f"positives: expected {expected}, got {name} {frame[name][position]!r}; "
+                "complete the table or remove the row"
+            )
+    order = ["user", "day", "time_s", "item", "scenario"]
+    numbered = numbered.filter(pl.col("day") <= last_day).unique().sort(order)
+    return Positives(*(column.to_numpy() for column in numbered.get_columns()))
+
+
+def make_history(
+    positives: Positives,
+    pre_history: pl.DataFrame | None,
+    users: entities.EncodedTable,
+    items: entities.EncodedTable,
+) -> ClickSequence:
+    """All clicks of each user: those from before the log first, then every positive.
+
+    Raises:
+      ValueError: When `pre_history` holds an unknown user or item.
+    """
+    if pre_history is None:
+        pre_history = pl.DataFrame({"user": users.raw_id[:0], "item": items.raw_id[:0]})
+    user_P, item_P = users.rows(pre_history["user"]), items.rows(pre_history["item"])
+    for name, row_P in (("user", user_P), ("item", item_P)):
+        if not row_P.all():
+            raw = pre_history[name][int(np.argmin(row_P))]
+            raise ValueError(f"pre_history: expected {name}s of the {name} table, got {raw!r}")
+    zeros = np.zeros_like(user_P)
+    earlier = (user_P, item_P, zeros, zeros)
+    logged = (positives.user_E, positives.item_E, positives.time_E, positives.day_E)
+    values = [np.concatenate(both) for both in zip(earlier, logged, strict=True)]
+    # Both parts are chronological within a user and times before the log come first, so a stable
+    # sort by user alone puts everything in order.
+    order = np.argsort(values[0], kind="stable")
+    return ClickSequence(1, *(value_E[order] for value_E in values))
+
+
+def make_scenario_history(positives: Positives, num_scenarios: int) -> ClickSequence:
+    """The timed clicks of each user in each scenario."""
+    key_E = positives.user_E * num_scenarios + positives.scenario_E
+    order = np.argsort(key_E, kind="stable")
+    values = (key_E, positives.item_E, positives.time_E, positives.day_E)
+    return ClickSequence(num_scenarios, *(value_E[order] for value_E in values))
