@@ -45,12 +45,10 @@ def _count(jaxpr: Any) -> int:
             inner = math.prod(left[axis] for axis in contract)
             total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, jax_core.ClosedJaxpr):
-                    total += repeats * _count(inner.jaxpr)
-                elif isinstance(inner, jax_core.Jaxpr):
-                    total += repeats * _count(inner)
+        # Programs are leaves of any parameter: branches are a tuple of them.
+        for inner in jax.tree.leaves(dict(equation.params)):
+            if isinstance(inner, jax_core.ClosedJaxpr | jax_core.Jaxpr):
+                total += repeats * _count(getattr(inner, "jaxpr", inner))
     return total
 
 
