@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -53,17 +53,29 @@ def draw_all(
     written = []
     for k in results["k"]:
         written += draw_recall(folder / f"recall_at_{k}", results, k)
-    # A tower without the scenario has one row, and one layer's row has no angle to another.
-    coefficients = {
-        name: coef for name, coef in fig4.get("scenario_coefficients", {}).items() if len(coef) > 1
-    }
-    if coefficients:
-        written += draw_similarity(folder / "fig4a_scenario_similarity", coefficients, scenarios)
-    if fig4.get("gate_weights"):
-        written += draw_gates(folder / "fig4b_gate_weights", fig4["gate_weights"], scenarios)
+    names = ("fig4a_scenario_similarity", "fig4b_gate_weights")
+    written += draw_fig4(folder, names, fig4, scenarios)
     points = _read_points(metrics_path)
     if points:
         written += draw_curves(folder / "learning_curves", points, results["k"][0])
+    return written
+
+
+def draw_fig4(
+    folder: pathlib.Path,
+    names: tuple[str, str],
+    tables: Mapping[str, Arrays],
+    scenarios: Sequence[str],
+) -> list[pathlib.Path]:
+    """Fig. 4a and 4b under their names, as far as there are tables; see `draw_all`."""
+    # A tower without the scenario has one row, and one layer's row has no angle to another.
+    coefficients = tables.get("scenario_coefficients", {})
+    coefficients = {name: table for name, table in coefficients.items() if len(table) > 1}
+    written = []
+    if coefficients:
+        written += draw_similarity(folder / names[0], coefficients, scenarios)
+    if gate_weights := tables.get("gate_weights"):
+        written += draw_gates(folder / names[1], gate_weights, scenarios)
     return written
 
 
@@ -74,10 +86,10 @@ def draw_recall(path: pathlib.Path, results: Mapping[str, Any], k: int) -> list[
         rows["teacher (sampled queries)"] = (results["teacher"], _TEACHER)
     rows["student"] = (results, _STUDENT)
     panels = [*results["scenarios"], "macro"]
-    columns, lines = _grid(panels)
+    columns, lines = grid(panels)
     height = lines * (0.9 + 0.28 * len(rows)) + 0.5
     with new_figure(2.2 + 1.9 * columns, height) as figure:
-        axes = _make_panels(figure, panels)
+        axes = make_panels(figure, panels)
         for panel, axis in zip(panels, axes, strict=False):
             _draw_recall_panel(axis, panel, rows, f"recall@{k}")
         axes[0].invert_yaxis()
@@ -100,10 +112,10 @@ def draw_similarity(
     """
     similar = {name: cosine(np.asarray(coef)) for name, coef in coefficients.items()}
     panels = {"mean over layers": np.mean(list(similar.values()), axis=0), **similar}
-    columns, lines = _grid(panels)
+    columns, lines = grid(panels)
     side = max(1.7, 0.42 * len(scenarios))
     with new_figure(0.9 + (side + 0.35) * columns, 0.8 + (side + 0.5) * lines) as figure:
-        axes, image = _make_panels(figure, panels), None
+        axes, image = make_panels(figure, panels), None
         for (title, similar_SS), axis in zip(panels.items(), axes, strict=False):
             image = axis.imshow(similar_SS, cmap="PuOr_r", vmin=-1, vmax=1)
             _label_cells(axis, similar_SS)
@@ -232,15 +244,15 @@ def _draw_validation(
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _grid(panels: Sequence[Any] | Mapping[str, Any]) -> tuple[int, int]:
-    """Columns and lines of panels side by side, five in a line."""
-    columns = min(len(panels), 5)
+def grid(panels: Sized, most: int = 5) -> tuple[int, int]:
+    """Columns and lines of panels side by side, at most so many in a line."""
+    columns = min(len(panels), most)
     return columns, -(-len(panels) // columns)
 
 
-def _make_panels(figure: Any, panels: Sequence[Any] | Mapping[str, Any]) -> Any:
+def make_panels(figure: Any, panels: Sized, most: int = 5) -> Any:
     """Axes of the panels, left to right; those of places left over stay invisible."""
-    columns, lines = _grid(panels)
+    columns, lines = grid(panels, most)
     axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.set_visible(False)

@@ -41,8 +41,8 @@ def make(systems: Sequence[finished.System]) -> formats.Table:
             if system.name in known.get(dataset, {})
         }
         if printed:
-            cells = [paper.label(system.label), *(printed.get(head, "") for head in HEADS[1:])]
-            rows.append(tuple(map(formats.Value, cells)))
+            cells = (paper.label(system.label), *(printed.get(head, "") for head in HEADS[1:]))
+            rows.append(cells)
     shown = [record for system in systems for record in _records(system)]
     note = (
         f"A forward pass of {costs.PAIRS:,} pairs of a user and an item, each in its own scenario, "
@@ -53,7 +53,7 @@ def make(systems: Sequence[finished.System]) -> formats.Table:
         "includes validation and compilation; what a teacher takes is counted once "
         "however many it teaches."
     )
-    return formats.Table("table3", "Table 3: cost", HEADS, tuple(rows), (note,))
+    return formats.Table("table3", "Table 3: cost", HEADS, formats.cells(rows), (note,))
 
 
 def _records(system: finished.System) -> list[records.Record]:
@@ -62,9 +62,9 @@ def _records(system: finished.System) -> list[records.Record]:
     return of_last_days or [entry.record for entry in system.entries]
 
 
-def _row(system: finished.System) -> tuple[formats.Value, ...]:
+def _row(system: finished.System) -> tuple[str, ...]:
     if not system.entries:
-        return (formats.Value(system.label), *[formats.Value("not run")] * (len(HEADS) - 1))
+        return (system.label, *["not run"] * (len(HEADS) - 1))
     shown = _records(system)
     params, counted = shown[0]["params"], shown[0]["costs"]
     total = params["dense"] + params["embedding"]
@@ -77,7 +77,7 @@ def _row(system: finished.System) -> tuple[formats.Value, ...]:
         record["split"]["train"]["examples"] / record["examples_per_s"] for record in shown
     )
     before_s = seconds("pretraining")
-    cells = (
+    return (
         system.label,
         f"{params['dense'] / 1e6:.3f}",
         f"{params['embedding'] / 1e6:.3f}",
@@ -93,4 +93,3 @@ def _row(system: finished.System) -> tuple[formats.Value, ...]:
         f"{epoch_s:.1f}",
         f"{seconds('teacher'):,.0f}" if seconds("teacher") else "",
     )
-    return tuple(map(formats.Value, cells))
