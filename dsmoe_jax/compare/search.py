@@ -75,9 +75,11 @@ class Study:
             self.experiment, tuple(request.overrides), stage=request.stage
         )
         # As they are written on the command line.
-        self._texts = {
-            field: [search_space.as_text(value) for value in choices]
-            for field, choices in self.space.items()
+        self._choices = {
+            field: optuna.distributions.CategoricalDistribution(
+                [search_space.as_text(value) for value in values]
+            )
+            for field, values in self.space.items()
         }
         self.num_trials = min(request.num_trials, math.prod(map(len, self.space.values())))
         self.score_name = f"macro recall@{self.experiment.eval.k[0]}"
@@ -124,12 +126,12 @@ class Study:
             self._study.sampler = optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True
             )
-            trial = self._suggest()
+            trial = self._study.ask(dict(self._choices))
             # What a killed worker had asked for comes first and may be done by now.
             while name_of(trial.params) in seen:
                 self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 self._study.enqueue_trial(self._draw(random.Random(seed), seen))
-                trial = self._suggest()
+                trial = self._study.ask(dict(self._choices))
             stack.enter_context(processes.lock(self._lock_path(trial.params), wait=True))
             return trial
 
@@ -150,7 +152,7 @@ class Study:
 
         trials, seen = self.trials(), set()
         if not trials:
-            self._study.enqueue_trial({f: choices[0] for f, choices in self._texts.items()})
+            self._study.enqueue_trial({f: known.choices[0] for f, known in self._choices.items()})
         for trial in trials:
             if trial.state.name in ("COMPLETE", "PRUNED"):
                 seen.add(name_of(trial.params))
@@ -163,16 +165,10 @@ class Study:
                 self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         return seen
 
-    def _suggest(self) -> "optuna.Trial":
-        trial = self._study.ask()
-        for field, choices in self._texts.items():
-            trial.suggest_categorical(field, choices)
-        return trial
-
     def _draw(self, rng: random.Random, seen: set[str]) -> dict[str, str]:
         """A setting out of those that are left, all alike."""
         while True:
-            drawn = {field: rng.choice(choices) for field, choices in self._texts.items()}
+            drawn = {f: str(rng.choice(known.choices)) for f, known in self._choices.items()}
             if name_of(drawn) not in seen:
                 return drawn
 

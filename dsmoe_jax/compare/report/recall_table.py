@@ -19,6 +19,8 @@ LEGEND = (
     "paired bootstrap of queries within their scenario (95 %, of recall averaged over seeds, each "
     "comparison by itself): ▲ above, ▼ below, ≈ within noise."
 )
+# Cut-off and scenario.
+Column = tuple[int, str]
 # Not told apart from nothing.
 _UNRANKED = "random"
 
@@ -134,14 +136,12 @@ def over_seeds(values: Sequence[float]) -> str:
     return mean_and_spread(mean, statistics.stdev(values) if len(values) > 1 else math.nan)
 
 
-def _heads(columns: Sequence[tuple[int, str]]) -> tuple[str, ...]:
+def _heads(columns: Sequence[Column]) -> tuple[str, ...]:
     names = (f"{scenario} @{k}" for k, scenario in columns)
     return ("", f"validation recall@{columns[0][0]}", *names)
 
 
-def _recalls(
-    teachers: Sequence[dict[str, Any]], columns: Sequence[tuple[int, str]]
-) -> Iterator[str]:
+def _recalls(teachers: Sequence[dict[str, Any]], columns: Sequence[Column]) -> Iterator[str]:
     metric = f"recall@{columns[0][0]}"
     cells = [[teacher["validation"]["macro"] for teacher in teachers]]
     summaries = [{**t["scenarios"], estimates.MACRO: t["macro"]} for t in teachers]
@@ -150,16 +150,14 @@ def _recalls(
         yield over_seeds([row[metric] for row in cell if row[metric] is not None])
 
 
-def _differences(
-    teachers: Sequence[dict[str, Any]], columns: Sequence[tuple[int, str]]
-) -> Iterator[str]:
+def _differences(teachers: Sequence[dict[str, Any]], columns: Sequence[Column]) -> Iterator[str]:
     for _, scenario in columns:
         found = [teacher["minus_student"][scenario] for teacher in teachers]
         ends = (statistics.fmean(t[end] for t in found) for end in metrics.Interval._fields)
         yield metrics.Interval(*ends).points
 
 
-def _rank(compared: Sequence[Compared], column: tuple[int, str]) -> dict[str, str]:
+def _rank(compared: Sequence[Compared], column: Column) -> dict[str, str]:
     """The best and the second best system of a column."""
     k, scenario = column
     means = {
@@ -171,7 +169,7 @@ def _rank(compared: Sequence[Compared], column: tuple[int, str]) -> dict[str, st
     return dict(zip(order, ("best", "second"), strict=False))
 
 
-def _cell(entry: Compared, column: tuple[int, str], ranks: Mapping[str, str]) -> formats.Value:
+def _cell(entry: Compared, column: Column, ranks: Mapping[str, str]) -> formats.Value:
     k, scenario = column
     value = entry.estimates[k][scenario]
     interval = entry.intervals[k][scenario] if entry.intervals else None
@@ -193,7 +191,7 @@ def _validation(system: finished.System) -> str:
 
 
 def _paper_rows(
-    own: finished.System, systems: Sequence[finished.System], columns: Sequence[tuple[int, str]]
+    own: finished.System, systems: Sequence[finished.System], columns: Sequence[Column]
 ) -> list[tuple[formats.Value, ...]]:
     """What the paper prints of the rows' methods, as far as it is known here."""
     printed = paper.RECALL.get(own.entries[0].record["dataset"], {})
@@ -213,7 +211,7 @@ def _printed(values: Mapping[str, Mapping[int, float]], k: int, scenario: str) -
     return f"{values[scenario][k]:.1f}" if k in values.get(scenario, {}) else ""
 
 
-def _records(entry: Compared, columns: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+def _records(entry: Compared, columns: Sequence[Column]) -> list[dict[str, Any]]:
     """One CSV line per number."""
     heads = ("row", "scenario", "k", "seeds", "recall", "sd_over_seeds", "se_over_queries")
     found = []
