@@ -15,7 +15,6 @@ these histories, are counted with all branches.
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -32,9 +31,8 @@ from dsmoe_jax.training import train_state
 PAIRS = 4096
 
 
-def count(experiment: schema.Experiment, store_dir: pathlib.Path) -> dict[str, int]:
+def count(experiment: schema.Experiment, store: store_lib.Store) -> dict[str, int]:
     """MACs of the method of an experiment on its prepared data; see `count_method`."""
-    store = store_lib.Store.open(store_dir)
     return count_method(experiment.model, stages.select_features(store, experiment))
 
 

@@ -95,21 +95,16 @@ def _evaluate_teacher(
     student: dict[str, protocol.Evaluation],
 ) -> dict[str, Any]:
     """The teacher's summary on sampled queries, with its difference from the student on them."""
-    config_eval = run.experiment.eval
-    limits = {
-        "validation": config_eval.teacher_validation_queries,
-        "test": config_eval.teacher_test_queries,
-    }
-    found = {
-        split: run.evaluate_ranker(frozen, split, run.sample_queries(split, limit))
-        for split, limit in limits.items()
-    }
+    chosen, found = run.experiment.eval, {}
+    for split in student:
+        limit = getattr(chosen, f"teacher_{split}_queries")
+        found[split] = run.evaluate_ranker(frozen, split, run.sample_queries(split, limit))
     summary = {
         **found["test"].summarise(),
         "validation": found["validation"].summarise(),
         "params": runlog.count_parameters(frozen.params),
     }
-    k = config_eval.k[0]
+    k = chosen.k[0]
     for split, evaluation in found.items():
         shared = student[split].restrict(evaluation.query_Q)
         difference = protocol.compare(evaluation, shared, k)

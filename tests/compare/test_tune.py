@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import types
 
 import optuna
 import pytest
@@ -117,7 +118,7 @@ class Search:
         self.behavior = {}
         self.teachers = []
         stand_in(self.log, lambda: self.behavior, monkeypatch.setattr)
-        data = runner.Store(tmp_path / "store", "d" * 64)
+        data = types.SimpleNamespace(root=tmp_path / "store", data_hash="d" * 64)
         monkeypatch.setattr(runner.Runner, "store", lambda work, job: data)
 
     def run(
