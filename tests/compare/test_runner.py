@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dsmoe_jax.baselines import catalogue
-from dsmoe_jax.compare import budget, hits, numerics, plan, processes, runner
+from dsmoe_jax.compare import hits, numerics, plan, processes, runner
 from dsmoe_jax.training import interrupt
 from tests.compare import orphans
 
@@ -74,7 +74,7 @@ class Comparison:
         monkeypatch.setattr(runner.costs, "count", lambda experiment, store: {"user": 7})
 
     def make(self, **overrides):
-        jobs = plan.make_jobs(["table4"], CONFIG, budget.BUDGETS["small"], overrides=overrides)
+        jobs = plan.make_jobs(["table4"], CONFIG, plan.BUDGETS["small"], overrides=overrides)
         return runner.Runner(jobs[:4], self.folder)
 
     def run(self, workers, **overrides):
@@ -207,7 +207,7 @@ def test_a_peer_without_its_library_is_left_out_unless_it_is_done(tmp_path, monk
     monkeypatch.setattr(catalogue, "list_missing", lambda: ["lightfm"])
     data = types.SimpleNamespace(root=tmp_path, data_hash="d" * 64)
     monkeypatch.setattr(runner.Runner, "store", lambda work, job: data)
-    jobs = plan.make_jobs(["table2"], CONFIG, budget.BUDGETS["small"])
+    jobs = plan.make_jobs(["table2"], CONFIG, plan.BUDGETS["small"])
     [job] = [job for job in jobs if job.name == "lightfm-seed1"]
     work = runner.Runner([job], tmp_path)
     assert work.states[0].state == "left out"
