@@ -44,7 +44,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Scores = Callable[[np.ndarray], np.ndarray | jax.Array]
 
 
-class _Evaluator(Generic[Model]):
+class Evaluator(Generic[Model]):
     """Compiled functions of a model: make one per model and call it after every epoch."""
 
     # Queries that a device is given at once, at most.
@@ -94,7 +94,7 @@ class _Evaluator(Generic[Model]):
         return placed
 
 
-class MatcherEvaluator(_Evaluator[two_tower.Matcher]):
+class MatcherEvaluator(Evaluator[two_tower.Matcher]):
     """Evaluates a matcher through an index of its item vectors."""
 
     def _build(self) -> None:
@@ -204,7 +204,7 @@ class MatcherEvaluator(_Evaluator[two_tower.Matcher]):
         return jnp.reshape(item_ZWD, (Z * W, -1))
 
 
-class RankerEvaluator(_Evaluator[ranker_lib.Ranker]):
+class RankerEvaluator(Evaluator[ranker_lib.Ranker]):
     """Evaluates a ranker by brute force over the catalogue."""
 
     _MOST_QUERIES = 64
