@@ -9,6 +9,8 @@ import json
 import pathlib
 import sys
 
+from dsmoe_jax import main as command_line
+from dsmoe_jax import runlog
 from dsmoe_jax.bench import measurements
 from dsmoe_jax.compare.report import generated
 
@@ -41,31 +43,28 @@ def main(argv: list[str]) -> int:
     render = commands.add_parser("render", help="write the kept measurements in the documentation")
     generated.add_options(render, measurements.PUBLISHED)
     options = parser.parse_args(argv)
-    try:
-        if options.command == "render":
-            blocks = measurements.blocks(options.records)
-            blocks["help"] = lambda: generated.show_help("dsmoe_jax.bench", main)
-            return generated.render(measurements.MAKER, blocks, options)
-        _measure(options, argv)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    work = _render if options.command == "render" else _measure
+    return command_line.exit_status(lambda: work(options, argv))
 
 
-def _measure(options: argparse.Namespace, argv: list[str]) -> None:
+def _render(options: argparse.Namespace, argv: list[str]) -> int:
+    blocks = measurements.blocks(options.records)
+    blocks["help"] = lambda: generated.show_help("dsmoe_jax.bench", main)
+    return generated.render(measurements.MAKER, blocks, options)
+
+
+def _measure(options: argparse.Namespace, argv: list[str]) -> int:
     module = measurements.load(options.command)
     found = module.measure(options)
     print("\n".join(module.describe(found)))
     if options.json:
-        from dsmoe_jax import runlog
-
         # Where things are written is no part of the measurement.
         without = argparse.ArgumentParser(add_help=False)
         for flag in ("--json", "--folder"):
             without.add_argument(flag)
         record = measurements.make(options.command, without.parse_known_args(argv[1:])[1], found)
         runlog.replace_text(options.json, json.dumps(record, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":

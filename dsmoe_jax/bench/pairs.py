@@ -6,22 +6,24 @@ ratios within rounds, so that a machine whose speed drifts drifts for both.
 """
 
 import argparse
+import concurrent.futures
+import contextlib
 import dataclasses
 import multiprocessing
-import multiprocessing.connection
 import pathlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from dsmoe_jax import malloc
 
 # `turn(n)` runs n repetitions.
 Turn = Callable[[int], None]
+T = TypeVar("T")
 
-# How long a process that is no longer needed may take to leave by itself.
-_GOODBYE_S = 5.0
+# Of the contestant that was built in this process.
+_turns: list[Turn] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,33 +64,44 @@ def take_turns(
     Raises:
       ValueError: When a contestant fails, with its message.
     """
-    context = multiprocessing.get_context("spawn")
-    processes, pipes, notes = [], {}, {}
+    notes, pools = {}, {}
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    try:
+    with contextlib.ExitStack() as stack:
         for name, contestant in contestants.items():
-            pipe, remote = context.Pipe()
-            process = context.Process(target=_serve, args=(remote, contestant), daemon=True)
-            process.start()
-            # Held open here, it would keep the end of the process from being noticed.
-            remote.close()
-            processes.append(process)
-            pipes[name] = pipe
-            notes[name] = _receive(name, pipe)
-            pipe.send(warmup)
-            _receive(name, pipe)
+            pools[name] = stack.enter_context(new_process())
+            notes[name] = call(name, pools[name], _build, contestant)
+            call(name, pools[name], _take_turn, warmup)
         for _ in range(rounds):
-            for name, pipe in pipes.items():
-                pipe.send(repetitions)
-                seconds[name].append(_receive(name, pipe) / repetitions)
-    finally:
-        for pipe in pipes.values():
-            pipe.close()
-        for process in processes:
-            process.join(_GOODBYE_S)
-            process.terminate()
-            process.join()
+            for name, pool in pools.items():
+                seconds[name].append(call(name, pool, _take_turn, repetitions) / repetitions)
     return {name: Timing(seconds[name], notes[name]) for name in contestants}
+
+
+def new_process() -> concurrent.futures.ProcessPoolExecutor:
+    """A process of one's own, which starts with the first call."""
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(1, mp_context=context)
+
+
+def call(
+    name: str,
+    process: concurrent.futures.ProcessPoolExecutor,
+    function: Callable[..., T],
+    *arguments: Any,
+) -> T:
+    """What a function returns in the process of a contestant.
+
+    Raises:
+      ValueError: When it raises one, or the process ends.
+    """
+    try:
+        return process.submit(function, *arguments).result()
+    except (concurrent.futures.BrokenExecutor, SystemExit):
+        raise ValueError(
+            f"{name}: the process ended; its own message says why, or memory was short"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def numbers(least: int) -> Callable[[str], tuple[int, ...]]:
@@ -129,30 +142,19 @@ def read_memory(field: str) -> int:
     raise ValueError(f"/proc/self/status: expected a field {field}, found none")
 
 
-def _receive(name: str, pipe: multiprocessing.connection.Connection) -> Any:
-    try:
-        kind, value = pipe.recv()
-    except EOFError:
-        raise ValueError(f"{name}: the process ended; its own message says why") from None
-    if kind == "error":
-        raise ValueError(f"{name}: {value}")
-    return value
-
-
-def _serve(pipe: multiprocessing.connection.Connection, contestant: Contestant) -> None:
+def _build(contestant: Contestant) -> dict[str, Any]:
+    """Builds the contestant of this process; returns what it has to say of itself."""
     if contestant.keeps_freed:
         malloc.keep_freed()
-    try:
-        turn, notes = contestant.build(*contestant.arguments)
-        pipe.send(("ready", notes))
-        while True:
-            repetitions = pipe.recv()
-            # Threads of the contestant before may still be spinning.
-            time.sleep(0.02)
-            start_s = time.perf_counter()
-            turn(repetitions)
-            pipe.send(("seconds", time.perf_counter() - start_s))
-    except EOFError:
-        return
-    except ValueError as error:
-        pipe.send(("error", str(error)))
+    turn, notes = contestant.build(*contestant.arguments)
+    _turns.append(turn)
+    return notes
+
+
+def _take_turn(repetitions: int) -> float:
+    """Seconds of the turn of this process's contestant."""
+    # Threads of the contestant before may still be spinning.
+    time.sleep(0.02)
+    start_s = time.perf_counter()
+    _turns[-1](repetitions)
+    return time.perf_counter() - start_s

@@ -3,7 +3,6 @@
 Owns the yardsticks, measured here and now, and the count of a function's matrix products.
 """
 
-import math
 import statistics
 import timeit
 from collections.abc import Callable
@@ -11,7 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jax_core
+
+from dsmoe_jax.compare import costs
 
 _SIZE = 2048
 _STREAM_FLOATS = 32 * 2**20
@@ -33,25 +33,7 @@ def stream_bytes() -> float:
 
 def count_matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Operations of all matrix products of a traced function: two per multiply-add."""
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-def _count(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contract, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            inner = math.prod(left[axis] for axis in contract)
-            total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
-        repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, jax_core.ClosedJaxpr):
-                    total += repeats * _count(inner.jaxpr)
-                elif isinstance(inner, jax_core.Jaxpr):
-                    total += repeats * _count(inner)
-    return total
+    return 2 * costs.count_macs(function, *arguments, least_depth=1)
 
 
 def median_seconds(run: Callable[[], Any]) -> float:

@@ -5,8 +5,6 @@ own; imports are not timed. The first round compares what both have written.
 """
 
 import argparse
-import concurrent.futures
-import multiprocessing
 import pathlib
 import shutil
 import statistics
@@ -149,12 +147,8 @@ def _take_turn(
 ) -> tuple[float, int]:
     """Seconds and peak bytes of one preparation into `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(_prepare, name, section, folder).result()
-        except concurrent.futures.BrokenExecutor:
-            raise ValueError(f"{name}: the process died, perhaps for want of memory") from None
+    with pairs.new_process() as process:
+        return pairs.call(name, process, _prepare, name, section, folder)
 
 
 def _prepare(

@@ -37,14 +37,9 @@ class Collective:
         With R the result's bytes and n devices: R (n - 1) / n to gather or exchange, twice that to
         reduce on all, R (n - 1) to reduce and scatter, R to permute.
         """
-        others = self.devices - 1
-        if self.op == "all-reduce":
-            return 2 * self.result_bytes * others // self.devices
-        if self.op == "reduce-scatter":
-            return self.result_bytes * others
-        if self.op == "collective-permute":
-            return self.result_bytes
-        return self.result_bytes * others // self.devices
+        n, others = self.devices, self.devices - 1
+        shares = {"all-reduce": 2 * others, "reduce-scatter": n * others, "collective-permute": n}
+        return self.result_bytes * shares.get(self.op, others) // n
 
 
 def read(hlo: str, devices: int) -> list[Collective]:

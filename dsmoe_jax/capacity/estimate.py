@@ -113,7 +113,7 @@ def make_setup(options: argparse.Namespace) -> abstract.Setup:
     Raises:
       ValueError: When the configuration is none, or the devices do not divide the batch.
     """
-    experiment = _load(options.config)
+    experiment = load.load_config(options.config) if options.config else _defaults()
     spec = resize(cases.CASES[options.shape][0], options.users, options.items)
     if options.config:
         spec = features.select(
@@ -146,33 +146,30 @@ def make_setup(options: argparse.Namespace) -> abstract.Setup:
 
 def resize(spec: features.FeatureSpec, users: int, items: int) -> features.FeatureSpec:
     """The features with other numbers of users and items; 0 keeps them."""
+    counts = {"user_id": users, "item_id": items}
 
-    def change(columns: tuple[Any, ...], name: str, count: int) -> tuple[Any, ...]:
+    def change(columns: tuple[features.SparseFeature, ...]) -> tuple[features.SparseFeature, ...]:
         return tuple(
-            dataclasses.replace(column, num_ids=count + 1)
-            if count and column.name == name
+            dataclasses.replace(column, num_ids=counts[column.name] + 1)
+            if counts.get(column.name)
             else column
             for column in columns
         )
 
     return dataclasses.replace(
-        spec,
-        user_sparse=change(spec.user_sparse, "user_id", users),
-        item_sparse=change(spec.item_sparse, "item_id", items),
+        spec, user_sparse=change(spec.user_sparse), item_sparse=change(spec.item_sparse)
     )
 
 
-def _load(path: str) -> schema.Experiment:
-    """A configuration file's experiment, or the paper's defaults without a teacher."""
-    if not path:
-        return schema.Experiment(
-            dataset="plan",
-            data=schema.DataConfig(),
-            model=dsmoe.DSMOEConfig(),
-            teacher=schema.TeacherConfig(model=mmoe_din.MMoEDINConfig()),
-            loss=schema.LossConfig(distill_weight=0.0),
-        )
-    return load.load_config(path)
+def _defaults() -> schema.Experiment:
+    """The paper's values, without a teacher."""
+    return schema.Experiment(
+        dataset="plan",
+        data=schema.DataConfig(),
+        model=dsmoe.DSMOEConfig(),
+        teacher=schema.TeacherConfig(model=mmoe_din.MMoEDINConfig()),
+        loss=schema.LossConfig(distill_weight=0.0),
+    )
 
 
 def plan_setup(setup: abstract.Setup, memory_bytes: float) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from dsmoe_jax import main as command_line
 from dsmoe_jax import optional
 from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.compare import (
-    budget,
     cluster,
     hits,
     plan,
@@ -18,7 +17,6 @@ from dsmoe_jax.compare import (
     progress,
     runner,
     search,
-    search_space,
     tune,
 )
 from dsmoe_jax.compare.report import build, documents, generated
@@ -62,7 +60,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("tables", nargs="+", metavar="TABLE", help=f"{', '.join(plan.TABLES)} or all")
     run.add_argument("--config", default=CONFIG, help="FILE:variant")
-    run.add_argument("--budget", choices=sorted(budget.BUDGETS), default="small")
+    run.add_argument("--budget", choices=sorted(plan.BUDGETS), default="small")
     run.add_argument("--seeds", type=int, help="seeds 0 to N - 1 of every system, not the budget's")
     run.add_argument("--days", help="comma-separated last days to leave out, e.g. 0,2,4")
     run.add_argument("--dir", type=pathlib.Path, help="default: runs/compare-<config>-<budget>")
@@ -78,7 +76,7 @@ def _make_parser() -> argparse.ArgumentParser:
     tuned.add_argument("--config", required=True, help="FILE:variant")
     tuned.add_argument(
         "--stage",
-        choices=search_space.STAGES,
+        choices=search.STAGES,
         default="student",
         help="whose hyper-parameters: the method's, or those of the ranker of teacher=NAME",
     )
@@ -135,7 +133,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    chosen = budget.adjust(budget.BUDGETS[options.budget], options.seeds, options.days)
+    chosen = plan.adjust_budget(plan.BUDGETS[options.budget], options.seeds, options.days)
     named = [table for table in options.tables if table != "all"]
     tables = _choose("run", named, {table: table for table in plan.TABLES})
     if "all" in options.tables:

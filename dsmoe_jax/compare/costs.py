@@ -15,7 +15,6 @@ these histories, are counted with all branches.
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -32,9 +31,8 @@ from dsmoe_jax.training import train_state
 PAIRS = 4096
 
 
-def count(experiment: schema.Experiment, store_dir: pathlib.Path) -> dict[str, int]:
+def count(experiment: schema.Experiment, store: store_lib.Store) -> dict[str, int]:
     """MACs of the method of an experiment on its prepared data; see `count_method`."""
-    store = store_lib.Store.open(store_dir)
     return count_method(experiment.model, stages.select_features(store, experiment))
 
 
@@ -92,16 +90,18 @@ def _shape(rows: int, leaf: Any, dropped: int) -> jax.ShapeDtypeStruct:
     return found
 
 
-def count_macs(function: Callable[..., Any], *inputs: Any) -> int:
+def count_macs(function: Callable[..., Any], *inputs: Any, least_depth: int = 2) -> int:
     """Multiply-accumulates of the matrix products of a function on inputs, or on their shapes.
+
+    A product of a lesser depth is not counted: one of depth 1 picks the row of the one scenario.
 
     Raises:
       ValueError: Where the program has a loop whose length is not known, or a convolution.
     """
-    return _count(jax.make_jaxpr(function)(*inputs).jaxpr)
+    return _count(jax.make_jaxpr(function)(*inputs).jaxpr, least_depth)
 
 
-def _count(jaxpr: Any) -> int:
+def _count(jaxpr: Any, least_depth: int) -> int:
     total = 0
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
@@ -110,13 +110,13 @@ def _count(jaxpr: Any) -> int:
         if name == "dot_general":
             [contracted, _], _ = eqn.params["dimension_numbers"]
             depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-            # A product of depth 1 picks the row of the one scenario.
-            total += math.prod(eqn.outvars[0].aval.shape) * depth if depth > 1 else 0
+            if depth >= least_depth:
+                total += math.prod(eqn.outvars[0].aval.shape) * depth
         elif name == "cond":
-            total += max(_count(branch.jaxpr) for branch in eqn.params["branches"])
+            total += max(_count(branch.jaxpr, least_depth) for branch in eqn.params["branches"])
         else:
             # A call, or the body of a loop: a program with its own equations.
             inner = (eqn.params.get(key) for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"))
-            for program in (entry for entry in inner if entry is not None):
-                total += eqn.params.get("length", 1) * _count(getattr(program, "jaxpr", program))
+            for program in (getattr(entry, "jaxpr", entry) for entry in inner if entry is not None):
+                total += eqn.params.get("length", 1) * _count(program, least_depth)
     return total

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from dsmoe_jax.compare import hits
 from dsmoe_jax.compare.report import finished
 from dsmoe_jax.evaluation import metrics
 
@@ -41,19 +40,6 @@ class Estimate(NamedTuple):
     error: float
 
 
-class Interval(NamedTuple):
-    """A paired difference, this system minus DSMOE, and its 95 % interval, as fractions."""
-
-    difference: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        """`above`, `below`, or `noise` where zero is within or the ends are NaN."""
-        return "above" if self.low > 0 else "below" if self.high < 0 else "noise"
-
-
 class Pooled(NamedTuple):
     """A system on all queries that it was asked.
 
@@ -71,17 +57,17 @@ class Pooled(NamedTuple):
 
 def pool(system: finished.System, k: int) -> Pooled:
     """Joins a system's entries: seeds side by side, days one after the other."""
-    by_day: dict[int, dict[int, hits.PerQuery]] = {}
-    for entry in system.entries:
-        by_day.setdefault(entry.dropped_days, {})[entry.seed] = entry.queries()
+    by_day = {
+        day: {seed: entry.queries() for seed, entry in by_seed.items()}
+        for day, by_seed in system.by_day.items()
+    }
     everywhere = sorted(set.intersection(*map(set, by_day.values())))
     parts = []
     for day, by_seed in sorted(by_day.items()):
         query_Q, scenario_Q, *_ = next(iter(by_seed.values()))
         recall_Q = np.mean([queries.recall(k) for queries in by_seed.values()], axis=0)
-        recall_NQ = np.empty((len(everywhere), len(query_Q)))
-        for row, seed in enumerate(everywhere):
-            recall_NQ[row] = by_seed[seed].recall(k)
+        each = [by_seed[seed].recall(k) for seed in everywhere]
+        recall_NQ = np.reshape(each, (len(each), len(query_Q)))
         parts.append(Pooled(query_Q + (day << 40), scenario_Q, recall_Q, recall_NQ))
     return Pooled(*(np.concatenate(columns, axis=-1) for columns in zip(*parts, strict=True)))
 
@@ -103,7 +89,7 @@ def estimate(pooled: Pooled, scenarios: Sequence[str]) -> dict[str, Estimate]:
     }
 
 
-def compare(first: Pooled, second: Pooled, scenarios: Sequence[str]) -> dict[str, Interval]:
+def compare(first: Pooled, second: Pooled, scenarios: Sequence[str]) -> dict[str, metrics.Interval]:
     """`first` minus `second` by scenario and macro, on the queries that both were asked.
 
     Raises:
@@ -114,16 +100,14 @@ def compare(first: Pooled, second: Pooled, scenarios: Sequence[str]) -> dict[str
         raise ValueError("comparison: expected systems that share test queries, got none shared")
     difference_Q = first.recall_Q[own] - second.recall_Q[other]
     scenario_Q = first.scenario_Q[own].astype(np.int64)
-    result = _bootstrap(difference_Q.tobytes(), scenario_Q.tobytes(), len(scenarios))
-    columns = zip(result.difference_S, result.low_S, result.high_S, strict=True)
-    found = {
-        name: Interval(*map(float, column)) for name, column in zip(scenarios, columns, strict=True)
-    }
-    return {**found, MACRO: Interval(*result.macro)}
+    found = _bootstrap(difference_Q.tobytes(), scenario_Q.tobytes(), len(scenarios))
+    return dict(zip((*scenarios, MACRO), found, strict=True))
 
 
 @functools.lru_cache(maxsize=512)
-def _bootstrap(difference_Q: bytes, scenario_Q: bytes, num_scenarios: int) -> metrics.Comparison:
+def _bootstrap(
+    difference_Q: bytes, scenario_Q: bytes, num_scenarios: int
+) -> list[metrics.Interval]:
     """The bootstrap of float64 differences, once for all tables and sentences that ask for it."""
     return metrics.paired_bootstrap(
         np.frombuffer(difference_Q), np.frombuffer(scenario_Q, np.int64), num_scenarios

@@ -41,28 +41,14 @@ class PerQuery(NamedTuple):
         return np.asarray(self.hits[k] / self.relevant_Q)
 
 
-def from_arrays(arrays: Mapping[str, np.ndarray]) -> PerQuery:
-    """Picks what is per query out of a run's arrays; see `results.query_arrays`."""
-    hits = {
-        int(name.partition("@")[2]): np.asarray(arrays[name])
-        for name in arrays
-        if name.startswith("hits@")
-    }
-    return PerQuery(arrays["query"], arrays["scenario"], arrays["relevant"], hits)
-
-
-def write(path: pathlib.Path, job: str, systems: Mapping[str, PerQuery]) -> None:
-    """Writes a job's file."""
-    frames = []
-    for system, queries in systems.items():
-        columns = {
-            "query": queries.query_Q,
-            "scenario": queries.scenario_Q,
-            "relevant": queries.relevant_Q,
-            **{f"hits@{k}": hits_Q for k, hits_Q in queries.hits.items()},
-        }
-        frame = pl.DataFrame(columns).cast(pl.Int32)
-        frames.append(frame.select(pl.lit(job).alias("job"), pl.lit(system).alias("system"), "*"))
+def write(path: pathlib.Path, job: str, systems: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Writes a job's file, of the `results.query_arrays` of its systems."""
+    frames = (
+        pl.DataFrame(arrays).select(
+            pl.lit(job).alias("job"), pl.lit(system).alias("system"), pl.all().cast(pl.Int32)
+        )
+        for system, arrays in systems.items()
+    )
     _write(path, frames)
 
 
@@ -95,7 +81,10 @@ def _load(files: tuple[tuple[pathlib.Path, int], ...]) -> dict[tuple[str, str], 
         for (job, system), part in parts.items():
             known = part.select(column for column in part if not column.null_count())
             arrays = {column.name: column.to_numpy().astype(np.int64) for column in known}
-            found[str(job), str(system)] = from_arrays(arrays)
+            hits = {int(n.partition("@")[2]): arrays[n] for n in arrays if n.startswith("hits@")}
+            found[str(job), str(system)] = PerQuery(
+                arrays["query"], arrays["scenario"], arrays["relevant"], hits
+            )
     return found
 
 

@@ -107,7 +107,7 @@ def _evaluate_systems(task: Task, experiment: schema.Experiment, workdir: pathli
         parts = {**system.test.summarise(), "validation": system.validation.summarise()}
         summary = records.summarise(parts)
         record["systems"][system.name] = {**summary, "settings": system.settings}
-    queries = {system.name: hits.from_arrays(results.query_arrays(system.test)) for system in found}
+    queries = {system.name: results.query_arrays(system.test) for system in found}
     hits.write(workdir / hits.FILE, task.name, queries)
     results.save(workdir / results.FILE, record)
     for system in found:

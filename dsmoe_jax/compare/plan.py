@@ -1,18 +1,19 @@
 """Jobs of the comparison: the systems of every table and figure, and the runs that they need.
 
-Owns which runs a table or a figure needs. A job is one system with one seed, tested on some days; a
-job that several tables need is one job. How jobs are run is in `compare/runner.py`.
+Owns which runs a table or a figure needs, and the budgets: seeds, epochs, minutes and test days. A
+job is one system with one seed, tested on some days; a job that several tables need is one job. How
+jobs are run is in `compare/runner.py`.
 """
 
 import contextlib
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dsmoe_jax.baselines import catalogue
-from dsmoe_jax.compare import budget as budget_lib
 from dsmoe_jax.config import fingerprint, load, schema
 from dsmoe_jax.models import registry
 
@@ -55,6 +56,64 @@ DECISIONS: dict[str, Change] = {
 _ALL_DAYS = ("table2", "table4")
 # Values beside the default one, which the method's own row has.
 SWEEPS = {"fig2": ("num_experts", (1, 2, 3, 4, 5)), "fig3": ("rank", (1, 2, 4, 8, 16))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What is spent on a comparison.
+
+    Attributes:
+      seeds: Of the systems of Table 2: 0 to seeds - 1.
+      other_seeds: The same for what Table 4 and the figures need beyond them.
+      max_epochs: Upper bound on a job's epochs; None leaves the configuration's own.
+      max_minutes: Minutes after which no further epoch begins; 0 for no limit.
+      shares_teacher: Whether all seeds are taught by the teacher of seed 0.
+      decisions: Whether `all` takes in what the paper leaves open, with teachers of its own.
+      dropped_days: Each tests on other days: how many days at the end of the log are left out.
+    """
+
+    seeds: int = 2
+    other_seeds: int = 1
+    max_epochs: int | None = None
+    max_minutes: float = 0.0
+    shares_teacher: bool = True
+    decisions: bool = False
+    dropped_days: tuple[int, ...] = (0,)
+
+    def limit(self, experiment: schema.Experiment) -> dict[str, int | float]:
+        """The fields that keep an experiment within the budget, both of its stages alike."""
+        fields: dict[str, int | float] = {}
+        for section in ("train", "teacher"):
+            own = getattr(experiment, section).max_epochs
+            if self.max_epochs is not None and own > self.max_epochs:
+                fields[f"{section}.max_epochs"] = self.max_epochs
+            if self.max_minutes:
+                fields[f"{section}.max_minutes"] = self.max_minutes
+        return fields
+
+
+BUDGETS = {
+    "small": Budget(max_epochs=15, max_minutes=3.0),
+    "full": Budget(3, 3, shares_teacher=False, decisions=True, dropped_days=(0, 2)),
+}
+
+
+def adjust_budget(budget: Budget, seeds: int | None, days: str | None) -> Budget:
+    """A budget with other seeds or days, comma-separated numbers; None keeps the budget's.
+
+    Raises:
+      ValueError: When either is out of range.
+    """
+    if seeds is not None:
+        if seeds < 1:
+            raise ValueError(f"--seeds: expected a number >= 1, got {seeds}")
+        budget = dataclasses.replace(budget, seeds=seeds, other_seeds=seeds)
+    if days is not None:
+        if not re.fullmatch(r"\d+(,\d+)*", days):
+            raise ValueError(f"--days: expected numbers such as 0,2, got {days!r}")
+        dropped = tuple(dict.fromkeys(int(day) for day in days.split(",")))
+        budget = dataclasses.replace(budget, dropped_days=dropped)
+    return budget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +215,7 @@ def systems_of(table: str, config: str) -> tuple[System, ...]:
 def make_jobs(
     tables: Iterable[str],
     config: str,
-    budget: budget_lib.Budget,
+    budget: Budget,
     *,
     overrides: Overrides | None = None,
 ) -> list[Job]:
@@ -176,9 +235,7 @@ def make_jobs(
     return list(jobs.values())
 
 
-def _make_jobs(
-    system: System, config: str, seed: int, dropped: int, budget: budget_lib.Budget
-) -> list[Job]:
+def _make_jobs(system: System, config: str, seed: int, dropped: int, budget: Budget) -> list[Job]:
     """The job of a system, after that of the teacher it needs."""
     if system.kind == "scored":
         # Nothing is random in the built-in ones.
@@ -198,9 +255,7 @@ def _make_jobs(
     return [teacher, dataclasses.replace(job, teacher=teacher.name)]
 
 
-def _make_teacher(
-    system: System, config: str, seed: int, dropped: int, budget: budget_lib.Budget
-) -> Job:
+def _make_teacher(system: System, config: str, seed: int, dropped: int, budget: Budget) -> Job:
     """The job of a system's teacher: that of the method itself, or one that differs from it."""
     own = System(_TEACHER, "teacher", config, kind="teacher")
     other = dataclasses.replace(

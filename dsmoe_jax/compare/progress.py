@@ -81,7 +81,7 @@ class View:
     def tell(self, text: str) -> None:
         """Prints a line that stays, and where the list stands."""
         self.clear()
-        print(text if self._is_terminal else f"{text}  [{self._summary()}]")
+        print(text if self._is_terminal else f"{text}  [{summary(self._states, self._workers)}]")
         sys.stdout.flush()
         self.show()
 
@@ -92,7 +92,8 @@ class View:
         self.clear()
         width = shutil.get_terminal_size().columns - 1
         running = [s for s in self._states if s.state == "running"]
-        lines = [self._summary(), *(f"  {s.name}  {clock(s.seconds)}  {s.note}" for s in running)]
+        lines = [summary(self._states, self._workers)]
+        lines += [f"  {s.name}  {clock(s.seconds)}  {s.note}" for s in running]
         for line in lines:
             print(line[:width])
         sys.stdout.flush()
@@ -104,6 +105,3 @@ class View:
             # Up that many lines, and erase to the end of the screen.
             sys.stdout.write(f"\x1b[{self._shown}A\x1b[J")
             self._shown = 0
-
-    def _summary(self) -> str:
-        return summary(self._states, self._workers)

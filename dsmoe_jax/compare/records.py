@@ -108,7 +108,9 @@ def keep_hits(job: plan.Job, workdir: pathlib.Path, path: pathlib.Path) -> None:
     """Writes the hits that a finished job left in its workdir to their place beside its record."""
     if job.system.kind == "run":
         with np.load(workdir / results_lib.ARRAYS_FILE) as arrays:
-            hits.write(path, job.name, {job.system.name: hits.from_arrays(arrays)})
+            # The others are tables of the model.
+            of_queries = {name: array for name, array in arrays.items() if "/" not in name}
+        hits.write(path, job.name, {job.system.name: of_queries})
     elif job.system.kind != "teacher":
         shutil.copyfile(workdir / hits.FILE, path)
 

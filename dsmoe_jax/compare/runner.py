@@ -38,13 +38,6 @@ from dsmoe_jax.training import interrupt
 _POLL_S = 0.2
 
 
-class Store(NamedTuple):
-    """Prepared data."""
-
-    folder: pathlib.Path
-    data_hash: str
-
-
 class _Running(NamedTuple):
     """A job's process."""
 
@@ -79,7 +72,7 @@ class Runner:
         self._index = {job.name: n for n, job in enumerate(self.jobs)}
         self._cores = 0
         self._orphans: set[int] = set()
-        self._stores: dict[str, Store] = {}
+        self._stores: dict[str, store_lib.Store] = {}
         self._identities: dict[str, records.Identity] = {}
         missing = catalogue.list_missing()
         self.states = [progress.JobState(job.name, job.system.kind) for job in self.jobs]
@@ -119,7 +112,7 @@ class Runner:
 
     def task(self, job: plan.Job) -> job_lib.Task:
         """What the job's process is told."""
-        overrides = {**job.overrides, "data.store_dir": str(self.store(job).folder)}
+        overrides = {**job.overrides, "data.store_dir": str(self.store(job).root)}
         if job.teacher:
             teacher = self.workdir(self.jobs[self._index[job.teacher]])
             overrides["teacher.from_workdir"] = str(teacher)
@@ -278,7 +271,7 @@ class Runner:
             return {"systems": {}}
         more: records.Record = {"wall_s": round(state.seconds, 1), "cores": self._cores}
         is_run = job.system.kind == "run"
-        more["costs"] = costs.count(job.experiment, self.store(job).folder) if is_run else None
+        more["costs"] = costs.count(job.experiment, self.store(job)) if is_run else None
         record = records.make(job, self.identity(job), self.workdir(job), **more)
         path = self._record_path(job)
         records.keep_hits(job, self.workdir(job), path.with_suffix(".parquet"))
@@ -302,7 +295,7 @@ class Runner:
     def _failure_path(self, job: plan.Job) -> pathlib.Path:
         return self.folder / "failed" / f"{job.name}.json"
 
-    def store(self, job: plan.Job) -> Store:
+    def store(self, job: plan.Job) -> store_lib.Store:
         """The job's data, prepared at most once by this process."""
         settings = json.dumps(fingerprint.as_dict(job.experiment)["data"], sort_keys=True)
         name = hashlib.sha256(settings.encode()).hexdigest()[:12]
@@ -310,7 +303,7 @@ class Runner:
             folder = self.folder / "stores" / name
             with processes.lock(folder.with_suffix(".lock"), wait=True):
                 job.experiment.data.prepare(str(folder))
-            self._stores[name] = Store(folder, store_lib.Store.open(folder).data_hash)
+            self._stores[name] = store_lib.Store.open(folder)
         return self._stores[name]
 
 

@@ -1,5 +1,7 @@
-"""Study of a hyper-parameter search: trials, the workers that run and prune them, results.
+"""Study of a hyper-parameter search: its space, trials, workers that run and prune them, results.
 
+Owns the fields that methods share and the values to choose from; one that a method lacks is left
+out, and its own stand in its file, as `MatcherConfig.search_space` or `RankerConfig.search_space`.
 Owns the journal that workers share, which setting is tried next, a trial from its first epoch to
 its end, and the table, figure and best setting. No test query is looked at. A trial whose worker
 was killed is tried again by any other one, in its workdir, where its training resumes.
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from dsmoe_jax import runlog
-from dsmoe_jax.compare import processes, search_space
+from dsmoe_jax.compare import processes
 from dsmoe_jax.compare.report import formats, sweeps
 from dsmoe_jax.config import fingerprint, load, schema
 from dsmoe_jax.run import stages
@@ -33,6 +35,27 @@ STARTUP_TRIALS = 4
 WARMUP_EPOCHS = 3
 _POLL_S = 0.5
 _HEADS = ("trial", "end", "score", "epochs", "seconds")
+# Choices of a field by its path.
+Space = dict[str, tuple[Any, ...]]
+
+_LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+_WEIGHT_DECAYS = (0.0, 1e-6, 1e-5)
+_INPUT_DROPOUTS = (0.0, 0.1, 0.3, 0.5)
+_SHARED: dict[str, Space] = {
+    "student": {
+        "train.learning_rate": _LEARNING_RATES,
+        "train.weight_decay": _WEIGHT_DECAYS,
+        "model.input_dropout": _INPUT_DROPOUTS,
+        "model.output_dim": (32, 64, 128),
+    },
+    "teacher": {
+        "teacher.learning_rate": _LEARNING_RATES,
+        "teacher.weight_decay": _WEIGHT_DECAYS,
+        "teacher.model.input_dropout": _INPUT_DROPOUTS,
+        "teacher.model.dropout": (0.0, 0.1, 0.3),
+    },
+}
+STAGES = tuple(_SHARED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +65,7 @@ class Request:
     Attributes:
       num_trials: Different settings to try, the configuration's own among them.
       overrides: Values of fields in every trial; a field that is set is not searched.
-      stage: One of `search_space.STAGES`: whose fields are searched.
+      stage: One of `STAGES`: whose fields are searched.
     """
 
     config: str
@@ -71,13 +94,13 @@ class Study:
                 "--stage teacher: expected a configuration that learns from a teacher, got "
                 f"{request.config} with loss.distill_weight 0"
             )
-        self.space = search_space.make(
-            self.experiment, tuple(request.overrides), stage=request.stage
-        )
+        self.space = make_space(self.experiment, tuple(request.overrides), stage=request.stage)
         # As they are written on the command line.
-        self._texts = {
-            field: [search_space.as_text(value) for value in choices]
-            for field, choices in self.space.items()
+        self._choices = {
+            field: optuna.distributions.CategoricalDistribution(
+                [as_text(value) for value in values]
+            )
+            for field, values in self.space.items()
         }
         self.num_trials = min(request.num_trials, math.prod(map(len, self.space.values())))
         self.score_name = f"macro recall@{self.experiment.eval.k[0]}"
@@ -124,12 +147,12 @@ class Study:
             self._study.sampler = optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True
             )
-            trial = self._suggest()
+            trial = self._study.ask(dict(self._choices))
             # What a killed worker had asked for comes first and may be done by now.
             while name_of(trial.params) in seen:
                 self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 self._study.enqueue_trial(self._draw(random.Random(seed), seen))
-                trial = self._suggest()
+                trial = self._study.ask(dict(self._choices))
             stack.enter_context(processes.lock(self._lock_path(trial.params), wait=True))
             return trial
 
@@ -150,7 +173,7 @@ class Study:
 
         trials, seen = self.trials(), set()
         if not trials:
-            self._study.enqueue_trial({f: choices[0] for f, choices in self._texts.items()})
+            self._study.enqueue_trial({f: known.choices[0] for f, known in self._choices.items()})
         for trial in trials:
             if trial.state.name in ("COMPLETE", "PRUNED"):
                 seen.add(name_of(trial.params))
@@ -163,21 +186,53 @@ class Study:
                 self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         return seen
 
-    def _suggest(self) -> "optuna.Trial":
-        trial = self._study.ask()
-        for field, choices in self._texts.items():
-            trial.suggest_categorical(field, choices)
-        return trial
-
     def _draw(self, rng: random.Random, seen: set[str]) -> dict[str, str]:
         """A setting out of those that are left, all alike."""
         while True:
-            drawn = {field: rng.choice(choices) for field, choices in self._texts.items()}
+            drawn = {f: str(rng.choice(known.choices)) for f, known in self._choices.items()}
             if name_of(drawn) not in seen:
                 return drawn
 
     def _lock_path(self, setting: Mapping[str, str]) -> pathlib.Path:
         return self.workdir(setting).with_suffix(".lock")
+
+
+def make_space(
+    experiment: schema.Experiment, fixed: tuple[str, ...] = (), *, stage: str = "student"
+) -> Space:
+    """The fields that a search of a stage tries, but fixed ones, each with its own value first.
+
+    Raises:
+      ValueError: When nothing is left to choose, or the method names a field that it lacks.
+    """
+    values = fingerprint.flatten(fingerprint.as_dict(experiment))
+    prefix, model = {
+        "student": ("model", experiment.model),
+        "teacher": ("teacher.model", experiment.teacher.model),
+    }[stage]
+    own = {f"{prefix}.{name}": choices for name, choices in model.search_space.items()}
+    for field in own:
+        if field not in values:
+            raise ValueError(
+                f"{type(model).__name__}.search_space: expected names of its fields, "
+                f"got {field.rpartition('.')[2]!r}"
+            )
+    space: Space = {}
+    for field, choices in {**_SHARED[stage], **own}.items():
+        if field in fixed or field not in values:
+            continue
+        value = values[field]
+        # JSON knows no tuples.
+        value = tuple(value) if isinstance(value, list) else value
+        space[field] = (value, *(choice for choice in choices if choice != value))
+    if not space:
+        raise ValueError("tune: expected at least one field to choose, got all of them fixed")
+    return space
+
+
+def as_text(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return repr(value).replace(" ", "") if isinstance(value, tuple) else str(value)
 
 
 class _Pruning(runlog.RunLog):
@@ -296,7 +351,7 @@ def write_results(study: Study) -> pathlib.Path:
     return path
 
 
-def _as_row(trial: "optuna.trial.FrozenTrial", space: search_space.Space) -> dict[str, Any]:
+def _as_row(trial: "optuna.trial.FrozenTrial", space: Space) -> dict[str, Any]:
     scores = trial.intermediate_values
     return {
         "trial": trial.number,

@@ -125,7 +125,7 @@ class MethodConfig:
     def search_space(self) -> dict[str, tuple[Any, ...]]:
         """Values of the method's own fields that a search of its hyper-parameters tries.
 
-        Fields that all methods share are searched beside them (`compare/search_space.py`).
+        Fields that all methods share are searched beside them (`compare/search.py`).
         """
         declared = fields.declarations(type(self)).items()
         return {n: own.metadata["search"] for n, own in declared if "search" in own.metadata}

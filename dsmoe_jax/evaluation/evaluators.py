@@ -11,7 +11,7 @@ shard.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import flax.linen as nn
 import jax
@@ -36,45 +36,77 @@ from dsmoe_jax.training import sharding, train_state
 _PAIRS_PER_DEVICE = 1 << 15
 # Bytes of scores [B, V] held at once.
 _SCORE_BYTES = 1 << 28
+# Uniform negatives of a ranker's log-loss per relevant item.
+_NUM_NEGATIVES = 4
 
+Model = TypeVar("Model", bound=nn.Module)
 # Scores of every item for the queries with these ids (rows of the split's query table).
 Scores = Callable[[np.ndarray], np.ndarray | jax.Array]
 
 
-class MatcherEvaluator:
-    """Evaluates a matcher through an index of its item vectors.
+class Evaluator(Generic[Model]):
+    """Compiled functions of a model: make one per model and call it after every epoch."""
 
-    Holds the compiled functions: make one per model and call it after every epoch.
-    """
+    # Queries that a device is given at once, at most.
+    _MOST_QUERIES = 1 << 30
 
     def __init__(
         self,
         store: store_lib.Store,
         spec: features.FeatureSpec,
         corpus: batch_lib.Items,
-        matcher: two_tower.Matcher,
+        model: Model,
         config: schema.EvalConfig,
         mesh: jax.sharding.Mesh,
+        *,
+        seed: int = 0,
     ):
         """Builds the functions, which compile at the first call.
 
-        Queries and corpus, all items, are split over the devices of the mesh.
+        Queries and corpus, all items, are split over the devices of the mesh. The seed is that of
+        a log-loss's negatives.
         """
         self._store, self._spec, self._corpus, self._config = store, spec, corpus, config
-        self._mesh, self._matcher = mesh, matcher
-        self._batch_size = sharding.shard_rows(config.query_batch, mesh.size) * mesh.size
+        self._mesh, self._model, self._seed = mesh, model, seed
+        per_device = min(self._MOST_QUERIES, sharding.shard_rows(config.query_batch, mesh.size))
+        self._batch_size = per_device * mesh.size
+        self._build()
+
+    def _build(self) -> None:
+        """Makes the functions."""
+        raise NotImplementedError
+
+    def _read_queries(self, split: str, ids: np.ndarray) -> tuple[batch_lib.Users, jax.Array]:
+        """Users and scenarios of one batch of queries, of which each process reads its slice."""
+        batches = pipeline.query_batches(
+            self._store,
+            self._spec,
+            split,
+            ids,
+            self._batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        batch = next(batches)
+        placed: tuple[batch_lib.Users, jax.Array] = sharding.put_batch(
+            self._mesh, (batch.users, batch.scenario_Q)
+        )
+        return placed
+
+
+class MatcherEvaluator(Evaluator[two_tower.Matcher]):
+    """Evaluates a matcher through an index of its item vectors."""
+
+    def _build(self) -> None:
         self._embed_users = jax.jit(
             lambda frozen, users, scenario_B: _apply(
-                matcher, frozen, users, scenario_B, method="embed_user"
+                self._model, frozen, users, scenario_B, method="embed_user"
             )[0],
-            out_shardings=sharding.replicated(mesh),
+            out_shardings=sharding.replicated(self._mesh),
         )
         # FAISS wants the whole corpus on the host of every process.
-        whole = config.backend == "faiss"
-        self._embed_corpus = jax.jit(
-            self._trace_corpus,
-            out_shardings=sharding.replicated(mesh) if whole else sharding.by_rows(mesh),
-        )
+        layout = sharding.replicated if self._config.backend == "faiss" else sharding.by_rows
+        self._embed_corpus = jax.jit(self._trace_corpus, out_shardings=layout(self._mesh))
 
     def __call__(
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
@@ -87,7 +119,7 @@ class MatcherEvaluator:
         with _progress(f"evaluate {split}", len(groups)) as bar:
             pending: list[tuple[np.ndarray, Any, Any]] = []
             for scenario, ids in groups:
-                if index is None or (self._matcher.item_uses_scenario and scenario != indexed):
+                if index is None or (self._model.item_uses_scenario and scenario != indexed):
                     index, indexed = None, scenario  # frees the former index first
                     index = self._make_index(frozen, scenario)
                 pending.append((ids, *self._search(frozen, index, rules, ids)))
@@ -123,9 +155,7 @@ class MatcherEvaluator:
         rules: protocol.Protocol,
         ids: np.ndarray,
     ) -> tuple[Any, Any]:
-        users, scenario_B = _read_queries(
-            self._mesh, self._store, self._spec, rules.split, ids, self._batch_size
-        )
+        users, scenario_B = self._read_queries(rules.split, ids)
         query_BMD = self._embed_users(frozen, users, scenario_B)
         return index.search(query_BMD, rules.list_length(ids))
 
@@ -156,7 +186,7 @@ class MatcherEvaluator:
 
             items = jax.tree.map(take, items_ZW)
             scenario_B = jnp.full(Z * chunk, scenario, jnp.int32)
-            item_BD, _ = _apply(self._matcher, frozen, items, scenario_B, method="embed_item")
+            item_BD, _ = _apply(self._model, frozen, items, scenario_B, method="embed_item")
             return jnp.reshape(item_BD, (Z, chunk, -1))
 
         def fill(step: jax.Array, item_ZWD: jax.Array) -> jax.Array:
@@ -174,30 +204,14 @@ class MatcherEvaluator:
         return jnp.reshape(item_ZWD, (Z * W, -1))
 
 
-class RankerEvaluator:
-    """Evaluates a ranker by brute force over the catalogue; holds its compiled functions."""
+class RankerEvaluator(Evaluator[ranker_lib.Ranker]):
+    """Evaluates a ranker by brute force over the catalogue."""
 
-    def __init__(
-        self,
-        store: store_lib.Store,
-        spec: features.FeatureSpec,
-        corpus: batch_lib.Items,
-        ranker: ranker_lib.Ranker,
-        config: schema.EvalConfig,
-        mesh: jax.sharding.Mesh,
-        *,
-        num_negatives: int = 4,
-        seed: int = 0,
-    ):
-        """Builds the function, which compiles at the first call, as `MatcherEvaluator` does.
+    _MOST_QUERIES = 64
 
-        The log-loss has `num_negatives` uniform negatives per relevant item, drawn with `seed`.
-        """
-        self._store, self._spec, self._corpus, self._config = store, spec, corpus, config
-        self._mesh, self._num_negatives, self._seed = mesh, num_negatives, seed
-        per_device = min(64, -(-config.query_batch // mesh.size))
-        self._batch_size = per_device * mesh.size
-        V, G = spec.num_items, min(spec.num_items, _PAIRS_PER_DEVICE // per_device)
+    def _build(self) -> None:
+        ranker, V = self._model, self._spec.num_items
+        G = min(V, _PAIRS_PER_DEVICE * self._mesh.size // self._batch_size)
 
         def score(
             frozen: train_state.Frozen,
@@ -218,7 +232,7 @@ class RankerEvaluator:
             logit_BXG = jax.lax.map(score_chunk, jnp.arange(0, V, G)).swapaxes(0, 1)
             return jnp.reshape(logit_BXG, (len(scenario_B), -1))[:, :V]
 
-        self._score = jax.jit(score, out_shardings=sharding.replicated(mesh))
+        self._score = jax.jit(score, out_shardings=sharding.replicated(self._mesh))
 
     def __call__(
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
@@ -226,9 +240,7 @@ class RankerEvaluator:
         """Evaluates the parameters on the given queries of a split, log-loss included."""
 
         def scores(ids: np.ndarray) -> Any:
-            users, scenario_B = _read_queries(
-                self._mesh, self._store, self._spec, split, ids, self._batch_size
-            )
+            users, scenario_B = self._read_queries(split, ids)
             return self._score(frozen, self._corpus, users, scenario_B)
 
         return evaluate_scores(
@@ -238,7 +250,7 @@ class RankerEvaluator:
             query_Q,
             scores,
             batch_size=self._batch_size,
-            num_negatives=self._num_negatives,
+            num_negatives=_NUM_NEGATIVES,
             seed=self._seed,
         )
 
@@ -291,31 +303,6 @@ def fit_rows(num_items: int, *, at_most: int) -> int:
 
 def _apply(model: nn.Module, frozen: train_state.Frozen, *args: Any, method: str) -> Any:
     return model.apply(frozen.variables, *args, train=False, method=method)
-
-
-def _read_queries(
-    mesh: jax.sharding.Mesh,
-    store: store_lib.Store,
-    spec: features.FeatureSpec,
-    split: str,
-    ids: np.ndarray,
-    batch_size: int,
-) -> tuple[batch_lib.Users, jax.Array]:
-    """Users and scenarios of one batch of queries, of which each process reads its slice."""
-    batches = pipeline.query_batches(
-        store,
-        spec,
-        split,
-        ids,
-        batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    batch = next(batches)
-    placed: tuple[batch_lib.Users, jax.Array] = sharding.put_batch(
-        mesh, (batch.users, batch.scenario_Q)
-    )
-    return placed
 
 
 # Shown on a terminal only, and by one process.

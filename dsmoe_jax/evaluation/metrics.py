@@ -7,7 +7,7 @@ search, removal of seen items (`retrieval/index.py`) or which queries are asked
 Everything is NumPy on the host and vectorised over queries: the lists are short and the sets of
 relevant items are ragged.
 
-Letters: Q queries, T retrieved list length (best first), S scenarios.
+Letters: Q queries, T retrieved list length (best first), N queries of a scenario, R resamples.
 """
 
 from typing import NamedTuple
@@ -123,20 +123,23 @@ def macro(estimates: list[Estimate]) -> Estimate:
     return Estimate(float(np.mean([entry.mean for entry in known])), error)
 
 
-class Comparison(NamedTuple):
-    """A paired difference per scenario and in macro, with 95 % bootstrap intervals.
+class Interval(NamedTuple):
+    """A paired difference, of one system minus another, and its 95 % interval, as fractions."""
 
-    Attributes:
-      difference_S: Mean difference per scenario; NaN where a scenario has no query.
-      low_S: Lower ends of the intervals.
-      high_S: Upper ends.
-      macro: (difference, low, high) of the unweighted mean over scenarios with queries.
-    """
+    difference: float
+    low: float
+    high: float
 
-    difference_S: Float[np.ndarray, "S"]
-    low_S: Float[np.ndarray, "S"]
-    high_S: Float[np.ndarray, "S"]
-    macro: tuple[float, float, float]
+    @property
+    def verdict(self) -> str:
+        """`above`, `below`, or `noise` where zero is within or the ends are NaN."""
+        return "above" if self.low > 0 else "below" if self.high < 0 else "noise"
+
+    @property
+    def points(self) -> str:
+        """Text in points, with the ends."""
+        difference, low, high = (100 * value for value in self)
+        return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 # Gathered values held at once while resampling: bounds memory, not the result.
@@ -150,30 +153,36 @@ def paired_bootstrap(
     *,
     resamples: int = 2000,
     seed: int = 0,
-) -> Comparison:
+) -> list[Interval]:
     """Percentile bootstrap of paired differences; queries are resampled within their scenario.
 
     A difference is the metric of one system minus the other's on the same query. The same arguments
     give the same intervals.
+
+    Returns:
+      The mean difference of every scenario, then that of the unweighted mean over scenarios with
+      queries, with 95 % intervals; NaN without queries.
     """
     rng = np.random.default_rng(seed)
-    mean_SB = np.full((num_scenarios, resamples), np.nan)
-    difference_S = np.full(num_scenarios, np.nan)
+    found = [Interval(np.nan, np.nan, np.nan)] * num_scenarios
+    means, resampled = [], []
     for scenario in range(num_scenarios):
         value_N = difference_Q[scenario_Q == scenario]
         if not len(value_N):
             continue
-        difference_S[scenario] = value_N.mean()
-        block = max(1, _BLOCK_VALUES // len(value_N))
+        mean_R, block = np.empty(resamples), max(1, _BLOCK_VALUES // len(value_N))
         for start in range(0, resamples, block):
             rows = min(block, resamples - start)
             drawn = rng.integers(0, len(value_N), (rows, len(value_N)))
-            mean_SB[scenario, start : start + rows] = value_N[drawn].mean(axis=1)
-    known = ~np.isnan(difference_S)
-    low_S, high_S = np.full((2, num_scenarios), np.nan)
-    ends = (float("nan"),) * 3
-    if known.any():
-        low_S[known], high_S[known] = np.quantile(mean_SB[known], (0.025, 0.975), axis=1)
-        low, high = np.quantile(mean_SB[known].mean(axis=0), (0.025, 0.975))
-        ends = (float(difference_S[known].mean()), float(low), float(high))
-    return Comparison(difference_S, low_S, high_S, ends)
+            mean_R[start : start + rows] = value_N[drawn].mean(axis=1)
+        means.append(value_N.mean())
+        resampled.append(mean_R)
+        found[scenario] = _interval(means[-1], mean_R)
+    if not means:
+        return [*found, Interval(np.nan, np.nan, np.nan)]
+    return [*found, _interval(np.mean(means), np.mean(resampled, axis=0))]
+
+
+def _interval(difference: float, resampled_R: Float[np.ndarray, "R"]) -> Interval:
+    low, high = np.quantile(resampled_R, (0.025, 0.975))
+    return Interval(float(difference), float(low), float(high))

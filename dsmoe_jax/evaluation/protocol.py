@@ -158,8 +158,10 @@ def sample_queries(
     return np.sort(np.concatenate(chosen))
 
 
-def compare(first: Evaluation, second: Evaluation, k: int, *, seed: int = 0) -> metrics.Comparison:
-    """Recall@k of `first` minus that of `second`, paired by query, with 95 % intervals.
+def compare(
+    first: Evaluation, second: Evaluation, k: int, *, seed: int = 0
+) -> dict[str, metrics.Interval]:
+    """Recall@k of `first` minus that of `second`, paired by query, by scenario and macro.
 
     Raises:
       ValueError: If they were not evaluated on the same queries.
@@ -169,9 +171,10 @@ def compare(first: Evaluation, second: Evaluation, k: int, *, seed: int = 0) -> 
             f"comparison: expected the same queries, got {len(first.query_Q)} of {first.split} "
             f"and {len(second.query_Q)} of {second.split}; restrict both to the shared ones"
         )
-    return metrics.paired_bootstrap(
+    found = metrics.paired_bootstrap(
         first.recall[k] - second.recall[k], first.scenario_Q, len(first.scenarios), seed=seed
     )
+    return dict(zip((*first.scenarios, "macro"), found, strict=True))
 
 
 class Protocol:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -53,17 +53,29 @@ def draw_all(
     written = []
     for k in results["k"]:
         written += draw_recall(folder / f"recall_at_{k}", results, k)
-    # A tower without the scenario has one row, and one layer's row has no angle to another.
-    coefficients = {
-        name: coef for name, coef in fig4.get("scenario_coefficients", {}).items() if len(coef) > 1
-    }
-    if coefficients:
-        written += draw_similarity(folder / "fig4a_scenario_similarity", coefficients, scenarios)
-    if fig4.get("gate_weights"):
-        written += draw_gates(folder / "fig4b_gate_weights", fig4["gate_weights"], scenarios)
-    points = _read_points(metrics_path)
-    if points:
+    names = ("fig4a_scenario_similarity", "fig4b_gate_weights")
+    written += draw_fig4(folder, names, fig4, scenarios)
+    lines = metrics_path.read_text().splitlines() if metrics_path.exists() else []
+    if points := [json.loads(line) for line in lines if line]:
         written += draw_curves(folder / "learning_curves", points, results["k"][0])
+    return written
+
+
+def draw_fig4(
+    folder: pathlib.Path,
+    names: tuple[str, str],
+    tables: Mapping[str, Arrays],
+    scenarios: Sequence[str],
+) -> list[pathlib.Path]:
+    """Fig. 4a and 4b under their names, as far as there are tables; see `draw_all`."""
+    # A tower without the scenario has one row, and one layer's row has no angle to another.
+    coefficients = tables.get("scenario_coefficients", {})
+    coefficients = {name: table for name, table in coefficients.items() if len(table) > 1}
+    written = []
+    if coefficients:
+        written += draw_similarity(folder / names[0], coefficients, scenarios)
+    if gate_weights := tables.get("gate_weights"):
+        written += draw_gates(folder / names[1], gate_weights, scenarios)
     return written
 
 
@@ -74,10 +86,10 @@ def draw_recall(path: pathlib.Path, results: Mapping[str, Any], k: int) -> list[
         rows["teacher (sampled queries)"] = (results["teacher"], _TEACHER)
     rows["student"] = (results, _STUDENT)
     panels = [*results["scenarios"], "macro"]
-    columns, lines = _grid(panels)
+    columns, lines = grid(panels)
     height = lines * (0.9 + 0.28 * len(rows)) + 0.5
     with new_figure(2.2 + 1.9 * columns, height) as figure:
-        axes = _make_panels(figure, panels)
+        axes = make_panels(figure, panels)
         for panel, axis in zip(panels, axes, strict=False):
             _draw_recall_panel(axis, panel, rows, f"recall@{k}")
         axes[0].invert_yaxis()
@@ -100,10 +112,10 @@ def draw_similarity(
     """
     similar = {name: cosine(np.asarray(coef)) for name, coef in coefficients.items()}
     panels = {"mean over layers": np.mean(list(similar.values()), axis=0), **similar}
-    columns, lines = _grid(panels)
+    columns, lines = grid(panels)
     side = max(1.7, 0.42 * len(scenarios))
     with new_figure(0.9 + (side + 0.35) * columns, 0.8 + (side + 0.5) * lines) as figure:
-        axes, image = _make_panels(figure, panels), None
+        axes, image = make_panels(figure, panels), None
         for (title, similar_SS), axis in zip(panels.items(), axes, strict=False):
             image = axis.imshow(similar_SS, cmap="PuOr_r", vmin=-1, vmax=1)
             _label_cells(axis, similar_SS)
@@ -163,8 +175,12 @@ def draw_curves(
         axes = figure.subplots(len(stages), 2, squeeze=False)
         for stage, (left, right) in zip(stages, axes, strict=True):
             mine = [point for point in points if point["stage"] == stage]
-            _draw_losses(left, stage, mine)
-            _draw_validation(right, stage, mine, f"recall@{k}")
+            titles = (_draw_losses(left, mine), _draw_validation(right, mine, f"recall@{k}"))
+            for axis, title in zip((left, right), titles, strict=True):
+                axis.set_title(f"{stage}: {title}", loc="left")
+                axis.set_xlim(0, None)
+                axis.set_ylim(0, None)
+                axis.grid()
         for axis in axes[-1]:
             axis.set_xlabel("step")
         return save(figure, path)
@@ -197,61 +213,53 @@ def _draw_recall_panel(
     axis.set_title(f"{panel}{share}")
 
 
-def _draw_losses(axis: Any, stage: str, points: Sequence[Mapping[str, Any]]) -> None:
+def _draw_losses(axis: Any, points: Sequence[Mapping[str, Any]]) -> str:
+    """Draws the losses of a stage; returns the title."""
     names = _keys(points, lambda key: key.startswith("train/") and key.count("/") == 1)
     if len(names) == 2:
         # The whole and its only part are one curve.
         names = ["train/loss"]
     for number, key in enumerate(names):
-        step, value = _curve(points, key)
         label = key.removeprefix("train/").replace("_", " ")
-        axis.plot(step, value, label=label, linewidth=1.2, **look(number))
-    _frame_curves(axis, f"{stage}: training loss")
+        _plot(axis, points, key, label=label, linewidth=1.2, **look(number))
     if names:
         axis.legend(loc="upper right")
+    return "training loss"
 
 
-def _draw_validation(
-    axis: Any, stage: str, points: Sequence[Mapping[str, Any]], metric: str
-) -> None:
+def _draw_validation(axis: Any, points: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Draws the validation recall of a stage, in %; returns the title."""
     keys = _keys(points, lambda key: key.startswith("eval/") and key.endswith(f"/{metric}"))
     names = [key.split("/")[1] for key in keys]
     note = ""
     for number, name in enumerate([name for name in names if name != "macro"]):
-        step, value = _curve(points, f"eval/{name}/{metric}")
-        axis.plot(step, 100 * value, label=name, linewidth=1.2, marker=".", **look(number))
+        style = {"linewidth": 1.2, "marker": ".", **look(number)}
+        _plot(axis, points, f"eval/{name}/{metric}", 100, label=name, **style)
     if "macro" in names:
-        step, value = _curve(points, f"eval/macro/{metric}")
-        axis.plot(step, 100 * value, label="macro", color="#202020", linewidth=2.2)
+        style = {"label": "macro", "color": "#202020", "linewidth": 2.2}
+        step, value = _plot(axis, points, f"eval/macro/{metric}", 100, **style)
         if not np.isnan(value).all():
             best = int(np.nanargmax(value))
             axis.axvline(step[best], color="#606060", linewidth=0.8, linestyle=":")
-            note = f", best macro {100 * value[best]:.1f}"
-    _frame_curves(axis, f"{stage}: validation {metric.replace('recall', 'Recall')} (%){note}")
+            note = f", best macro {value[best]:.1f}"
     if names:
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return f"validation {metric.replace('recall', 'Recall')} (%){note}"
 
 
-def _grid(panels: Sequence[Any] | Mapping[str, Any]) -> tuple[int, int]:
-    """Columns and lines of panels side by side, five in a line."""
-    columns = min(len(panels), 5)
+def grid(panels: Sized, most: int = 5) -> tuple[int, int]:
+    """Columns and lines of panels side by side, at most so many in a line."""
+    columns = min(len(panels), most)
     return columns, -(-len(panels) // columns)
 
 
-def _make_panels(figure: Any, panels: Sequence[Any] | Mapping[str, Any]) -> Any:
+def make_panels(figure: Any, panels: Sized, most: int = 5) -> Any:
     """Axes of the panels, left to right; those of places left over stay invisible."""
-    columns, lines = _grid(panels)
+    columns, lines = grid(panels, most)
     axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     return axes
-
-
-def _frame_curves(axis: Any, title: str) -> None:
-    axis.set_title(title, loc="left")
-    axis.set_xlim(0, None)
-    axis.set_ylim(0, None)
-    axis.grid()
 
 
 def look(number: int, *, bar: bool = False) -> dict[str, Any]:
@@ -276,16 +284,14 @@ def _keys(points: Sequence[Mapping[str, Any]], wanted: Callable[[str], bool]) ->
     return list(dict.fromkeys(key for point in points for key in point if wanted(key)))
 
 
-def _curve(points: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+def _plot(
+    axis: Any, points: Sequence[Mapping[str, Any]], key: str, factor: int = 1, **style: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a metric by its steps; returns both."""
     known = [(point["step"], point[key]) for point in points if key in point]
     step, value = np.array(known, float).reshape(-1, 2).T
-    return step, value
-
-
-def _read_points(path: pathlib.Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    axis.plot(step, factor * value, **style)
+    return step, factor * value
 
 
 @contextlib.contextmanager

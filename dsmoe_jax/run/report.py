@@ -13,7 +13,7 @@ import numpy as np
 from dsmoe_jax import runlog
 from dsmoe_jax.baselines import builtin
 from dsmoe_jax.config import fingerprint
-from dsmoe_jax.evaluation import metrics, protocol
+from dsmoe_jax.evaluation import protocol
 from dsmoe_jax.run import figures, results, stages
 from dsmoe_jax.training import train_state
 
@@ -95,31 +95,23 @@ def _evaluate_teacher(
     student: dict[str, protocol.Evaluation],
 ) -> dict[str, Any]:
     """The teacher's summary on sampled queries, with its difference from the student on them."""
-    config_eval = run.experiment.eval
-    limits = {
-        "validation": config_eval.teacher_validation_queries,
-        "test": config_eval.teacher_test_queries,
-    }
-    found = {
-        split: run.evaluate_ranker(frozen, split, run.sample_queries(split, limit))
-        for split, limit in limits.items()
-    }
+    chosen, found = run.experiment.eval, {}
+    for split in student:
+        limit = getattr(chosen, f"teacher_{split}_queries")
+        found[split] = run.evaluate_ranker(frozen, split, run.sample_queries(split, limit))
     summary = {
         **found["test"].summarise(),
         "validation": found["validation"].summarise(),
         "params": runlog.count_parameters(frozen.params),
     }
-    k = config_eval.k[0]
+    k = chosen.k[0]
     for split, evaluation in found.items():
         shared = student[split].restrict(evaluation.query_Q)
-        difference = _as_rows(protocol.compare(evaluation, shared, k), run.spec.scenarios)
+        difference = protocol.compare(evaluation, shared, k)
         holder = summary if split == "test" else summary["validation"]
-        holder[f"minus_student_recall@{k}"] = difference
-        intervals = "  ".join(
-            f"{name} {100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, "
-            f"{100 * row['high']:+.1f}]"
-            for name, row in difference.items()
-        )
+        rows = {name: interval._asdict() for name, interval in difference.items()}
+        holder[f"minus_student_recall@{k}"] = rows
+        intervals = "  ".join(f"{name} {row.points}" for name, row in difference.items())
         run.log.line(
             f"{split}: teacher minus student, recall@{k} in points with 95 % intervals, on "
             f"{len(evaluation.query_Q):,} queries: {intervals}"
@@ -135,15 +127,4 @@ def _scenario_views(
         name: jax.device_get(matcher.apply(frozen.variables, method=name))
         for name in ("scenario_coefficients", "gate_weights")
         if hasattr(matcher, name)
-    }
-
-
-def _as_rows(
-    comparison: metrics.Comparison, scenarios: tuple[str, ...]
-) -> dict[str, dict[str, float]]:
-    """Difference and 95 % interval per scenario and macro, as fractions."""
-    each = zip(comparison.difference_S, comparison.low_S, comparison.high_S, strict=True)
-    return {
-        name: dict(zip(("difference", "low", "high"), map(float, row), strict=True))
-        for name, row in zip((*scenarios, "macro"), (*each, comparison.macro), strict=True)
     }

@@ -43,7 +43,7 @@ def describe(store: store_lib.Store, test: protocol.Evaluation, **run: Any) -> d
         "data_hash": store.data_hash,
         "versions": versions(),
         "device": describe_devices(),
-        "date": today(),
+        "date": datetime.date.today().isoformat(),
         "split": store.manifest["split"],
         "candidates": test.num_candidates,
         "seen_items_removed": test.seen_removed,
@@ -89,11 +89,6 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide numbers."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), "dsmoe_jax": dsmoe_jax.__version__, **found}
-
-
-def today() -> str:
-    """The date, e.g. `2026-01-31`."""
-    return datetime.date.today().isoformat()
 
 
 def describe_devices() -> str:

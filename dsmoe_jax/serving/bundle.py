@@ -14,7 +14,6 @@ Letters: S scenarios, V rows of the corpus (row 0 is padding), E one field's wid
 input, F hidden units, D tower output, B rows of a chunk.
 """
 
-import functools
 import json
 import os
 import pathlib
@@ -145,9 +144,11 @@ def fold_tower(
         folded: mixture.FoldedTower = jax.tree.map(_to_host, fold(frozen))
         num_scenarios, width = folded.first_SIF.shape[:2]
         probe_BI = np.random.default_rng(0).normal(size=(_PROBES, width)).astype(np.float32)
-        run = jax.jit(functools.partial(_run_tower, matcher, side))
+        run = jax.jit(
+            lambda frozen, *inputs: _apply(matcher, frozen, side, *inputs, method="run_tower")
+        )
         for s in range(num_scenarios):
-            expected_BD = _to_host(run(frozen, probe_BI, np.int32(s)))
+            expected_BD = _to_host(run(frozen, probe_BI, np.full(_PROBES, s, np.int32)))
             error = np.abs(run_folded(folded, probe_BI, s) - expected_BD).max()
             if not error <= _TOLERANCE * max(float(np.abs(expected_BD).max()), 1.0):
                 raise RuntimeError(
@@ -164,18 +165,6 @@ def run_folded(
     hidden_BF = input_BI @ folded.first_SIF[scenario] + folded.first_bias_SF[scenario][None]
     hidden_BF = np.where(hidden_BF >= 0, hidden_BF, folded.slope_F[None] * hidden_BF)
     return hidden_BF @ folded.second_SFD[scenario] + folded.second_bias_SD[scenario][None]
-
-
-def _run_tower(
-    matcher: two_tower.Matcher,
-    side: str,
-    frozen: train_state.Frozen,
-    input_BI: jax.Array,
-    scenario: jax.Array,
-) -> jax.Array:
-    scenario_B = jnp.full(input_BI.shape[0], scenario, jnp.int32)
-    output: jax.Array = _apply(matcher, frozen, side, input_BI, scenario_B, method="run_tower")
-    return output
 
 
 def _read_arrays(

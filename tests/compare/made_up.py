@@ -24,14 +24,15 @@ def system(means, seed: int = 0, noise: int = 0) -> dict:
     """A system; those of one seed and noise differ from query to query as little as they can."""
     Q = sum(QUERIES)
     hits_Q = hits(means, 1000 * seed + noise)
-    queries = per_query.PerQuery(
-        np.arange(Q),
-        np.repeat(np.arange(len(QUERIES)), QUERIES),
-        np.full(Q, RELEVANT),
-        {5: hits_Q, 10: np.minimum(hits_Q + 1, RELEVANT)},
-    )
+    queries = {
+        "query": np.arange(Q),
+        "scenario": np.repeat(np.arange(len(QUERIES)), QUERIES),
+        "relevant": np.full(Q, RELEVANT),
+        "hits@5": hits_Q,
+        "hits@10": np.minimum(hits_Q + 1, RELEVANT),
+    }
     recall = {
-        name: float(hits_Q[queries.scenario_Q == s].mean() / RELEVANT)
+        name: float(hits_Q[queries["scenario"] == s].mean() / RELEVANT)
         for s, name in enumerate(SCENARIOS)
     }
     summary = {

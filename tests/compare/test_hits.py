@@ -6,15 +6,17 @@ from dsmoe_jax.compare import hits
 
 def make(query_Q, hits_Q, k=5):
     Q = len(query_Q)
-    return hits.PerQuery(np.array(query_Q), np.arange(Q) % 3, np.full(Q, 4), {k: np.array(hits_Q)})
+    columns = (query_Q, np.arange(Q) % 3, np.full(Q, 4), hits_Q)
+    names = ("query", "scenario", "relevant", f"hits@{k}")
+    return dict(zip(names, map(np.array, columns), strict=True))
 
 
 def test_a_file_gives_the_same_numbers_back(tmp_path):
     queries = make([2, 3, 900, 70_001], [0, 4, 1, 2])
     hits.write(tmp_path / "a.parquet", "a", {"one": queries, "other": make([1], [3], k=7)})
     back = hits.load(tmp_path)["a", "one"]
-    np.testing.assert_array_equal(back.query_Q, queries.query_Q)
-    np.testing.assert_array_equal(back.scenario_Q, queries.scenario_Q)
+    np.testing.assert_array_equal(back.query_Q, queries["query"])
+    np.testing.assert_array_equal(back.scenario_Q, queries["scenario"])
     np.testing.assert_array_equal(back.recall(5), [0, 1, 0.25, 0.5])
     assert list(hits.load(tmp_path)["a", "other"].hits) == [7]
 

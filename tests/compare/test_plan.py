@@ -2,12 +2,12 @@ import pytest
 
 from dsmoe_jax.baselines import catalogue
 from dsmoe_jax.compare import __main__ as command_line
-from dsmoe_jax.compare import budget, numerics, plan
+from dsmoe_jax.compare import numerics, plan
 from dsmoe_jax.config import fingerprint, load
 from dsmoe_jax.models import registry
 
 CONFIG = "configs/kuairand.py:sample"
-SMALL, FULL = budget.BUDGETS["small"], budget.BUDGETS["full"]
+SMALL, FULL = plan.BUDGETS["small"], plan.BUDGETS["full"]
 
 
 def names(jobs):
@@ -129,3 +129,27 @@ def test_a_wrong_configuration_is_refused():
 def test_only_the_method_itself_stands_under_its_name(config, got):
     with pytest.raises(load.UsageError, match=f"expected DSMOE's own .* got {got}; other"):
         plan.systems_of("fig4", config)
+
+
+def test_the_small_budget_bounds_both_stages_and_lengthens_none():
+    experiment = load.load_experiment("configs/kuairand.py", "sample")
+    experiment.teacher.max_epochs = 7
+    assert plan.BUDGETS["small"].limit(experiment) == {
+        "train.max_epochs": 15,
+        "train.max_minutes": 3.0,
+        "teacher.max_minutes": 3.0,
+    }
+    assert plan.BUDGETS["full"].limit(experiment) == {}
+
+
+def test_seeds_and_days_are_adjusted():
+    small = plan.BUDGETS["small"]
+    assert plan.adjust_budget(small, None, None) == small
+    other = plan.adjust_budget(small, 4, "0,2,2")
+    assert (other.seeds, other.other_seeds, other.dropped_days) == (4, 4, (0, 2))
+
+
+@pytest.mark.parametrize(("seeds", "days"), [(0, None), (None, "2,"), (None, "-1")])
+def test_what_makes_no_sense_is_refused(seeds, days):
+    with pytest.raises(ValueError, match=r"^--(seeds|days): expected"):
+        plan.adjust_budget(plan.BUDGETS["small"], seeds, days)

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 
 from dsmoe_jax.baselines import catalogue
-from dsmoe_jax.compare import budget, hits, numerics, plan, processes, runner
+from dsmoe_jax.compare import hits, numerics, plan, processes, runner
 from dsmoe_jax.training import interrupt
 from tests.compare import orphans
 
@@ -67,13 +68,13 @@ class Comparison:
             arguments = (template, self.log, self.seconds, ",".join(self.failing), file)
             return [sys.executable, "-c", RUN, *map(str, arguments)]
 
-        data = runner.Store(tmp_path, "d" * 64)
+        data = types.SimpleNamespace(root=tmp_path, data_hash="d" * 64)
         monkeypatch.setattr(processes, "command", command)
         monkeypatch.setattr(runner.Runner, "store", lambda work, job: data)
-        monkeypatch.setattr(runner.costs, "count", lambda experiment, folder: {"user": 7})
+        monkeypatch.setattr(runner.costs, "count", lambda experiment, store: {"user": 7})
 
     def make(self, **overrides):
-        jobs = plan.make_jobs(["table4"], CONFIG, budget.BUDGETS["small"], overrides=overrides)
+        jobs = plan.make_jobs(["table4"], CONFIG, plan.BUDGETS["small"], overrides=overrides)
         return runner.Runner(jobs[:4], self.folder)
 
     def run(self, workers, **overrides):
@@ -204,9 +205,9 @@ def test_what_another_runner_finished_is_not_run_again(comparison):
 
 def test_a_peer_without_its_library_is_left_out_unless_it_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "list_missing", lambda: ["lightfm"])
-    data = runner.Store(tmp_path, "d" * 64)
+    data = types.SimpleNamespace(root=tmp_path, data_hash="d" * 64)
     monkeypatch.setattr(runner.Runner, "store", lambda work, job: data)
-    jobs = plan.make_jobs(["table2"], CONFIG, budget.BUDGETS["small"])
+    jobs = plan.make_jobs(["table2"], CONFIG, plan.BUDGETS["small"])
     [job] = [job for job in jobs if job.name == "lightfm-seed1"]
     work = runner.Runner([job], tmp_path)
     assert work.states[0].state == "left out"

@@ -12,13 +12,14 @@ import signal
 import sys
 import threading
 import time
+import types
 
 import optuna
 import pytest
 
 from dsmoe_jax import main
 from dsmoe_jax.compare import __main__ as command_line
-from dsmoe_jax.compare import processes, runner, search, search_space, tune
+from dsmoe_jax.compare import processes, runner, search, tune
 from dsmoe_jax.config import load, schema
 from dsmoe_jax.models import registry
 from dsmoe_jax.training import interrupt, loop
@@ -117,7 +118,7 @@ class Search:
         self.behavior = {}
         self.teachers = []
         stand_in(self.log, lambda: self.behavior, monkeypatch.setattr)
-        data = runner.Store(tmp_path / "store", "d" * 64)
+        data = types.SimpleNamespace(root=tmp_path / "store", data_hash="d" * 64)
         monkeypatch.setattr(runner.Runner, "store", lambda work, job: data)
 
     def run(
@@ -351,7 +352,7 @@ def test_without_optuna_the_extra_is_named(searching, monkeypatch):
 def test_every_value_of_a_space_is_a_flag_that_means_it(stage, token):
     variant = f"sample,{token}"
     experiment = load.load_experiment("configs/kuairand.py", variant)
-    space = search_space.make(experiment, stage=stage)
+    space = search.make_space(experiment, stage=stage)
 
     def read(experiment, field):
         return functools.reduce(getattr, field.split("."), experiment)
@@ -362,7 +363,7 @@ def test_every_value_of_a_space_is_a_flag_that_means_it(stage, token):
     # One command for the first value of every field, one for the second and so on.
     for number in range(max(map(len, space.values()))):
         setting = {field: values[min(number, len(values) - 1)] for field, values in space.items()}
-        flags = [f"--config.{f}={search_space.as_text(value)}" for f, value in setting.items()]
+        flags = [f"--config.{f}={search.as_text(value)}" for f, value in setting.items()]
         command = ["", f"--config=configs/kuairand.py:{variant}", *flags]
         parsed = main.parse(command).experiment
         assert {field: read(parsed, field) for field in space} == setting
@@ -397,16 +398,16 @@ def test_a_field_that_a_method_lacks_is_not_searched():
         output_dim: int = 8
 
     experiment.model = PlainConfig()
-    space = search_space.make(experiment)
+    space = search.make_space(experiment)
     assert space["model.output_dim"] == (8, 32, 64, 128)
     assert "model.input_dropout" not in space
 
 
 def test_a_space_without_fields_or_with_a_wrong_one_is_refused(monkeypatch):
     experiment = load.load_experiment("configs/kuairand.py", "sample,dssm")
-    everything = tuple(search_space.make(experiment))
+    everything = tuple(search.make_space(experiment))
     with pytest.raises(ValueError, match="expected at least one field"):
-        search_space.make(experiment, everything)
+        search.make_space(experiment, everything)
     monkeypatch.setattr(type(experiment.model), "search_space", {"widths": (1, 2)})
     with pytest.raises(ValueError, match="expected names of its fields, got 'widths'"):
-        search_space.make(experiment)
+        search.make_space(experiment)

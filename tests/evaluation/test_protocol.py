@@ -254,8 +254,9 @@ def test_comparison_is_paired_and_needs_the_same_queries(store):
     compared = protocol.compare(first, second, 5)
     mine = first.scenario_Q == 0
     difference = first.recall[5][mine].mean() - second.recall[5][mine].mean()
-    assert compared.difference_S[0] == pytest.approx(difference)
-    assert compared.low_S[0] <= difference <= compared.high_S[0]
+    found = compared[tiny.SCENARIOS[0]]
+    assert found.difference == pytest.approx(difference)
+    assert found.low <= difference <= found.high
     with pytest.raises(ValueError, match="expected the same queries"):
         protocol.compare(first, second.restrict(second.query_Q[1:]), 5)
 

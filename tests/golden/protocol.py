@@ -1,6 +1,7 @@
 """Numbers of the data, of evaluation and of the reference rows, all on the tiny store."""
 
 import contextlib
+import itertools
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -164,14 +165,10 @@ def judged(store: store_lib.Store) -> dict[str, Any]:
     return found
 
 
-def flatten_comparison(comparison: metrics.Comparison) -> list[float]:
-    """Differences and ends of intervals."""
-    return [
-        *comparison.difference_S.tolist(),
-        *comparison.low_S.tolist(),
-        *comparison.high_S.tolist(),
-        *comparison.macro,
-    ]
+def flatten_comparison(comparison: dict[str, metrics.Interval]) -> list[float]:
+    """Differences of the scenarios, then the ends of their intervals, then macro."""
+    *scenarios, macro = comparison.values()
+    return [*itertools.chain(*zip(*scenarios, strict=True)), *macro]
 
 
 def per_query(found: protocol.Evaluation) -> np.ndarray:

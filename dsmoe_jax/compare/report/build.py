@@ -23,7 +23,6 @@ from dsmoe_jax.compare.report import (
     page,
     recall_table,
     sweeps,
-    teacher_table,
 )
 
 
@@ -86,7 +85,7 @@ def make_tables(source: Source) -> list[formats.Table]:
         found += _compare(f"{name}_recall", title, swept, others)
     decided = on_first_days(source, plan.DECIDED)
     found += _compare(plan.DECIDED, "What the paper leaves open", decided, others)
-    teachers = teacher_table.make(decided)
+    teachers = recall_table.make_teachers(decided)
     return [*found, teachers] if teachers else found
 
 

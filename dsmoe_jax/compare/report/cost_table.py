@@ -11,12 +11,6 @@ from collections.abc import Mapping, Sequence
 from dsmoe_jax.compare import costs, records
 from dsmoe_jax.compare.report import finished, formats, paper
 
-HEADS = (
-    *("", "dense parameters, M", "embedding parameters, M", "all, M", "MiB in float32"),
-    *("GMACs of a forward pass", "GFLOPs", "user tower, MMACs a query"),
-    *("item vectors of all indexes, GMACs", "indexes", "training, s"),
-    *("of it before the main stage, s", "an epoch's steps, s", "teacher, s"),
-)
 # The paper's numbers by the head of their column.
 _PRINTED: dict[str, Mapping[str, Mapping[str, float]]] = {
     "all, M": paper.PARAMETERS_M,
@@ -32,8 +26,11 @@ def make(systems: Sequence[finished.System]) -> formats.Table:
       ValueError: When DSMOE has no finished job.
     """
     own = finished.own(systems)
-    rows = [_row(system) for system in systems if system.kind == "run"]
-    dataset = own.entries[0].record["dataset"]
+    heads, dataset = tuple(_measure(own)), own.entries[0].record["dataset"]
+    rows = []
+    for system in (system for system in systems if system.kind == "run"):
+        measured = _measure(system) if system.entries else dict.fromkeys(heads, "not run")
+        rows.append((system.label, *measured.values()))
     for system in systems:
         printed = {
             head: f"{known[dataset][system.name]:,}"
@@ -41,8 +38,7 @@ def make(systems: Sequence[finished.System]) -> formats.Table:
             if system.name in known.get(dataset, {})
         }
         if printed:
-            cells = [paper.label(system.label), *(printed.get(head, "") for head in HEADS[1:])]
-            rows.append(tuple(map(formats.Value, cells)))
+            rows.append((paper.label(system.label), *(printed.get(head, "") for head in heads)))
     shown = [record for system in systems for record in _records(system)]
     note = (
         f"A forward pass of {costs.PAIRS:,} pairs of a user and an item, each in its own scenario, "
@@ -53,7 +49,7 @@ def make(systems: Sequence[finished.System]) -> formats.Table:
         "includes validation and compilation; what a teacher takes is counted once "
         "however many it teaches."
     )
-    return formats.Table("table3", "Table 3: cost", HEADS, tuple(rows), (note,))
+    return formats.Table("table3", "Table 3: cost", ("", *heads), formats.cells(rows), (note,))
 
 
 def _records(system: finished.System) -> list[records.Record]:
@@ -62,9 +58,8 @@ def _records(system: finished.System) -> list[records.Record]:
     return of_last_days or [entry.record for entry in system.entries]
 
 
-def _row(system: finished.System) -> tuple[formats.Value, ...]:
-    if not system.entries:
-        return (formats.Value(system.label), *[formats.Value("not run")] * (len(HEADS) - 1))
+def _measure(system: finished.System) -> dict[str, str]:
+    """The numbers of a system by the heads of their columns."""
     shown = _records(system)
     params, counted = shown[0]["params"], shown[0]["costs"]
     total = params["dense"] + params["embedding"]
@@ -77,20 +72,18 @@ def _row(system: finished.System) -> tuple[formats.Value, ...]:
         record["split"]["train"]["examples"] / record["examples_per_s"] for record in shown
     )
     before_s = seconds("pretraining")
-    cells = (
-        system.label,
-        f"{params['dense'] / 1e6:.3f}",
-        f"{params['embedding'] / 1e6:.3f}",
-        f"{total / 1e6:.3f}",
-        f"{4 * total / 2**20:.2f}",
-        f"{forward / 1e9:.3f}",
-        f"{2 * forward / 1e9:.3f}",
-        f"{counted['query'] / 1e6:.3f}",
-        f"{counted['corpus'] / 1e9:.3f}",
-        f"{counted['indexes']}",
-        f"{seconds('student') + before_s:,.0f}",
-        f"{before_s:,.0f}" if before_s else "",
-        f"{epoch_s:.1f}",
-        f"{seconds('teacher'):,.0f}" if seconds("teacher") else "",
-    )
-    return tuple(map(formats.Value, cells))
+    return {
+        "dense parameters, M": f"{params['dense'] / 1e6:.3f}",
+        "embedding parameters, M": f"{params['embedding'] / 1e6:.3f}",
+        "all, M": f"{total / 1e6:.3f}",
+        "MiB in float32": f"{4 * total / 2**20:.2f}",
+        "GMACs of a forward pass": f"{forward / 1e9:.3f}",
+        "GFLOPs": f"{2 * forward / 1e9:.3f}",
+        "user tower, MMACs a query": f"{counted['query'] / 1e6:.3f}",
+        "item vectors of all indexes, GMACs": f"{counted['corpus'] / 1e9:.3f}",
+        "indexes": f"{counted['indexes']}",
+        "training, s": f"{seconds('student') + before_s:,.0f}",
+        "of it before the main stage, s": f"{before_s:,.0f}" if before_s else "",
+        "an epoch's steps, s": f"{epoch_s:.1f}",
+        "teacher, s": f"{seconds('teacher'):,.0f}" if seconds("teacher") else "",
+    }

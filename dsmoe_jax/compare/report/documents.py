@@ -55,9 +55,7 @@ class Documents:
             # The page has a title of its own.
             "config": lambda: _print("dsmoe_jax.config.reference").partition("\n")[2].strip(),
         }
-        for example in EXAMPLES:
-            path = pathlib.Path("examples") / f"{example}.py"
-            texts[example] = functools.partial(_show_code, path)
+        texts |= {name: functools.partial(_show_code, name) for name in EXAMPLES}
         self.blocks: dict[str, Callable[[], generated.Block]] = {
             **{name: functools.partial(_as_block, make) for name, make in texts.items()},
             **{name: functools.partial(self.show_table, name) for name in TABLES},
@@ -112,8 +110,7 @@ class Documents:
             means = [entry.estimates[k][name].mean for name in (estimates.MACRO, *ends)]
             whole, *parts = map(recall_table.percent, means)
             made.append((_label(entry), whole, _difference(entry), *parts))
-        cells = tuple(tuple(map(formats.Value, row)) for row in made)
-        return formats.Table("summary", "", tuple(heads), cells)
+        return formats.Table("summary", "", tuple(heads), formats.cells(made))
 
     def list_limits(self) -> list[str]:
         """What speaks against the method, in three sentences that the numbers make."""
@@ -159,15 +156,12 @@ class Documents:
         """What changes of DSMOE do, on the same queries."""
         axis_label, title = sweeps.SWEPT.get(name, ("", "What a change of DSMOE does"))
         prefix = f"{axis_label} = " if axis_label else ""
-        found = [
-            dots.Dot(
-                prefix + entry.system.label,
-                *(100 * value for value in entry.intervals[k][estimates.MACRO]),
-            )
-            for entry in itertools.chain(*(self.compared[table] for table in tables))
-            for k in list(entry.intervals)[:1]
-            if entry.system.kind == "run"
-        ]
+        found = []
+        for entry in itertools.chain(*(self.compared[table] for table in tables)):
+            if entry.intervals and entry.system.kind == "run":
+                interval = entry.intervals[min(entry.intervals)][estimates.MACRO]
+                value, low, high = (100 * end for end in interval)
+                found.append(dots.Dot(prefix + entry.system.label, value, low, high))
         label = "macro recall minus DSMOE's, in points; line: 95 %, paired"
         return dots.block(name, title, label, found)
 
@@ -216,7 +210,8 @@ class Documents:
         return dataclasses.replace(block, text=text)
 
 
-def _show_code(path: pathlib.Path) -> str:
+def _show_code(example: str) -> str:
+    path = pathlib.Path("examples") / f"{example}.py"
     return f"`{path}`:\n\n```python\n{path.read_text().strip()}\n```"
 
 
@@ -236,7 +231,7 @@ def _difference(entry: recall_table.Compared) -> str:
     """Macro recall minus DSMOE's; empty for DSMOE."""
     if not entry.intervals:
         return ""
-    return recall_table.points(entry.intervals[min(entry.intervals)][estimates.MACRO])
+    return entry.intervals[min(entry.intervals)][estimates.MACRO].points
 
 
 def _print(module: str, *arguments: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dsmoe_jax.compare import estimates
 from dsmoe_jax.compare.report import finished, recall_table
+from dsmoe_jax.evaluation import metrics
 
 # What the paper prints to be worse than DSMOE, most of all in small scenarios.
 CLAIMED = ("no_sap", "no_distill", "no_dsbn")
@@ -28,9 +29,9 @@ def beside_own(compared: Sequence[recall_table.Compared]) -> list[str]:
         if not entry.intervals:
             continue
         whole, label = entry.intervals[k][estimates.MACRO], entry.system.label
-        macro[whole.verdict].append(f"{label} ({recall_table.points(whole)})")
+        macro[whole.verdict].append(f"{label} ({whole.points})")
         single += [
-            f"{label} {name} ({recall_table.points(interval)})"
+            f"{label} {name} ({interval.points})"
             for name, interval in entry.intervals[k].items()
             if interval.verdict == "above" and whole.verdict != "above"
         ]
@@ -69,9 +70,7 @@ def below_popularity(compared: Sequence[recall_table.Compared]) -> list[str]:
         worse = {label: lead[name] for label, lead in leads.items() if lead[name].difference <= 0}
         not_above |= worse.keys()
         if worse:
-            each = ", ".join(
-                f"{label} {recall_table.points(lead)}" for label, lead in worse.items()
-            )
+            each = ", ".join(f"{label} {lead.points}" for label, lead in worse.items())
             found.append(
                 f"Not above {_POPULARITY} in {name}, which has "
                 f"{recall_table.percent(row['share'])} % of the training positives; minus it, "
@@ -106,9 +105,7 @@ def prior_gain(compared: Sequence[recall_table.Compared]) -> list[str]:
         gains = _minus(with_prior, system, k)
         rows = system.entries[0].summary["scenarios"]
         smallest = min(rows, key=lambda scenario: rows[scenario]["share"])
-        each = (
-            f"{part} {recall_table.points(gains[part])}" for part in (estimates.MACRO, smallest)
-        )
+        each = (f"{part} {gains[part].points}" for part in (estimates.MACRO, smallest))
         found.append(f"{system.label} {', '.join(each)}")
     if not found:
         return []
@@ -132,14 +129,14 @@ def ablations(compared: Sequence[recall_table.Compared]) -> list[str]:
             macro.verdict, "not told apart from DSMOE"
         )
         by_scenario = ", ".join(
-            f"{name} {recall_table.points(interval)}"
+            f"{name} {interval.points}"
             for name, interval in intervals.items()
             if name != estimates.MACRO
         )
         found.append(
             f"{entry.system.label[0].upper()}{entry.system.label[1:]} "
             f"({_parameters(entry.system, own)}): {answer}; minus DSMOE, recall@{k} in points"
-            f"{_pooled(compared)}: macro {recall_table.points(macro)}; {by_scenario}."
+            f"{_pooled(compared)}: macro {macro.points}; {by_scenario}."
         )
     return found
 
@@ -157,9 +154,7 @@ def _on_days(compared: Sequence[recall_table.Compared]) -> str:
     return f" on {' to '.join(dict.fromkeys((days[0], days[-1])))}"
 
 
-def _minus(
-    system: finished.System, other: finished.System, k: int
-) -> dict[str, estimates.Interval]:
+def _minus(system: finished.System, other: finished.System, k: int) -> dict[str, metrics.Interval]:
     """The difference of two systems on the same queries."""
     scenarios = recall_table.scenarios_of(system)
     return estimates.compare(estimates.pool(system, k), estimates.pool(other, k), scenarios)

@@ -56,15 +56,22 @@ class System:
     entries: tuple[Entry, ...]
 
     @property
+    def by_day(self) -> dict[int, dict[int, Entry]]:
+        """The entries by choice of test days, then by seed."""
+        found: dict[int, dict[int, Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.dropped_days, {})[entry.seed] = entry
+        return found
+
+    @property
     def days(self) -> frozenset[int]:
         """The choices of test days it was tested on."""
-        return frozenset(entry.dropped_days for entry in self.entries)
+        return frozenset(self.by_day)
 
     def on_days(self, *dropped_days: int) -> "System":
         """The entries of some days; none where it was not tested on all of them."""
-        kept = tuple(e for e in self.entries if e.dropped_days in dropped_days)
-        if not self.days.issuperset(dropped_days):
-            kept = ()
+        tested = dropped_days if self.days.issuperset(dropped_days) else ()
+        kept = tuple(entry for entry in self.entries if entry.dropped_days in tested)
         return dataclasses.replace(self, entries=kept)
 
 

@@ -57,6 +57,11 @@ class Table:
     is_text: bool = False
 
 
+def cells(rows: Iterable[Iterable[str]]) -> tuple[tuple[Value, ...], ...]:
+    """Rows of plain cells."""
+    return tuple(tuple(map(Value, row)) for row in rows)
+
+
 def to_markdown(table: Table) -> str:
     """The table and its notes, without the title."""
     marks = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}

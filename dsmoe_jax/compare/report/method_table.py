@@ -32,7 +32,7 @@ def make() -> formats.Table:
         NAME,
         "Table 1: methods",
         ("", "stage", "architecture", "ANN", "user-item interaction"),
-        tuple(tuple(map(formats.Value, row)) for row in rows),
+        formats.cells(rows),
         (note,),
         is_text=True,
     )

@@ -1,4 +1,4 @@
-"""Recall tables: the paper's Table 2 and Table 4, ours beside the paper's.
+"""Recall tables: the paper's Table 2 and Table 4, ours beside the paper's, and that of teachers.
 
 Owns their layout and which cells are marked. The best and the second best mean of a column are
 marked among all rows but the random one; every row is compared with DSMOE on the same queries.
@@ -7,17 +7,20 @@ marked among all rows but the random one; every row is compared with DSMOE on th
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dsmoe_jax.compare import estimates
 from dsmoe_jax.compare.report import finished, formats, paper
+from dsmoe_jax.evaluation import metrics
 
 LEGEND = (
     "Bold: best of the column; underlined: second best. Against DSMOE on the same queries, a "
     "paired bootstrap of queries within their scenario (95 %, of recall averaged over seeds, each "
     "comparison by itself): ▲ above, ▼ below, ≈ within noise."
 )
+# Cut-off and scenario.
+Column = tuple[int, str]
 # Not told apart from nothing.
 _UNRANKED = "random"
 
@@ -31,7 +34,7 @@ class Compared:
 
     system: finished.System
     estimates: Mapping[int, Mapping[str, estimates.Estimate]]
-    intervals: Mapping[int, Mapping[str, estimates.Interval]]
+    intervals: Mapping[int, Mapping[str, metrics.Interval]]
 
 
 def compare(systems: Sequence[finished.System]) -> list[Compared]:
@@ -88,11 +91,33 @@ def make(
         rows.append((label, formats.Value(_validation(system)), *cells))
     if with_paper:
         rows += _paper_rows(own, systems, columns)
-    first = f"recall@{columns[0][0]}"
-    heads = ["", f"validation {first}", *(f"{scenario} @{k}" for k, scenario in columns)]
     notes = (_caption(own, compared), LEGEND)
     records = [record for entry in compared for record in _records(entry, columns)]
-    return formats.Table(name, title, tuple(heads), tuple(rows), notes, tuple(records))
+    return formats.Table(name, title, _heads(columns), tuple(rows), notes, tuple(records))
+
+
+def make_teachers(systems: Sequence[finished.System]) -> formats.Table | None:
+    """Two rows for the teacher of every system whose jobs evaluated one; None without any.
+
+    A teacher is evaluated in the job of the system that it teaches.
+    """
+    own = finished.own(systems)
+    columns = [(cutoffs_of(own)[0], name) for name in (*scenarios_of(own), estimates.MACRO)]
+    rows = []
+    for system in systems:
+        teachers = [e.record["teacher"] for e in system.entries if e.record.get("teacher")]
+        if system.kind == "run" and teachers:
+            rows.append((f"teacher of: {system.label}", *_recalls(teachers, columns)))
+            rows.append(("minus its student", "", *_differences(teachers, columns)))
+    if not rows:
+        return None
+    note = (
+        "Recall in % of teachers, which score every item, on sampled test queries, mean ± standard "
+        "deviation over seeds. Minus its student: on the same queries, mean over seeds with the "
+        "means of the ends of the runs' paired 95 % bootstrap intervals; runs share their queries, "
+        "so that the interval of a mean is no wider."
+    )
+    return formats.Table("teachers", "Teachers", _heads(columns), formats.cells(rows), (note,))
 
 
 def percent(value: float) -> str:
@@ -111,13 +136,28 @@ def over_seeds(values: Sequence[float]) -> str:
     return mean_and_spread(mean, statistics.stdev(values) if len(values) > 1 else math.nan)
 
 
-def points(interval: estimates.Interval) -> str:
-    """A difference in points, with its interval."""
-    difference, low, high = (100 * value for value in interval)
-    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+def _heads(columns: Sequence[Column]) -> tuple[str, ...]:
+    names = (f"{scenario} @{k}" for k, scenario in columns)
+    return ("", f"validation recall@{columns[0][0]}", *names)
 
 
-def _rank(compared: Sequence[Compared], column: tuple[int, str]) -> dict[str, str]:
+def _recalls(teachers: Sequence[dict[str, Any]], columns: Sequence[Column]) -> Iterator[str]:
+    metric = f"recall@{columns[0][0]}"
+    cells = [[teacher["validation"]["macro"] for teacher in teachers]]
+    summaries = [{**t["scenarios"], estimates.MACRO: t["macro"]} for t in teachers]
+    cells += [[summary[scenario] for summary in summaries] for _, scenario in columns]
+    for cell in cells:
+        yield over_seeds([row[metric] for row in cell if row[metric] is not None])
+
+
+def _differences(teachers: Sequence[dict[str, Any]], columns: Sequence[Column]) -> Iterator[str]:
+    for _, scenario in columns:
+        found = [teacher["minus_student"][scenario] for teacher in teachers]
+        ends = (statistics.fmean(t[end] for t in found) for end in metrics.Interval._fields)
+        yield metrics.Interval(*ends).points
+
+
+def _rank(compared: Sequence[Compared], column: Column) -> dict[str, str]:
     """The best and the second best system of a column."""
     k, scenario = column
     means = {
@@ -129,7 +169,7 @@ def _rank(compared: Sequence[Compared], column: tuple[int, str]) -> dict[str, st
     return dict(zip(order, ("best", "second"), strict=False))
 
 
-def _cell(entry: Compared, column: tuple[int, str], ranks: Mapping[str, str]) -> formats.Value:
+def _cell(entry: Compared, column: Column, ranks: Mapping[str, str]) -> formats.Value:
     k, scenario = column
     value = entry.estimates[k][scenario]
     interval = entry.intervals[k][scenario] if entry.intervals else None
@@ -143,15 +183,15 @@ def _cell(entry: Compared, column: tuple[int, str], ranks: Mapping[str, str]) ->
 def _validation(system: finished.System) -> str:
     """Macro recall at the first cut-off on validation days: over seeds, then over test days."""
     metric = f"recall@{system.entries[0].record['k'][0]}"
-    by_day: dict[int, list[float]] = {}
-    for entry in system.entries:
-        value = entry.summary["validation"]["macro"][metric]
-        by_day.setdefault(entry.dropped_days, []).append(value)
-    return percent(statistics.fmean(map(statistics.fmean, by_day.values())))
+    means = (
+        statistics.fmean(e.summary["validation"]["macro"][metric] for e in by_seed.values())
+        for by_seed in system.by_day.values()
+    )
+    return percent(statistics.fmean(means))
 
 
 def _paper_rows(
-    own: finished.System, systems: Sequence[finished.System], columns: Sequence[tuple[int, str]]
+    own: finished.System, systems: Sequence[finished.System], columns: Sequence[Column]
 ) -> list[tuple[formats.Value, ...]]:
     """What the paper prints of the rows' methods, as far as it is known here."""
     printed = paper.RECALL.get(own.entries[0].record["dataset"], {})
@@ -171,7 +211,7 @@ def _printed(values: Mapping[str, Mapping[int, float]], k: int, scenario: str) -
     return f"{values[scenario][k]:.1f}" if k in values.get(scenario, {}) else ""
 
 
-def _records(entry: Compared, columns: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+def _records(entry: Compared, columns: Sequence[Column]) -> list[dict[str, Any]]:
     """One CSV line per number."""
     heads = ("row", "scenario", "k", "seeds", "recall", "sd_over_seeds", "se_over_queries")
     found = []
@@ -194,11 +234,9 @@ def _caption(own: finished.System, compared: Sequence[Compared]) -> str:
     [mine] = [entry.estimates[k] for entry in compared if entry.system.name == own.name]
     errors = ", ".join(f"{name} {percent(value.error)}" for name, value in mine.items())
     seen = "removed" if first["seen_items_removed"] else "kept"
-    by_day: dict[int, set[int]] = {}
-    for entry in own.entries:
-        by_day.setdefault(entry.dropped_days, set()).add(entry.seed)
-    seeds = ", ".join(map(str, sorted(set.union(*by_day.values()))))
-    everywhere = ", ".join(map(str, sorted(set.intersection(*by_day.values()))))
+    by_day = [set(by_seed) for by_seed in own.by_day.values()]
+    seeds = ", ".join(map(str, sorted(set.union(*by_day))))
+    everywhere = ", ".join(map(str, sorted(set.intersection(*by_day))))
     if everywhere != seeds:
         seeds += f"; on all days: {everywhere or 'none'}"
     on_days = " on all days" if len(by_day) > 1 else ""

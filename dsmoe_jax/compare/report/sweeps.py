@@ -64,14 +64,7 @@ def draw_scenarios(folder: pathlib.Path, own: finished.System) -> list[pathlib.P
     for path, values in views.items():
         kind, _, name = path.partition("/")
         tables.setdefault(kind, {})[name] = np.array(values)
-    written = []
-    coefficients = tables.get("scenario_coefficients", {})
-    coefficients = {name: table for name, table in coefficients.items() if len(table) > 1}
-    if coefficients:
-        written += figures.draw_similarity(folder / "fig4a", coefficients, scenarios)
-    if tables.get("gate_weights"):
-        written += figures.draw_gates(folder / "fig4b", tables["gate_weights"], scenarios)
-    return written
+    return figures.draw_fig4(folder, ("fig4a", "fig4b"), tables, scenarios)
 
 
 def draw_search(
@@ -81,12 +74,9 @@ def draw_search(
 
     Trials have `end` ("done" or what else became of it), `score` and the text of every field.
     """
-    columns = min(3, len(fields))
-    rows = -(-len(fields) // columns)
+    columns, rows = figures.grid(fields, 3)
     with figures.new_figure(3.0 * columns, 2.4 * rows) as figure:
-        axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-        for axis in axes[len(fields) :]:
-            axis.set_visible(False)
+        axes = figures.make_panels(figure, fields, 3)
         for axis, field in zip(axes, fields, strict=False):
             values = sorted({trial[field] for trial in trials}, key=_as_number)
             for end, marker, colour in (("done", "o", figures.COLOURS[0]), ("", "x", "#999999")):

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import scipy.stats
 
-from dsmoe_jax.compare import estimates, records
+from dsmoe_jax.compare import records
 from dsmoe_jax.compare.report import formats, recall_table
 from dsmoe_jax.compare.simulation import designs
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.config import load as load_lib
+from dsmoe_jax.evaluation import metrics
 
 
 class Found(NamedTuple):
@@ -72,13 +73,13 @@ def section(finished: dict[str, Finished], worlds: Sequence[designs.World]) -> s
     return "\n\n".join(parts)
 
 
-def student_interval(values: Sequence[float]) -> estimates.Interval:
+def student_interval(values: Sequence[float]) -> metrics.Interval:
     """Mean of independent values and 95 % interval of Student's t; NaN ends where there is one."""
     mean, reach = statistics.fmean(values), math.nan
     if len(values) > 1:
         error = statistics.stdev(values) / math.sqrt(len(values))
         reach = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
-    return estimates.Interval(mean, mean - reach, mean + reach)
+    return metrics.Interval(mean, mean - reach, mean + reach)
 
 
 def macro(found: Found) -> float:
@@ -106,9 +107,9 @@ def _describe(world: designs.World, finished: Finished) -> str:
         seeds = finished[arm.name]
         cells = [recall_table.over_seeds(list(map(view, seeds))) for view in views.values()]
         params = seeds[0].params
-        texts = (arm.label, *cells, f"{params['dense']:,}" if params else "")
-        rows.append(tuple(map(formats.Value, texts)))
-    table = formats.Table(world.name, world.title, ("", *views, "dense parameters"), tuple(rows))
+        rows.append((arm.label, *cells, f"{params['dense']:,}" if params else ""))
+    heads = ("", *views, "dense parameters")
+    table = formats.Table(world.name, world.title, heads, formats.cells(rows))
     first = finished[world.arms[0].name]
     config = load_lib.load_config(load_lib.extend(designs.CONFIG, world.name))
     fields = fingerprint.as_dict(config)
@@ -137,7 +138,7 @@ def _answer(
         differences = [view(one) - view(other) for one, other in pairs]
         interval = student_interval(differences)
         each = ", ".join(f"{100 * value:+.1f}" for value in differences)
-        shown = f"{recall_table.points(interval)}, {_ABOUT_ZERO[interval.verdict]}"
+        shown = f"{interval.points}, {_ABOUT_ZERO[interval.verdict]}"
         if math.isnan(interval.low):
             shown = f"{each} no interval, one seed says nothing about zero"
         parts.append(f"{name} {shown} (per seed {each})")

@@ -9,7 +9,6 @@ from dsmoe_jax import features, runlog
 from dsmoe_jax.compare import processes, records, runner
 from dsmoe_jax.compare.simulation import designs, page_section
 from dsmoe_jax.config import fingerprint, load
-from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.training import train_state
 from tests.e2e import commands
 
@@ -64,7 +63,7 @@ def test_every_job_leaves_a_record_of_all_test_queries(finished):
     ]
     for job in finished.jobs:
         record = finished.read(job)
-        store = store_lib.Store.open(finished.store(job).folder)
+        store = finished.store(job)
         assert store.data_hash == record["data_hash"]
         for entry in record["systems"].values():
             queries = [row["queries"] for row in entry["scenarios"].values()]
@@ -186,7 +185,7 @@ def count_parameters(world, tokens, store):
 @pytest.mark.parametrize("world", designs.WORLDS, ids=lambda world: world.name)
 def test_the_wide_control_has_as_many_parameters_to_one_percent(finished, world, norm):
     [job] = [job for job in finished.jobs if job.name == f"{world.name}-truth-seed1"]
-    store = store_lib.Store.open(finished.store(job).folder)
+    store = finished.store(job)
     separator = "," if norm else ""
     ours = count_parameters(world, norm, store)
     control = count_parameters(world, f"no_sap_wide{separator}{norm}", store)
