@@ -14,16 +14,16 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields, schema
+from dsmoe_jax.config import fields
 from dsmoe_jax.models.matching import dssm_tables, two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, perceptron, scenario, tables
+from dsmoe_jax.nn import dropout, embed, perceptron, scenario, tables
 
 SHARINGS = ("mixed", "per_scenario")
 SCENARIO_INPUTS = ("both", "user", "none")
 
 
 @dataclasses.dataclass
-class DSSMConfig(schema.MatcherConfig):
+class DSSMConfig(two_tower.TowerConfig):
     """Hyper-parameters of DSSM.
 
     Attributes:
@@ -33,11 +33,8 @@ class DSSMConfig(schema.MatcherConfig):
         towers', which makes an index per scenario; the "user" tower's alone, with one index for
         all; or "none". A model for each scenario has no use for it.
       hidden_dims: Widths of each tower's hidden layers; none leaves a linear map.
-      output_dim: D, width of both towers' outputs.
-      input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
       norm: "bn"; "dsbn" with statistics and affine parameters of every scenario where the tower
         sees scenarios; or "none". A model for each scenario is normalised over its own rows.
-      bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
     sharing: str = fields.field("mixed", choices=SHARINGS)
@@ -45,10 +42,7 @@ class DSSMConfig(schema.MatcherConfig):
     hidden_dims: tuple[int, ...] = fields.field(
         (256,), at_least=1, search=((64,), (128,), (256,), (128, 64))
     )
-    output_dim: int = fields.field(128, at_least=1)
-    input_dropout: float = fields.rate()
-    norm: str = fields.field("bn", choices=dsbn.KINDS)
-    bn_momentum: float = fields.share(0.1)
+    norm: str = "bn"
 
     def make(self, spec: features.FeatureSpec) -> "DSSM":
         return self.build(DSSM, spec)

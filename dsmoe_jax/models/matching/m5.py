@@ -20,17 +20,17 @@ from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields, schema
+from dsmoe_jax.config import fields
 from dsmoe_jax.models.matching import m5_behavior, two_tower
 from dsmoe_jax.nn import dropout as dropout_lib
-from dsmoe_jax.nn import dsbn, embed, mlp, scenario
+from dsmoe_jax.nn import embed, mlp, scenario
 
 # Embeddings of the items' ids, and of their other fields.
 CHANNELS = ("id", "content")
 
 
 @dataclasses.dataclass
-class M5Config(schema.MatcherConfig):
+class M5Config(two_tower.TowerConfig):
     """Hyper-parameters of M5.
 
     Attributes:
@@ -42,8 +42,6 @@ class M5Config(schema.MatcherConfig):
       output_dim: D of the index, even: half of it for each channel.
       input_dropout: Rate in [0, 1) at which entries of the experts' and gates' input, and of the
         items' embeddings, are dropped in training.
-      norm: Normalisation in the experts: "bn", "dsbn" or "none".
-      bn_momentum: Share of a batch in the running statistics, in (0, 1].
       mask_rate: Rate in [0, 1) at which events are hidden in training.
       mask_negatives: Uniform negatives of the masked-item loss.
       mask_weight: Its weight >= 0.
@@ -56,10 +54,8 @@ class M5Config(schema.MatcherConfig):
     num_heads: int = fields.field(2, at_least=1)
     num_experts: int = fields.field(4, at_least=1)
     expert_dims: tuple[int, ...] = fields.widths((256, 128), search=((64,), (128, 64), (256, 128)))
-    output_dim: int = fields.field(128, at_least=1)
-    input_dropout: float = fields.rate()
-    norm: str = fields.field("bn", choices=dsbn.KINDS)
-    bn_momentum: float = fields.share(0.1)
+    output_dim: int = 128
+    input_dropout: float = 0.0
     mask_rate: float = fields.rate(0.2)
     mask_negatives: int = fields.field(64, at_least=1)
     mask_weight: float = fields.field(0.1, at_least=0)
@@ -122,10 +118,7 @@ class M5(two_tower.Matcher):
         in_dim = self.embedder.user_dim + len(CHANNELS) * spec.num_scenarios * W + W
         self.first = nn.Dense(K * cfg.expert_dims[0])
         self.layers = [mlp.ExpertLinear(K, *pair) for pair in itertools.pairwise(cfg.expert_dims)]
-        self.blocks = [
-            mlp.NormBlock(cfg.norm, spec.num_scenarios, K * width, cfg.bn_momentum, 0.0)
-            for width in cfg.expert_dims
-        ]
+        self.blocks = [cfg.make_block(spec.num_scenarios, K * width) for width in cfg.expert_dims]
         # For each channel a gate of the experts, then the channels' weights.
         self.gates = mlp.Split((in_dim, E), len(CHANNELS) * (K + 1))
         half = cfg.output_dim // 2

@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields, schema
+from dsmoe_jax.config import fields
 from dsmoe_jax.models.matching import mind_capsules, two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, mlp, perceptron, scenario, tables
+from dsmoe_jax.nn import dropout, embed, mlp, perceptron, scenario, tables
 
 
 @dataclasses.dataclass
-class MINDConfig(schema.MatcherConfig):
+class MINDConfig(two_tower.TowerConfig):
     """Hyper-parameters of MIND.
 
     Attributes:
@@ -28,21 +28,17 @@ class MINDConfig(schema.MatcherConfig):
       routing_iterations: Iterations of the routing.
       sequence: The history whose events are routed, of `FeatureSpec.pooled_sequences`.
       hidden_dims: Widths of both towers' hidden layers, at least one.
-      output_dim: D, width of both towers' outputs.
       input_dropout: Rate in [0, 1) at which entries of both towers' inputs, interests included, are
         dropped in training.
       norm: "bn"; "dsbn", per scenario in the user tower; or "none".
-      bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
     num_interests: int = fields.field(4, at_least=1, search=(1, 2, 4))
     routing_iterations: int = fields.field(3, at_least=1)
     sequence: str = "history"
     hidden_dims: tuple[int, ...] = fields.widths((256,), search=((64,), (128,), (256,)))
-    output_dim: int = fields.field(128, at_least=1)
-    input_dropout: float = fields.rate()
-    norm: str = fields.field("bn", choices=dsbn.KINDS)
-    bn_momentum: float = fields.share(0.1)
+    input_dropout: float = 0.0
+    norm: str = "bn"
 
     def make(self, spec: features.FeatureSpec) -> "MIND":
         return self.build(MIND, spec)
@@ -84,7 +80,7 @@ class MIND(two_tower.Matcher):
         )
         profile_dim = self.embedder.user_dim - event_dim + C
         self.first = mlp.Split((profile_dim, event_dim), cfg.hidden_dims[0])
-        self.first_block = mlp.NormBlock(cfg.norm, S, cfg.hidden_dims[0], cfg.bn_momentum, 0.0)
+        self.first_block = cfg.make_block(S, cfg.hidden_dims[0])
         dims = (*cfg.hidden_dims, cfg.output_dim)
         self.user_tower = perceptron.Perceptron(dims, S, cfg.norm, cfg.bn_momentum)
         dims = (self.embedder.item_dim, *dims)

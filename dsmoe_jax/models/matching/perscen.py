@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields, schema
+from dsmoe_jax.config import fields
 from dsmoe_jax.models.matching import perscen_graph, perscen_quantizer, two_tower
 from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario
 
@@ -25,31 +25,25 @@ PREFERENCE_HISTORIES = ("scenario_history", "history")
 
 
 @dataclasses.dataclass
-class PERSCENConfig(schema.MatcherConfig):
+class PERSCENConfig(two_tower.TowerConfig):
     """Hyper-parameters of PERSCEN; no value of the paper's could be read.
 
     Attributes:
       hidden_dim: H, width of every layer between the graph and the output.
-      output_dim: D, width of both towers' outputs.
       num_layers: Graph layers of each tower, which has one gated linear unit more.
       num_codes: Codes of the preference codebook.
       commitment: beta >= 0 of the quantiser's loss.
       vq_weight: Weight >= 0 of the quantiser's loss in the objective.
-      input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
       norm: Normalisation of the perceptrons' hidden layers and of what is read from the graph:
         "bn", "dsbn" (per scenario) or "none".
-      bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
     hidden_dim: int = fields.field(256, at_least=1, search=(64, 128, 256))
-    output_dim: int = fields.field(128, at_least=1)
     num_layers: int = fields.field(2, at_least=1)
     num_codes: int = fields.field(64, at_least=1, search=(16, 64))
     commitment: float = fields.field(0.25, at_least=0)
     vq_weight: float = fields.field(1.0, at_least=0)
-    input_dropout: float = fields.rate()
-    norm: str = fields.field("bn", choices=dsbn.KINDS)
-    bn_momentum: float = fields.share(0.1)
+    norm: str = "bn"
 
     def make(self, spec: features.FeatureSpec) -> "PERSCEN":
         return self.build(PERSCEN, spec)
@@ -148,10 +142,10 @@ class PERSCEN(two_tower.Matcher):
         self.item_tower = GraphTower(self.embedder.item_dim, self.spec, self.cfg)
         self.scenario_hidden, self.scenario_out = nn.Dense(H), nn.Dense(H)
         self.preference_hidden, self.preference_out = nn.Dense(H), nn.Dense(H)
-        self.preference_block = self._make_block()
+        self.preference_block = cfg.make_block(self.spec.num_scenarios, H)
         self.codes = perscen_quantizer.VectorQuantizer(cfg.num_codes, H, cfg.commitment)
         self.seed_hidden, self.seed_out = mlp.Split((H, H), H), nn.Dense(H)
-        self.seed_block = self._make_block()
+        self.seed_block = cfg.make_block(self.spec.num_scenarios, H)
 
     @property
     def preference_history(self) -> str:
@@ -200,7 +194,3 @@ class PERSCEN(two_tower.Matcher):
     def _encode_scenarios(self) -> Float[jax.Array, "S H"]:
         """p_s of every scenario."""
         return self.scenario_out(nn.relu(self.scenario_hidden(self.embedder.scenarios())))
-
-    def _make_block(self) -> mlp.NormBlock:
-        S = self.spec.num_scenarios
-        return mlp.NormBlock(self.cfg.norm, S, self.cfg.hidden_dim, self.cfg.bn_momentum, 0.0)
