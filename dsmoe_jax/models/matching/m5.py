@@ -179,16 +179,13 @@ class M5(two_tower.Matcher):
     def _order(self, users: batch_lib.Users) -> batch_lib.Users:
         """The last events of every scenario's history, the most recent first."""
         name, S = features.SCENARIO_HISTORIES, self.spec.num_scenarios
-        joined = users.sequences[name]
         apart = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, leaf.shape[1] // S, *leaf.shape[2:]), joined
+            lambda leaf: leaf.reshape(-1, leaf.shape[1] // S, *leaf.shape[2:]),
+            users.sequences[name],
         )
+        L = self._length
         ordered = jax.tree.map(
-            lambda leaf, whole: leaf[:, : self._length].reshape(
-                len(whole), S * self._length, *whole.shape[2:]
-            ),
-            embed.recent_first(apart),
-            joined,
+            lambda leaf: leaf[:, :L].reshape(-1, S * L, *leaf.shape[2:]), embed.recent_first(apart)
         )
         return users._replace(sequences={**users.sequences, name: ordered})
 
