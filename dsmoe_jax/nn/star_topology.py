@@ -94,7 +94,10 @@ class PartitionedNorm(nn.Module):
 
         In training `x` has a row, or rows, for each example.
         """
-        gain_SI, shift_SI = self.own.affine(x, one_hot_BS, train=train)
+        if train:
+            gain_SI, shift_SI = self.own.affine(x, one_hot_BS, train=True)
+        else:
+            gain_SI, shift_SI = self.own.running_affine()
         # The mean is scaled by both gains, the scenario's shift by neither.
         own_SI, scale_I = self.own.bias_SF, self.scale_I[None]
         return scale_I * gain_SI, self.bias_I[None] + own_SI + scale_I * (shift_SI - own_SI)
