@@ -32,7 +32,7 @@ PURE = (
 )
 NOT_IN_PURE = ("grain", "absl", "ml_collections")
 # Modules of `models` that every method may import.
-INTERFACES = ("two_tower", "symmetric", "next_item", "ranker", "joint_ranker")
+INTERFACES = ("two_tower", "next_item", "ranker", "joint_ranker")
 PRIVATE_PLACES = re.compile(r"/(?:home|root|tmp|Users)/")
 # This file names what it forbids.
 THIS = pathlib.Path(__file__)

@@ -24,25 +24,28 @@ from dsmoe_jax.models.matching import (
 )
 from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, ple, sap_ranker, star
 
-# Two-tower methods, which an index serves; tables list them in this order.
-MATCHERS: dict[str, type[schema.MatcherConfig]] = {
-    "dsmoe": dsmoe.DSMOEConfig,
+# Two-tower methods, which an index serves, in the order of tables: the name, what tables print and
+# the configuration.
+_MATCHERS: tuple[tuple[str, str, type[schema.MatcherConfig]], ...] = (
+    ("dsmoe", "DSMOE", dsmoe.DSMOEConfig),
     # Of the paper's Table 2.
-    "ican": ican.ICANConfig,
-    "adin": adin.ADINConfig,
-    "sass": sass.SASSConfig,
-    "m5": m5.M5Config,
-    "perscen": perscen.PERSCENConfig,
+    ("ican", "ICAN", ican.ICANConfig),
+    ("adin", "ADIN-style", adin.ADINConfig),
+    ("sass", "SASS-style", sass.SASSConfig),
+    ("m5", "M5-style", m5.M5Config),
+    ("perscen", "PERSCEN-style", perscen.PERSCENConfig),
     # Classic ones.
-    "dssm": dssm.DSSMConfig,
-    "dssm_per_scenario": dssm.DSSMPerScenarioConfig,
-    "mind": mind.MINDConfig,
-    "mmoe": mmoe.MMoEConfig,
+    ("dssm", "DSSM", dssm.DSSMConfig),
+    ("dssm_per_scenario", "DSSM per scenario", dssm.DSSMPerScenarioConfig),
+    ("mind", "MIND", mind.MINDConfig),
+    ("mmoe", "MMOE, two-tower", mmoe.MMoEConfig),
     # Sequential ones.
-    "hstu": hstu.HSTUConfig,
-    "fuxi": fuxi.FuxiConfig,
-    "fuxi_mme": fuxi.FuxiMMEConfig,
-}
+    ("hstu", "HSTU", hstu.HSTUConfig),
+    ("fuxi", "FuXi-alpha", fuxi.FuxiConfig),
+    ("fuxi_mme", "Fuxi-MME-style", fuxi.FuxiMMEConfig),
+)
+MATCHERS = {name: config for name, _, config in _MATCHERS}
+LABELS = {name: label for name, label, _ in _MATCHERS}
 # Joint-input rankers, which teach.
 RANKERS: dict[str, type[schema.RankerConfig]] = {
     "mmoe_din": mmoe_din.MMoEDINConfig,
@@ -54,22 +57,6 @@ RANKERS: dict[str, type[schema.RankerConfig]] = {
     "star": star.STARConfig,
     "din": din.DINConfig,
     "fused": fused.FusedConfig,
-}
-# Two-tower methods as tables print them; one that is not here goes by its own name.
-LABELS = {
-    "dsmoe": "DSMOE",
-    "ican": "ICAN",
-    "adin": "ADIN-style",
-    "sass": "SASS-style",
-    "m5": "M5-style",
-    "perscen": "PERSCEN-style",
-    "dssm": "DSSM",
-    "dssm_per_scenario": "DSSM per scenario",
-    "mind": "MIND",
-    "mmoe": "MMOE, two-tower",
-    "hstu": "HSTU",
-    "fuxi": "FuXi-alpha",
-    "fuxi_mme": "Fuxi-MME-style",
 }
 # The rankers that `teacher=fused` averages.
 FUSED_MEMBERS = ("mmoe_din", "ple", "star")

@@ -1,14 +1,15 @@
 """Embedding of features: tables, dense fields, bags and pooled histories.
 
 Owns every table of a model, shared by its towers: a history is pooled with the item tower's own
-tables. Does not own what towers do with the result.
+tables, or encoded as `features.history_encoder` says, for any tower. Does not own what towers do
+with the result, nor encoders that a matcher trains on the next item.
 
 Letters: B examples (items may have more leading axes), F fields, E one field's width, L history
 length, P ids in a padded bag, V rows of a table, S scenarios, I the width of a tower's input.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,11 +19,13 @@ from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.nn import history, tables
+from dsmoe_jax.nn import causal, fuxi_encoder, hstu_encoder, tables
 
 # The scenario embedding is what coefficients and gates are maps of: at the fields' 0.02 these are
 # the same in all scenarios at the start, and the tail scenario is long in leaving it.
 SCENARIO_STD = 1.0
+# Of the history encoder "fuxi_mme".
+FUXI_MME_SIZES = {"num_subspaces": 2, "num_experts": 4, "experts_per_token": 2}
 
 
 class Events(NamedTuple):
@@ -66,6 +69,43 @@ def recent_first(sequence: batch_lib.Sequence) -> batch_lib.Sequence:
     )
 
 
+class HistoryEncoder(nn.Module):
+    """The last position's output of two blocks with one head, without dropout.
+
+    **Deviation:** ours, the encoders' papers know no other features. The tower drops its inputs
+    out, this one among them; experts are not balanced. The output is divided by sqrt(E), which the
+    encoder's input was multiplied with, so that it is of the size of other fields.
+    """
+
+    kind: str  # "hstu", "fuxi" or "fuxi_mme"
+    dim: int  # E
+    max_len: int  # Positions of the longest history
+
+    def setup(self) -> None:
+        sizes: dict[str, int] = {"max_len": self.max_len}
+        if self.kind == "fuxi_mme":
+            sizes |= FUXI_MME_SIZES
+            if self.dim % sizes["num_subspaces"]:
+                raise ValueError(
+                    f"features.embedding_dim: expected a multiple of {sizes['num_subspaces']} with "
+                    f"features.history_encoder='fuxi_mme', got {self.dim}"
+                )
+        encoder: Any = hstu_encoder.Encoder if self.kind == "hstu" else fuxi_encoder.Encoder
+        self.encoder: causal.Encoder = encoder(self.dim, **sizes)
+
+    def __call__(
+        self,
+        event_BLE: Float[jax.Array, "B L E"],
+        sequence: batch_lib.Sequence,
+        time_B: jax.Array,
+    ) -> Float[jax.Array, "B E"]:
+        """One vector per user; an empty history has a learned one. `time_B` is the request's."""
+        timeline = causal.make_timeline(sequence.ids_BLF[..., 0] > 0, sequence.time_BL, time_B)
+        state_BLE, _ = self.encoder(event_BLE, timeline, train=False)
+        scale: float = self.dim**0.5
+        return causal.last_position(state_BLE, timeline.mask_BL) / scale
+
+
 class Embedder(nn.Module):
     """Turns the ids and numbers of users and items into tower inputs.
 
@@ -97,9 +137,7 @@ class Embedder(nn.Module):
         if spec.history_encoder != "mean":
             clicks = next(s for s in spec.sequences if s.name == features.HISTORY)
             width = len(clicks.fields) * dim
-            self.history_encoder = history.HistoryEncoder(
-                spec.history_encoder, width, clicks.max_len
-            )
+            self.history_encoder = HistoryEncoder(spec.history_encoder, width, clicks.max_len)
         init = nn.initializers.truncated_normal(tables.TABLE_STD)
         for side in ("user", "item"):
             dense = getattr(spec, f"{side}_dense")
@@ -141,7 +179,7 @@ class Embedder(nn.Module):
         """Every table and every matrix of dense features' vectors, by name."""
         found = {}
         for side, fields in (("user", self.user_tables), ("item", self.item_tables)):
-            found.update({f"{side}_table_{k}": v for k, v in fields.read_tables().items()})
+            found.update({f"{side}_table_{k}": v for k, v in fields.tables.items()})
             if getattr(self.spec, f"{side}_dense"):
                 found[f"{side}_dense"] = getattr(self, f"{side}_dense")
         return found

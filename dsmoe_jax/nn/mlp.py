@@ -1,7 +1,7 @@
 """Multi-layer perceptrons of experts side by side, normalised per scenario.
 
-Owns the block Linear -> normalisation -> ReLU -> dropout of rankers, stacks of it and the weighted
-sum of experts. Does not own gates.
+Owns the block Linear -> normalisation -> ReLU -> dropout of rankers, stacks of it, plain towers and
+the weighted sum of experts. Does not own gates.
 
 Letters: B examples, S scenarios, K experts, I input, O output of one expert. Inputs may have axes
 between B and I (candidates of an example).
@@ -213,6 +213,42 @@ class ScenarioTower(nn.Module):
         for layer, block in zip(self.tower_layers, self.tower_blocks, strict=False):
             x = block(layer(x, one_hot_BS), one_hot_BS, train=train)
         return self.tower_layers[-1](x, one_hot_BS)[..., 0]
+
+
+class Perceptron(nn.Module):
+    """Plain tower: Linear -> normalisation -> ReLU for each hidden width, then a linear layer.
+
+    It is that of methods whose contribution lies elsewhere.
+    """
+
+    dims: tuple[int, ...]  # Widths from the input to the output, both included: at least two
+    num_scenarios: int  # S, of the normalisation and of `per_scenario`
+    norm: str  # "dsbn", "bn" or "none"
+    momentum: float  # Of the running statistics
+    # Whether every scenario has linear layers of its own, of which each example uses its
+    # scenario's.
+    per_scenario: bool = False
+
+    def setup(self) -> None:
+        S = self.num_scenarios
+        self.layers = [
+            ScenarioLinear(S, *shape) if self.per_scenario else nn.Dense(shape[1])
+            for shape in itertools.pairwise(self.dims)
+        ]
+        self.blocks = [
+            NormBlock(self.norm, S, width, self.momentum, 0.0) for width in self.dims[1:-1]
+        ]
+
+    def __call__(
+        self, x: Float[jax.Array, "B ... I"], one_hot_BS: Float[jax.Array, "B S"], *, train: bool
+    ) -> Float[jax.Array, "B ... O"]:
+        for layer, block in zip(self.layers, self.blocks, strict=False):
+            x = block(self._multiply(layer, x, one_hot_BS), one_hot_BS, train=train)
+        return self._multiply(self.layers[-1], x, one_hot_BS)
+
+    def _multiply(self, layer: nn.Module, x: jax.Array, one_hot_BS: jax.Array) -> jax.Array:
+        product: jax.Array = layer(x, one_hot_BS) if self.per_scenario else layer(x)
+        return product
 
 
 class ReluStack(nn.Module):

@@ -102,12 +102,12 @@ class FieldTables(nn.Module):
     dim: int  # Width E
 
     def setup(self) -> None:
+        all_fields, offsets = self._features, self.offsets
         sizes: dict[str, tuple[int, ...]] = {
-            f.name: (f.num_ids,) for f in self._features if self.has_own_table(f)
+            f.name: (f.num_ids,) for f in all_fields if f.name not in offsets
         }
-        small = tuple(f.num_ids for f in self._features if not self.has_own_table(f))
-        if small:
-            sizes[SMALL_FIELDS] = small
+        if offsets:
+            sizes[SMALL_FIELDS] = tuple(f.num_ids for f in all_fields if f.name in offsets)
         self.tables = {name: self._read(name, num_ids) for name, num_ids in sizes.items()}
         self.masked = {n for n, s in sizes.items() if masks_lookups(padded_rows(sum(s)))}
 
@@ -134,7 +134,7 @@ class FieldTables(nn.Module):
     @property
     def offsets(self) -> dict[str, int]:
         """Row of id 0 in the fused table, by the name of each small field."""
-        small = [f for f in self._features if not self.has_own_table(f)]
+        small = [f for f in self._features if not has_own_table(f, self.own)]
         first = np.cumsum([0, *(f.num_ids for f in small)])
         return {f.name: int(row) for f, row in zip(small, first[:-1], strict=True)}
 
@@ -148,7 +148,7 @@ class FieldTables(nn.Module):
             return Slot(kind, name, column.get(name, 0), table, offsets.get(name, 0))
 
         def group(kind: str, side: tuple[AnyFeature, ...], own: bool) -> list[Slot]:
-            return [slot(kind, f.name) for f in side if self.has_own_table(f) == own]
+            return [slot(kind, f.name) for f in side if (f.name not in offsets) == own]
 
         return [
             *group("sparse", self.sparse, False),
@@ -156,14 +156,6 @@ class FieldTables(nn.Module):
             *group("bag", self.bags, True),
             *group("bag", self.bags, False),
         ]
-
-    def has_own_table(self, feature: features.SparseFeature | features.BagFeature) -> bool:
-        """Whether the field is kept out of the fused table."""
-        return has_own_table(feature, self.own)
-
-    def read_tables(self) -> dict[str, Float[jax.Array, "V E"]]:
-        """The tables by name; rows of unknown ids and padding are 0."""
-        return dict(self.tables)
 
     def field(self, name: str, ids: Int[jax.Array, "..."]) -> Float[jax.Array, "... E"]:
         """Embeddings of ids of one table; 0 for unknown ids."""
@@ -182,19 +174,19 @@ class FieldTables(nn.Module):
         offsets = self.offsets
         for column, feature in enumerate(self.sparse):
             ids = sparse_BF[..., column]
-            if self.has_own_table(feature):
-                own[feature.name] = self.field(feature.name, ids)
-            else:
+            if feature.name in offsets:
                 rows.append(ids[..., None] + offsets[feature.name])
+            else:
+                own[feature.name] = self.field(feature.name, ids)
         num_small = len(rows)
         pooled, small_bags = [], []
         for bag in self.bags:
             ids = bags[bag.name]
-            if self.has_own_table(bag):
-                pooled.append(masked_mean(self.field(bag.name, ids), ids > 0))
-            else:
+            if bag.name in offsets:
                 small_bags.append(bag)
                 rows.append(ids + offsets[bag.name])
+            else:
+                pooled.append(masked_mean(self.field(bag.name, ids), ids > 0))
         if rows:
             small = self.field(SMALL_FIELDS, jnp.concatenate(rows, axis=-1))
             if num_small:

@@ -6,7 +6,7 @@ what handles tables beside the model: updates of single rows. Does not own the t
 Letters: as the caller's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,14 +39,16 @@ def split(tree: Any, names: list[str]) -> tuple[dict[str, jax.Array], Any]:
       The tables by name, and a new tree without them.
 
     Raises:
-      ValueError: When the model has tables of its own making, whose rows are not the batch's ids.
+      ValueError: When the model has tables of its own making, whose rows are not the batch's ids,
+        or members that each have tables.
     """
     if not names:
         return {}, tree
     if ROOT not in tree:
         raise ValueError(
             "optim.embedding: expected 'dense' for a model whose tables the batch's ids do not "
-            f"index, such as one per scenario, got 'row_sparse' and parameters {sorted(tree)}"
+            "index, such as one per scenario or one of each member of an ensemble, got "
+            f"'row_sparse' and parameters {sorted(tree)}"
         )
     rest = {**tree, ROOT: {**tree[ROOT]}}
     found = {}
@@ -98,33 +100,32 @@ def map_ids(
     sequences = {}
     for sequence in spec.sequences:
         entry = users.sequences[sequence.name]
-        ids_BLF = entry.ids_BLF
-        for column, field in enumerate(sequence.fields):
-            if f"item_tables/{field}" in change:
-                mapped = change[f"item_tables/{field}"](ids_BLF[..., column])
-                ids_BLF = ids_BLF.at[..., column].set(mapped)
+        ids_BLF = _map_columns("item", sequence.fields, entry.ids_BLF, change)
         sequences[sequence.name] = entry._replace(ids_BLF=ids_BLF)
-    user_sparse, user_bags = _map_side("user", spec, users.sparse_BF, users.bags, change)
-    item_sparse, item_bags = _map_side("item", spec, items.sparse_VF, items.bags, change)
+    sparse_BF = _map_columns("user", [f.name for f in spec.user_sparse], users.sparse_BF, change)
+    sparse_VF = _map_columns("item", [f.name for f in spec.item_sparse], items.sparse_VF, change)
+    user_bags, item_bags = (
+        {
+            name: change[f"{side}_tables/{name}"](ids) if f"{side}_tables/{name}" in change else ids
+            for name, ids in bags.items()
+        }
+        for side, bags in (("user", users.bags), ("item", items.bags))
+    )
     return (
-        users._replace(sparse_BF=user_sparse, bags=user_bags, sequences=sequences),
-        items._replace(sparse_VF=item_sparse, bags=item_bags),
+        users._replace(sparse_BF=sparse_BF, bags=user_bags, sequences=sequences),
+        items._replace(sparse_VF=sparse_VF, bags=item_bags),
     )
 
 
-def _map_side(
+def _map_columns(
     side: str,
-    spec: features.FeatureSpec,
-    sparse: jax.Array,
-    bags: dict[str, jax.Array],
+    fields: Sequence[str],
+    ids: jax.Array,
     change: Mapping[str, Callable[[jax.Array], jax.Array]],
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    for column, feature in enumerate(getattr(spec, f"{side}_sparse")):
-        if f"{side}_tables/{feature.name}" in change:
-            mapped = change[f"{side}_tables/{feature.name}"](sparse[..., column])
-            sparse = sparse.at[..., column].set(mapped)
-    mapped_bags = {
-        name: change[f"{side}_tables/{name}"](ids) if f"{side}_tables/{name}" in change else ids
-        for name, ids in bags.items()
-    }
-    return sparse, mapped_bags
+) -> jax.Array:
+    """Ids of several fields, [..., F], of which those with a changed table are mapped."""
+    for column, field in enumerate(fields):
+        mapped = change.get(f"{side}_tables/{field}")
+        if mapped is not None:
+            ids = ids.at[..., column].set(mapped(ids[..., column]))
+    return ids

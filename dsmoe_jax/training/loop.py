@@ -262,15 +262,14 @@ class _Loop:
         """Fetches the metrics of the steps since the last report: the loop's only wait."""
         if not self._pending:
             return
-        steps = [before + n + 1 for before, count, _ in self._pending for n in range(count)]
-        groups = jax.device_get([metrics for _, _, metrics in self._pending])
         fetched = [
             {name: stacked[n] for name, stacked in metrics.items()}
-            for (_, count, _), metrics in zip(self._pending, groups, strict=True)
+            for _, count, metrics in jax.device_get(self._pending)
             for n in range(count)
         ]
+        first = self._pending[0][0] + 1
         self._pending.clear()
-        for step, metrics in zip(steps, fetched, strict=True):
+        for step, metrics in enumerate(fetched, first):
             loss = float(metrics["loss"])
             task = float(metrics["loss_task"].sum() / metrics["rows"].sum())
             if not np.isfinite(loss) or task > DIVERGED_LOSS:
@@ -287,7 +286,7 @@ class _Loop:
         progress, setting = self._progress, self._setting
         now_s = time.perf_counter()
         elapsed_s = now_s - self._reported_s
-        rate = len(steps) * setting.source.batch_size / elapsed_s
+        rate = len(fetched) * setting.source.batch_size / elapsed_s
         values["perf/examples_per_s"] = rate
         values["perf/data_wait_share"] = self._waited_s / elapsed_s
         self._reported_s, self._waited_s = now_s, 0.0
@@ -297,7 +296,7 @@ class _Loop:
             for name, value in values.items()
             if name.count("/") == 1 and name.startswith("train/")
         )
-        setting.log.advance(len(steps), f"{parts} {rate:,.0f} examples/s")
+        setting.log.advance(len(fetched), f"{parts} {rate:,.0f} examples/s")
 
     def _raise_diverged(self, step: int, loss: float) -> None:
         setting, stage = self._setting, self._stage

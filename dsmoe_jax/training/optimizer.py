@@ -57,7 +57,7 @@ class Gathered(NamedTuple):
 
 @runtime_checkable
 class Updater(Protocol):
-    """How parameters are updated."""
+    """How parameters are updated; by default the model is given all of them in every step."""
 
     def init(self, params: Any) -> Any:
         """The initial state."""
@@ -71,6 +71,7 @@ class Updater(Protocol):
         constants: dict[str, jax.Array],
     ) -> Gathered:
         """What the model is given in a step."""
+        return Gathered(params, users, items, constants, opt_state, {})
 
     def update(
         self, gradient: Any, params: Any, gathered: Gathered, step: Int[jax.Array, ""]
@@ -82,10 +83,11 @@ class Updater(Protocol):
 
     def average(self, average: Any, params: Any, gathered: Gathered, share: jax.Array) -> Any:
         """The averaged parameters, moved by a share towards the new ones."""
+        return move_towards(average, params, share)
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class Dense(Updater):
     """All parameters in every step: the paper's recipe."""
 
     optimizer: optax.GradientTransformation
@@ -94,27 +96,12 @@ class Dense:
         """Moments of 0."""
         return self.optimizer.init(params)
 
-    def gather(
-        self,
-        params: Any,
-        opt_state: Any,
-        users: batch_lib.Users,
-        items: batch_lib.Items,
-        constants: dict[str, jax.Array],
-    ) -> Gathered:
-        """All as it is."""
-        return Gathered(params, users, items, constants, opt_state, {})
-
     def update(
         self, gradient: Any, params: Any, gathered: Gathered, step: Int[jax.Array, ""]
     ) -> tuple[Any, Any]:
         """See `Updater`."""
         updates, opt_state = self.optimizer.update(gradient, gathered.opt_state, params)
         return optax.apply_updates(params, updates), opt_state
-
-    def average(self, average: Any, params: Any, gathered: Gathered, share: jax.Array) -> Any:
-        """See `Updater`."""
-        return move_towards(average, params, share)
 
 
 def move_towards(old: Any, new: Any, share: jax.Array) -> Any:

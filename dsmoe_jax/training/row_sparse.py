@@ -108,16 +108,7 @@ class RowSparse:
         return optimizer.make_optimizer(self.learning_rate, self.weight_decay, self.beta_2)
 
     def init(self, params: Any) -> OptState:
-        """Moments of 0.
-
-        Raises:
-          ValueError: When the model is an ensemble, whose members have tables of their own.
-        """
-        if self.names and large_tables.ROOT not in params:
-            raise ValueError(
-                "optim.embedding: expected 'dense' for a model whose members have tables of their "
-                "own, got 'row_sparse'"
-            )
+        """Moments of 0; raises as `large_tables.split` does."""
         rows = {}
         large, rest = large_tables.split(params, self.names)
         for name, table_VE in large.items():
@@ -205,9 +196,14 @@ class RowSparse:
         rest = optax.apply_updates(rest, updates)
         rows = {}
         for name, table_VE in tables.items():
-            tables[name], rows[name] = self._update_rows(
-                table_VE, opt_state.rows[name], gradients[name], gathered.touched_rows[name], step
+            state = opt_state.rows[name]
+            tables[name], mean_VE, square_VE = self._on_owners(
+                self._update_shard,
+                (table_VE, state.mean_VE, state.square_VE),
+                gathered.touched_rows[name],
+                (gradients[name], step),
             )
+            rows[name] = RowState(mean_VE, square_VE, state.slot_V)
         return large_tables.join(tables, rest), OptState(dense, rows)
 
     def average(
@@ -231,22 +227,6 @@ class RowSparse:
         for name, touched in gathered.touched_rows.items():
             old[name] = self._on_owners(move, (old[name], new[name]), touched, share)
         return large_tables.join(old, rest)
-
-    def _update_rows(
-        self,
-        table_VE: Float[jax.Array, "V E"],
-        state: RowState,
-        gradient_TE: Float[jax.Array, "T E"],
-        touched: TouchedRows,
-        step: Int[jax.Array, ""],
-    ) -> tuple[Float[jax.Array, "V E"], RowState]:
-        table_VE, mean_VE, square_VE = self._on_owners(
-            self._update_shard,
-            (table_VE, state.mean_VE, state.square_VE),
-            touched,
-            (gradient_TE, step),
-        )
-        return table_VE, RowState(mean_VE, square_VE, state.slot_V)
 
     def _update_shard(
         self,

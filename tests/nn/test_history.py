@@ -8,7 +8,7 @@ import pytest
 import tiny_features
 
 from dsmoe_jax.models.matching import dsmoe
-from dsmoe_jax.nn import causal, embed, fuxi_encoder, history, hstu_encoder
+from dsmoe_jax.nn import causal, embed, fuxi_encoder, hstu_encoder
 
 B = 6
 SPEC = tiny_features.make_spec()
@@ -110,7 +110,7 @@ def test_a_method_trains_the_encoder_with_its_own_loss():
 
 
 def test_sub_spaces_that_do_not_divide_the_width_are_refused():
-    encoder = history.HistoryEncoder("fuxi_mme", 5, 6)
+    encoder = embed.HistoryEncoder("fuxi_mme", 5, 6)
     with pytest.raises(ValueError, match=r"embedding_dim: expected a multiple of 2 with .* got 5"):
         encoder.init(
             jax.random.key(0), jnp.zeros((B, 6, 5)), USERS.sequences["history"], USERS.time_B

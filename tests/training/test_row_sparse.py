@@ -237,13 +237,13 @@ def test_row_wise_adagrad_by_hand(one):
         unique_T=jnp.asarray([True, True, False]),
     )
     gradient = jnp.asarray([[9.0, 9.0], [1.0, -1.0], [0.0, 0.0]])
-    new, state = sparse._update_rows(
-        table, state._replace(slot_V=jnp.zeros(3, jnp.int32)), gradient, touched, jnp.int32(0)
+    new, _, square_VE = sparse._update_shard(
+        jnp.int32(0), (table, state.mean_VE, state.square_VE), touched, (gradient, jnp.int32(0))
     )
     # Mean square of the gradient is 1: the accumulator becomes 8.
     move = RATE / np.sqrt(8.0)
     np.testing.assert_allclose(new, [[0, 0], [1 - move, 2 + move], [3, 4]], rtol=1e-6)
-    np.testing.assert_allclose(state.square_VE, [[0.0], [8.0], [0.0]], rtol=1e-6)
+    np.testing.assert_allclose(square_VE, [[0.0], [8.0], [0.0]], rtol=1e-6)
 
 
 def test_an_ensemble_with_tables_of_each_member_is_refused(one):

@@ -18,27 +18,24 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields, schema
-from dsmoe_jax.models.matching import symmetric, two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario
+from dsmoe_jax.config import fields
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.nn import dropout, embed, mlp, scenario
 
 FUSIONS = ("concat", "sum")
 
 
 @dataclasses.dataclass
-class ADINConfig(schema.MatcherConfig):
+class ADINConfig(two_tower.TowerConfig):
     """Hyper-parameters of ADIN. The paper's own values were not at hand; these are ours.
 
     Attributes:
       num_shared: K, networks that all scenarios share.
       hidden_dims: Widths of every network's layers, shared or of one scenario.
-      output_dim: D, width of both towers' outputs.
       reduction: The gates on fields are computed through N / reduction hidden units.
       fusion: "concat" joins the scenario's network, the shared ones and their product; "sum" adds
         the two.
-      input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
       norm: "dsbn", one normalisation per scenario; "bn" one in all; "none".
-      bn_momentum: Share of a batch in the running statistics, in (0, 1].
       self_training_weight: Weight >= 0 of a pseudo-positive beside a candidate's 1; 0 switches
         self-training off.
       self_training_threshold: Probability in (0, 1] above which an unlabelled item is taken for a
@@ -48,12 +45,9 @@ class ADINConfig(schema.MatcherConfig):
 
     num_shared: int = fields.field(2, at_least=1, search=(1, 2, 4))
     hidden_dims: tuple[int, ...] = fields.widths((256,), search=((64,), (128,), (256,)))
-    output_dim: int = fields.field(128, at_least=1)
     reduction: int = fields.field(4, at_least=1)
     fusion: str = fields.field("concat", choices=FUSIONS)
-    input_dropout: float = fields.rate()
-    norm: str = fields.field("dsbn", choices=dsbn.KINDS)
-    bn_momentum: float = fields.share(0.1)
+    norm: str = "dsbn"
     self_training_weight: float = fields.field(0.0, at_least=0)
     self_training_threshold: float = fields.share(0.9)
     self_training_items: int = fields.field(4, at_least=1)
@@ -119,10 +113,10 @@ class Tower(nn.Module):
         self.shared_layers = [
             mlp.ExpertLinear(K, *shape) for shape in itertools.pairwise(cfg.hidden_dims)
         ]
-        self.shared_blocks = [self._block(K * width) for width in cfg.hidden_dims]
+        self.shared_blocks = [cfg.make_block(S, K * width) for width in cfg.hidden_dims]
         dims = (self.in_dim, *cfg.hidden_dims)
         self.specific_layers = [mlp.ScenarioLinear(S, *shape) for shape in itertools.pairwise(dims)]
-        self.specific_blocks = [self._block(width) for width in cfg.hidden_dims]
+        self.specific_blocks = [cfg.make_block(S, width) for width in cfg.hidden_dims]
         lecun = nn.initializers.lecun_normal()
         stacked = nn.initializers.lecun_normal(batch_axis=(0,))
         self.weight_CK = self.param("shared_weight", lecun, (C, K), jnp.float32)
@@ -166,13 +160,8 @@ class Tower(nn.Module):
         weight = scenario.pick(nn.softmax(scenario_SC @ self.weight_CK), one_hot_BS, hidden.ndim)
         return mlp.mix(hidden, weight)
 
-    def _block(self, width: int) -> mlp.NormBlock:
-        return mlp.NormBlock(
-            self.cfg.norm, self.spec.num_scenarios, width, self.cfg.bn_momentum, dropout=0.0
-        )
 
-
-class ADIN(symmetric.SymmetricMatcher):
+class ADIN(two_tower.SymmetricMatcher):
     """ADIN-style: two towers of one architecture, both conditioned on the scenario.
 
     **Paper:** Jiang et al., "Adaptive Domain Interest Network for Multi-domain Recommendation"

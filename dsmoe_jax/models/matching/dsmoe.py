@@ -3,8 +3,7 @@
 Owns the two towers and the choices the paper leaves open. The layers are in `nn/sap.py`,
 `nn/dsbn.py` and `nn/mixture.py`; the teacher and the distillation loss are elsewhere.
 
-Letters: B examples, S scenarios, C scenario embedding, K experts, R rank, M interests (1), D
-output.
+Letters: B examples, S scenarios, C scenario embedding, K experts, R rank, D output.
 """
 
 import dataclasses
@@ -15,11 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields, schema
+from dsmoe_jax.config import fields
 from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, mixture, product, scenario, tables
+from dsmoe_jax.nn import dropout, embed, mixture, product, scenario, tables
 
 ITEM_SCENARIOS = ("conditioned", "shared")
 
@@ -33,23 +31,21 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass
-class DSMOEConfig(schema.MatcherConfig):
+class DSMOEConfig(two_tower.TowerConfig):
     """Hyper-parameters of DSMOE; the defaults are the paper's where it states one.
+
+    It states neither `output_dim` nor `bn_momentum`, whose default is PyTorch's, and no dropout,
+    which few examples need.
 
     Attributes:
       num_experts: K, experts per tower (paper: 3).
       rank: R of the low-rank scenario correction in every SAP layer (paper: 4).
       hidden_dim: Width of each expert, which is one SAP layer. Unstated in the paper.
-      output_dim: D, width of both towers' outputs. Unstated in the paper.
-      input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
-        The paper states none; few examples need it.
       use_sap: Whether linear layers adapt to the scenario. False is the ablation "w/o SAP", in
         experts and forward layers alike.
       norm: "dsbn"; "bn" shares one batch normalisation among the scenarios, which is how the
         ablation "w/o DSBN" is read here, so that only "domain-specific" is taken away; "none"
         removes normalisation, the other reading.
-      bn_momentum: Share of a batch in the running statistics, in (0, 1]. Unstated; 0.1 is
-        PyTorch's default.
       gate_input: "scenario" as printed: the gate sees the scenario embedding alone and its weights
         are the same for all users of a scenario. "scenario_and_features" adds the tower's input.
       input_includes_scenario: Whether the scenario embedding is also concatenated to both towers'
@@ -64,11 +60,8 @@ class DSMOEConfig(schema.MatcherConfig):
     num_experts: int = fields.field(3, at_least=1)
     rank: int = fields.field(4, at_least=1, search=(2, 4, 8))
     hidden_dim: int = fields.field(256, at_least=1, search=(64, 128, 256))
-    output_dim: int = fields.field(128, at_least=1)
-    input_dropout: float = fields.rate()
     use_sap: bool = True
-    norm: str = fields.field("dsbn", choices=dsbn.KINDS)
-    bn_momentum: float = fields.share(0.1)
+    norm: str = "dsbn"
     gate_input: str = fields.field("scenario", choices=mixture.GATE_INPUTS)
     input_includes_scenario: bool = False
     item_scenario: str = fields.field("conditioned", choices=ITEM_SCENARIOS)
@@ -78,7 +71,7 @@ class DSMOEConfig(schema.MatcherConfig):
         return self.build(DSMOE, spec)
 
 
-class DSMOE(two_tower.Matcher):
+class DSMOE(two_tower.SymmetricMatcher):
     """Two towers of the same architecture, with their own parameters and one scenario table.
 
     **Paper:** sections "Scenario-adaptive projection", "Experts", "Gate", "Forward network",
@@ -103,18 +96,6 @@ class DSMOE(two_tower.Matcher):
     def item_uses_scenario(self) -> bool:
         """False for the shared item tower."""
         return self.cfg.item_scenario == "conditioned"
-
-    def embed_user(
-        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
-    ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
-        user_BD = self._run("user", self.embedder.users(users).input_BI, scenario_B, train)
-        return user_BD[:, None], {}
-
-    def embed_item(
-        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
-    ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
-        """Item vectors; the scenarios are not used when the item tower is shared."""
-        return self._run("item", self.embedder.items(items).input_BI, scenario_B, train), {}
 
     def scenario_coefficients(self) -> dict[str, Float[jax.Array, "S R"]]:
         """b_s of every SAP layer by `<tower>/<layer>`, for the paper's Fig. 4a; [1, R] in an item
@@ -156,10 +137,25 @@ class DSMOE(two_tower.Matcher):
         )
 
     def run_tower(
-        self, side: str, input_BI: Float[jax.Array, "B I"], scenario_B: Int[jax.Array, "B"]
-    ) -> Float[jax.Array, "B D"]:
-        """A side's tower at inference on the input that `input_slots` describes."""
-        return self._run(side, input_BI, scenario_B, train=False)
+        self,
+        side: str,
+        input_BI: Float[jax.Array, "B ... I"],
+        scenario_B: Int[jax.Array, "B"],
+        *,
+        train: bool = False,
+    ) -> Float[jax.Array, "B ... D"]:
+        """A side's tower on the input that `input_slots` describes.
+
+        The scenarios are not used where the item tower is shared.
+        """
+        tower, scenario_SC = self._side(side)
+        if scenario_SC.shape[0] == 1:
+            scenario_B = jnp.zeros_like(scenario_B)
+        one_hot_BS = scenario.one_hot(scenario_B, scenario_SC.shape[0])
+        if self.cfg.input_includes_scenario:
+            input_BI = scenario.append(input_BI, scenario_SC, one_hot_BS)
+        input_BI = self.drop(input_BI, train=train)
+        return tower((input_BI,), scenario_SC, one_hot_BS, train=train)
 
     def input_slots(self, side: str) -> list[tables.Slot]:
         """What the input of a side's tower is made of; see `nn.tables.Slot`."""
@@ -194,19 +190,3 @@ class DSMOE(two_tower.Matcher):
             gate_input=cfg.gate_input,
             product_dtype=cfg.product_dtype,
         )
-
-    def _run(
-        self,
-        side: str,
-        input_BI: Float[jax.Array, "B ... I"],
-        scenario_B: Int[jax.Array, "B"],
-        train: bool,
-    ) -> Float[jax.Array, "B ... D"]:
-        tower, scenario_SC = self._side(side)
-        if scenario_SC.shape[0] == 1:
-            scenario_B = jnp.zeros_like(scenario_B)
-        one_hot_BS = scenario.one_hot(scenario_B, scenario_SC.shape[0])
-        if self.cfg.input_includes_scenario:
-            input_BI = scenario.append(input_BI, scenario_SC, one_hot_BS)
-        input_BI = self.drop(input_BI, train=train)
-        return tower((input_BI,), scenario_SC, one_hot_BS, train=train)

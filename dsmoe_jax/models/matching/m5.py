@@ -1,11 +1,13 @@
 """M5-style: interests per scenario in two modalities, fused by a split mixture of experts.
 
-Owns both towers: what the two channels embed, the split mixture and the weights of the channels.
-The reading of histories and the masked-item loss are in `models/matching/m5_behavior.py`.
+Owns the reading of one channel's histories (a transformer block, calibrated pooling and masking),
+the masked-item loss that trains it, and both towers: what the two channels embed, the split mixture
+and the weights of the channels.
 
 Letters: B examples, S scenarios, N = B * S histories, L events of one, E one field's embedding,
-W an interest's width, K experts, I width of the joint input, O an expert's output, D output of both
-channels together, M interests (1), V items, P ids in a padded bag, F feature fields.
+W an interest's width, H attention heads, X negatives, K experts, I width of the joint input, O an
+expert's output, D output of both channels together, M interests (1), V items, P ids in a padded
+bag, F feature fields.
 """
 
 import dataclasses
@@ -20,17 +22,17 @@ from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.config import fields, schema
-from dsmoe_jax.models.matching import m5_behavior, two_tower
+from dsmoe_jax.config import fields
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.nn import attention, embed, mlp, scenario, tables
 from dsmoe_jax.nn import dropout as dropout_lib
-from dsmoe_jax.nn import dsbn, embed, mlp, scenario
 
 # Embeddings of the items' ids, and of their other fields.
 CHANNELS = ("id", "content")
 
 
 @dataclasses.dataclass
-class M5Config(schema.MatcherConfig):
+class M5Config(two_tower.TowerConfig):
     """Hyper-parameters of M5.
 
     Attributes:
@@ -42,8 +44,6 @@ class M5Config(schema.MatcherConfig):
       output_dim: D of the index, even: half of it for each channel.
       input_dropout: Rate in [0, 1) at which entries of the experts' and gates' input, and of the
         items' embeddings, are dropped in training.
-      norm: Normalisation in the experts: "bn", "dsbn" or "none".
-      bn_momentum: Share of a batch in the running statistics, in (0, 1].
       mask_rate: Rate in [0, 1) at which events are hidden in training.
       mask_negatives: Uniform negatives of the masked-item loss.
       mask_weight: Its weight >= 0.
@@ -56,10 +56,8 @@ class M5Config(schema.MatcherConfig):
     num_heads: int = fields.field(2, at_least=1)
     num_experts: int = fields.field(4, at_least=1)
     expert_dims: tuple[int, ...] = fields.widths((256, 128), search=((64,), (128, 64), (256, 128)))
-    output_dim: int = fields.field(128, at_least=1)
-    input_dropout: float = fields.rate()
-    norm: str = fields.field("bn", choices=dsbn.KINDS)
-    bn_momentum: float = fields.share(0.1)
+    output_dim: int = 128
+    input_dropout: float = 0.0
     mask_rate: float = fields.rate(0.2)
     mask_negatives: int = fields.field(64, at_least=1)
     mask_weight: float = fields.field(0.1, at_least=0)
@@ -81,6 +79,79 @@ class M5Config(schema.MatcherConfig):
             )
         if not (spec.item_sparse[1:] or spec.item_dense or spec.item_bags):
             raise ValueError("features: expected an item feature beside 'item_id', got none")
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: h + Attention(LN(h)), then h + FFN(LN(h)) with GELU."""
+
+    width: int  # W, which the heads divide
+    num_heads: int  # H
+    expansion: int = 2  # Width of the FFN's hidden layer, in W
+
+    def setup(self) -> None:
+        self.attention_norm, self.ffn_norm = nn.LayerNorm(), nn.LayerNorm()
+        self.query_key_value = nn.Dense(3 * self.width)
+        self.output = nn.Dense(self.width)
+        self.ffn_up, self.ffn_down = nn.Dense(self.expansion * self.width), nn.Dense(self.width)
+
+    def __call__(
+        self, hidden_NLW: Float[jax.Array, "N L W"], mask_NL: Bool[jax.Array, "N L"]
+    ) -> Float[jax.Array, "N L W"]:
+        """Every position reads all positions in the mask; what those outside hold is no matter."""
+        joint = self.query_key_value(self.attention_norm(hidden_NLW))
+        query, key, value = (
+            part.reshape(*part.shape[:2], self.num_heads, -1)
+            for part in jnp.split(joint, 3, axis=-1)
+        )
+        logit_NHLL = jnp.einsum("nlhz,nmhz->nhlm", query, key) * query.shape[-1] ** -0.5
+        low = jnp.finfo(logit_NHLL.dtype).min
+        weight_NHLL = nn.softmax(jnp.where(mask_NL[:, None, None], logit_NHLL, low))
+        read = jnp.einsum("nhlm,nmhz->nlhz", weight_NHLL, value)
+        hidden_NLW = hidden_NLW + self.output(read.reshape(hidden_NLW.shape))
+        return hidden_NLW + self.ffn_down(nn.gelu(self.ffn_up(self.ffn_norm(hidden_NLW))))
+
+
+class Interests(nn.Module):
+    """One interest vector per history: sum_t w_t h_t, w = softmax_t(v tanh(h_t W + b)).
+
+    h is a transformer block over projected tokens e_t + position_t, of which the most recent event
+    has position 0. The parameters are shared by all histories. In training masked events are
+    replaced by a learned token, and predicted from what surrounds them.
+    """
+
+    event_dim: int  # E
+    width: int  # W
+    num_heads: int  # H
+    max_len: int  # L
+
+    def setup(self) -> None:
+        init = nn.initializers.truncated_normal(tables.TABLE_STD)
+        shape_LE = (self.max_len, self.event_dim)
+        self.position_LE = self.param("position", init, shape_LE, jnp.float32)
+        self.masked_E = self.param("masked_event", init, (self.event_dim,), jnp.float32)
+        self.project = nn.Dense(self.width)
+        self.block = Block(self.width, self.num_heads)
+        self.calibrate = nn.Dense(self.width)
+        # A bias would cancel in the softmax.
+        self.intensity = nn.Dense(1, use_bias=False)
+        self.predict = nn.Dense(self.event_dim)
+
+    def __call__(
+        self,
+        event_NLE: Float[jax.Array, "N L E"],
+        mask_NL: Bool[jax.Array, "N L"],
+        masked_NL: Bool[jax.Array, "N L"],
+    ) -> tuple[Float[jax.Array, "N W"], Float[jax.Array, "N L E"]]:
+        """Interests, 0 where the history is empty, and what event each position predicts.
+
+        The most recent event comes first; those in `masked_NL` are hidden. A prediction should have
+        the largest inner product with the event that is there.
+        """
+        token_NLE = jnp.where(masked_NL[..., None], self.masked_E[None, None], event_NLE)
+        hidden_NLW = self.block(self.project(token_NLE + self.position_LE[None]), mask_NL)
+        logit_NL1 = self.intensity(jnp.tanh(self.calibrate(hidden_NLW)))
+        weight_NL1 = attention.masked_softmax(logit_NL1, mask_NL[..., None])
+        return (weight_NL1 * hidden_NLW).sum(axis=1), self.predict(hidden_NLW)
 
 
 class M5(two_tower.Matcher):
@@ -113,8 +184,7 @@ class M5(two_tower.Matcher):
         self.embedder = embed.Embedder(spec)
         self.content = nn.Dense(E)
         self.interests = {
-            channel: m5_behavior.Interests(E, W, cfg.num_heads, self._length)
-            for channel in CHANNELS
+            channel: Interests(E, W, cfg.num_heads, self._length) for channel in CHANNELS
         }
         self.cross_user = nn.Dense(W, use_bias=False)
         self.cross_scenario = nn.Dense(W, use_bias=False)
@@ -122,10 +192,7 @@ class M5(two_tower.Matcher):
         in_dim = self.embedder.user_dim + len(CHANNELS) * spec.num_scenarios * W + W
         self.first = nn.Dense(K * cfg.expert_dims[0])
         self.layers = [mlp.ExpertLinear(K, *pair) for pair in itertools.pairwise(cfg.expert_dims)]
-        self.blocks = [
-            mlp.NormBlock(cfg.norm, spec.num_scenarios, K * width, cfg.bn_momentum, 0.0)
-            for width in cfg.expert_dims
-        ]
+        self.blocks = [cfg.make_block(spec.num_scenarios, K * width) for width in cfg.expert_dims]
         # For each channel a gate of the experts, then the channels' weights.
         self.gates = mlp.Split((in_dim, E), len(CHANNELS) * (K + 1))
         half = cfg.output_dim // 2
@@ -186,16 +253,13 @@ class M5(two_tower.Matcher):
     def _order(self, users: batch_lib.Users) -> batch_lib.Users:
         """The last events of every scenario's history, the most recent first."""
         name, S = features.SCENARIO_HISTORIES, self.spec.num_scenarios
-        joined = users.sequences[name]
         apart = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, leaf.shape[1] // S, *leaf.shape[2:]), joined
+            lambda leaf: leaf.reshape(-1, leaf.shape[1] // S, *leaf.shape[2:]),
+            users.sequences[name],
         )
+        L = self._length
         ordered = jax.tree.map(
-            lambda leaf, whole: leaf[:, : self._length].reshape(
-                len(whole), S * self._length, *whole.shape[2:]
-            ),
-            embed.recent_first(apart),
-            joined,
+            lambda leaf: leaf[:, :L].reshape(-1, S * L, *leaf.shape[2:]), embed.recent_first(apart)
         )
         return users._replace(sequences={**users.sequences, name: ordered})
 
@@ -218,9 +282,7 @@ class M5(two_tower.Matcher):
         negative_X = jax.random.randint(key, (self.cfg.mask_negatives,), 1, V, jnp.int32)
         negatives = self._embed_channels(self._take_items(negative_X))
         losses = [
-            m5_behavior.masked_item_loss(
-                read[c][1], events[c], item_NL, negatives[c], negative_X, masked_NL
-            )
+            masked_item_loss(read[c][1], events[c], item_NL, negatives[c], negative_X, masked_NL)
             for c in CHANNELS
         ]
         loss = functools.reduce(jnp.add, losses) / len(CHANNELS)
@@ -274,3 +336,24 @@ class M5(two_tower.Matcher):
             dense_VF=jnp.stack(dense, axis=-1) if dense else empty,
             bags={f.name: self.item_fields[f"bag_{f.name}_VP"].value[ids] for f in spec.item_bags},
         )
+
+
+def masked_item_loss(
+    predicted_NLE: Float[jax.Array, "N L E"],
+    event_NLE: Float[jax.Array, "N L E"],
+    item_NL: Int[jax.Array, "N L"],
+    negative_XE: Float[jax.Array, "X E"],
+    negative_X: Int[jax.Array, "X"],
+    masked_NL: Bool[jax.Array, "N L"],
+) -> Float[jax.Array, ""]:
+    """Sampled softmax of the hidden items, its mean over the masked positions; 0 without any.
+
+    All positions share the uniform negatives; one that is a position's own item does not count
+    there.
+    """
+    own_NL = (predicted_NLE * event_NLE).sum(axis=-1)
+    logit_NLX = predicted_NLE @ negative_XE.T
+    hits_NLX = item_NL[..., None] == negative_X[None, None]
+    logit_NLX = jnp.where(hits_NLX, jnp.finfo(logit_NLX.dtype).min, logit_NLX)
+    loss_NL = jnp.logaddexp(own_NL, jax.nn.logsumexp(logit_NLX, axis=-1)) - own_NL
+    return jnp.where(masked_NL, loss_NL, 0).sum() / jnp.maximum(masked_NL.sum(), 1)

@@ -14,33 +14,25 @@ import jax
 from jaxtyping import Float, Int
 
 from dsmoe_jax import features
-from dsmoe_jax.config import fields, schema
-from dsmoe_jax.models.matching import symmetric
-from dsmoe_jax.nn import dropout, dsbn, embed, mlp, scenario, tables
+from dsmoe_jax.config import fields
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.nn import dropout, embed, mlp, scenario, tables
 
 
 @dataclasses.dataclass
-class MMoEConfig(schema.MatcherConfig):
+class MMoEConfig(two_tower.TowerConfig):
     """Hyper-parameters of the two-tower MMOE.
 
     Attributes:
       num_experts: K, experts per tower; as many as scenarios on the paper's data sets.
       expert_dims: Widths of each expert's layers, at least one.
-      output_dim: D, width of both towers' outputs.
       input_includes_scenario: Whether the scenario embedding is appended to both towers' inputs.
         Without it scenarios differ by gate and output layer alone, as tasks do in MMOE.
-      input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
-      norm: Normalisation in the experts: "bn", "dsbn" or "none".
-      bn_momentum: Share of a batch in the running statistics, in (0, 1].
     """
 
     num_experts: int = fields.field(4, at_least=1, search=(2, 4, 8))
     expert_dims: tuple[int, ...] = fields.widths((256,), search=((64,), (128,), (256,)))
-    output_dim: int = fields.field(128, at_least=1)
     input_includes_scenario: bool = False
-    input_dropout: float = fields.rate()
-    norm: str = fields.field("bn", choices=dsbn.KINDS)
-    bn_momentum: float = fields.share(0.1)
 
     def make(self, spec: features.FeatureSpec) -> "MMoE":
         return self.build(MMoE, spec)
@@ -66,7 +58,7 @@ class MMoETower(nn.Module):
         K, dims = cfg.num_experts, cfg.expert_dims
         self.first = nn.Dense(K * dims[0] + S * K)
         self.layers = [mlp.ExpertLinear(K, *shape) for shape in itertools.pairwise(dims)]
-        self.blocks = [mlp.NormBlock(cfg.norm, S, K * w, cfg.bn_momentum, 0.0) for w in dims]
+        self.blocks = [cfg.make_block(S, K * width) for width in dims]
         self.output = mlp.ScenarioLinear(S, dims[-1], cfg.output_dim)
 
     def gate_weights(
@@ -94,7 +86,7 @@ class MMoETower(nn.Module):
         return nn.softmax(mlp.keep_own(logit, one_hot_BS, self.cfg.num_experts))
 
 
-class MMoE(symmetric.SymmetricMatcher):
+class MMoE(two_tower.SymmetricMatcher):
     """The MMOE trunk twice, on user features and on item features.
 
     **Paper:** Ma et al., see `MMoETower`.
@@ -112,14 +104,16 @@ class MMoE(symmetric.SymmetricMatcher):
         self.user_tower = MMoETower(self.spec.num_scenarios, cfg)
         self.item_tower = MMoETower(self.spec.num_scenarios, cfg)
 
-    def run(
+    def run_tower(
         self,
-        tower: nn.Module,
+        side: str,
         input_BI: Float[jax.Array, "B ... I"],
         scenario_B: Int[jax.Array, "B"],
-        train: bool,
+        *,
+        train: bool = False,
     ) -> Float[jax.Array, "B ... D"]:
         """A tower's output: its gates know the scenario by number, an embedding joins the input."""
+        tower = self.user_tower if side == "user" else self.item_tower
         one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
         if self.cfg.input_includes_scenario:
             input_BI = scenario.append(input_BI, self.embedder.scenarios(), one_hot_BS)

@@ -1,15 +1,17 @@
 """SASS-style: towers that let a scenario's path take from a global path, layer by layer.
 
-Owns the two towers and the optional first stage: which views of a user or an item are contrasted.
-The layers are in `models/matching/sass_transfer.py`, the loss over pairs in
-`models/matching/sass_contrast.py`.
+Owns the multi-layer scenario adaptive transfer, and the optional first stage: which views of a user
+or an item are contrasted, and the loss over a batch of pairs.
 
-Letters: B examples, G candidates, S scenarios, I a tower's input, D output, V items,
-F feature fields, N rows of both views, X contrasted sides.
+Letters: B examples or pairs, G candidates, S scenarios, C scenario embedding, I a tower's input, O
+a layer's output, D a tower's output, V items, F feature fields, N rows of both views, X contrasted
+sides. Inputs may have axes between B and I (candidates of an example).
 """
 
 import dataclasses
+import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
@@ -17,8 +19,8 @@ from jaxtyping import Bool, Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.config import fields, schema
-from dsmoe_jax.models.matching import sass_contrast, sass_transfer, symmetric, two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, scenario
+from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.nn import causal, dropout, embed, mlp, scenario
 
 CONTRASTIVE_SIDES = ("both", "item")
 # The history that a user has in the example's own scenario.
@@ -26,27 +28,19 @@ OWN_HISTORY = "scenario_history"
 
 
 @dataclasses.dataclass
-class SASSConfig(schema.MatcherConfig):
+class SASSConfig(two_tower.TowerConfig):
     """Hyper-parameters of SASS; without pre-training it is "SASS-base".
 
     Attributes:
       hidden_dims: Widths of the layers, at least one.
-      output_dim: D, width of both towers' outputs.
       bias_dim: Hidden width of the scenario bias network.
-      input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
-      norm: Normalisation of both paths: "bn", "dsbn" or "none".
-      bn_momentum: Share of a batch in the running statistics, in (0, 1].
       pretrain_epochs: Passes of the contrastive stage before the main one; 0 for none.
       contrastive_sides: "both"; or "item", where a user has only one scenario.
       contrastive_temperature: tau in (0, 1] of the contrastive stage.
     """
 
     hidden_dims: tuple[int, ...] = fields.widths((256, 128), search=((64,), (64, 64), (128, 64)))
-    output_dim: int = fields.field(128, at_least=1)
     bias_dim: int = fields.field(64, at_least=1)
-    input_dropout: float = fields.rate()
-    norm: str = fields.field("bn", choices=dsbn.KINDS)
-    bn_momentum: float = fields.share(0.1)
     pretrain_epochs: int = fields.field(0, at_least=0, search=(0, 3))
     contrastive_sides: str = fields.field("both", choices=CONTRASTIVE_SIDES)
     contrastive_temperature: float = fields.share(0.1)
@@ -74,7 +68,59 @@ class SASSConfig(schema.MatcherConfig):
             )
 
 
-class SASS(symmetric.SymmetricMatcher):
+class AdaptiveTower(nn.Module):
+    """A global path g and a scenario path s that takes from it at every layer.
+
+    g = ReLU(BN(g W + b));  q = ReLU(BN(s W_s + b_s));  r, z = sigmoid([g; q; e_s] W_rz + b_rz)
+    c = tanh([r * g; q] W_c + b_c);  s = (1 - z) * q + z * c;  output s W_o + b_o + MLP(e_s).
+
+    **Paper:** the multi-layer scenario adaptive transfer module. **Deviation:** written without the
+    paper's equations; that the gates read both paths and the scenario embedding, and that the
+    update is a gated recurrent unit's, is inferred.
+    """
+
+    in_dim: int  # I; both paths start from the input
+    spec: features.FeatureSpec  # The features, whose scenarios are S and whose fields are C wide
+    cfg: SASSConfig  # See `SASSConfig`: `bias_dim` is the hidden width of the MLP above
+
+    def setup(self) -> None:
+        cfg, S, C = self.cfg, self.spec.num_scenarios, self.spec.embedding_dim
+        widths, pairs = cfg.hidden_dims, itertools.pairwise((self.in_dim, *cfg.hidden_dims))
+        self.global_layers = [nn.Dense(width) for width in widths]
+        self.scenario_layers = [mlp.ScenarioLinear(S, *pair) for pair in pairs]
+        self.global_blocks = [cfg.make_block(S, width) for width in widths]
+        self.scenario_blocks = [cfg.make_block(S, width) for width in widths]
+        self.gates = [mlp.Split((2 * width, C), 2 * width) for width in widths]
+        self.transfers = [nn.Dense(width) for width in widths]
+        self.output = nn.Dense(cfg.output_dim)
+        self.bias_hidden = nn.Dense(cfg.bias_dim)
+        self.bias_output = nn.Dense(cfg.output_dim)
+
+    def __call__(
+        self,
+        x: Float[jax.Array, "B ... I"],
+        scenario_SC: Float[jax.Array, "S C"],
+        one_hot_BS: Float[jax.Array, "B S"],
+        *,
+        train: bool,
+    ) -> Float[jax.Array, "B ... D"]:
+        """Runs both paths; the scenario's is the one that leaves."""
+        shared = own = x
+        for n in range(len(self.cfg.hidden_dims)):
+            shared = self.global_blocks[n](self.global_layers[n](shared), one_hot_BS, train=train)
+            own = self.scenario_layers[n](own, one_hot_BS)
+            own = self.scenario_blocks[n](own, one_hot_BS, train=train)
+            both = jnp.concatenate([shared, own], axis=-1)
+            of_scenario = scenario.pick(self.gates[n](1, scenario_SC), one_hot_BS, x.ndim)
+            gate = nn.sigmoid(self.gates[n](0, both) + of_scenario)
+            reset, update = jnp.split(gate, 2, axis=-1)
+            taken = jnp.concatenate([reset * shared, own], axis=-1)
+            own = (1 - update) * own + update * jnp.tanh(self.transfers[n](taken))
+        bias_SD = self.bias_output(nn.relu(self.bias_hidden(scenario_SC)))
+        return self.output(own) + scenario.pick(bias_SD, one_hot_BS, x.ndim)
+
+
+class SASS(two_tower.SymmetricMatcher):
     """Two adaptive-transfer towers with one scenario table, optionally pre-trained by contrast.
 
     **Paper:** Zhang et al., "Scenario-Adaptive and Self-Supervised Model for Multi-Scenario
@@ -94,14 +140,10 @@ class SASS(symmetric.SymmetricMatcher):
             dataclasses.replace(self.spec, sequences=self.spec.pooled_sequences)
         )
         self.drop = dropout.Dropout(self.cfg.input_dropout)
-        self.user_tower = self._make_tower(self.embedder.user_dim)
-        self.item_tower = self._make_tower(self.embedder.item_dim)
-        constants = {
-            name: self.variable("constants", name, jnp.zeros, shape, jnp.float32)
-            for name, shape in self.constant_shapes.items()
-        }
-        if self.cfg.pretrain_epochs:
-            self.clicked_SV = constants["clicked_SV"]
+        self.user_tower = AdaptiveTower(self.embedder.user_dim, self.spec, self.cfg)
+        self.item_tower = AdaptiveTower(self.embedder.item_dim, self.spec, self.cfg)
+        for name, shape in self.constant_shapes.items():
+            self.clicked_SV = self.variable("constants", name, jnp.zeros, shape, jnp.float32)
 
     @property
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -143,7 +185,7 @@ class SASS(symmetric.SymmetricMatcher):
         input_BI = self.embedder.items(positives).input_BI
         same_BB = item_B[:, None] == item_B[None]
         views, scenarios = (input_BI, input_BI), (scenario_B, other_B)
-        return self._contrast(self.item_tower, views, scenarios, paired_B, same_BB, train)
+        return self._contrast("item", views, scenarios, paired_B, same_BB, train)
 
     def _contrast_users(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], train: bool
@@ -155,11 +197,11 @@ class SASS(symmetric.SymmetricMatcher):
         moved = self._move(users, other_B)
         views = (self.embedder.users(users).input_BI, self.embedder.users(moved).input_BI)
         scenarios, same_BB = (scenario_B, other_B), _have_equal_profiles(users)
-        return self._contrast(self.user_tower, views, scenarios, paired_B, same_BB, train)
+        return self._contrast("user", views, scenarios, paired_B, same_BB, train)
 
     def _contrast(
         self,
-        tower: sass_transfer.AdaptiveTower,
+        side: str,
         views: tuple[Float[jax.Array, "B I"], Float[jax.Array, "B I"]],
         scenarios: tuple[Int[jax.Array, "B"], Int[jax.Array, "B"]],
         paired_B: Bool[jax.Array, "B"],
@@ -167,11 +209,11 @@ class SASS(symmetric.SymmetricMatcher):
         train: bool,
     ) -> Float[jax.Array, "B"]:
         """Both views in one pass, so that they share the statistics of their normalisation."""
-        vector_ND = self.run(tower, jnp.concatenate(views), jnp.concatenate(scenarios), train)
-        first_BD, second_BD = jnp.split(vector_ND, 2)
-        loss_B = sass_contrast.info_nce(
-            first_BD, second_BD, paired_B, same_BB, self.cfg.contrastive_temperature
+        vector_ND = self.run_tower(
+            side, jnp.concatenate(views), jnp.concatenate(scenarios), train=train
         )
+        first_BD, second_BD = jnp.split(vector_ND, 2)
+        loss_B = info_nce(first_BD, second_BD, paired_B, same_BB, self.cfg.contrastive_temperature)
         return loss_B * (len(loss_B) / jnp.maximum(paired_B.sum(), 1))
 
     def _move(self, users: batch_lib.Users, other_B: Int[jax.Array, "B"]) -> batch_lib.Users:
@@ -187,19 +229,6 @@ class SASS(symmetric.SymmetricMatcher):
 
     def _make_key(self, train: bool) -> jax.Array | None:
         return self.make_rng("dropout") if train else None
-
-    def _make_tower(self, in_dim: int) -> sass_transfer.AdaptiveTower:
-        cfg = self.cfg
-        return sass_transfer.AdaptiveTower(
-            in_dim=in_dim,
-            hidden_dims=cfg.hidden_dims,
-            output_dim=cfg.output_dim,
-            bias_dim=cfg.bias_dim,
-            scenario_dim=self.spec.embedding_dim,
-            num_scenarios=self.spec.num_scenarios,
-            norm=cfg.norm,
-            momentum=cfg.bn_momentum,
-        )
 
 
 def draw_other(
@@ -227,3 +256,30 @@ def _have_equal_profiles(users: batch_lib.Users) -> Bool[jax.Array, "B B"]:
     same_BBF = users.sparse_BF[:, None] == users.sparse_BF[None]
     near_BBF = users.dense_BF[:, None] == users.dense_BF[None]
     return jnp.all(same_BBF, axis=2) & jnp.all(near_BBF, axis=2)
+
+
+def info_nce(
+    first_BD: Float[jax.Array, "B D"],
+    second_BD: Float[jax.Array, "B D"],
+    paired_B: Bool[jax.Array, "B"],
+    same_BB: Bool[jax.Array, "B B"],
+    temperature: float,
+) -> Float[jax.Array, "B"]:
+    """Symmetrised InfoNCE with the other pairs of the batch as negatives, one value per pair.
+
+    -1/2 [log softmax_j(cos(a_i, b_j) / tau) + log softmax_j(cos(b_i, a_j) / tau)] at j = i, over
+    pair i and the pairs j of other entities. 0 where there is no pair.
+
+    Args:
+      first_BD: a, of any length.
+      second_BD: b, the other view of the same row's entity.
+      paired_B: Which rows are pairs; others are neither trained on nor anybody's negative.
+      same_BB: Which rows hold the same entity; they are not each other's negatives. Symmetric.
+      temperature: tau > 0.
+    """
+    logit_BB = causal.unit_norm(first_BD) @ causal.unit_norm(second_BD).T / temperature
+    compared_BB = paired_B[None] & (~same_BB | jnp.eye(len(paired_B), dtype=bool))
+    low = jnp.finfo(logit_BB.dtype).min
+    first_B = jax.nn.logsumexp(jnp.where(compared_BB, logit_BB, low), axis=1)
+    second_B = jax.nn.logsumexp(jnp.where(compared_BB, logit_BB.T, low), axis=1)
+    return jnp.where(paired_B, (first_B + second_B) / 2 - jnp.diagonal(logit_BB), 0)

@@ -1,12 +1,13 @@
 """Matcher interface: two towers whose inner product is the logit.
 
-Owns the contract between methods, the training step, evaluation and export. Methods subclass
-`Matcher`; nothing else in the package knows which one it holds.
+Owns the contract between methods, the training step, evaluation and export, and what symmetric
+methods share. Methods subclass `Matcher`; nothing else in the package knows which one it holds.
 
-Letters: B examples, G candidates per example, X unlabelled items, M interests, D
+Letters: B examples, G candidates per example, X unlabelled items, M interests, I a tower's input, D
 tower output, S scenarios.
 """
 
+import dataclasses
 from typing import ClassVar
 
 import flax.linen as nn
@@ -16,8 +17,32 @@ from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
+from dsmoe_jax.config import fields, schema
+from dsmoe_jax.nn import dsbn, mlp, scenario
 
 Aux = dict[str, jax.Array]
+
+
+@dataclasses.dataclass
+class TowerConfig(schema.MatcherConfig):
+    """Hyper-parameters of both towers that many methods share.
+
+    Attributes:
+      output_dim: D, width of both towers' outputs.
+      input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
+      norm: Normalisation of the towers' layers: "bn"; "dsbn" with statistics and affine parameters
+        of every scenario; or "none".
+      bn_momentum: Share of a batch in the running statistics, in (0, 1].
+    """
+
+    output_dim: int = fields.field(128, at_least=1)
+    input_dropout: float = fields.rate()
+    norm: str = fields.field("bn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
+
+    def make_block(self, num_scenarios: int, width: int) -> mlp.NormBlock:
+        """What follows a linear layer of a tower: normalisation and ReLU."""
+        return mlp.NormBlock(self.norm, num_scenarios, width, self.bn_momentum, 0.0)
 
 
 class Matcher(nn.Module):
@@ -106,3 +131,42 @@ class Matcher(nn.Module):
         item_BGD, item_aux = self.embed_item(items, scenario_B, train=train)
         logit_BGM = jnp.einsum("bmd,bgd->bgm", user_BMD, item_BGD)
         return logit_BGM.max(axis=-1), {**user_aux, **item_aux}
+
+
+class SymmetricMatcher(Matcher):
+    """Towers of one architecture: both read their side's concatenated features and the scenario.
+
+    There is one index per scenario. A method's `setup` creates what is used here: `embedder`, an
+    `embed.Embedder`; `drop`, the dropout of both towers' inputs; `user_tower` and `item_tower`.
+    """
+
+    @property
+    def item_uses_scenario(self) -> bool:
+        return True
+
+    def embed_user(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B M D"], Aux]:
+        input_BI = self.embedder.users(users).input_BI
+        return self.run_tower("user", input_BI, scenario_B, train=train)[:, None], {}
+
+    def embed_item(
+        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B ... D"], Aux]:
+        input_BI = self.embedder.items(items).input_BI
+        return self.run_tower("item", input_BI, scenario_B, train=train), {}
+
+    def run_tower(
+        self,
+        side: str,
+        input_BI: Float[jax.Array, "B ... I"],
+        scenario_B: Int[jax.Array, "B"],
+        *,
+        train: bool = False,
+    ) -> Float[jax.Array, "B ... D"]:
+        """Output of the "user" or "item" tower; towers of other arguments have another method."""
+        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
+        input_BI = self.drop(input_BI, train=train)
+        tower: nn.Module = getattr(self, f"{side}_tower")
+        output: jax.Array = tower(input_BI, self.embedder.scenarios(), one_hot_BS, train=train)
+        return output

@@ -7,13 +7,13 @@ import pytest
 import tiny_features
 
 from dsmoe_jax import features
-from dsmoe_jax.models.matching import dssm_tables
+from dsmoe_jax.models.matching import dssm
 
 SPEC = tiny_features.make_spec()
 
 
 def test_every_id_but_the_unknown_one_is_there_once_per_scenario():
-    spread = dssm_tables.spread(SPEC)
+    spread = dssm.spread(SPEC)
     assert [f.num_ids for f in spread.user_sparse] == [1 + 4 * 29, 1 + 4 * 4, 1 + 4 * 4999]
     assert [f.num_ids for f in spread.item_bags] == [1 + 4 * 8]
     assert spread.user_dense == SPEC.user_dense and spread.sequences == SPEC.sequences
@@ -22,7 +22,7 @@ def test_every_id_but_the_unknown_one_is_there_once_per_scenario():
 def test_more_ids_than_int32_can_number_are_refused():
     wide = (*SPEC.user_sparse, features.SparseFeature("cookie", 600_000_000))
     with pytest.raises(ValueError, match=r"'cookie': expected at most .*; hash them into fewer"):
-        dssm_tables.spread(dataclasses.replace(SPEC, user_sparse=wide))
+        dssm.spread(dataclasses.replace(SPEC, user_sparse=wide))
 
 
 def test_an_example_reads_its_own_scenarios_rows():
@@ -38,7 +38,7 @@ def test_an_example_reads_its_own_scenarios_rows():
         sequences=(features.SequenceFeature("history", ("item_id",), 3),),
         embedding_dim=1,
     )
-    module = dssm_tables.ScenarioEmbedder(spec)
+    module = dssm.ScenarioEmbedder(spec)
     rows = {
         # age: 0, then 1 and 2 in A, in B; interest likewise.
         "small_fields": jnp.asarray([[9], [1], [2], [3], [4], [9], [10], [20], [30], [40]], "f"),
@@ -69,7 +69,7 @@ def test_an_example_reads_its_own_scenarios_rows():
 
 
 def test_widths_are_those_of_the_inputs():
-    module = dssm_tables.ScenarioEmbedder(SPEC)
+    module = dssm.ScenarioEmbedder(SPEC)
     users, items = tiny_features.make_users(SPEC, 3), tiny_features.make_items(SPEC, (3, 2))
     scenario_B = tiny_features.make_scenarios(SPEC, 3)
 

@@ -10,7 +10,7 @@ import tiny_features
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
-from dsmoe_jax.models.matching import m5, m5_behavior
+from dsmoe_jax.models.matching import m5
 from dsmoe_jax.nn import embed
 from dsmoe_jax.training import losses
 
@@ -71,7 +71,7 @@ def softmax(x):
 class Naive:
     """The model at evaluation, one user and one item at a time, in NumPy.
 
-    Histories are read by `m5_behavior.Interests`, which has such a test of its own.
+    Histories are read by `m5.Interests`, which has such a test of its own.
     """
 
     def __init__(self, variables):
@@ -101,7 +101,7 @@ class Naive:
 
     def interests(self, b, channel):
         """Of every scenario in turn, from the events in reverse."""
-        layer = m5_behavior.Interests(E, W, 2, L)
+        layer = m5.Interests(E, W, 2, L)
         ids = np.asarray(USERS.sequences[features.SCENARIO_HISTORIES].ids_BLF)[b, :, 0]
         for s in range(S):
             events = [i for i in ids[s * L : (s + 1) * L] if i][::-1]

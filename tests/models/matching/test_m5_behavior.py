@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_features
 
-from dsmoe_jax.models.matching import m5_behavior
+from dsmoe_jax.models.matching import m5
 
 N, L, E, W, H, X = 6, 5, 4, 6, 2, 7
 RNG = np.random.default_rng(0)
@@ -18,7 +18,7 @@ ITEM_NL = jnp.asarray(RNG.integers(1, 9, (N, L)), jnp.int32) * MASK_NL
 
 @functools.cache
 def make():
-    layer = m5_behavior.Interests(E, W, H, L)
+    layer = m5.Interests(E, W, H, L)
     shapes = jax.eval_shape(layer.init, jax.random.key(0), EVENT_NLE, MASK_NL, MASKED_NL)
     return layer, tiny_features.randomise(shapes)
 
@@ -95,7 +95,7 @@ def test_a_masked_event_is_hidden():
 
 def masked_loss(predicted_NLE, event_NLE=EVENT_NLE, masked_NL=MASKED_NL):
     negative_XE, negative_X = draw_negatives()
-    return m5_behavior.masked_item_loss(
+    return m5.masked_item_loss(
         predicted_NLE, event_NLE, ITEM_NL, negative_XE, negative_X, masked_NL
     )
 

@@ -13,7 +13,7 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.evaluation import evaluators
-from dsmoe_jax.models.matching import mind, mind_capsules
+from dsmoe_jax.models.matching import mind
 from dsmoe_jax.training import checkpoint, optimizer, sharding, train_state
 
 B, G, S, E, M, D = 12, 3, 4, 4, 3, 5
@@ -70,7 +70,7 @@ def vectors_by_hand(variables, sequence):
     events = jax.tree.map(np.asarray, embedded.events[sequence])
     place, fields = PLACE[sequence]
     start = FIRST_POOLED + place * E
-    noise_LM = np.asarray(mind_capsules.routing_noise(events.event_BLE.shape[1], M))
+    noise_LM = np.asarray(mind.routing_noise(events.event_BLE.shape[1], M))
     found = np.zeros((B, M, D))
     for b in range(B):
         profile = np.delete(np.asarray(embedded.input_BI[b]), np.s_[start : start + fields * E])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsmoe_jax.models.matching import mind_capsules
+from dsmoe_jax.models.matching import mind
 from dsmoe_jax.nn import embed
 
 B, L, M, E = 9, 20, 4, 3
@@ -21,7 +21,7 @@ def make_events(length_B=LENGTH_B, max_len=L, seed=0):
     return embed.Events(jnp.asarray(value_BLE * mask_BL[..., None]), jnp.asarray(mask_BL))
 
 
-MODULE = mind_capsules.DynamicRouting(E, M, 3)
+MODULE = mind.DynamicRouting(E, M, 3)
 BILINEAR_EE = np.random.default_rng(1).normal(size=(E, E)).astype(np.float32)
 VARIABLES = {"params": {"bilinear": jnp.asarray(BILINEAR_EE)}}
 
@@ -34,7 +34,7 @@ def route(events, method=None, iterations=3, variables=VARIABLES):
 
 def routed_by_loops(events, iterations):
     """Interests of every history, one event and one interest at a time."""
-    noise_LM = np.asarray(mind_capsules.routing_noise(L, M))
+    noise_LM = np.asarray(mind.routing_noise(L, M))
     found = np.zeros((B, M, E))
     for b, length in enumerate(LENGTH_B):
         active = max(1, min(M, int(math.log2(1 + length) + 1e-9)))
@@ -60,13 +60,13 @@ def test_interests_equal_those_of_loops(iterations):
 
 
 def test_number_of_interests_is_the_logarithm_of_the_length_between_one_and_all():
-    active_BM = mind_capsules.active_interests(jnp.asarray(LENGTH_B), M)
+    active_BM = mind.active_interests(jnp.asarray(LENGTH_B), M)
     assert active_BM.sum(axis=1).tolist() == [1, 1, 1, 2, 2, 3, 3, 4, 4]
     # The first ones, of which there is one at least; no power of two is missed by rounding.
     assert active_BM[:, 0].all() and (active_BM[:, 1:] <= active_BM[:, :-1]).all()
     length_B = jnp.asarray([2**n - 1 for n in range(1, 24)])
-    assert mind_capsules.active_interests(length_B, 30).sum(axis=1).tolist() == list(range(1, 24))
-    assert mind_capsules.active_interests(length_B, 1).sum(axis=1).tolist() == [1] * 23
+    assert mind.active_interests(length_B, 30).sum(axis=1).tolist() == list(range(1, 24))
+    assert mind.active_interests(length_B, 1).sum(axis=1).tolist() == [1] * 23
 
 
 def test_weights_of_an_event_sum_to_one_over_interests_and_to_zero_at_padding():
@@ -74,7 +74,7 @@ def test_weights_of_an_event_sum_to_one_over_interests_and_to_zero_at_padding():
     weight_BLM = np.asarray(route(events, method="weights"))
     expected = np.asarray(events.mask_BL).astype(np.float32)
     np.testing.assert_allclose(weight_BLM.sum(axis=2), expected, atol=1e-6)
-    active_BM = np.asarray(mind_capsules.active_interests(jnp.asarray(LENGTH_B), M))
+    active_BM = np.asarray(mind.active_interests(jnp.asarray(LENGTH_B), M))
     assert (weight_BLM[~np.broadcast_to(active_BM[:, None], weight_BLM.shape)] == 0).all()
     assert (weight_BLM >= 0).all()
 
@@ -100,8 +100,8 @@ def test_more_padding_changes_nothing(method):
 
 
 def test_noise_is_one_standard_normal_buffer():
-    noise_LM = np.asarray(mind_capsules.routing_noise(5000, M))
-    np.testing.assert_array_equal(noise_LM[:7], mind_capsules.routing_noise(7, M))
+    noise_LM = np.asarray(mind.routing_noise(5000, M))
+    np.testing.assert_array_equal(noise_LM[:7], mind.routing_noise(7, M))
     assert abs(noise_LM.mean()) < 0.03 and abs(noise_LM.std() - 1) < 0.03
     assert 3 < np.abs(noise_LM).max() < 6
     assert np.abs(np.corrcoef(noise_LM.T) - np.eye(M)).max() < 0.05
@@ -126,7 +126,7 @@ def test_gradient_is_that_of_the_last_sum_with_constant_weights():
     @functools.partial(jax.grad, argnums=(0, 1))
     def fixed(bilinear_EE, event_BLE):
         z_BME = jnp.einsum("blm,ble->bme", weight_BLM, event_BLE @ bilinear_EE)
-        return (mind_capsules.squash(z_BME) * pull_BME).sum()
+        return (mind.squash(z_BME) * pull_BME).sum()
 
     arguments = jnp.asarray(BILINEAR_EE), events.event_BLE
     for found, expected in zip(routed(*arguments), fixed(*arguments), strict=True):
@@ -136,8 +136,8 @@ def test_gradient_is_that_of_the_last_sum_with_constant_weights():
 
 def test_squash_keeps_the_direction_and_is_flat_at_zero():
     z = jnp.asarray([[3.0, 4.0], [0.0, 0.0], [0.06, -0.08]], jnp.float32)
-    length = np.linalg.norm(np.asarray(mind_capsules.squash(z)), axis=1)
+    length = np.linalg.norm(np.asarray(mind.squash(z)), axis=1)
     np.testing.assert_allclose(length, [25 / 26, 0, 0.01 / 1.01], rtol=1e-4)
-    np.testing.assert_allclose(mind_capsules.squash(z)[0] / length[0], [0.6, 0.8], rtol=1e-5)
-    gradient = jax.grad(lambda z: mind_capsules.squash(z).sum())(jnp.zeros(2))
+    np.testing.assert_allclose(mind.squash(z)[0] / length[0], [0.6, 0.8], rtol=1e-5)
+    gradient = jax.grad(lambda z: mind.squash(z).sum())(jnp.zeros(2))
     np.testing.assert_array_equal(gradient, [0.0, 0.0])

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsmoe_jax.models.matching import perscen_quantizer
+from dsmoe_jax.models.matching import perscen
 
 N, H = 8, 2
 
 
 @functools.cache
 def make(num_codes=N, commitment=0.25):
-    layer = perscen_quantizer.VectorQuantizer(num_codes, H, commitment)
+    layer = perscen.VectorQuantizer(num_codes, H, commitment)
     variables = layer.init(jax.random.key(0), jnp.zeros((1, H)), train=True)
     return layer, variables
 

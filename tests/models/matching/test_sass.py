@@ -10,7 +10,7 @@ import tiny_features
 
 from dsmoe_jax import features
 from dsmoe_jax.config import schema
-from dsmoe_jax.models.matching import sass, sass_transfer
+from dsmoe_jax.models.matching import sass
 from dsmoe_jax.nn import embed
 from dsmoe_jax.training import losses
 
@@ -67,10 +67,7 @@ def test_a_vector_is_the_tower_on_the_embedded_fields(side):
     inputs = {"user": USERS, "item": ITEMS}[side]
     bound = embedder.bind({"params": params["embedder"]})
     input_BI = getattr(bound, f"{side}s")(inputs).input_BI
-    tower = sass_transfer.AdaptiveTower(
-        in_dim=input_BI.shape[-1], hidden_dims=(8, 6), output_dim=D, bias_dim=4, scenario_dim=4,
-        num_scenarios=S, norm="bn", momentum=0.1,
-    )  # fmt: skip
+    tower = sass.AdaptiveTower(input_BI.shape[-1], SPEC, model.cfg)
     name = f"{side}_tower"
     expected = tower.apply(
         {"params": params[name], "batch_stats": stats[name]},

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsmoe_jax.models.matching import sass_contrast
+from dsmoe_jax.models.matching import sass
 
 B, D = 7, 3
 PAIRED_B = np.array([True, True, False, True, True, True, True])
@@ -17,7 +17,7 @@ def draw(seed=0):
 
 def loss(first_BD, second_BD, paired_B=PAIRED_B, same_BB=SAME_BB, temperature=0.3):
     paired_B, same_BB = jnp.asarray(paired_B), jnp.asarray(same_BB)
-    return sass_contrast.info_nce(first_BD, second_BD, paired_B, same_BB, temperature)
+    return sass.info_nce(first_BD, second_BD, paired_B, same_BB, temperature)
 
 
 def cosine(a, b):

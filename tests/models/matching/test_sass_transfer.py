@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_features
 
-from dsmoe_jax.models.matching import sass_transfer
+from dsmoe_jax.models.matching import sass
 from dsmoe_jax.nn import scenario
 
 B, G, S, C, IN, D = 9, 2, 3, 4, 5, 3
@@ -19,10 +19,9 @@ ONE_HOT_BS = scenario.one_hot(SCENARIO_B, S)
 
 @functools.cache
 def make(norm="bn", hidden_dims=(6, 4)):
-    tower = sass_transfer.AdaptiveTower(
-        in_dim=IN, hidden_dims=hidden_dims, output_dim=D, bias_dim=7, scenario_dim=C,
-        num_scenarios=S, norm=norm, momentum=0.1,
-    )  # fmt: skip
+    spec = tiny_features.make_spec(scenarios=("A", "B", "C"), embedding_dim=C)
+    cfg = sass.SASSConfig(hidden_dims=hidden_dims, output_dim=D, bias_dim=7, norm=norm)
+    tower = sass.AdaptiveTower(IN, spec, cfg)
     init = functools.partial(tower.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), X_BGI, SCENARIO_SC, ONE_HOT_BS)
     return tower, tiny_features.randomise(shapes)
