@@ -28,11 +28,13 @@ class TowerConfig(schema.MatcherConfig):
     """Hyper-parameters of both towers that many methods share.
 
     Attributes:
-      output_dim: D, width of both towers' outputs.
+      output_dim: D, width of both towers' outputs. Unstated in DSMOE's paper.
       input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
+        DSMOE's paper states none; few examples need it.
       norm: Normalisation of the towers' layers: "bn"; "dsbn" with statistics and affine parameters
         of every scenario; or "none".
-      bn_momentum: Share of a batch in the running statistics, in (0, 1].
+      bn_momentum: Share of a batch in the running statistics, in (0, 1]. Unstated; 0.1 is PyTorch's
+        default.
     """
 
     output_dim: int = fields.field(128, at_least=1)
