@@ -18,6 +18,7 @@ Variants, at most one token per axis, in any order:
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
     teacher    teacher=NAME, a name in `models.registry.RANKERS`; mmoe_din by default
     fields     teacher_fields=same: the teacher sees the student's fields and nothing more
+    inputs     exposures: what users were shown without a click is a history of its own
 
 The full archive and `paper_exact` keep the paper's values and, where it states none, the usual
 ones. `:sample` and `:synthetic` have few rows: there the user id and wide layers over-fit and a
@@ -48,6 +49,7 @@ AXES = {
     "history": registry.HISTORY_TOKENS,
     "teacher": registry.TEACHER_TOKENS,
     "fields": ("teacher_fields=same",),
+    "inputs": ("exposures",),
 }
 
 # What the data want of single methods, however many rows there are.
@@ -75,6 +77,7 @@ FEW_ROWS_OF: dict[str, dict[str, dict[str, Any]]] = {
     },
     "perscen": {"train": {"weight_decay": 1e-5}, "model": {"hidden_dim": 64}},
     "dssm": {"model": {"hidden_dims": (64,)}},
+    "fism": {"train": {"learning_rate": 1e-2, "average_decay": 0.0}},
     "dssm_per_scenario": {
         "train": {"learning_rate": 3e-4},
         "model": {"input_dropout": 0.5, "output_dim": 32, "hidden_dims": (64,)},
@@ -167,6 +170,7 @@ def get_config(variant: str = "") -> schema.Experiment:
     variants.assign(experiment.train, experiment.model.recipe)
     if "data" in chosen and chosen.get("recipe") != "paper_exact":
         use_few_rows_recipe(experiment, chosen)
+    experiment.data.exposures = "inputs" in chosen
     experiment.features.history_encoder = registry.history_encoder(chosen)
     if not registry.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
@@ -192,7 +196,8 @@ def use_few_rows_recipe(experiment: schema.Experiment, chosen: dict[str, str]) -
     experiment.train.average_decay = 0.995
     experiment.loss.distill_weight = 3.0
     method = chosen.get("recipe", chosen.get("method", registry.DEFAULT_MATCHER))
-    variants.assign(experiment.model, FEW_ROWS)
+    fields = {n: value for n, value in FEW_ROWS.items() if hasattr(experiment.model, n)}
+    variants.assign(experiment.model, fields)
     for section, values in FEW_ROWS_OF.get(method, {}).items():
         variants.assign(getattr(experiment, section), values)
     experiment.teacher.patience = 3

@@ -18,6 +18,9 @@ SCENARIO_HISTORIES = "scenario_histories"
 HISTORY = "history"
 HISTORY_ENCODERS = schema.HISTORY_ENCODERS
 
+# What users were shown without a positive, where the store holds it.
+EXPOSURES = "exposures"
+
 # Ids and row numbers are int32, tables are padded to a multiple of 1,024 rows, and a row past the
 # last one must have a number too.
 MAX_IDS = 2**31 - 1024

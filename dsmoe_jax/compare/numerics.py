@@ -28,6 +28,7 @@ VERSIONS: dict[str, int] = {
     "perscen": 1,
     "dssm": 1,
     "dssm_per_scenario": 1,
+    "fism": 1,
     "mind": 1,
     "mmoe": 1,
     "hstu": 1,

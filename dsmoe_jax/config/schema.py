@@ -253,6 +253,9 @@ class TrainConfig:
         epoch begins; 0 for no limit. How far a run gets then depends on the machine.
       learning_rate: Adam's step size (paper: 1e-4).
       weight_decay: Coupled L2 (paper: 1e-6).
+      decay_epochs: Epochs over which the step size falls to a twentieth, along half a cosine, and
+        then stays; 0 keeps it. The length of such a run is no matter of luck: what it has at the
+        end is kept, not what did best on a sample of validation queries.
       beta_2: Decay in (0, 1) per step of Adam's second moments.
       average_decay: Decay in [0, 1) per step of a moving average of parameters and running
         statistics; the average is what is evaluated, kept and exported. 0 keeps none, as the paper.
@@ -268,6 +271,7 @@ class TrainConfig:
     max_minutes: float = fields.field(0.0, at_least=0, resumable=True, added_later=True)
     learning_rate: float = fields.field(1e-4, above=0, student_only=True)
     weight_decay: float = fields.field(1e-6, at_least=0, student_only=True)
+    decay_epochs: int = fields.field(0, at_least=0, student_only=True, added_later=True)
     beta_2: float = fields.field(0.999, above=0, below=1, student_only=True, added_later=True)
     average_decay: float = fields.field(0.0, at_least=0, below=1, student_only=True)
     steps_per_report: int = fields.field(20, at_least=1, resumable=True, unhashed=True)

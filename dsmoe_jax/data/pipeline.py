@@ -138,6 +138,14 @@ def read_corpus(
     )
 
 
+def choose_examples(store: store_lib.Store, last_only: bool) -> Int[np.ndarray, "N"]:
+    """Rows of the training examples of an epoch: all, or the last one of every user."""
+    if not last_only:
+        return np.arange(len(store.train_NC))
+    user_N = np.asarray(store.train_NC[:, store.columns["user"]])
+    return np.flatnonzero(np.append(user_N[1:] != user_N[:-1], True))
+
+
 class BatchSource:
     """Random access to this process's slice of the training batches of a whole run.
 
@@ -170,10 +178,7 @@ class BatchSource:
         """
         self._columns = store.columns
         self._train_NC = np.asarray(store.train_NC)
-        self._example_N = np.arange(len(self._train_NC))
-        if last_only:
-            user_N = self._train_NC[:, self._columns["user"]]
-            self._example_N = np.flatnonzero(np.append(user_N[1:] != user_N[:-1], True))
+        self._example_N = choose_examples(store, last_only)
         num_examples = len(self._example_N)
         if num_examples < batch_size:
             raise ValueError(

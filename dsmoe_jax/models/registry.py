@@ -13,6 +13,7 @@ from dsmoe_jax.models.matching import (
     adin,
     dsmoe,
     dssm,
+    fism,
     fuxi,
     hstu,
     ican,
@@ -37,6 +38,7 @@ _MATCHERS: tuple[tuple[str, str, type[schema.MatcherConfig]], ...] = (
     # Classic ones.
     ("dssm", "DSSM", dssm.DSSMConfig),
     ("dssm_per_scenario", "DSSM per scenario", dssm.DSSMPerScenarioConfig),
+    ("fism", "FISM", fism.FISMConfig),
     ("mind", "MIND", mind.MINDConfig),
     ("mmoe", "MMOE, two-tower", mmoe.MMoEConfig),
     # Sequential ones.

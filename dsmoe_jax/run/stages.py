@@ -175,6 +175,7 @@ class Stages:
                     weight_decay=0.0,
                     max_epochs=stage.epochs,
                     patience=stage.epochs,
+                    decay_epochs=0,
                     max_minutes=0.0,
                 ),
                 validate=None,
@@ -218,13 +219,18 @@ class Stages:
         chosen: schema.TrainConfig | schema.TeacherConfig,
         **more: Any,
     ) -> loop.Stage:
+        decay_epochs, beta_2, train = 0, optimizer.BETA_2, self.experiment.train
+        if isinstance(chosen, schema.TrainConfig):
+            decay_epochs, beta_2 = chosen.decay_epochs, chosen.beta_2
+        examples = len(pipeline.choose_examples(self.store, more.get("last_only", False)))
+        decay_steps = decay_epochs * (examples // train.batch_size)
         updater = row_sparse.make_updater(
             self.experiment.optim,
             model.spec,
             self.mesh,
-            chosen.learning_rate,
+            optimizer.make_schedule(chosen.learning_rate, decay_steps),
             chosen.weight_decay,
-            chosen.beta_2 if isinstance(chosen, schema.TrainConfig) else optimizer.BETA_2,
+            beta_2,
         )
         return loop.Stage(
             name,
@@ -234,6 +240,7 @@ class Stages:
             patience=chosen.patience,
             max_train_s=60 * chosen.max_minutes or math.inf,
             score_name=f"recall@{self.experiment.eval.k[0]}",
+            keeps_last=decay_epochs > 0,
             make_constants=lambda: statistics.make_constants(self.store, model.constant_shapes),
             **more,
         )

@@ -69,6 +69,7 @@ class Stage:
     max_train_s: float = math.inf
     # Computes the values of the model's `constants` collection.
     make_constants: Callable[[], dict[str, np.ndarray]] = dict
+    keeps_last: bool = False  # Whether the last epoch is kept, whatever its score
     # Decay per step of the moving average that is evaluated and kept; 0 for none.
     average_decay: float = 0.0
     distillation: Distillation | None = None  # The teacher, if any
@@ -353,7 +354,7 @@ class _Loop:
             return
         summary = stage.validate(train_state.freeze(self._state))
         score = summary["macro"][stage.score_name]
-        is_best = score > progress.best_score
+        is_best = stage.keeps_last or score > progress.best_score
         if is_best:
             progress.best_score, progress.best_step, progress.bad_epochs = score, progress.step, 0
             self._checkpoints.best.save(self._state, progress)

@@ -14,8 +14,20 @@ from dsmoe_jax import batch as batch_lib
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
+# What a step size that falls has at its end.
+FINAL_SHARE = 0.05
+
+
+def make_schedule(learning_rate: float, decay_steps: int) -> optax.ScalarOrSchedule:
+    """The step size, or half a cosine over so many steps from it to a twentieth."""
+    if not decay_steps:
+        return learning_rate
+    schedule: optax.Schedule = optax.cosine_decay_schedule(learning_rate, decay_steps, FINAL_SHARE)
+    return schedule
+
+
 def make_optimizer(
-    learning_rate: float, weight_decay: float, beta_2: float = BETA_2
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float, beta_2: float = BETA_2
 ) -> optax.GradientTransformation:
     """Adam with coupled L2, as `torch.optim.Adam(weight_decay=...)`.
 
@@ -25,7 +37,7 @@ def make_optimizer(
     **Paper:** "Implementation details": Adam, learning rate 1e-4, weight decay 1e-6.
 
     Args:
-      learning_rate: Step size > 0.
+      learning_rate: Step size > 0, or what gives it for a step.
       weight_decay: Factor of the parameters that is added to their gradient, >= 0.
       beta_2: Decay of the second moments.
     """

@@ -81,7 +81,7 @@ class RowSparse:
 
     Attributes:
       spec: The features, which say what the large tables are.
-      learning_rate: Step size > 0.
+      learning_rate: Step size > 0, or what gives it for a step.
       weight_decay: L2, added to the gradient.
       method: "adam", or "adagrad" with one accumulator per row.
       min_rows: Smaller tables are updated whole: they cost less than a batch of histories.
@@ -90,7 +90,7 @@ class RowSparse:
     """
 
     spec: features.FeatureSpec
-    learning_rate: float
+    learning_rate: optax.ScalarOrSchedule
     weight_decay: float
     method: str = "adam"
     min_rows: int = MIN_ROWS
@@ -239,6 +239,7 @@ class RowSparse:
         table_WE, mean_WE, square_WE = tables
         gradient_TE, step = gradient
         mine = _own(touched, first, table_WE.shape[0])
+        rate = self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
         value_TE, mean_TE, square_TE = (whole_WE[mine.id_T] for whole_WE in tables)
         gradient_TE = gradient_TE + self.weight_decay * value_TE
         if self.method == "adagrad":
@@ -252,7 +253,7 @@ class RowSparse:
             corrected_square_TE = square_TE / (1 - self.beta_2**count)
             move_TE = corrected_mean_TE / (jnp.sqrt(corrected_square_TE) + optimizer.EPSILON)
         return (
-            _write(table_WE, mine, value_TE - self.learning_rate * move_TE),
+            _write(table_WE, mine, value_TE - rate * move_TE),
             _write(mean_WE, mine, mean_TE),
             _write(square_WE, mine, square_TE),
         )
@@ -295,7 +296,7 @@ def make_updater(
     chosen: schema.OptimConfig,
     spec: features.FeatureSpec,
     mesh: sharding.AnyMesh,
-    learning_rate: float,
+    learning_rate: optax.ScalarOrSchedule,
     weight_decay: float,
     beta_2: float = optimizer.BETA_2,
 ) -> optimizer.Updater:

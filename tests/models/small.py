@@ -4,6 +4,7 @@ from dsmoe_jax.models.matching import (
     adin,
     dsmoe,
     dssm,
+    fism,
     fuxi,
     hstu,
     ican,
@@ -29,6 +30,7 @@ SMALL_MATCHERS = {
     "ican": ican.ICANConfig(attention_dims=(4,), num_heads=2, hidden_dims=(6,), output_dim=5),
     "dssm": dssm.DSSMConfig(hidden_dims=(6,), output_dim=5),
     "dssm_per_scenario": dssm.DSSMPerScenarioConfig(hidden_dims=(6,), output_dim=5),
+    "fism": fism.FISMConfig(output_dim=5, targets=3),
     "mind": mind.MINDConfig(num_interests=2, hidden_dims=(6,), output_dim=5),
     "mmoe": mmoe.MMoEConfig(num_experts=2, expert_dims=(6, 5), output_dim=5),
 }
