@@ -16,12 +16,12 @@ corpus, M interests (1).
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
@@ -65,7 +65,7 @@ class FISMConfig(schema.MatcherConfig):
     exposure_weight: float = fields.field(0.3, at_least=0, search=(0.1, 0.3, 1.0))
     l2: float = fields.field(0.01, at_least=0, search=(0.003, 0.01, 0.03))
 
-    recipe = {
+    recipe: ClassVar[dict[str, Any]] = {
         "batch_size": 256,
         "num_negatives": 1,
         "max_epochs": 25,
