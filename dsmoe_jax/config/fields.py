@@ -57,6 +57,11 @@ def field(default: T, **declared: Unpack[Declaration]) -> T:
     return dataclasses.field(default=default, metadata=declared)
 
 
+def is_usual(declared: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field was added later and holds its default, as if it were not there."""
+    return bool(declared.metadata.get("added_later")) and value == declared.default
+
+
 def rate(default: float = 0.0) -> Any:
     """A field in [0, 1)."""
     return field(default, at_least=0, below=1)

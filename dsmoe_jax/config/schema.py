@@ -37,6 +37,8 @@ class DataConfig:
       test_days: Last days, held out for the final report, at least 1.
       drop_last_days: Days at the end of the log that are left out before splitting, so that the
         same configuration can be evaluated on earlier days.
+      exposures: Whether what users were shown and what is no positive is kept: the sequence
+        `exposures`, read as histories are.
     """
 
     raw_dir: str = fields.field("", resumable=True, unhashed=True)
@@ -44,6 +46,7 @@ class DataConfig:
     validation_days: int = fields.field(2, at_least=1)
     test_days: int = fields.field(2, at_least=1)
     drop_last_days: int = fields.field(0, at_least=0)
+    exposures: bool = fields.field(False, added_later=True)
 
     def prepare(self, store_dir: str) -> None:
         """Writes the store (see `data/store.py`) of this data set into `store_dir`.
