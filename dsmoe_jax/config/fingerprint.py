@@ -67,6 +67,8 @@ def _deciding_fields(experiment: schema.Experiment) -> dict[str, Any]:
     for name, declared, value in fields.walk(experiment):
         if fields.is_usual(declared, value):
             del named[name]
+        elif "formerly" in declared.metadata:
+            named[name] = fields.hashed(declared, value)
     return named
 
 

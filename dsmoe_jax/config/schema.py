@@ -302,7 +302,9 @@ class EvalConfig:
       k: Cut-offs of recall, hit rate and NDCG, ascending; the smallest one selects epochs.
       mrr_depth: Ranks that the mean reciprocal rank tells apart: a relevant item further down
         counts as one place below them. 0 leaves it out.
-      remove_seen: Whether items the user clicked before the split's first day are removed.
+      remove_seen: Which items are removed from every list: "none", "positives" (what the user
+        clicked in the log before the split's first day) or "shown" (all that is known of the user
+        by then: the whole history, clicks from before the log among them, and all exposures).
       backend: "exact" (JAX top-k) or "faiss".
       validation_queries: Student queries per scenario sampled (fixed by the seed) each epoch.
       teacher_validation_queries: The same for the teacher, whose scoring is brute force.
@@ -315,7 +317,11 @@ class EvalConfig:
 
     k: tuple[int, ...] = fields.field((50, 100), at_least=1, ascending=True)
     mrr_depth: int = fields.field(0, at_least=0, added_later=True)
-    remove_seen: bool = True
+    remove_seen: str = fields.field(
+        "positives",
+        choices=("none", "positives", "shown"),
+        formerly={True: "positives", False: "none"},
+    )
     backend: str = fields.field("exact", choices=("exact", "faiss"))
     validation_queries: int = fields.field(2000, at_least=1)
     teacher_validation_queries: int = fields.field(200, at_least=1)

@@ -22,6 +22,8 @@ PRIOR_CLICKS = 10.0
 # Weight of what was shown in a scenario's popularity, in the clicks that it would have had there.
 EXPOSURE_WEIGHT = 3.0
 EXPOSURES = "exposures"
+# Sequences of all items that a user is known to have been shown.
+SHOWN = ("history", EXPOSURES)
 
 
 def make_constants(
