@@ -60,7 +60,7 @@ examples:
   # synthetic rows in Alimama's official format
   dsmoe train --config alimama:synthetic
   # evaluate again with seen items kept
-  dsmoe evaluate --config kuairand:sample --config.eval.remove_seen=False
+  dsmoe evaluate --config kuairand:sample --config.eval.remove_seen=none
   # your own log: say which column is what, then train
   dsmoe init my_shop
   dsmoe train --config my_shop.py --config.data.raw_dir=FOLDER

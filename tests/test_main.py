@@ -151,7 +151,8 @@ def test_overrides_are_typed_whatever_their_order() -> None:
         "--config.train.learning_rate=3e-4",
         "--config.model.num_experts",
         "5",
-        "--noconfig.eval.remove_seen",
+        "--config.eval.remove_seen=False",
+        "--noconfig.eval.references",
         "--config.eval.k=10,20",
         "--config.features.exclude=user_id",
         "--workdir=~/x",
@@ -162,13 +163,15 @@ def test_overrides_are_typed_whatever_their_order() -> None:
     experiment = options.experiment
     assert experiment.train.learning_rate == 3e-4
     assert experiment.model.num_experts == 5
-    assert experiment.eval.remove_seen is False
+    assert experiment.eval.remove_seen == "none"
+    assert experiment.eval.references is False
     assert experiment.eval.k == (10, 20)
     assert experiment.features.exclude == ("user_id",)
     assert options.overrides == {
         "train.learning_rate": 3e-4,
         "model.num_experts": 5,
-        "eval.remove_seen": False,
+        "eval.remove_seen": "none",
+        "eval.references": False,
         "eval.k": (10, 20),
         "features.exclude": ("user_id",),
     }
@@ -227,8 +230,8 @@ def test_every_field_can_be_set_to_the_value_it_has() -> None:
             "config.train.max_epochs: expected int, got '2.5'",
         ),
         (
-            ["--config=stub.py", "--config.eval.remove_seen=maybe"],
-            "config.eval.remove_seen: expected bool, got 'maybe'",
+            ["--config=stub.py", "--config.eval.references=maybe"],
+            "config.eval.references: expected bool, got 'maybe'",
         ),
         (
             ["--config=stub.py", "--config.model.hidden=(8,'a')"],

@@ -162,13 +162,14 @@ class PriorChooser:
     """
 
     def __init__(
-        self, store: store_lib.Store, query_Q: Int[np.ndarray, "Q"], k: int, *, remove_seen: bool
+        self, store: store_lib.Store, query_Q: Int[np.ndarray, "Q"], k: int, *, remove_seen: str
     ):
-        """Fixes the queries and the grid."""
+        """Fixes the queries and the grid; what is removed is that of `schema.EvalConfig`."""
         self.query_Q = query_Q
-        self._store, self._k, self._remove_seen = store, k, remove_seen
+        self._store, self._k = store, k
         self._block = evaluators.fit_rows(store.spec.num_items, at_most=512)
         self._table = store.queries("validation")
+        self._removed = protocol.read_removed(store, self._table, remove_seen)
         scenario_Q = linear.read_column(store, "scenario")("validation", query_Q)
         scenarios = range(store.spec.num_scenarios)
         self._queries_by_scenario = [query_Q[scenario_Q == scenario] for scenario in scenarios]
@@ -223,9 +224,8 @@ class PriorChooser:
             ids = query_Q[row_P[part]]
             standard_PV = linear.standardise(scorer("validation", ids))
             standard_PV[:, 0] = -np.inf
-            if self._remove_seen:
-                seen = metrics.take_rows(self._table.seen, ids)
-                standard_PV[metrics.row_of(seen), seen.items] = -np.inf
+            removed = metrics.take_rows(self._removed, ids)
+            standard_PV[metrics.row_of(removed), removed.items] = -np.inf
             padding = self._block - len(ids)  # one shape, one compilation
             hit_XP = np.asarray(
                 _count_higher(

@@ -33,6 +33,8 @@ class Declaration(TypedDict, total=False):
       unhashed: Whether it is left out of the configuration's hash: it decides no result.
       added_later: Whether it is left out of the hash while it has its default, since the field was
         added when there were results without it.
+      formerly: What each value that it had before now is called: the hash keeps the former one, and
+        commands and records may.
     """
 
     at_least: float
@@ -47,6 +49,7 @@ class Declaration(TypedDict, total=False):
     resumable: bool
     unhashed: bool
     added_later: bool
+    formerly: dict[Any, Any]
 
 
 def field(default: T, **declared: Unpack[Declaration]) -> T:
@@ -55,6 +58,24 @@ def field(default: T, **declared: Unpack[Declaration]) -> T:
     A subclass that only gives the field another default keeps the declaration.
     """
     return dataclasses.field(default=default, metadata=declared)
+
+
+def is_usual(declared: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field was added later and holds its default, as if it were not there."""
+    return bool(declared.metadata.get("added_later")) and value == declared.default
+
+
+def renew(declared: dataclasses.Field[Any], value: Any) -> Any:
+    """What a field's former value, or its text, now is called; any other value as it is."""
+    formerly = declared.metadata.get("formerly", {})
+    names = {str(former).lower(): name for former, name in formerly.items()}
+    return names.get(str(value).lower(), value) if names else value
+
+
+def hashed(declared: dataclasses.Field[Any], value: Any) -> Any:
+    """A field's value as the hash knows it: the former one where there was one."""
+    formerly = declared.metadata.get("formerly", {})
+    return next((former for former, name in formerly.items() if name == value), value)
 
 
 def rate(default: float = 0.0) -> Any:

@@ -65,8 +65,10 @@ def _deciding_fields(experiment: schema.Experiment) -> dict[str, Any]:
     if experiment.optim.embedding == "dense":
         named = {name: value for name, value in named.items() if not name.startswith("optim.")}
     for name, declared, value in fields.walk(experiment):
-        if declared.metadata.get("added_later") and value == declared.default:
+        if fields.is_usual(declared, value):
             del named[name]
+        elif "formerly" in declared.metadata:
+            named[name] = fields.hashed(declared, value)
     return named
 
 

@@ -15,6 +15,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from dsmoe_jax.config import fields as fields_lib
 from dsmoe_jax.config import fingerprint, schema
 
 MODULE_PREFIX = "dsmoe_config_"
@@ -120,9 +121,13 @@ def load_experiment(path: str, variant: str) -> schema.Experiment:
     if not hasattr(module, "get_config"):
         raise UsageError(f"--config {path}: expected a function get_config(variant), found none")
     try:
-        return typing.cast(schema.Experiment, module.get_config(variant))
+        experiment: schema.Experiment = module.get_config(variant)
     except ValueError as error:
         raise UsageError(f"--config {path}: {one_line(error)}") from error
+    for field, declared, value in list(fields_lib.walk(experiment)):
+        if "formerly" in declared.metadata:
+            override(experiment, field, value)
+    return experiment
 
 
 def override(experiment: schema.Experiment, field: str, value: Any) -> Any:
@@ -132,6 +137,8 @@ def override(experiment: schema.Experiment, field: str, value: Any) -> Any:
       UsageError: When there is no such field, with the nearest, or the value has another type.
     """
     holder, declared, name = _place(experiment, check_name(experiment, field))
+    if not isinstance(holder, dict):
+        value = fields_lib.renew(fields_lib.declarations(type(holder))[name], value)
     if isinstance(value, str) and declared is not str:
         changed, _ = read_texts(experiment, [f"--config.{field}={value}"])
         return changed[field]
@@ -251,10 +258,8 @@ def read_texts(experiment: schema.Experiment, arguments: list[str]) -> tuple[dic
         raise UsageError(
             f"expected only flags, got {positional[0]!r}; write a value as --name=value"
         )
-    changed = dict(config_flags.get_override_values(values["config"]))
-    for field, value in changed.items():
-        override(experiment, field, value)
-    return changed, values
+    given = config_flags.get_override_values(values["config"])
+    return {field: override(experiment, field, value) for field, value in given.items()}, values
 
 
 def _explain(error: Exception, experiment: schema.Experiment) -> str:

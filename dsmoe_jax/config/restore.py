@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from dsmoe_jax.config import load, schema
+from dsmoe_jax.config import fields, load, schema
 
 _SECTIONS = (schema.DataConfig, schema.MatcherConfig, schema.RankerConfig)
 
@@ -50,7 +50,12 @@ def _build(declared: Any, value: Any, path: str, classes: Mapping[str, str]) -> 
     if not isinstance(value, dict):
         return value
     if dataclasses.is_dataclass(found):
-        types = typing.get_type_hints(found)
+        types, declared = typing.get_type_hints(found), fields.declarations(found)
+        value = {
+            name: fields.renew(declared[name], entry)
+            for name, entry in value.items()
+            if name != "class"
+        }
     else:
         # Members by name; each has a class of its own.
         found, types = dict, dict.fromkeys(value, Any)
@@ -58,7 +63,6 @@ def _build(declared: Any, value: Any, path: str, classes: Mapping[str, str]) -> 
         **{
             name: _build(types[name], entry, f"{path}.{name}".strip("."), classes)
             for name, entry in value.items()
-            if name != "class"
         }
     )
 

@@ -37,6 +37,8 @@ class DataConfig:
       test_days: Last days, held out for the final report, at least 1.
       drop_last_days: Days at the end of the log that are left out before splitting, so that the
         same configuration can be evaluated on earlier days.
+      exposures: Whether what users were shown and what is no positive is kept: the sequence
+        `exposures`, read as histories are.
     """
 
     raw_dir: str = fields.field("", resumable=True, unhashed=True)
@@ -44,6 +46,7 @@ class DataConfig:
     validation_days: int = fields.field(2, at_least=1)
     test_days: int = fields.field(2, at_least=1)
     drop_last_days: int = fields.field(0, at_least=0)
+    exposures: bool = fields.field(False, added_later=True)
 
     def prepare(self, store_dir: str) -> None:
         """Writes the store (see `data/store.py`) of this data set into `store_dir`.
@@ -303,7 +306,9 @@ class EvalConfig:
       k: Cut-offs of recall, hit rate and NDCG, ascending; the smallest one selects epochs.
       mrr_depth: Ranks that the mean reciprocal rank tells apart: a relevant item further down
         counts as one place below them. 0 leaves it out.
-      remove_seen: Whether items the user clicked before the split's first day are removed.
+      remove_seen: Which items are removed from every list: "none", "positives" (what the user
+        clicked in the log before the split's first day) or "shown" (all that is known of the user
+        by then: the whole history, clicks from before the log among them, and all exposures).
       backend: "exact" (JAX top-k) or "faiss".
       validation_queries: Student queries per scenario sampled (fixed by the seed) each epoch.
       teacher_validation_queries: The same for the teacher, whose scoring is brute force.
@@ -316,7 +321,11 @@ class EvalConfig:
 
     k: tuple[int, ...] = fields.field((50, 100), at_least=1, ascending=True)
     mrr_depth: int = fields.field(0, at_least=0, added_later=True)
-    remove_seen: bool = True
+    remove_seen: str = fields.field(
+        "positives",
+        choices=("none", "positives", "shown"),
+        formerly={True: "positives", False: "none"},
+    )
     backend: str = fields.field("exact", choices=("exact", "faiss"))
     validation_queries: int = fields.field(2000, at_least=1)
     teacher_validation_queries: int = fields.field(200, at_least=1)

@@ -19,6 +19,11 @@ from dsmoe_jax.data import store as store_lib
 
 # Weight of the all-scenario popularity in a scenario's, in clicks.
 PRIOR_CLICKS = 10.0
+# Weight of what was shown in a scenario's popularity, in the clicks that it would have had there.
+EXPOSURE_WEIGHT = 3.0
+EXPOSURES = "exposures"
+# Sequences of all items that a user is known to have been shown.
+SHOWN = ("history", EXPOSURES)
 
 
 def make_constants(
@@ -26,9 +31,10 @@ def make_constants(
 ) -> dict[str, np.ndarray]:
     """The constants that a model declares by name and shape, float32 but for ids.
 
-    `log_prior_SV` [S, V], see `log_prior`; `clicked_SV` [S, V], 1 where an item has training clicks
-    in a scenario; `item_vector_VC` [V, C], see `item_vectors`; `sparse_NAME_V`, `dense_NAME_V` and
-    `bag_NAME_VP`, the items' feature NAME.
+    `log_prior_SV` [S, V], see `log_prior`, and `shown_log_prior_SV`, the same with
+    `EXPOSURE_WEIGHT`; `clicked_SV` [S, V], 1 where an item has training clicks in a scenario;
+    `item_vector_VC` [V, C], see `item_vectors`; `sparse_NAME_V`, `dense_NAME_V` and `bag_NAME_VP`,
+    the items' feature NAME.
 
     Raises:
       ValueError: On an unknown name, or a shape that the store does not give.
@@ -37,6 +43,8 @@ def make_constants(
     for name, shape in shapes.items():
         if name == "log_prior_SV":
             constants[name] = log_prior(store)
+        elif name == "shown_log_prior_SV":
+            constants[name] = log_prior(store, exposure_weight=EXPOSURE_WEIGHT)
         elif name == "clicked_SV":
             constants[name] = (count_clicks(store) > 0).astype(np.float32)
         elif name == "item_vector_VC":
@@ -61,8 +69,8 @@ def _read_item_field(store: store_lib.Store, name: str) -> np.ndarray:
         if name == f"bag_{bag.name}_VP":
             return np.asarray(store.items_bags[bag.name])
     raise ValueError(
-        f"constant {name!r}: expected 'log_prior_SV', 'clicked_SV', 'item_vector_VC' or a feature "
-        "of the items"
+        f"constant {name!r}: expected 'log_prior_SV', 'shown_log_prior_SV', 'clicked_SV', "
+        "'item_vector_VC' or a feature of the items"
     )
 
 
@@ -87,13 +95,22 @@ def read_interactions(store: store_lib.Store) -> scipy.sparse.csr_matrix:
 
 
 def read_windows(
-    store: store_lib.Store, rows_QC: Int[np.ndarray, "Q C"]
+    store: store_lib.Store,
+    rows_QC: Int[np.ndarray, "Q C"],
+    sequences: tuple[str, ...] = ("history",),
 ) -> scipy.sparse.csr_matrix:
-    """Binary [Q, V]: everything in the rows' all-scenario history windows, however long."""
-    start_Q = rows_QC[:, store.columns["history_start"]]
-    row, event = _expand(start_Q, rows_QC[:, store.columns["history_stop"]])
-    ids_EF, _ = store.sequences["history"]
-    return _binary(row, ids_EF[event, 0], (len(rows_QC), store.spec.num_items))
+    """Binary [Q, V]: everything in the rows' windows of item sequences, however long.
+
+    By default clicks of all scenarios; a sequence that the store does not have is empty.
+    """
+    rows, items = [], []
+    for name in (name for name in sequences if name in store.sequences):
+        start_QK, stop_QK = store_lib.Windows(name).read(rows_QC, store.columns)
+        row, event = _expand(start_QK[:, 0], stop_QK[:, 0])
+        rows.append(row)
+        items.append(store.sequences[name][0][event, 0])
+    shape = (len(rows_QC), store.spec.num_items)
+    return _binary(np.concatenate(rows), np.concatenate(items), shape)
 
 
 def count_clicks(
@@ -121,14 +138,23 @@ def log_prior(
     *,
     half_life_days: float | None = None,
     prior_clicks: float = PRIOR_CLICKS,
+    exposure_weight: float = 0.0,
 ) -> Float[np.ndarray, "S V"]:
     """Logarithm of P(item | scenario) from training positives, float32, finite everywhere.
 
     A scenario's counts are smoothed with `prior_clicks` pseudo-clicks that follow the popularity
     over all scenarios, itself smoothed with one click an item. Row 0 of the corpus, which is no
     candidate, holds the scenario's minimum. `half_life_days` is that of `count_clicks`.
+
+    `exposure_weight` times the clicks that an item's rows would have had at the scenario's click
+    rate are added to its own, where the store holds exposures.
     """
     count_SV = count_clicks(store, half_life_days)[:, 1:]
+    if exposure_weight and EXPOSURES in store.sequences:
+        click_SV = count_clicks(store)[:, 1:]
+        shown_SV = click_SV + store.load("train_exposures")[:, 1:]
+        rate_S = click_SV.sum(axis=1) / shown_SV.sum(axis=1)
+        count_SV = count_SV + exposure_weight * rate_S[:, None] * shown_SV
     overall_V = count_SV.sum(axis=0) + 1.0
     overall_V /= overall_V.sum()
     smooth_SV = count_SV + prior_clicks * overall_V[None]

@@ -13,6 +13,8 @@ Owns the layout on disk, reading and atomic writing. Does not own how raw rows b
     validation_queries, test_queries   int64 [Q, C], the same columns, item 0
     <split>_relevant, _seen            int32 item ids, sorted within a query, with <..>_indptr
     <split>_cold                       bool [Q]: the user has no training positive
+    train_exposures  int32 [S, V]      with the sequence `exposures`: how often training days showed
+                                       an item in a scenario without a positive
 
 Row 0 of the user tables is the unknown user, row 0 of the item tables is padding; both are zeros.
 Column 0 of `users_sparse` and `items_sparse` is the row number itself. For every sequence an

@@ -18,10 +18,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax.config import schema
+from dsmoe_jax.data import statistics
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import metrics
 from dsmoe_jax.retrieval import exact
 from dsmoe_jax.retrieval import index as index_lib
+
+# How the rules of `schema.EvalConfig.remove_seen` are called beside numbers.
+RULES = {
+    "none": "seen items kept",
+    "positives": "seen items removed",
+    "shown": "all items shown removed",
+}
 
 
 class Evaluation(NamedTuple):
@@ -41,7 +49,7 @@ class Evaluation(NamedTuple):
       log_loss_Q: Mean log-loss of a query's positives and their sampled negatives, in nats; None
         for systems whose scores are no logits.
       num_candidates: Items that compete for each list, before removal.
-      seen_removed: Whether items the user clicked before the split's first day were removed.
+      remove_seen: Which items were removed, see `schema.EvalConfig`.
     """
 
     split: str
@@ -56,7 +64,7 @@ class Evaluation(NamedTuple):
     mrr_Q: Float[np.ndarray, "Q"] | None
     log_loss_Q: Float[np.ndarray, "Q"] | None
     num_candidates: int
-    seen_removed: bool
+    remove_seen: str
 
     @property
     def recall(self) -> dict[int, Float[np.ndarray, "Q"]]:
@@ -102,11 +110,10 @@ class Evaluation(NamedTuple):
         counts = ", ".join(
             f"{name} {count:,}" for name, count in zip(self.scenarios, count_S, strict=True)
         )
-        rule = "seen items removed" if self.seen_removed else "seen items kept"
         return (
             f"{self.split}: {self.num_candidates:,} candidates in every scenario, "
             f"{len(self.query_Q):,} queries ({counts}), k = {', '.join(map(str, self.hits))}, "
-            f"{rule}"
+            f"{RULES[self.remove_seen]}"
         )
 
     def _take(self, mask_Q: np.ndarray) -> "Evaluation":
@@ -177,6 +184,24 @@ def compare(
     return dict(zip((*first.scenarios, "macro"), found, strict=True))
 
 
+def read_removed(
+    store: store_lib.Store, table: store_lib.QueryTable, rule: str
+) -> store_lib.Ragged:
+    """The items that a rule of `schema.EvalConfig.remove_seen` removes from each query's list.
+
+    Raises:
+      ValueError: On another rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"eval.remove_seen: expected one of {tuple(RULES)}, got {rule!r}")
+    if rule == "none":
+        return store_lib.Ragged(np.zeros(len(table.rows_QC) + 1, np.int64), np.zeros(0, np.int32))
+    if rule == "positives":
+        return table.seen
+    shown_QV = statistics.read_windows(store, table.rows_QC, statistics.SHOWN)
+    return store_lib.Ragged(shown_QV.indptr, shown_QV.indices)
+
+
 class Protocol:
     """Collects the lists of one system, batch by batch, and makes an `Evaluation`."""
 
@@ -187,7 +212,8 @@ class Protocol:
         self._length = max(config.k[-1], config.mrr_depth)
         self._table = store.queries(split)
         self._scenario_Q = _scenario_of(store, self._table)
-        self._seen_count_Q = np.diff(self._table.seen.indptr)
+        self._removed = read_removed(store, self._table, config.remove_seen)
+        self._removed_count_Q = np.diff(self._removed.indptr)
         self._parts: list[dict[str, np.ndarray]] = []
         self._losses: list[np.ndarray] = []
 
@@ -196,21 +222,21 @@ class Protocol:
     ) -> Iterator[tuple[int, Int[np.ndarray, "B"]]]:
         """Batches of query ids of one scenario each, scenario by scenario.
 
-        Within a scenario, users with few seen items come first: their lists are shortest.
+        Within a scenario, users with few items to remove come first: their lists are shortest.
         """
         for scenario in range(self._store.spec.num_scenarios):
             ids = query_Q[self._scenario_Q[query_Q] == scenario]
-            ids = ids[np.lexsort((ids, self._seen_count_Q[ids]))]
+            ids = ids[np.lexsort((ids, self._removed_count_Q[ids]))]
             for start in range(0, len(ids), batch_size):
                 yield scenario, ids[start : start + batch_size]
 
     def list_length(self, query_B: Int[np.ndarray, "B"]) -> int:
         """The length a batch's lists need so that enough entries remain after removal.
 
-        Room for seen items is a power of two, so that search compiles for few lengths.
+        Room for removed items is a power of two, so that search compiles for few lengths.
         """
-        seen = int(self._seen_count_Q[query_B].max()) if self._config.remove_seen else 0
-        room = max(16, 1 << (seen - 1).bit_length()) if seen else 0
+        removed = int(self._removed_count_Q[query_B].max())
+        room = max(16, 1 << (removed - 1).bit_length()) if removed else 0
         return min(self._length + room, self._store.spec.num_items - 1)
 
     def add_lists(
@@ -222,10 +248,9 @@ class Protocol:
         """Evaluates retrieved lists of at least `list_length` entries; rows past B are padding."""
         B = len(query_B)
         score_BT, item_BT = np.asarray(score_BT)[:B], np.asarray(item_BT)[:B]
-        if self._config.remove_seen:
-            seen = metrics.take_rows(self._table.seen, query_B)
-            seen_BT = metrics.find_members(item_BT, seen)
-            score_BT, item_BT = index_lib.drop(score_BT, item_BT, seen_BT, self._length)
+        if len(self._removed.items):
+            removed_BT = metrics.find_members(item_BT, metrics.take_rows(self._removed, query_B))
+            score_BT, item_BT = index_lib.drop(score_BT, item_BT, removed_BT, self._length)
         relevant = metrics.take_rows(self._table.relevant, query_B)
         relevant_B = np.diff(relevant.indptr)
         hit_BT = metrics.find_members(item_BT, relevant)
@@ -238,10 +263,9 @@ class Protocol:
         self._parts.append(part)
 
     def add_scores(self, query_B: Int[np.ndarray, "B"], score_BV: Float[np.ndarray, "B V"]) -> None:
-        """Evaluates scores of the whole corpus; writes -inf over seen items in `score_BV`."""
-        if self._config.remove_seen:
-            seen = metrics.take_rows(self._table.seen, query_B)
-            score_BV[metrics.row_of(seen), seen.items] = -np.inf
+        """Evaluates scores of the whole corpus; writes -inf over removed items in `score_BV`."""
+        removed = metrics.take_rows(self._removed, query_B)
+        score_BV[metrics.row_of(removed), removed.items] = -np.inf
         self.add_lists(query_B, *exact.top_k(score_BV, self._length))
 
     def add_log_loss(
@@ -300,7 +324,7 @@ class Protocol:
             mrr_Q=column.get("mrr"),
             log_loss_Q=np.concatenate(self._losses)[order_Q] if self._losses else None,
             num_candidates=store.spec.num_items - 1,
-            seen_removed=self._config.remove_seen,
+            remove_seen=self._config.remove_seen,
         )
 
 

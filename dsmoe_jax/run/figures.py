@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from dsmoe_jax.run import results as results_lib
+
 Arrays = Mapping[str, Any]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -95,7 +97,7 @@ def draw_recall(path: pathlib.Path, results: Mapping[str, Any], k: int) -> list[
         axes[0].invert_yaxis()
         figure.suptitle(
             f"{results['dataset']}: test Recall@{k} (%), {results['candidates']:,} candidates, "
-            f"seen items {'removed' if results['seen_items_removed'] else 'kept'}"
+            f"{results_lib.removal(results)}"
         )
         figure.supxlabel("whiskers: one standard error over queries", fontsize=8)
         return save(figure, path)

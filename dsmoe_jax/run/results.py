@@ -46,7 +46,8 @@ def describe(store: store_lib.Store, test: protocol.Evaluation, **run: Any) -> d
         "date": datetime.date.today().isoformat(),
         "split": store.manifest["split"],
         "candidates": test.num_candidates,
-        "seen_items_removed": test.seen_removed,
+        "seen_items_removed": test.remove_seen != "none",
+        "remove_seen": test.remove_seen,
         "k": list(test.hits),
     }
 
@@ -109,13 +110,18 @@ def plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+def removal(results: dict[str, Any]) -> str:
+    """Which items were removed from lists, also of results from before there was a third rule."""
+    usual = "positives" if results["seen_items_removed"] else "none"
+    return protocol.RULES[results.get("remove_seen", usual)]
+
+
 def table(results: dict[str, Any]) -> list[str]:
     """The result as console lines: test recall per scenario of every row, in %."""
     metric = f"recall@{results['k'][0]}"
     names = list(results["scenarios"])
     lines = [
-        f"test {metric} in %, {results['candidates']:,} candidates, seen items "
-        f"{'removed' if results['seen_items_removed'] else 'kept'}",
+        f"test {metric} in %, {results['candidates']:,} candidates, {removal(results)}",
         "  " + " ".join([f"{'':<34}", *[f"{name:>6}" for name in names], f"{'macro':>6}"]),
     ]
     rows = {**results["references"], "teacher (sampled queries)": results["teacher"]}

@@ -82,7 +82,7 @@ def test_what_users_like_is_found_by_collaborative_rows_and_not_by_popularity(st
     assert recall["SVD + scenario prior"] > 1.3 * recall["popularity in scenario"]
 
 
-@pytest.mark.parametrize("remove_seen", [True, False])
+@pytest.mark.parametrize("remove_seen", ["positives", "none", "shown"])
 def test_macro_recalls_of_the_grid_equal_the_evaluators(store, remove_seen):
     config = dataclasses.replace(CONFIG, remove_seen=remove_seen)
     query_Q = protocol.sample_queries(store, "validation", 9, seed=2)
@@ -115,7 +115,7 @@ def test_the_best_candidate_and_prior_are_chosen(store):
         return score
 
     useless = linear.make_random(tiny.NUM_ITEMS + 1, seed=0)
-    chooser = builtin.PriorChooser(store, query_Q, 3, remove_seen=True)
+    chooser = builtin.PriorChooser(store, query_Q, 3, remove_seen="positives")
     settings, _ = chooser.choose([({"kind": "useless"}, useless), ({"kind": "oracle"}, oracle)])
     assert settings["kind"] == "oracle"
     assert chooser.macro_recalls(oracle).max() > chooser.macro_recalls(useless).max() + 0.3

@@ -58,6 +58,26 @@ def test_ranks_that_nobody_asks_for_are_not_named(experiment):
     assert fingerprint.config_hash(experiment) == before == "fccdb861171c"
 
 
+def test_exposures_that_nobody_asks_for_are_not_named(experiment):
+    named = fingerprint.of_stage(experiment, stage="teacher")
+    experiment.data.exposures = True
+    assert fingerprint.config_hash(experiment) != "fccdb861171c"
+    assert fingerprint.of_stage(experiment, stage="teacher") != named
+    experiment.data.exposures = False
+    assert fingerprint.config_hash(experiment) == "fccdb861171c"
+
+
+def test_values_that_had_other_names_are_hashed_by_them(experiment):
+    assert experiment.eval.remove_seen == "positives"
+    hashes = {}
+    for rule in ("positives", "none", "shown"):
+        experiment.eval.remove_seen = rule
+        hashes[rule] = fingerprint.config_hash(experiment)
+    assert hashes["positives"] == "fccdb861171c"
+    assert hashes["none"] == "OLDFALSE"
+    assert len(set(hashes.values())) == 3
+
+
 def test_products_are_named_only_where_they_are_not_of_float32(experiment):
     assert "model.product_dtype" not in fingerprint.of_stage(experiment, stage="student")
     before = fingerprint.config_hash(experiment)

@@ -45,7 +45,7 @@ def test_whole_numbers_become_real_ones():
         ),
         ("custom", {"train.max_epochs": 2.5}, "config.train.max_epochs: expected int, got 2.5"),
         ("custom", {"train.max_epochs": True}, "config.train.max_epochs: expected int, got True"),
-        ("custom", {"eval.remove_seen": 1}, "config.eval.remove_seen: expected bool, got 1"),
+        ("custom", {"eval.references": 1}, "config.eval.references: expected bool, got 1"),
         ("custom", {"eval.k": 3}, r"config.eval.k: expected tuple[int, ...], got 3"),
         ("custom", {"eval.k": "a,b c"}, "config.eval.k: expected tuple[int, ...], got 'a,b c'"),
         ("custom", {"eval": {"k": ["a"]}}, "config.eval.k: expected elements of type int, got 'a'"),
@@ -95,6 +95,29 @@ def test_an_experiment_is_restored_from_its_record(spec):
     assert (fingerprint.as_dict(restored), restore.class_names(restored)) == record
     assert fingerprint.config_hash(restored) == fingerprint.config_hash(experiment)
     assert type(restored.model) is type(experiment.model)
+
+
+@pytest.mark.parametrize(
+    ("former", "rule"),
+    [(True, "positives"), (False, "none"), ("False", "none"), ("true", "positives")],
+)
+def test_former_values_of_a_field_are_understood(former, rule, tmp_path):
+    experiment = load.load_config("custom", {"eval.remove_seen": former})
+    assert experiment.eval.remove_seen == rule
+    record = fingerprint.as_dict(experiment)
+    record["eval"]["remove_seen"] = former
+    restored = restore.restore(record, restore.class_names(experiment))
+    assert restored.eval.remove_seen == rule
+    text = (ROOT / "configs" / "custom.py").read_text()
+    own = f"    experiment.eval.remove_seen = {former!r}\n    return experiment\n"
+    assert text.count("    return experiment\n") == 1
+    (tmp_path / "own.py").write_text(text.replace("    return experiment\n", own))
+    assert load.load_config(str(tmp_path / "own.py")).eval.remove_seen == rule
+
+
+def test_a_rule_of_removal_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match=r"eval.remove_seen: expected one of \('none', .* 'all'"):
+        load.load_config("custom", {"eval.remove_seen": "all"})
 
 
 def test_a_class_of_a_configuration_file_is_found_again(tmp_path):

@@ -51,6 +51,7 @@ def test_a_run_leaves_results_in_the_published_schema(whole):
         "split",
         "candidates",
         "seen_items_removed",
+        "remove_seen",
         "k",
         "scenarios",
         "macro",

@@ -8,7 +8,7 @@ import pytest
 
 from dsmoe_jax.config import schema
 from dsmoe_jax.evaluation import metrics, protocol
-from tests import tiny
+from tests import clicks, tiny
 
 CONFIG = schema.EvalConfig(k=(2, 5))
 
@@ -43,13 +43,13 @@ def judge_scores(store, score_QV, split="test", config=CONFIG, batch=7):
     return rules.finish()
 
 
-@pytest.mark.parametrize("remove_seen", [True, False])
+@pytest.mark.parametrize("remove_seen", ["positives", "none"])
 def test_evaluation_equals_a_loop_over_the_definition(store, remove_seen):
     score_QV = draw_scores(store, "test")
     config = dataclasses.replace(CONFIG, remove_seen=remove_seen)
     evaluation = judge_scores(store, score_QV, config=config)
     for query in range(len(score_QV)):
-        seen = seen_items(store, "test", query) if remove_seen else set()
+        seen = seen_items(store, "test", query) if remove_seen == "positives" else set()
         candidates = [item for item in range(1, store.spec.num_items) if item not in seen]
         candidates.sort(key=lambda item, query=query: -score_QV[query, item])
         relevant = relevant_items(store, "test", query)
@@ -59,8 +59,60 @@ def test_evaluation_equals_a_loop_over_the_definition(store, remove_seen):
             assert evaluation.recall[k][query] == expected
             assert evaluation.hit_rate[k][query] == bool(expected)
         assert evaluation.relevant_Q[query] == len(relevant)
-    assert evaluation.seen_removed is remove_seen
+    assert evaluation.remove_seen == remove_seen
     assert evaluation.num_candidates == tiny.NUM_ITEMS
+
+
+@pytest.mark.parametrize(
+    ("rule", "removed", "rank", "said"),
+    [
+        ("none", [], 6, "seen items kept"),
+        ("positives", [1, 3], 4, "seen items removed"),
+        ("shown", [1, 2, 3, 4, 5], 1, "all items shown removed"),
+    ],
+)
+def test_literal_lists_under_every_rule(tmp_path, rule, removed, rank, said):
+    log = [(1, 0, 1, 1), (2, 0, 7, 1), (1, 0, 3, 2), (2, 0, 4, 2), (1, 0, 6, 3), (1, 0, 7, 3)]
+    store = clicks.write_store(
+        tmp_path / "store",
+        log,
+        earlier=[(1, 5), (2, 6)],
+        # The last one is of the test day.
+        shown=[(1, 0, 4, 1, 9), (1, None, 4, 2, 9), (1, 0, 7, 3, 9)],
+        earlier_shown=[(1, 2), (1, 5)],
+        users=2,
+        items=7,
+        scenarios=("A",),
+    )
+    config = schema.EvalConfig(k=(1, 6), mrr_depth=7, remove_seen=rule)
+    table = store.queries("test")
+    found = protocol.read_removed(store, table, rule)
+    assert (found.items.tolist(), found.indptr.tolist()) == (removed, [0, len(removed)])
+    score_QV = -np.arange(8, dtype=np.float32)[None]
+    score_QV[0, 0] = -np.inf
+    evaluation = judge_scores(store, score_QV, config=config)
+    assert evaluation.mrr_Q.tolist() == [1 / rank]
+    assert evaluation.describe().endswith(said)
+    rules = protocol.Protocol(store, config, "test")
+    T = rules.list_length(np.arange(1))
+    rules.add_lists(np.arange(1), score_QV[:, 1 : T + 1], np.arange(1, T + 1)[None])
+    by_list = rules.finish()
+    assert by_list.mrr_Q.tolist() == [1 / rank]
+    assert by_list.recall[6].tolist() == evaluation.recall[6].tolist()
+
+
+def test_what_was_shown_is_the_history_where_there_are_no_exposures(tmp_path):
+    log = [(1, 0, 1, 1), (1, 0, 3, 2), (1, 0, 6, 3)]
+    store = clicks.write_store(
+        tmp_path / "store", log, earlier=[(1, 5)], users=1, items=7, scenarios=("A",)
+    )
+    found = protocol.read_removed(store, store.queries("test"), "shown")
+    assert found.items.tolist() == [1, 3, 5]
+
+
+def test_another_rule_is_refused(store):
+    with pytest.raises(ValueError, match=r"eval.remove_seen: expected one of .*, got True"):
+        protocol.Protocol(store, dataclasses.replace(CONFIG, remove_seen=True), "test")
 
 
 def test_reciprocal_rank_looks_further_than_the_cut_offs(store):
@@ -126,7 +178,7 @@ def test_list_length_leaves_room_for_the_longest_seen_set_only_when_removing(sto
     assert longest > 5
     removing = protocol.Protocol(store, CONFIG, "test").list_length(ids)
     assert 5 + longest <= removing <= max(5 + 2 * longest, 5 + 16)
-    keeping = dataclasses.replace(CONFIG, remove_seen=False)
+    keeping = dataclasses.replace(CONFIG, remove_seen="none")
     assert protocol.Protocol(store, keeping, "test").list_length(ids) == 5
 
 

@@ -137,7 +137,7 @@ def judged(store: store_lib.Store) -> dict[str, Any]:
         for per_scenario in (None, 4):
             query_Q = protocol.sample_queries(store, split, per_scenario, 0)
             found[f"{split} {per_scenario}: queries"] = query_Q
-            for remove_seen in (True, False):
+            for remove_seen, how in (("positives", "without"), ("none", "with")):
                 config = schema.EvalConfig(
                     k=CONFIG.k, query_batch=16, mrr_depth=7, remove_seen=remove_seen
                 )
@@ -153,7 +153,7 @@ def judged(store: store_lib.Store) -> dict[str, Any]:
                     )
                     for seed in (0, 1)
                 )
-                name = f"{split} {per_scenario} {'without' if remove_seen else 'with'} seen"
+                name = f"{split} {per_scenario} {how} seen"
                 found[f"{name}: summary"] = flatten(first.summarise())
                 found[f"{name}: queries"] = per_query(first)
                 found[f"{name}: comparison"] = flatten_comparison(

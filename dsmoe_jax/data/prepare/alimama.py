@@ -76,7 +76,8 @@ _BEHAVIOR_COLUMNS = (
 class AlimamaConfig(schema.DataConfig):
     """Alimama's four official files, each as `.csv` or `.csv.gz`, in `raw_dir`.
 
-    Left out: impressions without a click; clicks of users without a profile or a city level;
+    Left out: impressions without a click, unless exposures are kept, and then those of ads or users
+    without a kept click; clicks of users without a profile or a city level;
     behaviours of users without a kept click, with a time outside the log's 22 days, in a category
     that no ad has, and exact repetitions. A brand that no ad has is unknown (id 0).
 
@@ -103,7 +104,7 @@ class AlimamaConfig(schema.DataConfig):
     def _load(self, files: dict[str, pathlib.Path]) -> assemble.Dataset:
         users = self._read_users(files[PROFILES_FILE])
         ads = read_ads(files[ADS_FILE])
-        positives, days = _read_clicks(files, users, ads)
+        positives, exposures, days = _read_samples(files, users, ads, self.exposures)
         users = users.join(positives, left_on="userid", right_on="user", how="semi")
         pool = ads.join(positives, left_on="adgroup_id", right_on="item", how="semi")
         features = [c.name for c in _PROFILE_COLUMNS if c.name not in ("userid", _LEVEL)]
@@ -115,6 +116,7 @@ class AlimamaConfig(schema.DataConfig):
             positives=positives,
             days=days,
             utc_offset_s=BEIJING_S,
+            exposures=exposures,
             behavior=events.BehaviorLog(
                 "behavior",
                 ("category", "brand"),
@@ -163,25 +165,28 @@ def read_ads(path: pathlib.Path) -> pl.DataFrame:
     return ads.rename({"cate_id": "category", "campaign_id": "campaign"})
 
 
-def _read_clicks(
-    files: dict[str, pathlib.Path], users: pl.DataFrame, ads: pl.DataFrame
-) -> tuple[pl.DataFrame, list[datetime.date]]:
-    """The clicks of users that live in a scenario, and all days of the log."""
+def _read_samples(
+    files: dict[str, pathlib.Path], users: pl.DataFrame, ads: pl.DataFrame, exposures: bool
+) -> tuple[pl.DataFrame, pl.DataFrame | None, list[datetime.date]]:
+    """Of users that live in a scenario clicks and, if asked for, exposures; all days of the log."""
     path = files[SAMPLES_FILE]
     scenario = users.select(pl.col("userid").alias("user"), "scenario")
     day = pl.from_epoch(pl.col("time_stamp") + BEIJING_S, time_unit="s").dt.date()
-    clicks, days = [], set()
+    found: dict[int, list[pl.DataFrame]] = {1: [], 0: []} if exposures else {1: []}
+    days = set()
     for frame in read.iterate(path, _SAMPLE_COLUMNS):
         columns.check(
             path, frame, pl.col("nonclk") + pl.col("clk") != 1, "nonclk", "the opposite of clk"
         )
         days.update(frame.select(day.unique()).to_series().to_list())
-        kept = frame.filter(pl.col("clk") == 1).join(scenario, on="user", maintain_order="left")
-        columns.check_known(path, kept, "adgroup_id", ads["adgroup_id"], files[ADS_FILE].name)
-        clicks.append(
-            kept.select("user", "scenario", item="adgroup_id", time_s="time_stamp", day=day)
-        )
-    return pl.concat(clicks), sorted(days)
+        for clk, parts in found.items():
+            rows = frame.filter(pl.col("clk") == clk)
+            kept = rows.join(scenario, on="user", maintain_order="left")
+            columns.check_known(path, kept, "adgroup_id", ads["adgroup_id"], files[ADS_FILE].name)
+            parts.append(
+                kept.select("user", "scenario", item="adgroup_id", time_s="time_stamp", day=day)
+            )
+    return pl.concat(found[1]), pl.concat(found[0]) if exposures else None, sorted(days)
 
 
 def _iterate_behaviors(path: pathlib.Path, users: pl.Series) -> Iterator[pl.DataFrame]:

@@ -39,7 +39,7 @@ import numpy as np
 import polars as pl
 
 from dsmoe_jax import features, runlog
-from dsmoe_jax.config import schema
+from dsmoe_jax.config import fields, schema
 from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import entities, events, histories, splits
@@ -71,6 +71,11 @@ class Dataset:
       pre_history: Columns `user`, `item` (raw ids) in chronological order: clicks from before the
         log, without time or scenario. They open the all-scenario history and count for nothing
         else.
+      exposures: Columns as those of `positives`: what users were shown and what is no positive;
+        the scenario is null where it is none of `scenarios`. Those of users without a positive, on
+        items outside the pool and those that are positives are dropped, and exact repetitions are.
+      pre_exposures: As `pre_history`, of exposures; likewise dropped. With either of the two the
+        store has the sequence `exposures`.
       behavior: A further log of events, or None.
       extra_values: By item sparse feature, raw values that need an id beside those of `items`,
         e.g. categories that occur in the behaviour log alone.
@@ -85,8 +90,15 @@ class Dataset:
     split: str = "days"
     utc_offset_s: int = 0
     pre_history: pl.DataFrame | None = None
+    exposures: pl.DataFrame | None = None
+    pre_exposures: pl.DataFrame | None = None
     behavior: events.BehaviorLog | None = None
     extra_values: Mapping[str, pl.Series] = dataclasses.field(default_factory=dict)
+
+    @property
+    def has_exposures(self) -> bool:
+        """Whether the store has the sequence `exposures`."""
+        return self.exposures is not None or self.pre_exposures is not None
 
 
 def prepare(
@@ -105,7 +117,9 @@ def prepare(
     """
     start_s = time.monotonic()
     settings = dataclasses.asdict(section)
-    del settings["raw_dir"], settings["store_dir"]
+    for name, declared, value in fields.walk(section):
+        if declared.metadata.get("unhashed") or fields.is_usual(declared, value):
+            del settings[name]
     settings |= {"class": type(section).__name__, "preparation": STORE_VERSION}
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Without a store to compare with, files are hashed while they are read.
@@ -145,6 +159,11 @@ def make_split(dataset: Dataset, section: schema.DataConfig) -> splits.Split:
         raise ValueError(
             f"behavior: expected none with the split leave_one_out, got {dataset.behavior.name!r}; "
             "its history windows are cut by days"
+        )
+    if dataset.has_exposures:
+        raise ValueError(
+            "data.exposures: expected False with the split leave_one_out, got True; the windows of "
+            "exposures are cut by days"
         )
     return splits.LeaveOneOut()
 
@@ -199,9 +218,13 @@ def write(
     splits.check(of_scenarios, rule)
     counts = {"users": len(users.raw_id) - 1, "items": len(items.raw_id) - 1, **of_scenarios}
     with store_lib.StoreWriter(store_dir) as writer:
+        exposures = None
+        if dataset.has_exposures:
+            exposures = _write_exposures(writer, dataset, users, items, positives, rule)
+            counts["exposures"] = len(exposures.item_E)
         _write_table(writer, users, "users")
         _write_table(writer, items, "items")
-        columns = _write_rows(writer, dataset, users, items, positives, rule, queries)
+        columns = _write_rows(writer, dataset, users, items, positives, exposures, rule, queries)
         for split, query in queries.items():
             for name, rows in (("relevant", query.relevant), ("seen", query.seen)):
                 writer.array(f"{split}_{name}_indptr", rows.indptr)
@@ -234,9 +257,12 @@ def _check_names(users: entities.EncodedTable, items: entities.EncodedTable) -> 
 def _make_spec(
     dataset: Dataset, users: entities.EncodedTable, items: entities.EncodedTable
 ) -> features.FeatureSpec:
-    fields: dict[str, tuple[str, ...]] = {"history": ("item_id",), "scenario_history": ("item_id",)}
+    item_id = ("item_id",)
+    described: dict[str, tuple[str, ...]] = {"history": item_id, "scenario_history": item_id}
     if dataset.behavior:
-        fields[dataset.behavior.name] = dataset.behavior.fields
+        described[dataset.behavior.name] = dataset.behavior.fields
+    if dataset.has_exposures:
+        described["exposures"] = item_id
     return features.FeatureSpec(
         scenarios=dataset.scenarios,
         user_sparse=users.sparse,
@@ -245,7 +271,7 @@ def _make_spec(
         item_sparse=items.sparse,
         item_dense=items.dense,
         item_bags=items.bag,
-        sequences=tuple(features.SequenceFeature(name, of, 0) for name, of in fields.items()),
+        sequences=tuple(features.SequenceFeature(name, of, 0) for name, of in described.items()),
     )
 
 
@@ -265,6 +291,7 @@ def _write_rows(
     users: entities.EncodedTable,
     items: entities.EncodedTable,
     positives: histories.Positives,
+    exposures: histories.ClickSequence | None,
     rule: splits.Split,
     queries: dict[str, histories.QuerySet],
 ) -> list[str]:
@@ -287,6 +314,8 @@ def _write_rows(
     if log := dataset.behavior:
         of_log = events.write_behavior(writer, log, users, items, of_rows, dataset.utc_offset_s)
         found.append((store_lib.Windows(log.name), [of_log]))
+    if exposures:
+        found.append((store_lib.Windows("exposures"), [exposures.find(of_rows)]))
     columns = ["user", "scenario", "item", "time_s", *(n for w, _ in found for n in w.columns)]
     for i, (name, row) in enumerate(rows.items()):
         matrix_XC = writer.append_array(name, np.int64, len(columns))
@@ -296,6 +325,30 @@ def _write_rows(
             block = slice(start, start + _BLOCK_ROWS)
             matrix_XC.append(np.stack([value_X[block] for value_X in (*first, *bounds)], axis=1))
     return columns
+
+
+def _write_exposures(
+    writer: store_lib.StoreWriter,
+    dataset: Dataset,
+    users: entities.EncodedTable,
+    items: entities.EncodedTable,
+    positives: histories.Positives,
+    rule: splits.Split,
+) -> histories.ClickSequence:
+    """Writes the sequence, and how often training days showed what in a scenario."""
+    frame, earlier = dataset.exposures, dataset.pre_exposures
+    frame = dataset.positives.clear() if frame is None else frame
+    S, V = len(dataset.scenarios), len(items.raw_id)
+    shown = histories.number_exposures(frame, positives, users, items, S, rule.last_day)
+    if earlier is not None:
+        earlier = histories.keep_known(earlier, positives, users, items)
+    sequence = histories.make_history(shown, earlier, users, items)
+    _write_sequence(writer, "exposures", sequence)
+    counted = rule.members(shown, "train") & (shown.scenario_E < S)
+    pair = shown.scenario_E[counted] * V + shown.item_E[counted]
+    count_SV = np.bincount(pair, minlength=S * V).reshape(S, V)
+    writer.array("train_exposures", count_SV.astype(np.int32))
+    return sequence
 
 
 def _write_sequence(

@@ -16,7 +16,7 @@ from dsmoe_jax.data.prepare import assemble, columns, entities, expressions, rea
 
 _MAX_TIME_S = 2**31 - 2
 # Columns that are added; a log may have columns of the plain names.
-_SCENARIO, _TIME, _DAY = "__scenario__", "__time_s__", "__day__"
+_SCENARIO, _TIME, _DAY, _POSITIVE = "__scenario__", "__time_s__", "__day__", "__positive__"
 _UNITS_PER_S = {"s": 1, "ms": 1000}
 _EXPECTED_TIME = {
     "s": "unix seconds from 1 to 2147483646",
@@ -42,7 +42,8 @@ class CustomConfig(schema.DataConfig):
         zone the clock is the one of `utc_offset_hours`; a date alone is its midnight).
       utc_offset_hours: Of the clock whose midnight begins the days that are split.
       positive: Which rows are positives: a column, one of == != >= <= > < and a value, such as
-        `rating >= 4` or `event == click`; empty means every row. An empty cell is no positive.
+        `rating >= 4` or `event == click`; empty means every row. An empty cell is no positive. All
+        other rows are exposures.
       scenario: Column of the log, or of the user table if `scenario_in_users`; rows where it is
         empty are left out.
       scenario_in_users: Whether the scenario belongs to the user instead of the event.
@@ -97,6 +98,11 @@ class CustomConfig(schema.DataConfig):
         if not self.bag_separator:
             raise ValueError("data.bag_separator: expected a separator, got nothing")
         condition = expressions.parse_condition(self.positive)
+        if self.exposures and condition is None:
+            raise ValueError(
+                "data.exposures: expected False without data.positive, which makes every row a "
+                "positive, got True; say which rows are, such as 'event == click'"
+            )
         if condition and condition.column in (self.user_id, self.item_id, self.time, self.scenario):
             raise ValueError(
                 "data.positive: expected a column that is neither id, time nor scenario, got "
@@ -154,12 +160,14 @@ class CustomConfig(schema.DataConfig):
 
     def _load(self, logs: list[pathlib.Path], paths: dict[str, pathlib.Path]) -> assemble.Dataset:
         tables = {side: self._read_table(side, path) for side, path in paths.items()}
-        positives, days = self._read_logs(logs, paths, tables)
+        rows, days = self._read_logs(logs, paths, tables)
+        positives = rows.filter("is_positive").drop_nulls("scenario")
         values = self.scenarios or by_count(positives["scenario"])
         scenario = pl.col("scenario").replace_strict(
             values, list(range(len(values))), default=None, return_dtype=pl.Int64
         )
         positives = positives.with_columns(scenario).drop_nulls("scenario")
+        exposures = rows.filter(~pl.col("is_positive")).with_columns(scenario)
         return assemble.Dataset(
             name=self.name,
             scenarios=tuple(values),
@@ -168,6 +176,7 @@ class CustomConfig(schema.DataConfig):
             positives=positives,
             days=days,
             utc_offset_s=self._utc_offset_s,
+            exposures=exposures if self.exposures else None,
         )
 
     def _read_table(self, side: str, path: pathlib.Path) -> pl.DataFrame:
@@ -204,7 +213,10 @@ class CustomConfig(schema.DataConfig):
         paths: dict[str, pathlib.Path],
         tables: dict[str, pl.DataFrame],
     ) -> tuple[pl.DataFrame, list[datetime.date]]:
-        """The positives, with the scenario as text, and all days of the logs."""
+        """The positives, and exposures if asked for, and all days of the logs.
+
+        Scenarios are texts, null where there is none; `is_positive` tells the two apart.
+        """
         condition = expressions.parse_condition(self.positive)
         found, days = [], set()
         for path in logs:
@@ -214,17 +226,25 @@ class CustomConfig(schema.DataConfig):
                     columns.check_known(path, frame, key, table[key], paths[side].name)
                 frame = self._with_time(path, frame)
                 days.update(frame[_DAY].unique().to_list())
-                if condition is not None:
-                    frame = frame.filter(condition.expression)
+                positive = pl.lit(True) if condition is None else condition.expression
+                frame = frame.with_columns(positive.alias(_POSITIVE))
+                if not self.exposures:
+                    frame = frame.filter(_POSITIVE)
                 scenario = pl.col(self.scenario)
                 if self.scenario_in_users:
                     of_user = tables["user"].select(self.user_id, scenario.alias(_SCENARIO))
                     frame = frame.join(of_user, on=self.user_id, maintain_order="left")
                     scenario = pl.col(_SCENARIO)
-                kept = frame.select(
-                    user=self.user_id, item=self.item_id, scenario=scenario, time_s=_TIME, day=_DAY
+                found.append(
+                    frame.select(
+                        user=self.user_id,
+                        item=self.item_id,
+                        scenario=scenario,
+                        time_s=_TIME,
+                        day=_DAY,
+                        is_positive=_POSITIVE,
+                    )
                 )
-                found.append(kept.drop_nulls("scenario"))
         return pl.concat(found), sorted(days)
 
     def _log_columns(self, condition: expressions.Condition | None) -> list[columns.Column]:

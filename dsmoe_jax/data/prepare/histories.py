@@ -116,11 +116,11 @@ def make_queries(
 
 
 class Positives(NamedTuple):
-    """Every positive of every scenario, user-major and chronological; all int64.
+    """Every positive of every scenario, or exposure, user-major and chronological; all int64.
 
     Attributes:
       user_E: Row in the user table.
-      scenario_E: Scenario id.
+      scenario_E: Scenario id; of an exposure in no kept scenario their number.
       item_E: Row in the item table.
       time_E: Unix seconds.
       day_E: Days since 1970-01-01, or what a split puts in their place to tell what came before;
@@ -166,8 +166,11 @@ def number_positives(
     items: entities.EncodedTable,
     num_scenarios: int,
     last_day: int,
+    kind: str = "positives",
 ) -> Positives:
     """`assemble.Dataset.positives` in row numbers, up to and with `last_day`, each once.
+
+    `kind` is what messages call them.
 
     Raises:
       ValueError: On an unknown user or item, a scenario outside [0, S), a time out of range.
@@ -192,12 +195,47 @@ def number_positives(
         position = numbered.select(wrong.fill_null(True).arg_true().first()).item()
         if position is not None:
             raise ValueError(
-                f"positives: expected {expected}, got {name} {frame[name][position]!r}; "
+                f"{kind}: expected {expected}, got {name} {frame[name][position]!r}; "
                 "complete the table or remove the row"
             )
     order = ["user", "day", "time_s", "item", "scenario"]
     numbered = numbered.filter(pl.col("day") <= last_day).unique().sort(order)
     return Positives(*(column.to_numpy() for column in numbered.get_columns()))
+
+
+def number_exposures(
+    frame: pl.DataFrame,
+    positives: Positives,
+    users: entities.EncodedTable,
+    items: entities.EncodedTable,
+    num_scenarios: int,
+    last_day: int,
+) -> Positives:
+    """`assemble.Dataset.exposures`, as `number_positives`, without those that are positives.
+
+    Raises:
+      ValueError: On a scenario outside [0, S), a time out of range.
+    """
+    frame = keep_known(frame, positives, users, items)
+    frame = frame.with_columns(pl.col("scenario").fill_null(num_scenarios))
+    S, kind = num_scenarios + 1, "exposures"
+    shown = number_positives(frame, users, items, S, last_day, kind)._asdict()
+    key = ["user_E", "scenario_E", "item_E", "time_E"]
+    left = pl.DataFrame(shown).join(
+        pl.DataFrame(positives._asdict()), on=key, how="anti", maintain_order="left"
+    )
+    return Positives(*(column.to_numpy() for column in left.get_columns()))
+
+
+def keep_known(
+    frame: pl.DataFrame,
+    positives: Positives,
+    users: entities.EncodedTable,
+    items: entities.EncodedTable,
+) -> pl.DataFrame:
+    """The rows of users that have a positive, and so rows in the store, and of known items."""
+    known = np.isin(users.rows(frame["user"]), positives.user_E)
+    return frame.filter(pl.Series(known & (items.rows(frame["item"]) > 0)))
 
 
 def make_history(
@@ -206,7 +244,7 @@ def make_history(
     users: entities.EncodedTable,
     items: entities.EncodedTable,
 ) -> ClickSequence:
-    """All clicks of each user: those from before the log first, then every positive.
+    """All clicks, or exposures, of each user: those from before the log first, then the log's.
 
     Raises:
       ValueError: When `pre_history` holds an unknown user or item.

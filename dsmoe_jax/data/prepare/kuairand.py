@@ -67,10 +67,6 @@ _ITEM_COLUMNS = (
     *(columns.Column(name, "float", nullable=True, low=0) for name in _SIZES),
     columns.Column("tag", "str", nullable=True),
 )
-_HISTORY_COLUMNS = (
-    columns.Column("user_id", "int", low=0),
-    columns.Column("long_watch_seq", "str", nullable=True),
-)
 
 
 @dataclasses.dataclass
@@ -81,6 +77,9 @@ class KuaiRandConfig(schema.DataConfig):
     `log_standard_*_pure` and, optionally, `user_history_until_4_24_pure`, each as `.csv` or
     `.csv.gz`; empty means the packaged twelve days. The history file (clicks before 04-25, without
     time or tab) is left out where the logs themselves reach back past 04-25.
+
+    Exposures are all other rows of all tabs, clicks in tabs that are no scenario among them; those
+    from before the log are what `watch_seq` holds beside long views.
 
     Attributes:
       tabs: The `tab` of each scenario; scenario i is named K<i + 1>.
@@ -104,10 +103,15 @@ class KuaiRandConfig(schema.DataConfig):
 
     def _load(self, files: "Files") -> assemble.Dataset:
         users, items = read_users(files.users), read_items(files.items)
-        positives, days = self._read_logs(files, users, items)
-        pre_history = None
+        positives, exposures, days = self._read_logs(files, users, items)
+        pre_history = pre_exposures = None
         if files.history and min(days) >= _HISTORY_END:
             pre_history = read_history(files.history, users, items, files)
+            if self.exposures:
+                watched = read_history(files.history, users, items, files, "watch_seq")
+                pre_exposures = watched.join(
+                    pre_history, on=["user", "item"], how="anti", maintain_order="left"
+                )
         elif files.history:
             runlog.say(f"{files.history} is left out: the logs begin on {min(days)}")
         return assemble.Dataset(
@@ -121,35 +125,46 @@ class KuaiRandConfig(schema.DataConfig):
             days=days,
             utc_offset_s=BEIJING_S,
             pre_history=pre_history,
+            exposures=exposures if self.exposures else None,
+            pre_exposures=pre_exposures,
         )
 
     def _read_logs(
         self, files: "Files", users: pl.DataFrame, items: pl.DataFrame
-    ) -> tuple[pl.DataFrame, list[datetime.date]]:
-        """The clicks of the kept tabs without repetitions, and all days of the logs."""
-        clicks, days = [], set()
+    ) -> tuple[pl.DataFrame, pl.DataFrame, list[datetime.date]]:
+        """The clicks of the kept tabs, other rows that are asked for, and all days of the logs.
+
+        Both are without repetitions.
+        """
+        kept = (pl.col("is_click") == 1) & pl.col("tab").is_in(self.tabs)
+        rows, days = [], set()
         for path in files.logs:
             for frame in read.iterate(path, _LOG_COLUMNS):
                 columns.check_known(path, frame, "user_id", users["user_id"], files.users.name)
                 columns.check_known(path, frame, "video_id", items["video_id"], files.items.name)
                 days.update(frame["date"].unique().to_list())
-                kept = (pl.col("is_click") == 1) & pl.col("tab").is_in(self.tabs)
-                clicks.append(frame.filter(kept))
-        scenario = pl.col("tab").replace_strict(self.tabs, list(range(len(self.tabs))))
-        positives = (
-            pl.concat(clicks)
-            # The logs repeat events; where the repetitions disagree on the date, the first counts.
-            .sort("user_id", "video_id", "time_ms", "tab", "date")
-            .unique(["user_id", "video_id", "time_ms", "tab"], keep="first", maintain_order=True)
-            .select(
+                rows.append(frame if self.exposures else frame.filter(kept))
+        event = ["user_id", "video_id", "time_ms", "tab"]
+        scenario = pl.col("tab").replace_strict(
+            self.tabs, list(range(len(self.tabs))), default=None, return_dtype=pl.Int64
+        )
+        # The logs repeat events; where the repetitions disagree, a click counts and the first date.
+        distinct = (
+            pl.concat(rows)
+            .sort(*event, -pl.col("is_click"), "date")
+            .unique(event, keep="first", maintain_order=True)
+        )
+        positives, exposures = (
+            distinct.filter(chosen).select(
                 user="user_id",
                 item="video_id",
                 scenario=scenario,
                 time_s=pl.col("time_ms") // 1000,
                 day="date",
             )
+            for chosen in (kept, ~kept)
         )
-        return positives, sorted(days)
+        return positives, exposures, sorted(days)
 
 
 @dataclasses.dataclass
@@ -222,22 +237,27 @@ def read_items(path: pathlib.Path) -> pl.DataFrame:
 
 
 def read_history(
-    path: pathlib.Path, users: pl.DataFrame, items: pl.DataFrame, files: Files
+    path: pathlib.Path,
+    users: pl.DataFrame,
+    items: pl.DataFrame,
+    files: Files,
+    column: str = "long_watch_seq",
 ) -> pl.DataFrame:
-    """Clicks from before the log, as `assemble.Dataset.pre_history`.
+    """Views from before the log, as `assemble.Dataset.pre_history`.
 
     `long_watch_seq` stands for clicks: nearly every long view was clicked.
     """
-    history = read.read(path, _HISTORY_COLUMNS)
+    wanted = columns.Column("user_id", "int", low=0), columns.Column(column, "str", nullable=True)
+    history = read.read(path, wanted)
     columns.check_unique(path, history, "user_id")
     columns.check_known(path, history, "user_id", users["user_id"], files.users.name)
     flat = (
-        history.with_columns(_split_ids(path, history, "long_watch_seq", " "))
-        .explode("long_watch_seq")
-        .drop_nulls("long_watch_seq")
+        history.with_columns(_split_ids(path, history, column, " "))
+        .explode(column)
+        .drop_nulls(column)
     )
-    columns.check_known(path, flat, "long_watch_seq", items["video_id"], files.items.name)
-    return flat.select(user="user_id", item="long_watch_seq")
+    columns.check_known(path, flat, column, items["video_id"], files.items.name)
+    return flat.select(user="user_id", item=column)
 
 
 def _split_ids(path: pathlib.Path, frame: pl.DataFrame, column: str, separator: str) -> pl.Series:

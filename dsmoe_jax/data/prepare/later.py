@@ -74,7 +74,8 @@ def add_queries(store: store_lib.Store, positives: Mapping[str, np.ndarray]) -> 
     start_Q = np.full_like(no_Q, start_s)
     rows = histories.Rows(found.user_Q, found.scenario_Q, no_Q, start_Q, start_Q, day_X=no_Q)
     by_scenario = store_lib.Windows("scenario_history", store.spec.num_scenarios)
-    for of in (store_lib.Windows("history"), by_scenario):
+    shown = [store_lib.Windows(name) for name in store.sequences if name == "exposures"]
+    for of in (store_lib.Windows("history"), by_scenario, *shown):
         sequence = read_sequence(store, of)
         start_QK, stop_QK = of.read(rows_QC, store.columns)  # views
         for k in range(start_QK.shape[1]):

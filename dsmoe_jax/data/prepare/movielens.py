@@ -67,6 +67,11 @@ class MovieLensConfig(schema.DataConfig):
                 f"published at {self.SITE}; generated rows run with --config "
                 "configs/movielens.py:synthetic"
             )
+        if self.exposures:
+            raise ValueError(
+                "data.exposures: expected False, got True; MovieLens holds ratings alone, not what "
+                "users were shown"
+            )
         files = find_files(pathlib.Path(self.raw_dir))
         inputs = [path for path in files if path]
         assemble.prepare(self, store_dir, inputs, lambda: self._load(files))

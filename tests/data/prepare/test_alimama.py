@@ -134,6 +134,23 @@ def test_only_clicks_are_positives_and_the_pool_is_what_was_clicked(tmp_path):
     assert sorted(store.items_raw_id[1:].tolist()) == [101, 102, 103, 104, 105, 106]
 
 
+def test_impressions_without_a_click_are_exposures_if_asked_for(tmp_path):
+    shown = [(21, 105), (21, 105), (21, 108), (999, 105), (42, 101)]
+    lines = [f"{user},{at(7)},{ad},430548_1007,1,0" for user, ad in shown]
+    plain = prepare(tmp_path, raw_sample=lines)
+    section = alimama.AlimamaConfig(raw_dir=str(tmp_path / "raw"), exposures=True)
+    section.prepare(str(tmp_path / "shown"))
+    store = store_lib.Store.open(tmp_path / "shown", verify=True)
+    np.testing.assert_array_equal(store.train_NC[:, :-2], plain.train_NC)
+    names = [sequence.name for sequence in store.spec.sequences]
+    assert names == ["history", "scenario_history", "behavior", "exposures"]
+    ids_EF, _ = store.sequences["exposures"]
+    assert store.items_raw_id[ids_EF[:, 0]].tolist() == [105, 101]
+    scenario_X, item_X = np.nonzero(store.load("train_exposures"))
+    assert scenario_X.tolist() == [0, 2]
+    assert store.items_raw_id[item_X].tolist() == [105, 101]
+
+
 def test_users_without_a_profile_or_level_are_left_out(tmp_path):
     rows = make_rows()
     rows["user_profile.csv"].append("77,1,2,1,3,2,1,0,")

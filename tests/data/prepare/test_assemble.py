@@ -286,6 +286,8 @@ def test_what_leave_one_out_cannot_split_is_refused(tmp_path):
     refuse(dataset, tmp_path, "data.drop_last_days: expected 0 with the split leave", section)
     with_log = dataclasses.replace(make_dataset(positives, behavior), split="leave_one_out")
     refuse(with_log, tmp_path, "behavior: expected none with the split leave_one_out")
+    shown = dataclasses.replace(dataset, exposures=dataset.positives)
+    refuse(shown, tmp_path, "data.exposures: expected False with the split leave_one_out")
     unknown = dataclasses.replace(dataset, split="weeks")
     refuse(unknown, tmp_path, "split: expected one of .*, got 'weeks'")
 
@@ -460,6 +462,13 @@ def test_changed_settings_or_inputs_prepare_again(tmp_path, raw, capsys):
     raw.write_text("other rows")
     prepare(tmp_path / "store", raw, dataclasses.replace(SECTION, test_days=1))
     assert "prepared again, input raw.csv changed" in capsys.readouterr().out
+
+
+def test_a_store_from_before_a_field_was_added_is_reused(tmp_path, raw, capsys):
+    prepare(tmp_path / "store", raw)
+    assert "exposures" not in store_lib.Store.open(tmp_path / "store").manifest["settings"]
+    prepare(tmp_path / "store", raw, dataclasses.replace(SECTION, exposures=True))
+    assert "prepared again, exposures None -> True" in capsys.readouterr().out
 
 
 def test_a_damaged_store_is_refused_not_reused(tmp_path, raw):

@@ -224,6 +224,30 @@ def test_every_row_is_a_positive_without_a_condition(tmp_path):
     assert sum(part["examples"] for part in store.manifest["split"].values()) == 900
 
 
+def test_rows_that_are_no_positives_are_exposures_if_asked_for(tmp_path):
+    log = make_log().with_columns(pl.when(pl.col("second") % 3 > 0).then(pl.col("action")))
+    write(tmp_path / "raw", log=log)
+    fields = {"positive": "action == buy", "scenarios": PAGES}
+    plain = prepare(simple(**fields), tmp_path, "plain")
+    store = prepare(simple(**fields, exposures=True), tmp_path, "shown")
+    np.testing.assert_array_equal(store.train_NC[:, :-2], plain.train_NC)
+    users, items = (ids[1:].tolist() for ids in (store.users_raw_id, store.items_raw_id))
+    # An empty cell is no positive.
+    shown = log.filter(
+        pl.col("action").ne_missing("buy")
+        & pl.col("user").is_in(users)
+        & pl.col("item").is_in(items)
+    )
+    assert shown["action"].null_count() > 100
+    assert store.manifest["counts"]["exposures"] == shown.height
+    counted = shown.filter((pl.col("second") < 16 * DAY_S) & pl.col("page").is_in(PAGES))
+    count_SV = store.load("train_exposures")
+    for s, page in enumerate(PAGES):
+        for row, item in enumerate(store.items_raw_id[1:].tolist(), start=1):
+            rows = counted.filter((pl.col("page") == page) & (pl.col("item") == item))
+            assert count_SV[s, row] == rows.height
+
+
 def test_the_scenario_may_belong_to_the_user(tmp_path):
     write(tmp_path / "raw")
     section = simple(
@@ -342,6 +366,7 @@ def test_bad_files_are_named_and_leave_nothing(case, tmp_path):
         ({"utc_offset_hours": 30.0}, r"data\.utc_offset_hours: expected between -24 and 24"),
         ({"scenarios": ("a", "a")}, r"data\.scenarios: expected distinct values"),
         ({"positive": "stars"}, r"data\.positive: expected a column"),
+        ({"exposures": True}, r"data\.exposures: expected False without data\.positive, which"),
         ({"positive": "page == home"}, r"data\.positive: expected a column that is neither id"),
         ({"bag_separator": ""}, r"data\.bag_separator: expected a separator"),
         ({"log_files": ()}, r"data\.log_files: expected at least one"),

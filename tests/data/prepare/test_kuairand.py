@@ -295,6 +295,50 @@ def test_official_files_are_read_plain_or_compressed(tmp_path):
     assert packed.data_hash == store.data_hash
 
 
+def test_rows_that_are_no_positives_are_exposures_if_asked_for(tmp_path):
+    files = make_files()
+    # The click of user 3 on the first day, again without one.
+    files[LOG].append(files[LOG][4].replace(",1,4", ",0,4"))
+    files[kuairand.HISTORY_FILE] = [
+        "user_id,watch_seq,long_watch_seq", "0,3 5 4 3 2 5,5 4 5", "2,,", "1,2,"
+    ]  # fmt: skip
+    raw = write_files(tmp_path / "raw", files)
+    plain = prepare(raw, tmp_path / "plain", **CHANGES)
+    store = prepare(raw, tmp_path / "store", exposures=True, **CHANGES)
+    np.testing.assert_array_equal(store.train_NC[:, :-2], plain.train_NC)
+    # Watched and no long view; a click in another tab; a row without a click.
+    ids_EF, time_E = store.sequences["exposures"]
+    assert store.items_raw_id[ids_EF[:, 0]].tolist() == [3, 3, 2, 2, 0, 1]
+    start_s = START_MS // 1000
+    later = [start_s + 2 * 86_400 + 2, start_s + 86_400 + 13]
+    assert time_E.tolist() == [0, 0, 0, 0, *later]
+    # Only tab 4 is a scenario.
+    assert store.load("train_exposures").tolist() == [[0] * 7, [0, 0, 1, 0, 0, 0, 0]]
+    size_N = store.train_NC[:, -1] - store.train_NC[:, -2]
+    assert size_N.tolist() == [3] * 4 + [1] * 4 + [0, 0, 1, 1] + [0, 1, 1, 1]
+
+
+def test_exposures_of_the_packaged_rows(packaged, tmp_path):
+    store = prepare("", tmp_path / "store", exposures=True)
+    np.testing.assert_array_equal(store.train_NC[:, :-2], packaged.train_NC)
+    users = set(packaged.users_raw_id[packaged.all_rows()[:, 0]].tolist())
+    clicked, shown = set(), set()
+    for row in read_csv(kuairand.SAMPLE_DIR / "log_standard_4_25_to_5_06_pure.csv.gz"):
+        tab = int(row["tab"])
+        where = TABS.index(tab) if tab in TABS else None
+        # Of one second and scenario one row counts.
+        event = row["user_id"], row["video_id"], int(row["time_ms"]) // 1000, where
+        if int(row["user_id"]) in users:
+            (clicked if row["is_click"] == "1" and where is not None else shown).add(event)
+    watched = 0
+    for row in read_csv(kuairand.SAMPLE_DIR / f"{kuairand.HISTORY_FILE}.gz"):
+        long = set(row["long_watch_seq"].split())
+        if int(row["user_id"]) in users:
+            watched += sum(video not in long for video in row["watch_seq"].split())
+    assert store.manifest["counts"]["exposures"] == len(shown - clicked) + watched
+    assert 0 < np.sum(store.sequences["exposures"][1] == 0) == watched
+
+
 def test_a_repetition_on_another_date_counts_once_on_the_first(tmp_path):
     files = make_files()
     expected = prepare(write_files(tmp_path / "raw", files), tmp_path / "store", **CHANGES)

@@ -162,6 +162,14 @@ def test_a_bad_row_of_the_later_layout_is_refused_by_its_headers_name(tmp_path):
         prepare(folder, tmp_path / "store")
 
 
+def test_exposures_are_refused(tmp_path):
+    folder = write(tmp_path / "raw")
+    config = movielens.MovieLensConfig(raw_dir=str(folder), exposures=True)
+    with pytest.raises(ValueError, match=r"data.exposures: expected False, got True; MovieLens"):
+        config.prepare(str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"data.raw_dir: expected the folder of MovieLens's files"):
         movielens.MovieLensConfig().prepare(str(tmp_path / "store"))
