@@ -93,9 +93,10 @@ def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives every test the marker of its file."""
+    """Gives every test the marker of its file; the longest come first, so that none ends alone."""
     for item in items:
         item.add_marker(kind_of(item.path))
+    items.sort(key=lambda item: ("e2e", "model", "unit").index(kind_of(item.path)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -74,7 +74,7 @@ def test_values_that_had_other_names_are_hashed_by_them(experiment):
         experiment.eval.remove_seen = rule
         hashes[rule] = fingerprint.config_hash(experiment)
     assert hashes["positives"] == "fccdb861171c"
-    assert hashes["none"] == "OLDFALSE"
+    assert hashes["none"] == "87b86365c5b7"
     assert len(set(hashes.values())) == 3
 
 

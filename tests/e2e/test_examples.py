@@ -34,6 +34,9 @@ def load_example(name):
 
 def test_quickstart_prints_every_scenario(tmp_path, capsys):
     fields = {"loss.distill_weight": 0.0, "eval.references": False, "model.hidden_dim": 8}
+    # Real rows are many, and tests compile what runs slowly.
+    fields |= {"features.embedding_dim": 2, "features.history_length": 2}
+    fields |= {"features.scenario_history_length": 2, "model.num_experts": 1}
     model = load_example("quickstart").main(tmp_path, **TINY, **fields)
     printed = capsys.readouterr().out
     assert all(f"{name}: recall@50" in printed for name in ("K1", "K2", "K3", "K4"))

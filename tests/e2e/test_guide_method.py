@@ -24,7 +24,8 @@ def method_source():
 
 @pytest.fixture(scope="module")
 def registry_line():
-    (line,) = [code for code in code_blocks() if code.strip() == '"linear": linear.LinearConfig,']
+    wanted = '("linear", "Linear", linear.LinearConfig),'
+    (line,) = [code for code in code_blocks() if code.strip() == wanted]
     return line
 
 
@@ -39,12 +40,12 @@ def project(tmp_path_factory, method_source, registry_line):
     (matching / "linear.py").write_text(method_source)
     registry = root / "dsmoe_jax" / "models" / "registry.py"
     text = registry.read_text()
-    first, matchers = "from dsmoe_jax.models.matching import ", "MATCHERS: dict[str, type"
+    first, matchers = "from dsmoe_jax.models.matching import ", "_MATCHERS: tuple["
     assert text.count(first) == text.count(matchers) == 1
     text = text.replace(first, f"{first}linear\n{first}")
     head, _, tail = text.partition(matchers)
-    start, _, entries = tail.partition("{\n")
-    registry.write_text(f"{head}{matchers}{start}{{\n{registry_line}{entries}")
+    start, _, entries = tail.partition(" = (\n")
+    registry.write_text(f"{head}{matchers}{start} = (\n{registry_line}{entries}")
     return root
 
 

@@ -111,8 +111,8 @@ def test_what_was_shown_is_the_history_where_there_are_no_exposures(tmp_path):
 
 
 def test_another_rule_is_refused(store):
-    with pytest.raises(ValueError, match=r"eval.remove_seen: expected one of .*, got True"):
-        protocol.Protocol(store, dataclasses.replace(CONFIG, remove_seen=True), "test")
+    with pytest.raises(ValueError, match=r"eval.remove_seen: expected one of .*, got 'all'"):
+        protocol.Protocol(store, dataclasses.replace(CONFIG, remove_seen="all"), "test")
 
 
 def test_reciprocal_rank_looks_further_than_the_cut_offs(store):

@@ -72,10 +72,10 @@ class Dataset:
         log, without time or scenario. They open the all-scenario history and count for nothing
         else.
       exposures: Columns as those of `positives`: what users were shown and what is no positive;
-        the scenario is null where it is none of `scenarios`. Those of users without a positive, on
-        items outside the pool and those that are positives are dropped, and exact repetitions are.
+        the scenario is null where it is none of `scenarios`. Those of unknown users and items,
+        those that are positives and exact repetitions are dropped.
       pre_exposures: As `pre_history`, of exposures; likewise dropped. With either of the two the
-        store has the sequence `exposures`.
+        store has the sequence `exposures`, of the users that have a positive.
       behavior: A further log of events, or None.
       extra_values: By item sparse feature, raw values that need an id beside those of `items`,
         e.g. categories that occur in the behaviour log alone.
@@ -341,8 +341,11 @@ def _write_exposures(
     S, V = len(dataset.scenarios), len(items.raw_id)
     shown = histories.number_exposures(frame, positives, users, items, S, rule.last_day)
     if earlier is not None:
-        earlier = histories.keep_known(earlier, positives, users, items)
+        earlier = histories.keep_known(earlier, users, items)
     sequence = histories.make_history(shown, earlier, users, items)
+    # Nobody else has a row, whose windows tell whose an event is.
+    has_row_E = np.isin(sequence.key_E, positives.user_E)
+    sequence = histories.ClickSequence(1, *(values_E[has_row_E] for values_E in sequence[1:]))
     _write_sequence(writer, "exposures", sequence)
     counted = rule.members(shown, "train") & (shown.scenario_E < S)
     pair = shown.scenario_E[counted] * V + shown.item_E[counted]

@@ -213,10 +213,12 @@ def number_exposures(
 ) -> Positives:
     """`assemble.Dataset.exposures`, as `number_positives`, without those that are positives.
 
+    Unknown users and items are left out.
+
     Raises:
       ValueError: On a scenario outside [0, S), a time out of range.
     """
-    frame = keep_known(frame, positives, users, items)
+    frame = keep_known(frame, users, items)
     frame = frame.with_columns(pl.col("scenario").fill_null(num_scenarios))
     S, kind = num_scenarios + 1, "exposures"
     shown = number_positives(frame, users, items, S, last_day, kind)._asdict()
@@ -228,14 +230,11 @@ def number_exposures(
 
 
 def keep_known(
-    frame: pl.DataFrame,
-    positives: Positives,
-    users: entities.EncodedTable,
-    items: entities.EncodedTable,
+    frame: pl.DataFrame, users: entities.EncodedTable, items: entities.EncodedTable
 ) -> pl.DataFrame:
-    """The rows of users that have a positive, and so rows in the store, and of known items."""
-    known = np.isin(users.rows(frame["user"]), positives.user_E)
-    return frame.filter(pl.Series(known & (items.rows(frame["item"]) > 0)))
+    """The rows whose user and item are known."""
+    known = (users.rows(frame["user"]) > 0) & (items.rows(frame["item"]) > 0)
+    return frame.filter(pl.Series(known))
 
 
 def make_history(

@@ -30,7 +30,8 @@ SHOWN = [
     (2, 0, 5, 4, 0),  # on the test day
     (2, 0, 5, 5, 0),  # after the last day
     (2, 0, 99, 1, 0),  # no item of the pool
-    (3, 0, 1, 1, 0),  # a user without a click
+    (3, 0, 1, 1, 0),  # a user without a click: counted, but nobody's past
+    (9, 0, 1, 1, 0),  # no user of the table
 ]
 EARLIER_SHOWN = [(1, 4), (2, 5), (1, 2), (2, 99), (3, 1)]
 
@@ -70,7 +71,7 @@ def test_windows_hold_nothing_of_the_same_second_or_later_nor_of_the_splits_days
 def test_rows_of_the_training_days_are_counted_by_scenario(store):
     count_SV = store.load("train_exposures")
     assert count_SV.dtype == np.int32
-    assert count_SV.tolist() == [[0, 0, 0, 0, 1, 1], [0, 1, 0, 0, 0, 0]]
+    assert count_SV.tolist() == [[0, 1, 0, 0, 1, 1], [0, 1, 0, 0, 0, 0]]
 
 
 def test_all_that_is_not_of_exposures_is_as_without_them(store, tmp_path):
@@ -118,10 +119,10 @@ def test_queries_of_a_later_log_see_all_exposures_before_it(store):
 def test_the_prior_counts_what_was_shown_at_the_scenarios_click_rate(store, tmp_path):
     shapes = {"shown_log_prior_SV": (2, 6)}
     log_SV = statistics.make_constants(store, shapes)["shown_log_prior_SV"]
-    # Two clicks in four rows of A, two in three of B.
+    # Two clicks in five rows of A, two in three of B.
     click_SV = np.array([[1, 0, 1, 0, 0], [0, 1, 0, 1, 0]])
-    shown_SV = np.array([[1, 0, 1, 1, 1], [1, 1, 0, 1, 0]])
-    count_SV = click_SV + 3 * np.array([[2 / 4], [2 / 3]]) * shown_SV
+    shown_SV = np.array([[2, 0, 1, 1, 1], [1, 1, 0, 1, 0]])
+    count_SV = click_SV + 3 * np.array([[2 / 5], [2 / 3]]) * shown_SV
     overall_V = count_SV.sum(axis=0) + 1
     smooth_SV = count_SV + 10 * overall_V / overall_V.sum()
     expected_SV = smooth_SV / smooth_SV.sum(axis=1, keepdims=True)
