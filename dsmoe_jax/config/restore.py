@@ -49,7 +49,7 @@ def _build(declared: Any, value: Any, path: str, classes: Mapping[str, str]) -> 
         return tuple(value)
     if not isinstance(value, dict):
         return value
-    if dataclasses.is_dataclass(found):
+    if isinstance(found, type) and dataclasses.is_dataclass(found):
         types, declared = typing.get_type_hints(found), fields.declarations(found)
         value = {
             name: fields.renew(declared[name], entry)

@@ -20,6 +20,7 @@ import math
 import os
 import pathlib
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -110,7 +111,7 @@ def plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def removal(results: dict[str, Any]) -> str:
+def removal(results: Mapping[str, Any]) -> str:
     """Which items were removed from lists, also of results from before there was a third rule."""
     usual = "positives" if results["seen_items_removed"] else "none"
     return protocol.RULES[results.get("remove_seen", usual)]
