@@ -58,21 +58,21 @@ class FISMConfig(schema.MatcherConfig):
     recency: float = fields.share(0.95)
     recency_floor: float = fields.field(0.2, at_least=0, at_most=1)
     score_weight: float = fields.field(1.5, above=0, search=(1.0, 1.5, 2.0))
-    targets: int = fields.field(24, at_least=1)
+    targets: int = fields.field(48, at_least=1, search=(24, 48))
     negatives: int = fields.field(1, at_least=1)
     mixing: float = fields.field(0.1, at_least=0, at_most=1)
     earlier_weight: float = fields.field(1.0, at_least=0)
     exposure_weight: float = fields.field(0.3, at_least=0, search=(0.1, 0.3, 1.0))
-    l2: float = fields.field(0.01, at_least=0, search=(0.003, 0.01, 0.03))
+    l2: float = fields.field(0.005, at_least=0, search=(0.002, 0.005, 0.01))
 
     recipe: ClassVar[dict[str, Any]] = {
         "batch_size": 256,
         "num_negatives": 1,
-        "max_epochs": 25,
-        "patience": 25,
+        "max_epochs": 20,
+        "patience": 20,
         "learning_rate": 1e-2,
         "weight_decay": 0.0,
-        "decay_epochs": 25,
+        "decay_epochs": 20,
         "steps_per_dispatch": 8,
     }
 
