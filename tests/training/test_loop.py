@@ -346,6 +346,21 @@ def test_best_state_is_kept_and_patience_ends_the_stage(store, tmp_path):
     assert_same_bits(state.params, states[1])
 
 
+def test_a_stage_of_fixed_length_keeps_its_end_whatever_its_scores(store, tmp_path):
+    scores, states = iter([0.5, 0.2, 0.1]), []
+
+    def validate(frozen):
+        states.append(jax.device_get(frozen.params))
+        return {"macro": {"recall@5": next(scores)}, "scenarios": {}}
+
+    options = {"devices": tiny.one_device(), "max_epochs": 3, "validate": validate}
+    trainer = Trainer(store, tmp_path / "run", **options)
+    trainer.stage = dataclasses.replace(trainer.stage, patience=1, keeps_last=True)
+    state, progress = trainer.run()
+    assert len(states) == 3 and progress.best_score == 0.1
+    assert_same_bits(state.params, states[2])
+
+
 def test_past_its_time_a_stage_begins_no_epoch_and_keeps_its_best(store, tmp_path):
     trainer = Trainer(store, tmp_path / "run", max_epochs=5, max_train_s=1e-9)
     state, progress = trainer.run()

@@ -32,3 +32,12 @@ def test_the_second_moment_decays_as_fast_as_asked():
     for gradient, move in ((1.0, 0.1), (0.0, 0.1 * 0.4736842 / 0.5773503)):
         updates, state = optimizer.update(jnp.array([gradient]), state, params)
         np.testing.assert_allclose(updates, [-move], rtol=1e-5)
+
+
+def test_a_step_size_falls_along_half_a_cosine_and_stays():
+    schedule = optim.make_schedule(0.2, 10)
+    # (1 + cos(pi t / 10)) / 2 of the way from a twentieth to all of it.
+    shares = {0: 1.0, 5: 0.525, 10: 0.05, 25: 0.05}
+    for step, share in shares.items():
+        np.testing.assert_allclose(schedule(step), 0.2 * share, rtol=1e-6)
+    assert optim.make_schedule(0.2, 0) == 0.2

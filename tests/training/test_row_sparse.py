@@ -99,14 +99,16 @@ def test_the_first_step_equals_dense_on_touched_rows_and_leaves_the_others(one):
     assert not np.allclose(want[rest][1:], old[rest][1:])
 
 
-@pytest.mark.parametrize("beta_2", [0.999, 0.5])
-def test_several_steps_equal_dense_where_every_row_is_touched(store, beta_2):
+@pytest.mark.parametrize(("beta_2", "decay_steps"), [(0.999, 0), (0.5, 3)])
+def test_several_steps_equal_dense_where_every_row_is_touched(store, beta_2, decay_steps):
     # Without user ids the items' table is the only large one, and a batch draws every item.
     setup = Setup(store, tiny.one_device(), batch_size=100, exclude=("user_id",))
     assert setup.sparse.names == ["item_tables/item_id"]
-    updater = optimizer.Dense(optimizer.make_optimizer(RATE, DECAY, beta_2))
+    rate = optimizer.make_schedule(RATE, decay_steps)
+    updater = optimizer.Dense(optimizer.make_optimizer(rate, DECAY, beta_2))
     dense, dense_curve = setup.run(updater, 4)
-    sparse, curve = setup.run(dataclasses.replace(setup.sparse, beta_2=beta_2), 4)
+    sparse = dataclasses.replace(setup.sparse, beta_2=beta_2, learning_rate=rate)
+    sparse, curve = setup.run(sparse, 4)
     np.testing.assert_allclose(curve, dense_curve, rtol=1e-5)
     got, want = (table_rows(s.params, setup.spec, "item_tables/item_id") for s in (sparse, dense))
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-6)
