@@ -34,17 +34,17 @@ def load_example(name):
 
 def test_quickstart_prints_every_scenario(tmp_path, capsys):
     fields = {"loss.distill_weight": 0.0, "eval.references": False, "model.hidden_dim": 8}
-    # Real rows are many, and tests compile what runs slowly.
-    fields |= {"features.embedding_dim": 2, "features.history_length": 2}
-    fields |= {"features.scenario_history_length": 2, "model.num_experts": 1}
-    model = load_example("quickstart").main(tmp_path, **TINY, **fields)
+    # The packaged rows are many; `test_packaging` trains on them.
+    main = load_example("quickstart").main
+    model = main(tmp_path, "kuairand:synthetic", **TINY, **fields, **SYNTHETIC)
     printed = capsys.readouterr().out
     assert all(f"{name}: recall@50" in printed for name in ("K1", "K2", "K3", "K4"))
     assert dsmoe_jax.load(tmp_path).results == model.results
 
 
 def test_own_data_is_learned_with_a_teacher(capsys):
-    model = load_example("own_data").main(num_events=1500, **TINY_DSMOE)
+    few = {"model.num_experts": 1, "teacher.model.num_experts": 1}
+    model = load_example("own_data").main(num_events=1500, **TINY_DSMOE, **few)
     assert model.results["teacher"] is not None
     printed = capsys.readouterr().out
     assert "macro recall@10" in printed.splitlines()[-1]

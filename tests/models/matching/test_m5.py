@@ -192,7 +192,8 @@ def test_a_history_speaks_through_its_content():
 
 def test_only_the_last_events_of_every_scenario_are_read():
     short, _ = make(attention_length=L - 1)
-    variables = short.init(jax.random.key(0), USERS, ITEMS, SCENARIO_B, train=False)
+    init = jax.jit(functools.partial(short.init, train=False))
+    variables = init(jax.random.key(0), USERS, ITEMS, SCENARIO_B)
     variables = {**variables, "constants": item_fields()}
     joined = USERS.sequences[features.SCENARIO_HISTORIES]
     full_BSL = jnp.asarray(np.random.default_rng(0).integers(1, V, (B, S, L)), jnp.int32)
