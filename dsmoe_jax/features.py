@@ -168,6 +168,13 @@ class FeatureSpec:
         )
 
 
+def item_ids_alone(spec: FeatureSpec, sequences: tuple[SequenceFeature, ...]) -> FeatureSpec:
+    """The features of a model that reads sequences of items and their ids and nothing else."""
+    empty: dict[str, Any] = dict.fromkeys(GROUPS, ())
+    groups = {**empty, "item_sparse": spec.item_sparse[:1]}
+    return FeatureSpec(scenarios=spec.scenarios, sequences=sequences, **groups)
+
+
 def select(
     spec: FeatureSpec,
     *,

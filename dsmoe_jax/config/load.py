@@ -234,6 +234,15 @@ def read_texts(experiment: schema.Experiment, arguments: list[str]) -> tuple[dic
     for argument in arguments:
         if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
             check_name(experiment, match[1])
+    former = {
+        name: declared.metadata.get("formerly", {})
+        for name, declared, _ in fields_lib.walk(experiment)
+    }
+    for i, argument in enumerate(arguments):
+        # A field that was a switch is still switched on and off without a value.
+        match = re.fullmatch(r"--?(no)?config\.([^=]*)", argument)
+        if match and (value := not match[1]) in former.get(match[2], {}):
+            arguments = [*arguments[:i], f"--config.{match[2]}={value}", *arguments[i + 1 :]]
     # absl leaves the constructor without annotations.
     new_values: Callable[[], flags.FlagValues] = flags.FlagValues
     values = new_values()

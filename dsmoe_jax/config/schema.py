@@ -257,8 +257,8 @@ class TrainConfig:
       learning_rate: Adam's step size (paper: 1e-4).
       weight_decay: Coupled L2 (paper: 1e-6).
       decay_epochs: Epochs over which the step size falls to a twentieth, along half a cosine, and
-        then stays; 0 keeps it. The length of such a run is no matter of luck: what it has at the
-        end is kept, not what did best on a sample of validation queries.
+        then stays; 0 keeps it. Where it falls, the last epoch is kept and not the best one, and
+        `patience` is ignored.
       beta_2: Decay in (0, 1) per step of Adam's second moments.
       average_decay: Decay in [0, 1) per step of a moving average of parameters and running
         statistics; the average is what is evaluated, kept and exported. 0 keeps none, as the paper.

@@ -15,15 +15,15 @@ import scipy.sparse
 import scipy.sparse.linalg
 from jaxtyping import Float, Int
 
+from dsmoe_jax import features
 from dsmoe_jax.data import store as store_lib
 
 # Weight of the all-scenario popularity in a scenario's, in clicks.
 PRIOR_CLICKS = 10.0
 # Weight of what was shown in a scenario's popularity, in the clicks that it would have had there.
 EXPOSURE_WEIGHT = 3.0
-EXPOSURES = "exposures"
 # Sequences of all items that a user is known to have been shown.
-SHOWN = ("history", EXPOSURES)
+SHOWN = (features.HISTORY, features.EXPOSURES)
 
 
 def make_constants(
@@ -150,7 +150,7 @@ def log_prior(
     rate are added to its own, where the store holds exposures.
     """
     count_SV = count_clicks(store, half_life_days)[:, 1:]
-    if exposure_weight and EXPOSURES in store.sequences:
+    if exposure_weight and features.EXPOSURES in store.sequences:
         click_SV = count_clicks(store)[:, 1:]
         shown_SV = click_SV + store.load("train_exposures")[:, 1:]
         rate_S = click_SV.sum(axis=1) / shown_SV.sum(axis=1)

@@ -217,13 +217,15 @@ class Stages:
         name: str,
         model: Model,
         chosen: schema.TrainConfig | schema.TeacherConfig,
+        *,
+        last_only: bool = False,
         **more: Any,
     ) -> loop.Stage:
-        decay_epochs, beta_2, train = 0, optimizer.BETA_2, self.experiment.train
+        decay_epochs, beta_2 = 0, optimizer.BETA_2
         if isinstance(chosen, schema.TrainConfig):
             decay_epochs, beta_2 = chosen.decay_epochs, chosen.beta_2
-        examples = len(pipeline.choose_examples(self.store, more.get("last_only", False)))
-        decay_steps = decay_epochs * (examples // train.batch_size)
+        examples = len(pipeline.choose_examples(self.store, last_only))
+        decay_steps = decay_epochs * (examples // self.experiment.train.batch_size)
         updater = row_sparse.make_updater(
             self.experiment.optim,
             model.spec,
@@ -240,6 +242,7 @@ class Stages:
             patience=chosen.patience,
             max_train_s=60 * chosen.max_minutes or math.inf,
             score_name=f"recall@{self.experiment.eval.k[0]}",
+            last_only=last_only,
             keeps_last=decay_epochs > 0,
             make_constants=lambda: statistics.make_constants(self.store, model.constant_shapes),
             **more,

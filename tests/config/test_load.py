@@ -115,6 +115,17 @@ def test_former_values_of_a_field_are_understood(former, rule, tmp_path):
     assert load.load_config(str(tmp_path / "own.py")).eval.remove_seen == rule
 
 
+@pytest.mark.parametrize(
+    ("flag", "rule"),
+    [("--noconfig.eval.remove_seen", "none"), ("--config.eval.remove_seen", "positives")],
+)
+def test_a_field_that_was_a_switch_is_still_switched(flag, rule):
+    experiment = load.load_config("custom", {"eval.remove_seen": "shown"})
+    changed, _ = load.read_texts(experiment, ["--config.seed=3", flag])
+    assert changed == {"seed": 3, "eval.remove_seen": rule}
+    assert (experiment.seed, experiment.eval.remove_seen) == (3, rule)
+
+
 def test_a_rule_of_removal_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match=r"eval.remove_seen: expected one of \('none', .* 'all'"):
         load.load_config("custom", {"eval.remove_seen": "all"})

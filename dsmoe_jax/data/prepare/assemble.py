@@ -262,7 +262,7 @@ def _make_spec(
     if dataset.behavior:
         described[dataset.behavior.name] = dataset.behavior.fields
     if dataset.has_exposures:
-        described["exposures"] = item_id
+        described[features.EXPOSURES] = item_id
     return features.FeatureSpec(
         scenarios=dataset.scenarios,
         user_sparse=users.sparse,
@@ -315,7 +315,7 @@ def _write_rows(
         of_log = events.write_behavior(writer, log, users, items, of_rows, dataset.utc_offset_s)
         found.append((store_lib.Windows(log.name), [of_log]))
     if exposures:
-        found.append((store_lib.Windows("exposures"), [exposures.find(of_rows)]))
+        found.append((store_lib.Windows(features.EXPOSURES), [exposures.find(of_rows)]))
     columns = ["user", "scenario", "item", "time_s", *(n for w, _ in found for n in w.columns)]
     for i, (name, row) in enumerate(rows.items()):
         matrix_XC = writer.append_array(name, np.int64, len(columns))
@@ -346,7 +346,7 @@ def _write_exposures(
     # Nobody else has a row, whose windows tell whose an event is.
     has_row_E = np.isin(sequence.key_E, positives.user_E)
     sequence = histories.ClickSequence(1, *(values_E[has_row_E] for values_E in sequence[1:]))
-    _write_sequence(writer, "exposures", sequence)
+    _write_sequence(writer, features.EXPOSURES, sequence)
     counted = rule.members(shown, "train") & (shown.scenario_E < S)
     pair = shown.scenario_E[counted] * V + shown.item_E[counted]
     count_SV = np.bincount(pair, minlength=S * V).reshape(S, V)

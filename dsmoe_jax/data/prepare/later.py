@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dsmoe_jax import features
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import histories
 
@@ -74,7 +75,7 @@ def add_queries(store: store_lib.Store, positives: Mapping[str, np.ndarray]) -> 
     start_Q = np.full_like(no_Q, start_s)
     rows = histories.Rows(found.user_Q, found.scenario_Q, no_Q, start_Q, start_Q, day_X=no_Q)
     by_scenario = store_lib.Windows("scenario_history", store.spec.num_scenarios)
-    shown = [store_lib.Windows(name) for name in store.sequences if name == "exposures"]
+    shown = [store_lib.Windows(name) for name in store.sequences if name == features.EXPOSURES]
     for of in (store_lib.Windows("history"), by_scenario, *shown):
         sequence = read_sequence(store, of)
         start_QK, stop_QK = of.read(rows_QC, store.columns)  # views

@@ -31,6 +31,7 @@ from dsmoe_jax.nn import tables
 
 FACTOR_STD = 0.1
 PRIOR = "shown_log_prior_SV"
+_SEQUENCES = (features.HISTORY, features.EXPOSURES, features.SCENARIO_HISTORIES)
 
 
 @dataclasses.dataclass
@@ -87,11 +88,8 @@ class FISMConfig(schema.MatcherConfig):
 
     def reads(self, spec: features.FeatureSpec) -> features.FeatureSpec:
         """The sequences of items and the item's id."""
-        of_items = tuple(s for s in spec.sequences if s.name in _SEQUENCES)
-        empty: dict[str, Any] = dict.fromkeys(features.GROUPS, ())
-        return dataclasses.replace(
-            spec, **{**empty, "item_sparse": spec.item_sparse[:1]}, sequences=of_items
-        )
+        read = tuple(s for s in spec.sequences if s.name in _SEQUENCES)
+        return features.item_ids_alone(spec, read)
 
     def check(self, spec: features.FeatureSpec) -> None:
         if features.HISTORY not in [s.name for s in spec.sequences]:
@@ -107,9 +105,6 @@ class FISMConfig(schema.MatcherConfig):
 
     def make(self, spec: features.FeatureSpec) -> "FISM":
         return self.build(FISM, spec)
-
-
-_SEQUENCES = (features.HISTORY, features.EXPOSURES, features.SCENARIO_HISTORIES)
 
 
 class Bag(NamedTuple):
@@ -285,8 +280,9 @@ class FISM(two_tower.Matcher):
         history = users.sequences[features.HISTORY]
         earlier_BL = history.ids_BLF[..., 0] * (history.time_BL == 0)
         clicked_BL = users.sequences[features.SCENARIO_HISTORIES].ids_BLF[..., 0]
-        kind_L = jnp.repeat(jnp.arange(S), clicked_BL.shape[1] // S)
-        kinds_BX = [jnp.full_like(earlier_BL, S), _spread(kind_L, clicked_BL), scenario_B[:, None]]
+        kind_1L = jnp.repeat(jnp.arange(S), clicked_BL.shape[1] // S)[None]
+        clicked_kind_BL = jnp.broadcast_to(kind_1L, clicked_BL.shape)
+        kinds_BX = [jnp.full_like(earlier_BL, S), clicked_kind_BL, scenario_B[:, None]]
         groups = [
             (
                 jnp.concatenate([earlier_BL, clicked_BL, own_B1], axis=1),
@@ -352,7 +348,3 @@ def _sample(
     count_B1 = (item_BX > 0).sum(axis=1, keepdims=True)
     share_B1 = jnp.maximum(count_B1 / most, 1.0)
     return Targets(item_BT, kind_BT, weight_K[kind_BT] * share_B1 * (item_BT > 0))
-
-
-def _spread(kind_L: Int[jax.Array, "L"], like_BL: Int[jax.Array, "B L"]) -> jax.Array:
-    return jnp.broadcast_to(kind_L[None], like_BL.shape)

@@ -21,8 +21,6 @@ from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import causal, sampled_softmax, scenario, tables
 
-HISTORY = "history"
-
 
 @dataclasses.dataclass
 class NextItemConfig(schema.MatcherConfig):
@@ -65,21 +63,12 @@ class NextItemConfig(schema.MatcherConfig):
 
     def reads(self, spec: features.FeatureSpec) -> features.FeatureSpec:
         """The history and the item id."""
-        return features.FeatureSpec(
-            scenarios=spec.scenarios,
-            user_sparse=(),
-            user_dense=(),
-            user_bags=(),
-            item_sparse=spec.item_sparse[:1],
-            item_dense=(),
-            item_bags=(),
-            sequences=_histories(spec),
-        )
+        return features.item_ids_alone(spec, _histories(spec))
 
     def check(self, spec: features.FeatureSpec) -> None:
         if not _histories(spec):
             raise ValueError(
-                f"model: expected features with the sequence {HISTORY!r} of item ids, got "
+                f"model: expected features with the sequence {features.HISTORY!r} of item ids, got "
                 f"{[s.name for s in spec.sequences]}; leave it out of features.exclude"
             )
         if spec.history_encoder != "mean":
@@ -97,7 +86,9 @@ class NextItemConfig(schema.MatcherConfig):
 
 def _histories(spec: features.FeatureSpec) -> tuple[features.SequenceFeature, ...]:
     """The history of all scenarios, if the features hold it with item ids and nothing else."""
-    return tuple(s for s in spec.sequences if s.name == HISTORY and s.fields == ("item_id",))
+    return tuple(
+        s for s in spec.sequences if s.name == features.HISTORY and s.fields == ("item_id",)
+    )
 
 
 class ItemTable(nn.Module):
@@ -156,7 +147,7 @@ class NextItemMatcher(two_tower.Matcher):
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
         """The last position's output, of length 1 / temperature."""
-        event_BLD = self.embedder(users.sequences[HISTORY].ids_BLF[..., 0])
+        event_BLD = self.embedder(users.sequences[features.HISTORY].ids_BLF[..., 0])
         state_BLD, timeline, aux = self._encode(users, event_BLD, scenario_B, train)
         last_BD = causal.last_position(state_BLD, timeline.mask_BL)
         return (self.normalize(last_BD) / self.cfg.temperature)[:, None], aux
@@ -180,7 +171,7 @@ class NextItemMatcher(two_tower.Matcher):
         Rows are scaled so that their mean is the mean over all positions of the batch, as in the
         public code: long histories weigh more. See `nn.sampled_softmax` for the negatives.
         """
-        id_BL = users.sequences[HISTORY].ids_BLF[..., 0]
+        id_BL = users.sequences[features.HISTORY].ids_BLF[..., 0]
         id_BG = items.sparse_VF[..., 0]
         event_BLD = self.embedder(id_BL)
         state_BLD, timeline, aux = self._encode(users, event_BLD, scenario_B, train)
@@ -204,7 +195,7 @@ class NextItemMatcher(two_tower.Matcher):
         scenario_B: Int[jax.Array, "B"],
         train: bool,
     ) -> tuple[Float[jax.Array, "B L D"], causal.Timeline, two_tower.Aux]:
-        sequence = users.sequences[HISTORY]
+        sequence = users.sequences[features.HISTORY]
         timeline = causal.make_timeline(
             sequence.ids_BLF[..., 0] > 0, sequence.time_BL, users.time_B
         )
