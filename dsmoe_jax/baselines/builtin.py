@@ -30,9 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from dsmoe_jax import features
 from dsmoe_jax.baselines import linear
 from dsmoe_jax.config import schema
-from dsmoe_jax.data import statistics
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import evaluators, metrics, protocol
 
@@ -49,6 +49,9 @@ EASE_L2 = (300.0, 1000.0)
 WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 HALF_LIVES_DAYS = (None, 4.0, 2.0)
 PRIOR_CLICKS = (3.0, 10.0, 30.0)
+# The same where the store holds exposures, which make the prior sharper.
+KNOWN_WEIGHTS = (0.5, 0.7, 1.0, 1.3, 1.6, 2.0)
+EXPOSURE_WEIGHTS = (1.0, 3.0, 6.0)
 
 Settings = dict[str, Any]
 # Recall on validation queries, the settings and the scorer that has it.
@@ -173,11 +176,18 @@ class PriorChooser:
         scenario_Q = linear.read_column(store, "scenario")("validation", query_Q)
         scenarios = range(store.spec.num_scenarios)
         self._queries_by_scenario = [query_Q[scenario_Q == scenario] for scenario in scenarios]
+        shape: dict[str, tuple[float | None, ...]] = {"half_life_days": HALF_LIVES_DAYS}
+        self._weights = WEIGHTS
+        if features.EXPOSURES in store.sequences:
+            shape["exposure_weight"] = EXPOSURE_WEIGHTS
+            self._weights = KNOWN_WEIGHTS
+        else:
+            shape["prior_clicks"] = PRIOR_CLICKS
+        self._priors: list[Settings] = [
+            dict(zip(shape, values, strict=True)) for values in itertools.product(*shape.values())
+        ]
         self._grid: list[Settings] = [
-            {"weight": weight, "half_life_days": half_life, "prior_clicks": clicks}
-            for half_life, clicks, weight in itertools.product(
-                HALF_LIVES_DAYS, PRIOR_CLICKS, WEIGHTS
-            )
+            {"weight": weight, **prior} for prior in self._priors for weight in self._weights
         ]
 
     def choose(
@@ -199,10 +209,7 @@ class PriorChooser:
     def macro_recalls(self, scorer: linear.Scorer) -> Float[np.ndarray, "X"]:
         """Macro recall@k of every combination of prior settings, in the grid's order."""
         prior_YSV = np.stack(
-            [
-                statistics.log_prior(self._store, half_life_days=half_life, prior_clicks=clicks)
-                for half_life, clicks in itertools.product(HALF_LIVES_DAYS, PRIOR_CLICKS)
-            ]
+            [linear.make_prior(self._store, "validation", **prior) for prior in self._priors]
         )
         scenarios = [
             self._recall_of_scenario(scorer, queries, prior_YSV[:, scenario])
@@ -217,7 +224,7 @@ class PriorChooser:
         relevant = metrics.take_rows(self._table.relevant, query_Q)
         row_P = metrics.row_of(relevant)
         share_P = 1.0 / np.diff(relevant.indptr)[row_P]
-        weights = jnp.asarray(WEIGHTS, jnp.float32)
+        weights = jnp.asarray(self._weights, jnp.float32)
         total_X = np.zeros(len(self._grid))
         for start in range(0, len(row_P), self._block):
             part = slice(start, start + self._block)

@@ -17,6 +17,7 @@ import scipy.linalg
 import scipy.sparse
 from jaxtyping import Float, Int
 
+from dsmoe_jax import features
 from dsmoe_jax.data import statistics
 from dsmoe_jax.data import store as store_lib
 
@@ -31,10 +32,14 @@ class Clicks:
     Attributes:
       training_UV: Binary, see `statistics.read_interactions`.
       windows: By split, binary rows of its queries, see `statistics.read_windows`.
+      exposures_UV: Binary, see `statistics.read_exposures`.
+      shown: As `windows`, of exposures.
     """
 
     training_UV: scipy.sparse.csr_matrix
     windows: dict[str, scipy.sparse.csr_matrix]
+    exposures_UV: scipy.sparse.csr_matrix
+    shown: dict[str, scipy.sparse.csr_matrix]
 
     def count(self) -> Float[np.ndarray, "V"]:
         """Users who clicked each item."""
@@ -42,10 +47,18 @@ class Clicks:
 
 
 def read_clicks(store: store_lib.Store) -> Clicks:
-    """Reads both from a store."""
+    """Reads them from a store."""
     rows = {split: store.queries(split).rows_QC for split in store_lib.SPLITS}
-    windows = {split: statistics.read_windows(store, rows_QC) for split, rows_QC in rows.items()}
-    return Clicks(statistics.read_interactions(store), windows)
+    windows, shown = (
+        {
+            split: statistics.read_windows(store, rows_QC, (sequence,))
+            for split, rows_QC in rows.items()
+        }
+        for sequence in (features.HISTORY, features.EXPOSURES)
+    )
+    return Clicks(
+        statistics.read_interactions(store), windows, statistics.read_exposures(store), shown
+    )
 
 
 def read_column(store: store_lib.Store, name: str) -> Callable[[str, np.ndarray], np.ndarray]:
@@ -163,17 +176,25 @@ def standardise(score_BV: Float[np.ndarray, "B V"]) -> Float[np.ndarray, "B V"]:
     return np.asarray((score_BV - mean_B1) * scale_B1, np.float32)
 
 
-def add_prior(scorer: Scorer, store: store_lib.Store, *, weight: float, **prior: Any) -> Scorer:
-    """`weight` * (score, standardised per query) + log P(item | scenario).
+def make_prior(store: store_lib.Store, split: str, **prior: Any) -> Float[np.ndarray, "S V"]:
+    """Log P(item | scenario), with the arguments of one of two.
 
-    The prior is that of `statistics.log_prior` and its arguments.
+    That of `statistics.known_log_prior` where the store holds exposures, else that of
+    `statistics.log_prior`, which is the same for every split.
     """
-    log_prior_SV = statistics.log_prior(store, **prior)
+    if features.EXPOSURES in store.sequences:
+        return statistics.known_log_prior(store, split, **prior)
+    return statistics.log_prior(store, **prior)
+
+
+def add_prior(scorer: Scorer, store: store_lib.Store, *, weight: float, **prior: Any) -> Scorer:
+    """`weight` * (score, standardised per query) + log P(item | scenario), see `make_prior`."""
+    priors = {split: make_prior(store, split, **prior) for split in store_lib.SPLITS}
     scenario_of = read_column(store, "scenario")
 
     def score(split: str, query_B: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B V"]:
         standard_BV = np.float32(weight) * standardise(scorer(split, query_B))
-        return np.asarray(standard_BV + log_prior_SV[scenario_of(split, query_B)])
+        return np.asarray(standard_BV + priors[split][scenario_of(split, query_B)])
 
     return score
 

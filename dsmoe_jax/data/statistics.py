@@ -2,7 +2,8 @@
 
 Owns what is computed once from a store before training, for models that use it (their collection
 `constants`) and for the baselines. Nothing here reads an event of the validation or
-test days, except `read_windows`, which reads the histories that queries may see.
+test days, except `read_windows`, which reads the histories that queries may see, and
+`known_log_prior`, which counts what was known when a split began.
 
 Letters: U rows of the user table, V rows of the corpus (row 0 is padding), S scenarios, C width of
 a collaborative vector, Q queries, E events.
@@ -20,31 +21,38 @@ from dsmoe_jax.data import store as store_lib
 
 # Weight of the all-scenario popularity in a scenario's, in clicks.
 PRIOR_CLICKS = 10.0
-# Weight of what was shown in a scenario's popularity, in the clicks that it would have had there.
+# Of the prior from what was shown, chosen on validation days of KuaiRand-Pure: the weight of an
+# exposure in the clicks that it would have had in its scenario, and days after which a row counts
+# half.
 EXPOSURE_WEIGHT = 3.0
+KNOWN_HALF_LIFE_DAYS = 4.0
+# The constant that is another for every split.
+KNOWN_PRIOR = "known_log_prior_SV"
 # Sequences of all items that a user is known to have been shown.
 SHOWN = (features.HISTORY, features.EXPOSURES)
 
 
 def make_constants(
-    store: store_lib.Store, shapes: Mapping[str, tuple[int, ...]]
+    store: store_lib.Store, shapes: Mapping[str, tuple[int, ...]], split: str = "validation"
 ) -> dict[str, np.ndarray]:
     """The constants that a model declares by name and shape, float32 but for ids.
 
-    `log_prior_SV` [S, V], see `log_prior`, and `shown_log_prior_SV`, the same with
-    `EXPOSURE_WEIGHT`; `clicked_SV` [S, V], 1 where an item has training clicks in a scenario;
-    `item_vector_VC` [V, C], see `item_vectors`; `sparse_NAME_V`, `dense_NAME_V` and `bag_NAME_VP`,
-    the items' feature NAME.
+    `log_prior_SV` [S, V], see `log_prior`; `known_log_prior_SV` [S, V], see `known_log_prior`, or
+    `log_prior` where the store holds no exposures; `clicked_SV` [S, V], 1 where an item has
+    training clicks in a scenario; `item_vector_VC` [V, C], see `item_vectors`; `sparse_NAME_V`,
+    `dense_NAME_V` and `bag_NAME_VP`, the items' feature NAME.
+
+    `split` is the one whose queries are asked; training is asked those of "validation".
 
     Raises:
       ValueError: On an unknown name, or a shape that the store does not give.
     """
     constants = {}
     for name, shape in shapes.items():
-        if name == "log_prior_SV":
+        if name == KNOWN_PRIOR and features.EXPOSURES in store.sequences:
+            constants[name] = known_log_prior(store, split)
+        elif name in ("log_prior_SV", KNOWN_PRIOR):
             constants[name] = log_prior(store)
-        elif name == "shown_log_prior_SV":
-            constants[name] = log_prior(store, exposure_weight=EXPOSURE_WEIGHT)
         elif name == "clicked_SV":
             constants[name] = (count_clicks(store) > 0).astype(np.float32)
         elif name == "item_vector_VC":
@@ -59,6 +67,14 @@ def make_constants(
     return constants
 
 
+def changing_constants(
+    store: store_lib.Store, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Those of a model's constants that are others for another split."""
+    names = {KNOWN_PRIOR} if features.EXPOSURES in store.sequences else set()
+    return {name: shape for name, shape in shapes.items() if name in names}
+
+
 def _read_item_field(store: store_lib.Store, name: str) -> np.ndarray:
     """A feature of all items by the name of its constant."""
     for group, columns in (("sparse", store.items_sparse), ("dense", store.items_dense)):
@@ -69,7 +85,7 @@ def _read_item_field(store: store_lib.Store, name: str) -> np.ndarray:
         if name == f"bag_{bag.name}_VP":
             return np.asarray(store.items_bags[bag.name])
     raise ValueError(
-        f"constant {name!r}: expected 'log_prior_SV', 'shown_log_prior_SV', 'clicked_SV', "
+        f"constant {name!r}: expected 'log_prior_SV', '{KNOWN_PRIOR}', 'clicked_SV', "
         "'item_vector_VC' or a feature of the items"
     )
 
@@ -94,6 +110,25 @@ def read_interactions(store: store_lib.Store) -> scipy.sparse.csr_matrix:
     return _binary(user, item, (len(store.users_sparse), store.spec.num_items))
 
 
+def read_exposures(store: store_lib.Store) -> scipy.sparse.csr_matrix:
+    """Binary [U, V]: what users were shown before the first validation day and did not click then.
+
+    Of users that have a row of the store; empty where it holds no exposures.
+    """
+    U, V = len(store.users_sparse), store.spec.num_items
+    if features.EXPOSURES not in store.sequences:
+        return scipy.sparse.csr_matrix((U, V), dtype=np.float32)
+    columns, rows_XC = store.columns, store.all_rows()
+    user_X, first_X = np.unique(rows_XC[:, columns["user"]], return_index=True)
+    ids_EF, time_E = store.sequences[features.EXPOSURES]
+    # A user's events are together, and who has one has a row, which tells where they start.
+    start_X = rows_XC[first_X, columns[f"{features.EXPOSURES}_start"]]
+    user_E = np.repeat(user_X, np.diff(np.append(start_X, len(time_E))))
+    known_E = time_E < store.queries("validation").rows_QC[:, columns["time_s"]].max()
+    shown_UV = _binary(user_E[known_E], ids_EF[known_E, 0], (U, V))
+    return _binary(*(shown_UV - shown_UV.multiply(read_interactions(store))).nonzero(), (U, V))
+
+
 def read_windows(
     store: store_lib.Store,
     rows_QC: Int[np.ndarray, "Q C"],
@@ -103,7 +138,7 @@ def read_windows(
 
     By default clicks of all scenarios; a sequence that the store does not have is empty.
     """
-    rows, items = [], []
+    rows, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for name in (name for name in sequences if name in store.sequences):
         start_QK, stop_QK = store_lib.Windows(name).read(rows_QC, store.columns)
         row, event = _expand(start_QK[:, 0], stop_QK[:, 0])
@@ -138,23 +173,61 @@ def log_prior(
     *,
     half_life_days: float | None = None,
     prior_clicks: float = PRIOR_CLICKS,
-    exposure_weight: float = 0.0,
 ) -> Float[np.ndarray, "S V"]:
     """Logarithm of P(item | scenario) from training positives, float32, finite everywhere.
 
     A scenario's counts are smoothed with `prior_clicks` pseudo-clicks that follow the popularity
     over all scenarios, itself smoothed with one click an item. Row 0 of the corpus, which is no
     candidate, holds the scenario's minimum. `half_life_days` is that of `count_clicks`.
-
-    `exposure_weight` times the clicks that an item's rows would have had at the scenario's click
-    rate are added to its own, where the store holds exposures.
     """
-    count_SV = count_clicks(store, half_life_days)[:, 1:]
-    if exposure_weight and features.EXPOSURES in store.sequences:
-        click_SV = count_clicks(store)[:, 1:]
-        shown_SV = click_SV + store.load("train_exposures")[:, 1:]
-        rate_S = click_SV.sum(axis=1) / shown_SV.sum(axis=1)
-        count_SV = count_SV + exposure_weight * rate_S[:, None] * shown_SV
+    return _smooth(count_clicks(store, half_life_days), prior_clicks)
+
+
+def known_log_prior(
+    store: store_lib.Store,
+    split: str,
+    *,
+    half_life_days: float | None = KNOWN_HALF_LIFE_DAYS,
+    prior_clicks: float = PRIOR_CLICKS,
+    exposure_weight: float = EXPOSURE_WEIGHT,
+) -> Float[np.ndarray, "S V"]:
+    """As `log_prior`, from all rows that were known when a split's queries are asked.
+
+    Positives and exposures of all days before the split's first one count, as in the histories of
+    its queries; for queries past the test days, those before the test days. To an item's positives
+    `exposure_weight` times those are added that its rows would have had at the scenario's rate.
+
+    Args:
+      store: One that holds exposures.
+      split: Whose queries are asked.
+      half_life_days: A row so many days before the last known day counts half; None counts each
+        as 1.
+      prior_clicks: As in `log_prior`.
+      exposure_weight: Weight of exposures, at least 0.
+    """
+    daily_RF = store.load("daily")
+    cut_s = store.queries(split).rows_QC[:, store.columns["time_s"]].max()
+    known_RF = daily_RF[daily_RF[:, 0] < cut_s].astype(np.int64)
+    weight_R = np.ones(len(known_RF))
+    if half_life_days is not None and len(known_RF):
+        days_R = (known_RF[:, 0].max() - known_RF[:, 0]) / store_lib.DAY_S
+        weight_R = 0.5 ** (days_R / half_life_days)
+    S, V = store.spec.num_scenarios, store.spec.num_items
+    pair_R = known_RF[:, 1] * V + known_RF[:, 2]
+    click_SV, exposure_SV = (
+        np.bincount(pair_R, weights=weight_R * known_RF[:, column], minlength=S * V).reshape(S, V)
+        for column in (3, 4)
+    )
+    shown_SV = click_SV + exposure_SV
+    rate_S1 = click_SV.sum(axis=1, keepdims=True) / np.maximum(
+        shown_SV.sum(axis=1, keepdims=True), 1e-30
+    )
+    return _smooth(click_SV + exposure_weight * rate_S1 * shown_SV, prior_clicks)
+
+
+def _smooth(count_SV: np.ndarray, prior_clicks: float) -> Float[np.ndarray, "S V"]:
+    """Logarithms of shares of counts, see `log_prior`; column 0 of the counts is ignored."""
+    count_SV = count_SV[:, 1:]
     overall_V = count_SV.sum(axis=0) + 1.0
     overall_V /= overall_V.sum()
     smooth_SV = count_SV + prior_clicks * overall_V[None]

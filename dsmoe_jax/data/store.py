@@ -13,8 +13,9 @@ Owns the layout on disk, reading and atomic writing. Does not own how raw rows b
     validation_queries, test_queries   int64 [Q, C], the same columns, item 0
     <split>_relevant, _seen            int32 item ids, sorted within a query, with <..>_indptr
     <split>_cold                       bool [Q]: the user has no training positive
-    train_exposures  int32 [S, V]      with the sequence `exposures`: how often training days showed
-                                       an item in a scenario without a positive
+    daily  int32 [R, 5]                with the sequence `exposures`: the start of a day before the
+                                       test days in unix seconds, a scenario and an item, and how
+                                       many rows were positives and how many exposures
 
 Row 0 of the user tables is the unknown user, row 0 of the item tables is padding; both are zeros.
 Column 0 of `users_sparse` and `items_sparse` is the row number itself. For every sequence an

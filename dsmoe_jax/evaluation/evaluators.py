@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features, runlog
 from dsmoe_jax.config import schema
-from dsmoe_jax.data import pipeline
+from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import protocol
 from dsmoe_jax.models.matching import two_tower
@@ -70,11 +70,23 @@ class Evaluator(Generic[Model]):
         self._mesh, self._model, self._seed = mesh, model, seed
         per_device = min(self._MOST_QUERIES, sharding.shard_rows(config.query_batch, mesh.size))
         self._batch_size = per_device * mesh.size
+        self._changing = statistics.changing_constants(store, model.constant_shapes)
+        self._constants: dict[str, dict[str, jax.Array]] = {}
         self._build()
 
     def _build(self) -> None:
         """Makes the functions."""
         raise NotImplementedError
+
+    def know(self, frozen: train_state.Frozen, split: str) -> train_state.Frozen:
+        """The model with what is known when a split's queries are asked."""
+        if not self._changing:
+            return frozen
+        if split not in self._constants:
+            values = statistics.make_constants(self._store, self._changing, split)
+            self._constants[split] = sharding.put_replicated(self._mesh, values)
+        constants = {**frozen.model_state["constants"], **self._constants[split]}
+        return frozen._replace(model_state={**frozen.model_state, "constants": constants})
 
     def _read_queries(self, split: str, ids: np.ndarray) -> tuple[batch_lib.Users, jax.Array]:
         """Users and scenarios of one batch of queries, of which each process reads its slice."""
@@ -112,6 +124,7 @@ class MatcherEvaluator(Evaluator[two_tower.Matcher]):
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
     ) -> protocol.Evaluation:
         """Evaluates the parameters on the given queries of a split."""
+        frozen = self.know(frozen, split)
         rules = protocol.Protocol(self._store, self._config, split)
         groups = list(rules.group_by_scenario(query_Q, self._batch_size))
         index: index_lib.Index | None = None
@@ -238,6 +251,7 @@ class RankerEvaluator(Evaluator[ranker_lib.Ranker]):
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
     ) -> protocol.Evaluation:
         """Evaluates the parameters on the given queries of a split, log-loss included."""
+        frozen = self.know(frozen, split)
 
         def scores(ids: np.ndarray) -> Any:
             users, scenario_B = self._read_queries(split, ids)

@@ -335,10 +335,10 @@ def _write_exposures(
     positives: histories.Positives,
     rule: splits.Split,
 ) -> histories.ClickSequence:
-    """Writes the sequence, and how often training days showed what in a scenario."""
+    """Writes the sequence, and what days before the test days showed, by scenario and item."""
     frame, earlier = dataset.exposures, dataset.pre_exposures
     frame = dataset.positives.clear() if frame is None else frame
-    S, V = len(dataset.scenarios), len(items.raw_id)
+    S = len(dataset.scenarios)
     shown = histories.number_exposures(frame, positives, users, items, S, rule.last_day)
     if earlier is not None:
         earlier = histories.keep_known(earlier, users, items)
@@ -347,10 +347,9 @@ def _write_exposures(
     has_row_E = np.isin(sequence.key_E, positives.user_E)
     sequence = histories.ClickSequence(1, *(values_E[has_row_E] for values_E in sequence[1:]))
     _write_sequence(writer, features.EXPOSURES, sequence)
-    counted = rule.members(shown, "train") & (shown.scenario_E < S)
-    pair = shown.scenario_E[counted] * V + shown.item_E[counted]
-    count_SV = np.bincount(pair, minlength=S * V).reshape(S, V)
-    writer.array("train_exposures", count_SV.astype(np.int32))
+    counted = histories.count_by_day(positives, shown, S, rule.test[0])
+    counted[:, 0] = counted[:, 0] * store_lib.DAY_S - dataset.utc_offset_s
+    writer.array("daily", counted.astype(np.int32))
     return sequence
 
 

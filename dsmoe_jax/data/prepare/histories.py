@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+from jaxtyping import Int
 
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import entities
@@ -227,6 +228,27 @@ def number_exposures(
         pl.DataFrame(positives._asdict()), on=key, how="anti", maintain_order="left"
     )
     return Positives(*(column.to_numpy() for column in left.get_columns()))
+
+
+def count_by_day(
+    positives: Positives, exposures: Positives, num_scenarios: int, before_day: int
+) -> Int[np.ndarray, "R 5"]:
+    """How often a day's rows showed an item in a scenario, and how many of them were positives.
+
+    Returns:
+      Day, scenario, item, positives and exposures, ascending, of all days before `before_day`. Rows
+      in no kept scenario are left out.
+    """
+    key = ["day_E", "scenario_E", "item_E"]
+    rows = [
+        pl.DataFrame(events._asdict()).select(
+            *key, positive=pl.lit(kind), exposure=pl.lit(1 - kind)
+        )
+        for kind, events in ((1, positives), (0, exposures))
+    ]
+    kept = (pl.col("day_E") < before_day) & (pl.col("scenario_E") < num_scenarios)
+    counted = pl.concat(rows).filter(kept).group_by(key).sum().sort(key)
+    return counted.to_numpy().astype(np.int64)
 
 
 def keep_known(

@@ -26,11 +26,11 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.config import fields, schema
+from dsmoe_jax.data import statistics
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import tables
 
 FACTOR_STD = 0.1
-PRIOR = "shown_log_prior_SV"
 _SEQUENCES = (features.HISTORY, features.EXPOSURES, features.SCENARIO_HISTORIES)
 
 
@@ -43,6 +43,8 @@ class FISMConfig(schema.MatcherConfig):
         two entries more, the bias and the prior.
       recency: Weight in (0, 1] of an event relative to the next one.
       recency_floor: Least weight of an event, in [0, 1].
+      exposure_recency: As `recency`, of an exposure.
+      exposure_recency_floor: As `recency_floor`, of an exposure.
       score_weight: Weight > 0 of the score, divided by its deviation over the items, beside the log
         of the prior.
       targets: T, events of a user that an epoch learns from, drawn anew each time, and as many
@@ -58,6 +60,8 @@ class FISMConfig(schema.MatcherConfig):
     output_dim: int = fields.field(64, at_least=1)
     recency: float = fields.share(0.95)
     recency_floor: float = fields.field(0.2, at_least=0, at_most=1)
+    exposure_recency: float = fields.field(0.98, above=0, at_most=1, added_later=True)
+    exposure_recency_floor: float = fields.field(0.3, at_least=0, at_most=1, added_later=True)
     score_weight: float = fields.field(1.5, above=0, search=(1.0, 1.5, 2.0))
     targets: int = fields.field(48, at_least=1, search=(24, 48))
     negatives: int = fields.field(1, at_least=1)
@@ -169,10 +173,10 @@ class Targets(NamedTuple):
 class FISM(two_tower.Matcher):
     """A linear two-tower model: sums of factors against an item's factors, bias and prior.
 
-    With u = sum_h w_h E_h / sqrt(sum_h w_h^2 + 1) + sum_x G_x / sqrt(n) + T_s the score is
-    w (u.v + b) / sd(u) + log P(i | s). The deviation sd(u) of u.v + b over the items is a quadratic
-    form of u, so that the score is one inner product; a scenario's index differs from another's in
-    its last coordinate alone.
+    With u = sum_h w_h E_h / sqrt(sum_h w_h^2 + 1) + sum_x w_x G_x / sqrt(sum_x w_x^2) + T_s the
+    score is w (u.v + b) / sd(u) + log P(i | s). The deviation sd(u) of u.v + b over the items is a
+    quadratic form of u, so that the score is one inner product; a scenario's index differs from
+    another's in its last coordinate alone.
     """
 
     item_uses_scenario = True
@@ -189,13 +193,15 @@ class FISM(two_tower.Matcher):
         self.item_VD = self.param("item_table", normal, (rows, D), jnp.float32)
         self.bias_V = self.param("bias_table", zeros, (rows,), jnp.float32)
         self.kind_KD = self.param("kinds", zeros, (S + 2, D), jnp.float32)
-        shape = self.constant_shapes[PRIOR]
-        self.log_prior_SV = self.variable("constants", PRIOR, jnp.zeros, shape, jnp.float32)
+        shape = self.constant_shapes[statistics.KNOWN_PRIOR]
+        self.log_prior_SV = self.variable(
+            "constants", statistics.KNOWN_PRIOR, jnp.zeros, shape, jnp.float32
+        )
 
     @property
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:
         """The scenarios' priors, from what was shown where the store knows it."""
-        return {PRIOR: (self.spec.num_scenarios, self.spec.num_items)}
+        return {statistics.KNOWN_PRIOR: (self.spec.num_scenarios, self.spec.num_items)}
 
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
@@ -257,14 +263,12 @@ class FISM(two_tower.Matcher):
 
     def _bags(self, users: batch_lib.Users) -> list[Bag]:
         """The history, and what was shown."""
-        ids_BL = users.sequences[features.HISTORY].ids_BLF[..., 0]
-        is_event_BL = ids_BL > 0
-        age_BL = jnp.cumsum(is_event_BL[:, ::-1], axis=1)[:, ::-1] - 1
-        weight_BL = jnp.maximum(self.cfg.recency**age_BL, self.cfg.recency_floor) * is_event_BL
+        cfg = self.cfg
+        ids_BL, weight_BL = _weigh(users, features.HISTORY, cfg.recency, cfg.recency_floor)
         bags = [Bag.make(ids_BL, weight_BL, self.history_VD, extra=1.0)]
         if features.EXPOSURES in users.sequences:
-            ids_BL = users.sequences[features.EXPOSURES].ids_BLF[..., 0]
-            weight_BL = (ids_BL > 0).astype(jnp.float32)
+            recency, floor = cfg.exposure_recency, cfg.exposure_recency_floor
+            ids_BL, weight_BL = _weigh(users, features.EXPOSURES, recency, floor)
             bags.append(Bag.make(ids_BL, weight_BL, self.exposure_VD, extra=0.0))
         return bags
 
@@ -307,6 +311,16 @@ class FISM(two_tower.Matcher):
         covariance_DD = item_VD.T @ item_VD / len(item_VD)
         variance_B = jnp.einsum("bd,de,be->b", user_BD, covariance_DD, user_BD)
         return jnp.sqrt(jnp.maximum(variance_B, 1e-12))
+
+
+def _weigh(
+    users: batch_lib.Users, sequence: str, recency: float, floor: float
+) -> tuple[Int[jax.Array, "B L"], Float[jax.Array, "B L"]]:
+    """Items of a sequence and max(recency^age, floor), the last event's age being 0."""
+    ids_BL = users.sequences[sequence].ids_BLF[..., 0]
+    is_event_BL = ids_BL > 0
+    age_BL = jnp.cumsum(is_event_BL[:, ::-1], axis=1)[:, ::-1] - 1
+    return ids_BL, jnp.maximum(recency**age_BL, floor) * is_event_BL
 
 
 def draw_negatives(

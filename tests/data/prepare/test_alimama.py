@@ -146,9 +146,10 @@ def test_impressions_without_a_click_are_exposures_if_asked_for(tmp_path):
     assert names == ["history", "scenario_history", "behavior", "exposures"]
     ids_EF, _ = store.sequences["exposures"]
     assert store.items_raw_id[ids_EF[:, 0]].tolist() == [105, 101]
-    scenario_X, item_X = np.nonzero(store.load("train_exposures"))
-    assert scenario_X.tolist() == [0, 2]
-    assert store.items_raw_id[item_X].tolist() == [105, 101]
+    daily_RF = store.load("daily")
+    exposed_RF = daily_RF[daily_RF[:, 4] > 0]
+    assert exposed_RF[:, 1].tolist() == [0, 2]
+    assert store.items_raw_id[exposed_RF[:, 2]].tolist() == [105, 101]
 
 
 def test_users_without_a_profile_or_level_are_left_out(tmp_path):

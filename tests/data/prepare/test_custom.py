@@ -241,7 +241,11 @@ def test_rows_that_are_no_positives_are_exposures_if_asked_for(tmp_path):
     assert shown["action"].null_count() > 100
     assert store.manifest["counts"]["exposures"] == shown.height
     counted = shown.filter((pl.col("second") < 16 * DAY_S) & pl.col("page").is_in(PAGES))
-    count_SV = store.load("train_exposures")
+    train_s = store.queries("validation").rows_QC[0, store.columns["time_s"]]
+    daily_RF = store.load("daily")
+    daily_RF = daily_RF[daily_RF[:, 0] < train_s]
+    count_SV = np.zeros((len(PAGES), len(store.items_raw_id)))
+    np.add.at(count_SV, (daily_RF[:, 1], daily_RF[:, 2]), daily_RF[:, 4])
     for s, page in enumerate(PAGES):
         for row, item in enumerate(store.items_raw_id[1:].tolist(), start=1):
             rows = counted.filter((pl.col("page") == page) & (pl.col("item") == item))

@@ -68,10 +68,22 @@ def test_windows_hold_nothing_of_the_same_second_or_later_nor_of_the_splits_days
     assert windows(store, store.queries("test").rows_QC) == [[4, 2, 5, 1, 4, 3], [5, 1]]
 
 
-def test_rows_of_the_training_days_are_counted_by_scenario(store):
-    count_SV = store.load("train_exposures")
-    assert count_SV.dtype == np.int32
-    assert count_SV.tolist() == [[0, 1, 0, 0, 1, 1], [0, 1, 0, 0, 0, 0]]
+def test_rows_are_counted_by_day_scenario_and_item_up_to_the_test_days(store):
+    daily_RF = store.load("daily")
+    assert daily_RF.dtype == np.int32
+    day = clicks.DAY_S
+    assert daily_RF.tolist() == [
+        [day, 0, 1, 1, 1],  # a click, and shown to the user without one
+        [day, 0, 3, 1, 0],
+        [day, 0, 4, 0, 1],
+        [day, 0, 5, 0, 1],
+        [day, 1, 1, 0, 1],
+        [2 * day, 1, 2, 1, 0],
+        [2 * day, 1, 4, 1, 0],
+        [3 * day, 0, 3, 1, 0],
+        [3 * day, 1, 1, 0, 1],
+        [3 * day, 1, 2, 1, 0],
+    ]
 
 
 def test_all_that_is_not_of_exposures_is_as_without_them(store, tmp_path):
@@ -80,8 +92,7 @@ def test_all_that_is_not_of_exposures_is_as_without_them(store, tmp_path):
     files = plain.manifest["files"]
     new = set(store.manifest["files"]) - set(files)
     assert new == {
-        f"{name}.npy"
-        for name in ("sequence_exposures", "sequence_exposures_time", "train_exposures")
+        f"{name}.npy" for name in ("sequence_exposures", "sequence_exposures_time", "daily")
     }
     same = {name for name in files if files[name] == store.manifest["files"][name]}
     assert set(files) - same == {"train.npy", "validation_queries.npy", "test_queries.npy"}
@@ -97,7 +108,7 @@ def test_all_that_is_not_of_exposures_is_as_without_them(store, tmp_path):
 def test_either_kind_may_be_missing(tmp_path, given, kept):
     store = clicks.write_store(tmp_path / "store", CLICKS, users=3, items=5, **given)
     assert len(store.sequences["exposures"][0]) == kept
-    assert (store.load("train_exposures").sum() > 0) == (kept == 6)
+    assert (store.load("daily")[:, 4].sum() > 0) == (kept == 6)
 
 
 def test_queries_of_a_later_log_see_all_exposures_before_it(store):
@@ -116,20 +127,51 @@ def test_queries_of_a_later_log_see_all_exposures_before_it(store):
     assert windows(view, view.queries("later").rows_QC)[1] == [5, 1, 5]
 
 
-def test_the_prior_counts_what_was_shown_at_the_scenarios_click_rate(store, tmp_path):
-    shapes = {"shown_log_prior_SV": (2, 6)}
-    log_SV = statistics.make_constants(store, shapes)["shown_log_prior_SV"]
+def test_the_prior_counts_what_was_shown_at_the_scenarios_click_rate(store):
+    log_SV = statistics.known_log_prior(store, "validation", half_life_days=None)
     # Two clicks in five rows of A, two in three of B.
     click_SV = np.array([[1, 0, 1, 0, 0], [0, 1, 0, 1, 0]])
     shown_SV = np.array([[2, 0, 1, 1, 1], [1, 1, 0, 1, 0]])
-    count_SV = click_SV + 3 * np.array([[2 / 5], [2 / 3]]) * shown_SV
+    check_prior(log_SV, click_SV + 3 * np.array([[2 / 5], [2 / 3]]) * shown_SV)
+
+
+def test_the_prior_of_the_test_days_counts_the_validation_days_and_older_days_less(store):
+    log_SV = statistics.known_log_prior(store, "test", half_life_days=1.0, exposure_weight=2.0)
+    click_SV = np.array([[0.25, 0, 1.25, 0, 0], [0, 1.5, 0, 0.5, 0]])
+    shown_SV = np.array([[0.5, 0, 1.25, 0.25, 0.25], [1.25, 1.5, 0, 0.5, 0]])
+    rate_S1 = np.array([[1.5 / 2.25], [2 / 3.25]])
+    check_prior(log_SV, click_SV + 2 * rate_S1 * shown_SV)
+
+
+def check_prior(log_SV, count_SV):
     overall_V = count_SV.sum(axis=0) + 1
     smooth_SV = count_SV + 10 * overall_V / overall_V.sum()
     expected_SV = smooth_SV / smooth_SV.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(np.exp(log_SV[:, 1:]), expected_SV, rtol=1e-5)
     assert log_SV[0, 0] == log_SV[0].min()
+
+
+def test_the_constant_of_a_split_is_what_was_known_then(store, tmp_path):
+    shapes = {"known_log_prior_SV": (2, 6), "log_prior_SV": (2, 6)}
+    changing = statistics.changing_constants(store, shapes)
+    assert changing == {"known_log_prior_SV": (2, 6)}
+    for split in ("validation", "test"):
+        [found_SV] = statistics.make_constants(store, changing, split).values()
+        np.testing.assert_array_equal(found_SV, statistics.known_log_prior(store, split))
+    training = statistics.make_constants(store, shapes)
+    np.testing.assert_array_equal(
+        training["known_log_prior_SV"], statistics.known_log_prior(store, "validation")
+    )
+    np.testing.assert_array_equal(training["log_prior_SV"], statistics.log_prior(store))
     plain = clicks.write_store(tmp_path / "store", CLICKS, users=3, items=5)
-    log_SV = statistics.log_prior(plain)
+    assert not statistics.changing_constants(plain, shapes)
     constants = statistics.make_constants(plain, shapes)
-    np.testing.assert_array_equal(constants["shown_log_prior_SV"], log_SV)
-    np.testing.assert_array_equal(statistics.log_prior(store), log_SV)
+    for value_SV in constants.values():
+        np.testing.assert_array_equal(value_SV, statistics.log_prior(plain))
+
+
+def test_what_users_were_shown_before_the_validation_days_and_did_not_click(store, tmp_path):
+    shown_UV = statistics.read_exposures(store).toarray()
+    assert shown_UV.tolist() == [[0] * 6, [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1], [0] * 6]
+    plain = clicks.write_store(tmp_path / "store", CLICKS, users=3, items=5)
+    assert not statistics.read_exposures(plain).nnz

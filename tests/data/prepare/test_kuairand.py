@@ -313,7 +313,9 @@ def test_rows_that_are_no_positives_are_exposures_if_asked_for(tmp_path):
     later = [start_s + 2 * 86_400 + 2, start_s + 86_400 + 13]
     assert time_E.tolist() == [0, 0, 0, 0, *later]
     # Only tab 4 is a scenario.
-    assert store.load("train_exposures").tolist() == [[0] * 7, [0, 0, 1, 0, 0, 0, 0]]
+    daily_RF = store.load("daily")
+    [exposed] = daily_RF[daily_RF[:, 4] > 0][:, 1:].tolist()
+    assert exposed == [1, 2, 0, 1]
     size_N = store.train_NC[:, -1] - store.train_NC[:, -2]
     assert size_N.tolist() == [3] * 4 + [1] * 4 + [0, 0, 1, 1] + [0, 1, 1, 1]
 

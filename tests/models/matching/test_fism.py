@@ -8,6 +8,7 @@ import tiny_features
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
+from dsmoe_jax.data import statistics
 from dsmoe_jax.models.matching import fism
 
 D, B, G = 5, 7, 3
@@ -21,7 +22,14 @@ SPEC = dataclasses.replace(
         features.SequenceFeature("scenario_histories", ("item_id",), 3 * S, per_scenario=True),
     ),
 )
-CONFIG = fism.FISMConfig(output_dim=D, recency=0.5, recency_floor=0.3, score_weight=1.7)
+CONFIG = fism.FISMConfig(
+    output_dim=D,
+    recency=0.5,
+    recency_floor=0.3,
+    exposure_recency=0.6,
+    exposure_recency_floor=0.4,
+    score_weight=1.7,
+)
 MODEL = CONFIG.make(SPEC)
 USERS = tiny_features.make_users(SPEC, B)
 ITEMS = tiny_features.make_items(SPEC, (B, G))
@@ -50,8 +58,9 @@ def user_by_hand(b, scenario):
     total = np.array(table("kinds")[scenario])
     for item, each in zip(clicked, weight, strict=True):
         total += each * table("history_table")[item] / np.sqrt(np.square(weight).sum() + 1)
-    for item in shown:
-        total += table("exposure_table")[item] / np.sqrt(len(shown))
+    weight = [max(0.6 ** (len(shown) - 1 - n), 0.4) for n in range(len(shown))]
+    for item, each in zip(shown, weight, strict=True):
+        total += each * table("exposure_table")[item] / np.sqrt(np.square(weight).sum())
     return total
 
 
@@ -61,7 +70,7 @@ def test_a_score_is_the_standardised_sum_beside_the_prior():
         apply(USERS, SCENARIO_B, method="embed_user"),
         apply(ITEMS, SCENARIO_B, method="embed_item"),
     )
-    prior_SV = np.asarray(VARIABLES["constants"]["shown_log_prior_SV"])
+    prior_SV = np.asarray(VARIABLES["constants"][statistics.KNOWN_PRIOR])
     for b, scenario in enumerate(np.asarray(SCENARIO_B)):
         raw_V = table("item_table") @ user_by_hand(b, scenario) + table("bias_table")
         standard_V = 1.7 * raw_V / raw_V[1 : SPEC.num_items].std()
