@@ -21,6 +21,7 @@ VERSIONS: dict[str, int] = {
     "baselines": 1,
     # Matchers.
     "dsmoe": 1,
+    "dsmoe_plus": 1,
     "ican": 1,
     "adin": 1,
     "sass": 1,

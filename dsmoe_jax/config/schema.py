@@ -92,12 +92,16 @@ class Pretraining:
       epochs: Passes over its examples, at least 1; nothing selects among them.
       last_only: Whether a pass holds the last training example of every user and no other, for
         losses over all positions of a user's history.
+      learning_rate: Adam's step size; None for that of the main stage.
+      decays: Whether it falls over the stage, see `optimizer.make_schedule`.
     """
 
     name: str
     loss_method: str
     epochs: int
     last_only: bool = False
+    learning_rate: float | None = None
+    decays: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

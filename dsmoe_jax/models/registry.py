@@ -12,6 +12,7 @@ from dsmoe_jax.config import schema
 from dsmoe_jax.models.matching import (
     adin,
     dsmoe,
+    dsmoe_plus,
     dssm,
     fism,
     fuxi,
@@ -29,6 +30,7 @@ from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, pl
 # the configuration.
 _MATCHERS: tuple[tuple[str, str, type[schema.MatcherConfig]], ...] = (
     ("dsmoe", "DSMOE", dsmoe.DSMOEConfig),
+    ("dsmoe_plus", "DSMOE beside FISM", dsmoe_plus.DSMOEPlusConfig),
     # Of the paper's Table 2.
     ("ican", "ICAN", ican.ICANConfig),
     ("adin", "ADIN-style", adin.ADINConfig),
@@ -64,22 +66,31 @@ RANKERS: dict[str, type[schema.RankerConfig]] = {
 FUSED_MEMBERS = ("mmoe_din", "ple", "star")
 
 DEFAULT_MATCHER = "dsmoe"
+# What it becomes with the inputs `plus`.
+PLUS_MATCHER = "dsmoe_plus"
 DEFAULT_RANKER = "mmoe_din"
 
 # Tokens of a configuration file's variants.
-METHOD_TOKENS = tuple(name for name in MATCHERS if name != DEFAULT_MATCHER)
+METHOD_TOKENS = tuple(n for n in MATCHERS if n not in (DEFAULT_MATCHER, PLUS_MATCHER))
 TEACHER_TOKENS = tuple(f"teacher={name}" for name in RANKERS)
 HISTORY_TOKENS = tuple(f"history={n}" for n in features.HISTORY_ENCODERS if n != "mean")
 ABLATION_TOKENS = (*dsmoe.ABLATIONS, "no_distill")
+INPUT_TOKENS = ("plus",)
+
+
+def matcher_name(chosen: dict[str, str]) -> str:
+    """The name of a variant's method: its axes "method" and "inputs"."""
+    own = PLUS_MATCHER if "inputs" in chosen else DEFAULT_MATCHER
+    return chosen.get("method", own)
 
 
 def make_matcher(chosen: dict[str, str]) -> schema.MatcherConfig:
-    """The method of a variant: its axes "method" and "ablation", as `variants.parse` gives them.
+    """The method of a variant: its axes "method", "inputs" and "ablation", see `variants.parse`.
 
     Raises:
       ValueError: When another method than DSMOE is to be ablated.
     """
-    name, ablation = chosen.get("method", DEFAULT_MATCHER), chosen.get("ablation", "")
+    name, ablation = matcher_name(chosen), chosen.get("ablation", "")
     if name == DEFAULT_MATCHER:
         return dsmoe.DSMOEConfig(**dsmoe.ABLATIONS.get(ablation, {}))
     if ablation:
@@ -133,7 +144,7 @@ def components(experiment: schema.Experiment, *, student: bool, teacher: bool) -
 
 def is_distilled(chosen: dict[str, str]) -> bool:
     """Whether a variant's method learns from a teacher: DSMOE does, unless that is taken away."""
-    return "method" not in chosen and chosen.get("ablation") != "no_distill"
+    return matcher_name(chosen) == DEFAULT_MATCHER and chosen.get("ablation") != "no_distill"
 
 
 def _teacher_name(chosen: dict[str, str]) -> str:

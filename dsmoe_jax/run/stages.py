@@ -172,10 +172,11 @@ class Stages:
                 # Without L2: Adam makes full steps of it, where nothing else gives a gradient.
                 dataclasses.replace(
                     self.experiment.train,
+                    learning_rate=stage.learning_rate or self.experiment.train.learning_rate,
                     weight_decay=0.0,
                     max_epochs=stage.epochs,
                     patience=stage.epochs,
-                    decay_epochs=0,
+                    decay_epochs=stage.epochs if stage.decays else 0,
                     max_minutes=0.0,
                 ),
                 validate=None,

@@ -206,13 +206,7 @@ class FISM(two_tower.Matcher):
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
-        user_BD = self.kind_KD[scenario_B]
-        for bag in self._bags(users):
-            user_BD += bag.pool()
-        one_B1 = jnp.ones_like(user_BD[:, :1])
-        user_BD = jnp.concatenate([user_BD, one_B1], axis=1)
-        scale_B = self.cfg.score_weight / self._deviation(user_BD)
-        return jnp.concatenate([user_BD * scale_B[:, None], one_B1], axis=1)[:, None], {}
+        return self._combine([bag.pool() for bag in self._bags(users)], scenario_B)[:, None], {}
 
     def embed_item(
         self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
@@ -260,6 +254,16 @@ class FISM(two_tower.Matcher):
         row_BT = targets.weight_BT * (loss_BTN.mean(axis=-1) + cfg.l2 * l2_BT)
         total = jnp.maximum(targets.weight_BT.sum(), 1.0)
         return row_BT.sum(axis=1, keepdims=True) * (len(row_BT) / total), {}
+
+    def _combine(
+        self, pooled: list[Float[jax.Array, "B F"]], scenario_B: Int[jax.Array, "B"]
+    ) -> Float[jax.Array, "B D"]:
+        """The user vector of what the bags pool to."""
+        user_BD = sum(pooled, start=self.kind_KD[scenario_B])
+        one_B1 = jnp.ones_like(user_BD[:, :1])
+        user_BD = jnp.concatenate([user_BD, one_B1], axis=1)
+        scale_B = self.cfg.score_weight / self._deviation(user_BD)
+        return jnp.concatenate([user_BD * scale_B[:, None], one_B1], axis=1)
 
     def _bags(self, users: batch_lib.Users) -> list[Bag]:
         """The history, and what was shown."""

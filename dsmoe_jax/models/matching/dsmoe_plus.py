@@ -1,0 +1,209 @@
+"""DSMOE beside a linear skip: its two towers add to the score of FISM, and start from it.
+
+Owns the two stages, the towers' inputs and how both scores become one inner product. The linear
+form is in `fism.py`, DSMOE's layers in `nn/mixture.py`.
+
+**Deviation:** ours, no paper has it. A user's tower reads what the user did and was shown as FISM
+sums it up; FISM is trained first, then everything on a softmax over items.
+
+Letters: B examples, G candidates of an example (1 + N), X all candidates of a batch, S scenarios, C
+scenario embedding, D a vector, F factors of FISM, I a tower's input.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from dsmoe_jax import batch as batch_lib
+from dsmoe_jax import features
+from dsmoe_jax.config import fields, schema
+from dsmoe_jax.models.matching import fism, two_tower
+from dsmoe_jax.nn import dropout, dsbn, embed, mixture, scenario
+
+
+@dataclasses.dataclass
+class DSMOEPlusConfig(fism.FISMConfig):
+    """Hyper-parameters of DSMOE beside FISM, whose fields it has.
+
+    The values were chosen on validation days of KuaiRand-Pure.
+
+    Attributes:
+      pretrain_epochs: Passes of FISM's own stage, over users; the step size falls during it.
+      pretrain_rate: Its first step size.
+      tower_dim: Entries that the towers add to a vector.
+      num_experts: K, experts per tower.
+      rank: R of the low-rank scenario correction in every SAP layer.
+      hidden_dim: Width of each expert.
+      input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
+      norm: "dsbn"; "bn" shares one batch normalisation among the scenarios; "none".
+      bn_momentum: Share of a batch in the running statistics, in (0, 1].
+    """
+
+    pretrain_epochs: int = fields.field(30, at_least=1)
+    pretrain_rate: float = fields.field(1e-2, above=0)
+    l2: float = fields.field(0.01, at_least=0, search=(0.005, 0.01, 0.02))
+    tower_dim: int = fields.field(32, at_least=1)
+    num_experts: int = fields.field(3, at_least=1)
+    rank: int = fields.field(4, at_least=1, search=(2, 4, 8))
+    hidden_dim: int = fields.field(64, at_least=1, search=(32, 64, 128))
+    input_dropout: float = fields.rate(0.3)
+    norm: str = fields.field("dsbn", choices=dsbn.KINDS)
+    bn_momentum: float = fields.share(0.1)
+
+    recipe: ClassVar[dict[str, Any]] = {
+        "batch_size": 256,
+        "num_negatives": 16,
+        "max_epochs": 3,
+        "patience": 3,
+        "learning_rate": 1e-4,
+        "weight_decay": 0.0,
+        "decay_epochs": 3,
+        "steps_per_dispatch": 8,
+    }
+
+    def objective(self) -> schema.Objective:
+        """A softmax over items."""
+        return schema.Objective("softmax_loss")
+
+    def pretraining(self) -> tuple[schema.Pretraining, ...]:
+        """FISM's own stage."""
+        stage = schema.Pretraining(
+            "linear",
+            "pairwise_loss",
+            self.pretrain_epochs,
+            last_only=True,
+            learning_rate=self.pretrain_rate,
+            decays=True,
+        )
+        return (stage,)
+
+    def reads(self, spec: features.FeatureSpec) -> features.FeatureSpec:
+        """FISM's sequences and every field of users and items."""
+        linear = super().reads(spec)
+        return dataclasses.replace(spec, sequences=linear.sequences)
+
+    def make(self, spec: features.FeatureSpec) -> "DSMOEPlus":
+        return self.build(DSMOEPlus, spec)
+
+
+class DSMOEPlus(fism.FISM):
+    """Two towers of scenario-adaptive experts whose inner product adds to FISM's score.
+
+    The user's tower reads the user's fields and FISM's bags, the item's tower the item's fields and
+    FISM's factors; it is shared by the scenarios, whose indices differ in the prior alone. The sum
+    is one inner product: <[c a u, c a, 1, t_u], [v, b, log P, g t_i]> with c of the scenario and the
+    gains g, which are 0 at the start.
+    """
+
+    cfg: DSMOEPlusConfig
+
+    def setup(self) -> None:
+        super().setup()
+        cfg, S, C = self.cfg, self.spec.num_scenarios, self.spec.embedding_dim
+        self.embedder = embed.Embedder(dataclasses.replace(self.spec, sequences=()))
+        self.drop = dropout.Dropout(cfg.input_dropout)
+        num_bags = 1 + (features.EXPOSURES in [s.name for s in self.spec.sequences])
+        user_dim = self.embedder.user_dim + num_bags * cfg.output_dim
+        self.user_tower = self._make_tower(user_dim, S)
+        self.item_tower = self._make_tower(self.embedder.item_dim + cfg.output_dim, 1)
+        normal = nn.initializers.normal(embed.SCENARIO_STD)
+        self.item_constant_1C = self.param("item_scenario_constant", normal, (1, C), jnp.float32)
+        zeros = nn.initializers.zeros
+        self.gain_D = self.param("gain", zeros, (cfg.tower_dim,), jnp.float32)
+        self.log_scale_S = self.param("log_scale", zeros, (S,), jnp.float32)
+
+    def embed_user(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B M D"], two_tower.Aux]:
+        pooled = [bag.pool() for bag in self._bags(users)]
+        return self._embed_pooled(pooled, users, scenario_B, train)[:, None], {}
+
+    def embed_item(
+        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B ... D"], two_tower.Aux]:
+        linear, aux = super().embed_item(items, scenario_B, train=train)
+        parts = (self.embedder.items(items).input_BI, self.item_VD[items.sparse_VF[..., 0]])
+        one_B1 = jnp.ones((len(scenario_B), 1))
+        tower = self._run(self.item_tower, parts, self.item_constant_1C, one_B1, train)
+        return jnp.concatenate([linear, self.gain_D * tower], axis=-1), aux
+
+    def softmax_loss(
+        self,
+        users: batch_lib.Users,
+        items: batch_lib.Items,
+        scenario_B: Int[jax.Array, "B"],
+        *,
+        train: bool,
+    ) -> tuple[Float[jax.Array, "B 1"], two_tower.Aux]:
+        """Cross entropy of an example's item under a softmax over all items, in nats.
+
+        The sum over all other items is estimated from the uniform negatives of the whole batch,
+        each of which stands for (V - 2) / X of them; the target is taken out of its own input.
+        """
+        own_B1 = items.sparse_VF[:, :1, 0]
+        pooled = [bag.pool_without(own_B1)[0][:, 0] for bag in self._bags(users)]
+        user_BD = self._embed_pooled(pooled, users, scenario_B, train)
+        item_BGD, _ = self.embed_item(items, scenario_B, train=train)
+        own_B = jnp.einsum("bd,bd->b", user_BD, item_BGD[:, 0])
+        # A negative of another example has the prior of its own scenario there, not of this one's.
+        negative_BG = items.sparse_VF[:, 1:, 0]
+        negative_X = negative_BG.reshape(-1)
+        place = self.cfg.output_dim + 1
+        other_XD = item_BGD[:, 1:].reshape(len(negative_X), -1).at[:, place].set(0.0)
+        prior_SX = self.log_prior_SV.value[:, negative_X]
+        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
+        other_BX = user_BD @ other_XD.T + scenario.pick(prior_SX, one_hot_BS)
+        other_BX = jnp.where(negative_X[None] == own_B1, -jnp.inf, other_BX)
+        share = (self.spec.num_items - 2) / len(negative_X)
+        rest_B = jax.nn.logsumexp(other_BX, axis=1) + jnp.log(share)
+        return jax.nn.softplus(rest_B - own_B)[:, None], {}
+
+    def _embed_pooled(
+        self,
+        pooled: list[Float[jax.Array, "B F"]],
+        users: batch_lib.Users,
+        scenario_B: Int[jax.Array, "B"],
+        train: bool,
+    ) -> Float[jax.Array, "B D"]:
+        """The user vector of what the bags pool to."""
+        one_hot_BS = scenario.one_hot(scenario_B, self.spec.num_scenarios)
+        linear_BD = self._combine(pooled, scenario_B)
+        scale_B1 = scenario.pick(jnp.exp(self.log_scale_S)[:, None], one_hot_BS)
+        score_BD, one_B1 = linear_BD[:, :-1] * scale_B1, linear_BD[:, -1:]
+        parts = tuple(pooled)
+        if self.embedder.user_dim:
+            parts = (self.embedder.users(users).input_BI, *parts)
+        tower_BD = self._run(
+            self.user_tower, parts, self.embedder.scenarios(), one_hot_BS, train
+        )
+        return jnp.concatenate([score_BD, one_B1, tower_BD], axis=1)
+
+    def _run(
+        self,
+        tower: mixture.ScenarioMixture,
+        parts: tuple[jax.Array, ...],
+        scenario_SC: Float[jax.Array, "S C"],
+        one_hot_BS: Float[jax.Array, "B S"],
+        train: bool,
+    ) -> Float[jax.Array, "B ... D"]:
+        """A tower's output on an input in pieces."""
+        dropped = tuple(self.drop(part, train=train) for part in parts)
+        return tower(dropped, scenario_SC, one_hot_BS, train=train)
+
+    def _make_tower(self, in_dim: int, num_scenarios: int) -> mixture.ScenarioMixture:
+        cfg = self.cfg
+        return mixture.ScenarioMixture(
+            in_dim=in_dim,
+            hidden_dim=cfg.hidden_dim,
+            output_dim=cfg.tower_dim,
+            scenario_dim=self.spec.embedding_dim,
+            num_scenarios=num_scenarios,
+            num_experts=cfg.num_experts,
+            rank=cfg.rank,
+            norm=cfg.norm,
+            momentum=cfg.bn_momentum,
+        )
