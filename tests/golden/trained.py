@@ -72,7 +72,7 @@ def make_updater(weight_decay: float = WEIGHT_DECAY, epsilon: float = EPSILON) -
     full steps: every processor would have numbers of its own.
     """
     adam = optax.adam(LEARNING_RATE, eps=epsilon)
-    # Without decay too: stages that differ in it alone share the compilation of their initial state.
+    # Without decay too: stages that differ in it alone share how their initial state is compiled.
     return optimizer.Dense(optax.chain(optax.add_decayed_weights(weight_decay), adam))
 
 
