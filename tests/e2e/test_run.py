@@ -183,9 +183,15 @@ def run_two_processes(*arguments: str, status: int = 0) -> list[str]:
 
 def test_two_processes_give_the_losses_of_one(whole, tmp_path):
     # One teacher for both: training amplifies float error, and this is about the loop.
-    run_two_processes(*ARGUMENTS, f"--workdir={tmp_path}", f"--config.teacher.from_workdir={whole}")
+    run_two_processes(
+        *ARGUMENTS,
+        f"--workdir={tmp_path}",
+        f"--config.teacher.from_workdir={whole}",
+        "--config.train.max_epochs=1",
+    )
     expected, got = losses(whole, "student"), losses(tmp_path, "student")
-    assert list(got) == list(expected)
+    # One epoch of the whole run's two.
+    assert list(got) == list(expected)[: len(expected) // 2]
     first = list(expected)[:20]
     np.testing.assert_allclose(
         [got[step] for step in first], [expected[step] for step in first], rtol=1e-5
