@@ -2,7 +2,7 @@ from dsmoe_jax.bench import __main__ as command_line
 
 
 def test_an_epoch_of_each_stage_is_measured_and_extrapolated(capsys):
-    flags = ["--impressions=20000", "--hidden_dim=8", "--output_dim=8"]
+    flags = ["--impressions=8000", "--hidden_dim=8", "--output_dim=8"]
     assert command_line.main(["epoch", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "hidden_dim 8, output_dim 8" in lines[0]

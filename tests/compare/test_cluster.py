@@ -86,6 +86,7 @@ def test_a_comparison_runs_on_a_cluster(tmp_path):
         *commands.SMALL,
         *commands.SMALL_MMOE,
         *commands.SMALL_KUAIRAND,
+        "--config.train.max_epochs=1",
     )
     output = commands.finish(commands.start_module("dsmoe_jax.compare", *arguments))
     assert "2 of 2 jobs done" in output

@@ -5,7 +5,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -13,13 +12,12 @@ from tests import compilation
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-_CACHE = tempfile.TemporaryDirectory(prefix="dsmoe_jax_e2e_")
 # Processes have one device, share compilations and skip the compiler's costly passes: numbers are
 # compared between runs that are compiled alike.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": compilation.XLA_FLAGS,
-    "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+    "JAX_COMPILATION_CACHE_DIR": compilation.CACHE,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }

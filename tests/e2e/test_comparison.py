@@ -19,6 +19,7 @@ RUN = (
     *commands.SMALL,
     *commands.SMALL_MMOE,
     *commands.SMALL_KUAIRAND,
+    "--config.train.max_epochs=1",
 )
 
 

@@ -21,8 +21,6 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.capacity import cases
 from dsmoe_jax.config import schema
-from dsmoe_jax.models.matching import dsmoe
-from dsmoe_jax.models.ranking import mmoe_din
 from dsmoe_jax.nn import tables
 from dsmoe_jax.training import optimizer, sharding, train_state, train_step
 from tests import tiny_features
@@ -36,16 +34,23 @@ CURVE_STEPS = 12
 # Methods that are trained with large tables too: one of every way to read tables, since to compile
 # every method twice would take minutes.
 LARGE_TABLES = ("dsmoe", "hstu", "mmoe_din")
-# Variants of DSMOE of which the losses of more steps are kept.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "distilled": {},
-    "no_sap": {"use_sap": False},
-    "bn": {"norm": "bn"},
-    "none": {"norm": "none"},
-    "feature_gate": {"gate_input": "scenario_and_features"},
-    "scenario_input": {"input_includes_scenario": True, "input_dropout": 0.2},
-    "shared_item_tower": {"item_scenario": "shared"},
+# What DSMOE is besides its default, each with one encoder of the history, since to compile every
+# choice alone would take minutes.
+ENCODED: dict[str, dict[str, Any]] = {
+    "hstu": {"use_sap": False},
+    "fuxi": {"norm": "bn"},
+    "fuxi_mme": {
+        "gate_input": "scenario_and_features",
+        "input_includes_scenario": True,
+        "input_dropout": 0.2,
+        "item_scenario": "shared",
+    },
+}
+# The norm of DSMOE where the losses of more steps are kept, and whether a teacher distils.
+CURVES: dict[str, tuple[str, bool]] = {
+    "default": ("dsbn", False),
+    "distilled": ("dsbn", True),
+    "none": ("none", False),
 }
 
 
@@ -67,8 +72,7 @@ def make_updater(weight_decay: float = WEIGHT_DECAY, epsilon: float = EPSILON) -
     full steps: every processor would have numbers of its own.
     """
     adam = optax.adam(LEARNING_RATE, eps=epsilon)
-    if not weight_decay:
-        return optimizer.Dense(adam)
+    # Without decay too: stages that differ in it alone share how their initial state is compiled.
     return optimizer.Dense(optax.chain(optax.add_decayed_weights(weight_decay), adam))
 
 
@@ -150,7 +154,8 @@ class Training:
         if self.frozen is not None:
             state = train_state.start_from(state, self.frozen)
         # Sorted: names of parameters that decide no value have no say.
-        norms = [float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(state.params)]
+        leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.params)]
+        norms = [float(np.linalg.norm(leaf)) for leaf in leaves]
         self.numbers[f"{stage}: initial norms"] = sorted(norms)
         step = jax.jit(
             train_step.make_train_step(
@@ -198,10 +203,13 @@ def of_matcher(name: str) -> Callable[[], dict[str, Any]]:
                 found = run_matcher(matcher, steps=2)
             numbers |= {f"large tables: {key}": value for key, value in found.items()}
         if name == "dsmoe":
-            numbers |= {f"curve: {variant}": train_curve(variant) for variant in VARIANTS}
+            numbers |= {f"curve: {name}": train_curve(*CURVES[name]) for name in CURVES}
             for encoder in features.HISTORY_ENCODERS[1:]:
-                found = run_matcher(matcher, history_encoder=encoder)
-                numbers |= {f"history={encoder}: {key}": value for key, value in found.items()}
+                variant = dataclasses.replace(matcher, **ENCODED[encoder])
+                found = run_matcher(variant, history_encoder=encoder)
+                changes = ", ".join(f"{name}={value}" for name, value in ENCODED[encoder].items())
+                prefix = f"history={encoder}, {changes}"
+                numbers |= {f"{prefix}: {key}": value for key, value in found.items()}
         return numbers
 
     return compute
@@ -265,24 +273,16 @@ def run_ranker(ranker: schema.RankerConfig, *, steps: int = STEPS) -> dict[str, 
     }
 
 
-def train_curve(variant: str) -> list[float]:
-    """The losses of the first steps of a variant of DSMOE."""
+def train_curve(norm: str, distilled: bool) -> list[float]:
+    """The losses of the first steps of DSMOE with a norm, alone or with a teacher."""
     spec = small_case.make_spec()
     case = cases.make(spec, 3, shares=(0.5, 0.3, 0.2), positives=24)
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    model = dsmoe.DSMOEConfig(
-        num_experts=2, rank=2, hidden_dim=6, output_dim=4, **VARIANTS[variant]
-    ).make(spec)
-    updater = make_updater(epsilon=1e-3)
+    model, updater, state = start_curve(norm)
     teacher, frozen = None, None
-    if variant == "distilled":
-        teacher = mmoe_din.MMoEDINConfig(
-            num_experts=2, expert_dims=(6, 4), tower_dims=(3,), attention_hidden=(4,), dropout=0.0
-        ).make(spec)
-        frozen = train_state.freeze(
-            train_state.init_state(teacher, updater, key=jax.random.key(2), mesh=mesh)
-        )
-    state = train_state.init_state(model, updater, key=jax.random.key(1), mesh=mesh)
+    if distilled:
+        teacher = small_case.TEACHER.make(spec)
+        weights = jax.tree.map(jnp.asarray, small_case.make_weights(small_case.TEACHER))
+        frozen = train_state.Frozen(weights.pop("params"), weights)
     step = jax.jit(
         train_step.make_train_step(
             model, updater, num_items=spec.num_items, num_negatives=3, teacher=teacher
@@ -294,3 +294,13 @@ def train_curve(variant: str) -> list[float]:
         state, metrics = step(state, frozen, corpus, batch, jnp.float32(1), jax.random.key(3))
         losses.append(float(np.asarray(metrics["loss"])))
     return losses
+
+
+@functools.cache
+def start_curve(norm: str) -> tuple[nn.Module, optimizer.Dense, train_state.TrainState]:
+    """A model, its optimiser and its initial state, which curves with that norm share."""
+    model = dataclasses.replace(small_case.STUDENT, norm=norm).make(small_case.make_spec())
+    updater = make_updater(epsilon=1e-3)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    state = train_state.init_state(model, updater, key=jax.random.key(1), mesh=mesh)
+    return model, updater, state

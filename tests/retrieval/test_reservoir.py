@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dsmoe_jax.retrieval import exact, reservoir
 
 ADD = jax.jit(reservoir.add, static_argnames="k")
+FINISH = jax.jit(reservoir.finish, static_argnames="k")
 
 
 def stream(score_VN, candidate_V, k, chunk):
@@ -17,7 +18,7 @@ def stream(score_VN, candidate_V, k, chunk):
     for start in range(0, len(score_VN), chunk):
         rows = slice(start, start + chunk)
         best = ADD(best, score_VN[rows], candidate_V[rows], jnp.int32(start), k=k)
-    return reservoir.finish(best, k)
+    return FINISH(best, k=k)
 
 
 def expected_lists(score_VN, candidate_V, k):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,11 @@ class Setup:
         self.optimizer = optimizer.make_optimizer(1e-2, 1e-6)
         self.updater = optimizer.Dense(self.optimizer)
         self.constants = statistics.make_constants(store, self.ranker.constant_shapes)
+        # Tests share what is traced: a step with a teacher, one without, which frees the state that
+        # it is given, and the teacher.
+        self.distilled_step = self.step(self.ranker)
+        self.plain_step = self.step(donate_argnums=0)
+        self.teacher = train_state.freeze(self.init(self.ranker, 9, self.constants))
 
     def init(self, model, seed=0, constants=None, averaged=False):
         return train_state.init_state(
@@ -51,9 +58,6 @@ class Setup:
             constants=constants,
             averaged=averaged,
         )
-
-    def teacher(self):
-        return train_state.freeze(self.init(self.ranker, 9, self.constants))
 
     def step(self, teacher=None, **jit_options):
         return jax.jit(
@@ -99,15 +103,15 @@ def assert_close(first, second, **tolerance):
 
 def test_distillation_on_eight_devices_equals_one(store, one):
     eight = Setup(store)
-    state, curve, _ = one.run(one.step(one.ranker), one.teacher(), 1.0)
-    state8, curve8, _ = eight.run(eight.step(eight.ranker), eight.teacher(), 1.0)
+    state, curve, _ = one.run(one.distilled_step, one.teacher, 1.0)
+    state8, curve8, _ = eight.run(eight.distilled_step, eight.teacher, 1.0)
     np.testing.assert_allclose(curve8, curve, rtol=1e-5)
     assert_close(state.model_state, state8.model_state, rtol=1e-4, atol=1e-5)
 
 
 def test_weight_zero_is_training_without_a_teacher(one):
-    with_teacher, curve, _ = one.run(one.step(one.ranker), one.teacher(), 0.0)
-    without, expected, _ = one.run(one.step(), None, 0.0)
+    with_teacher, curve, _ = one.run(one.distilled_step, one.teacher, 0.0)
+    without, expected, _ = one.run(one.plain_step, None, 0.0)
     np.testing.assert_allclose(curve, expected, rtol=1e-6)
     assert_close(with_teacher.params, without.params, rtol=1e-4, atol=1e-6)
 
@@ -122,16 +126,15 @@ def test_the_average_of_a_run_changes_no_step_of_it(one):
             average_decay=0.5,
         )
     )
-    plain_step = one.step()
     state, plain = one.init(one.student, averaged=True), one.init(one.student)
-    expected = jax.device_get(plain.params)
+    expected = jax.tree.map(np.array, plain.params)
     for i, batch in enumerate(one.batches):
         arguments = (None, one.corpus, batch, jnp.float32(0), jax.random.key(3))
         state, _ = step(state, *arguments)
-        plain, _ = plain_step(plain, *arguments)
+        plain, _ = one.plain_step(plain, *arguments)
         share = 1 - min(0.5, (2 + i) / (11 + i))
         expected = jax.tree.map(
-            lambda old, new, share=share: old + share * (np.asarray(new) - old),
+            lambda old, new, share=share: old + share * (np.array(new) - old),
             expected,
             plain.params,
         )
@@ -141,20 +144,16 @@ def test_the_average_of_a_run_changes_no_step_of_it(one):
 
 def test_one_step_is_adam_on_the_loss_written_out(one):
     batch, key = one.batches[0], jax.random.key(3)
-    frozen = one.teacher()
-    state, _, metrics = one.run(one.step(one.ranker), frozen, 0.7, [batch])
+    frozen = one.teacher
+    state, _, metrics = one.run(one.distilled_step, frozen, 0.7, [batch])
     before = one.init(one.student)
     negative_key, dropout_key = jax.random.split(jax.random.fold_in(key, 0))
     candidate_BG = negatives.draw_candidates(
         negative_key, batch.item_B, num_items=one.spec.num_items, num_negatives=NUM_NEGATIVES
     )
     items = batch_lib.take_items(one.corpus, candidate_BG)
-    teacher_logit_BG, _ = one.ranker.apply(
-        frozen.variables,
-        batch.users,
-        items,
-        batch.scenario_B,
-        train=False,
+    teacher_logit_BG, _ = jax.jit(functools.partial(one.ranker.apply, train=False))(
+        frozen.variables, batch.users, items, batch.scenario_B
     )
 
     def loss(params):
@@ -173,10 +172,10 @@ def test_one_step_is_adam_on_the_loss_written_out(one):
         task = jnp.where(first_BG, positive, negative).mean()
         return task + 0.7 * losses.bernoulli_kl(teacher_logit_BG, logit_BG).mean()
 
-    value, gradient = jax.value_and_grad(loss)(before.params)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(before.params)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-    updates, _ = one.optimizer.update(gradient, before.opt_state, before.params)
-    expected = optax.apply_updates(before.params, updates)
+    updates, _ = jax.jit(one.optimizer.update)(gradient, before.opt_state, before.params)
+    expected = jax.jit(optax.apply_updates)(before.params, updates)
     # Adam's first step is the sign of the gradient: entries of nearly none may differ.
     differs = [
         np.mean(np.abs(np.asarray(a) - np.asarray(b)) > 1e-4)
@@ -187,7 +186,7 @@ def test_one_step_is_adam_on_the_loss_written_out(one):
 
 
 def test_metrics_are_sums_per_scenario(one):
-    _, _, metrics = one.run(one.step(one.ranker), one.teacher(), 0.5, one.batches[:1])
+    _, _, metrics = one.run(one.distilled_step, one.teacher, 0.5, one.batches[:1])
     scenario_B = np.asarray(one.batches[0].scenario_B)
     count_S = np.bincount(scenario_B, minlength=3) * (NUM_NEGATIVES + 1)
     np.testing.assert_array_equal(metrics["rows"], count_S)
@@ -197,21 +196,20 @@ def test_metrics_are_sums_per_scenario(one):
 
 def test_the_state_is_donated(one):
     state = one.init(one.student)
-    step = one.step(donate_argnums=0)
-    step(state, None, one.corpus, one.batches[0], jnp.float32(0), jax.random.key(0))
+    one.plain_step(state, None, one.corpus, one.batches[0], jnp.float32(0), jax.random.key(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
 def test_the_state_holds_the_student_alone(one):
     before = one.init(one.student)
-    state, _, _ = one.run(one.step(one.ranker), one.teacher(), 1.0, one.batches[:1])
+    state, _, _ = one.run(one.distilled_step, one.teacher, 1.0, one.batches[:1])
     assert jax.tree.structure(state) == jax.tree.structure(before)
-    assert "constants" in one.teacher().model_state
+    assert "constants" in one.teacher.model_state
     assert "constants" not in state.model_state
 
 
 def test_losses_of_three_steps_are_golden(one):
-    _, curve, _ = one.run(one.step(one.ranker), one.teacher(), 1.0)
+    _, curve, _ = one.run(one.distilled_step, one.teacher, 1.0)
     np.testing.assert_allclose(
         curve,
         [1.147401, 0.991096, 0.961122],

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,12 @@ SCENARIO_B = tiny_features.make_scenarios(SPEC, B)
 VARIABLES = tiny_features.make_variables(MODEL, USERS, ITEMS, SCENARIO_B)
 
 
+@functools.partial(jax.jit, static_argnames=("method", "model"))
 def apply(*args, method, variables=VARIABLES, model=MODEL):
+    return apply_traced_anew(*args, method=method, variables=variables, model=model)
+
+
+def apply_traced_anew(*args, method, variables=VARIABLES, model=MODEL):
     rngs = {"dropout": jax.random.key(0)}
     return model.apply(variables, *args, train=False, method=method, rngs=rngs)[0]
 
@@ -152,7 +158,9 @@ def test_the_loss_is_that_of_every_target_written_out(monkeypatch):
     users = make_history(clicked, earlier, exposures, scenario)
     items = jax.tree.map(lambda leaf: leaf[:1], ITEMS)
     items = items._replace(sparse_VF=items.sparse_VF.at[0, 0, 0].set(own))
-    found = apply(users, items, jnp.array([scenario]), method="pairwise_loss")
+    # No trace from before the negatives were replaced, and none that outlives the test.
+    loss = jax.jit(functools.partial(apply_traced_anew, method="pairwise_loss"))
+    found = loss(users, items, jnp.array([scenario]))
 
     event, weight = [8, 4, 6], np.array([0.3, 0.5, 1.0])
     total, count = 0.0, 0.0

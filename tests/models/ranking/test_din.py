@@ -80,6 +80,7 @@ def test_dice_starts_as_a_smooth_relu():
 def test_dropout_is_off_at_evaluation_and_on_in_training():
     model, variables = make(dropout=0.5, norm="none")
 
+    @jax.jit
     def run(seed):
         (logit_BG, _), _ = model.apply(
             variables, cases.USERS, cases.ITEMS, cases.SCENARIO_B, train=True,

@@ -81,10 +81,10 @@ def test_initial_star_network_is_the_shared_one():
 def test_training_normalises_every_part_over_the_rows_of_the_scenario():
     """Statistics of the parts are those of the joint rows."""
     model, variables = make(bn_momentum=1.0)
-    _, updated = model.apply(
-        variables, cases.USERS, cases.ITEMS, cases.SCENARIO_B, train=True,
-        mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)},
-    )  # fmt: skip
+    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    _, updated = train(
+        variables, cases.USERS, cases.ITEMS, cases.SCENARIO_B, rngs={"dropout": jax.random.key(0)}
+    )
     ref = reference.Reference(model, variables)
     joint, _ = ref.inputs(cases.USERS, cases.ITEMS, cases.SCENARIO_B)
     main = without_scenario(ref, joint)
@@ -108,6 +108,7 @@ def test_training_normalises_every_part_over_the_rows_of_the_scenario():
 def test_rows_of_a_scenario_do_not_change_those_of_another_in_training():
     model, variables = make(dropout=0.0)
 
+    @jax.jit
     def run(items):
         (logit_BG, _), _ = model.apply(
             variables, cases.USERS, items, cases.SCENARIO_B, train=True, mutable=["batch_stats"],
