@@ -3,6 +3,7 @@
 from dsmoe_jax.models.matching import (
     adin,
     dsmoe,
+    dsmoe_plus,
     dssm,
     fism,
     fuxi,
@@ -19,6 +20,9 @@ from dsmoe_jax.models.ranking import din, fused, hinet, hmoe, m3oe, mmoe_din, pl
 SMALL_MATCHERS = {
     "adin": adin.ADINConfig(hidden_dims=(6,), output_dim=5),
     "dsmoe": dsmoe.DSMOEConfig(num_experts=2, rank=2, hidden_dim=6, output_dim=5),
+    "dsmoe_plus": dsmoe_plus.DSMOEPlusConfig(
+        output_dim=5, targets=3, tower_dim=3, num_experts=2, rank=2, hidden_dim=6
+    ),
     "fuxi": fuxi.FuxiConfig(output_dim=6, num_heads=2),
     "fuxi_mme": fuxi.FuxiMMEConfig(output_dim=6, num_experts=3),
     "hstu": hstu.HSTUConfig(output_dim=6, num_heads=2),

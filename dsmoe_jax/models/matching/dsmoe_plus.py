@@ -95,8 +95,8 @@ class DSMOEPlus(fism.FISM):
 
     The user's tower reads the user's fields and FISM's bags, the item's tower the item's fields and
     FISM's factors; it is shared by the scenarios, whose indices differ in the prior alone. The sum
-    is one inner product: <[c a u, c a, 1, t_u], [v, b, log P, g t_i]> with c of the scenario and the
-    gains g, which are 0 at the start.
+    is one inner product: <[c a u, c a, 1, t_u], [v, b, log P, g t_i]> with a scale c of every
+    scenario and gains g of the towers' entries, which are 0 at the start.
     """
 
     cfg: DSMOEPlusConfig
@@ -129,7 +129,8 @@ class DSMOEPlus(fism.FISM):
         parts = (self.embedder.items(items).input_BI, self.item_VD[items.sparse_VF[..., 0]])
         one_B1 = jnp.ones((len(scenario_B), 1))
         tower = self._run(self.item_tower, parts, self.item_constant_1C, one_B1, train)
-        return jnp.concatenate([linear, self.gain_D * tower], axis=-1), aux
+        gain = self.gain_D.reshape(*(1,) * (tower.ndim - 1), -1)
+        return jnp.concatenate([linear, gain * tower], axis=-1), aux
 
     def softmax_loss(
         self,
@@ -177,9 +178,7 @@ class DSMOEPlus(fism.FISM):
         parts = tuple(pooled)
         if self.embedder.user_dim:
             parts = (self.embedder.users(users).input_BI, *parts)
-        tower_BD = self._run(
-            self.user_tower, parts, self.embedder.scenarios(), one_hot_BS, train
-        )
+        tower_BD = self._run(self.user_tower, parts, self.embedder.scenarios(), one_hot_BS, train)
         return jnp.concatenate([score_BD, one_B1, tower_BD], axis=1)
 
     def _run(
