@@ -19,6 +19,9 @@ Variants, at most one token per axis, in any order:
     method     another than DSMOE: a name in `models.registry.MATCHERS`; trained without a teacher
     history    history=hstu, history=fuxi, history=fuxi_mme: what the student makes of the history
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
+    inputs     plus: rows that are no positives are a history of their own, popularity in a scenario
+               counts them and is of the days before the split, histories are longer; DSMOE becomes
+               DSMOE beside FISM, without a teacher
 """
 
 from dsmoe_jax.config import schema, variants
@@ -30,6 +33,7 @@ AXES = {
     "method": registry.METHOD_TOKENS,
     "ablation": registry.ABLATION_TOKENS,
     "history": registry.HISTORY_TOKENS,
+    "inputs": registry.INPUT_TOKENS,
 }
 
 
@@ -79,6 +83,9 @@ def get_config(variant: str = "") -> schema.Experiment:
         ),
     )
     variants.assign(experiment.train, experiment.model.recipe)
+    if "inputs" in chosen:
+        experiment.data.exposures = True
+        experiment.features.history_length = 100
     experiment.features.history_encoder = registry.history_encoder(chosen)
     if not registry.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0

@@ -181,7 +181,9 @@ def get_config(variant: str = "") -> schema.Experiment:
     variants.assign(experiment.train, experiment.model.recipe)
     if "data" in chosen and chosen.get("recipe") != "paper_exact":
         use_few_rows_recipe(experiment, chosen)
-    experiment.data.exposures = "inputs" in chosen
+    if "inputs" in chosen:
+        experiment.data.exposures = True
+        experiment.features.history_length = 100
     experiment.features.history_encoder = registry.history_encoder(chosen)
     if not registry.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0
@@ -212,7 +214,6 @@ def use_few_rows_recipe(experiment: schema.Experiment, chosen: dict[str, str]) -
     for section, values in FEW_ROWS_OF.get(method, {}).items():
         variants.assign(getattr(experiment, section), values)
     if "inputs" in chosen:
-        experiment.features.history_length = 100
         for section, values in PLUS_OF.get(method, {}).items():
             variants.assign(getattr(experiment, section), values)
     experiment.teacher.patience = 3

@@ -25,6 +25,8 @@ DECIDED = "decisions"
 TABLES = (*PRINTED, DECIDED)
 
 METHOD = registry.DEFAULT_MATCHER
+# What the method is by its inputs.
+_OWN = (METHOD, registry.PLUS_MATCHER)
 _TEACHER = "teacher"
 
 # Tokens, label and overrides of a system that differs from the method in a few values.
@@ -189,7 +191,7 @@ def systems_of(table: str, config: str) -> tuple[System, ...]:
       load.UsageError: When the file or the variant is wrong, or another method's.
     """
     _check_own(config)
-    own = System(METHOD, registry.LABELS[METHOD], config)
+    own = System(METHOD, _label_of(_load(config).model), config)
     if table in ("table2", "table3"):
         methods = {name: registry.LABELS.get(name, name) for name in registry.METHOD_TOKENS}
         baselines = (
@@ -293,12 +295,17 @@ def _check_own(config: str) -> None:
         (token for token in variant.split(",") if token in registry.ABLATION_TOKENS), ""
     )
     model = _load(config).model
-    if ablation or type(model) is not registry.MATCHERS[METHOD]:
+    if ablation or type(model) not in map(registry.MATCHERS.get, _OWN):
         raise load.UsageError(
             f"--config {config}: expected {registry.LABELS[METHOD]}'s own configuration, got "
             f"{ablation or type(model).__name__}; other methods and ablations are rows of the "
             "tables anyway"
         )
+
+
+def _label_of(model: schema.MatcherConfig) -> str:
+    """What tables print of one of our own methods."""
+    return next(registry.LABELS[n] for n in _OWN if type(model) is registry.MATCHERS[n])
 
 
 @functools.lru_cache

@@ -62,6 +62,7 @@ class DSMOEPlusConfig(fism.FISMConfig):
         "learning_rate": 1e-4,
         "weight_decay": 0.0,
         "decay_epochs": 3,
+        "average_decay": 0.99,
         "steps_per_dispatch": 8,
     }
 
