@@ -31,8 +31,8 @@ PURE = (
     "dsmoe_jax/evaluation/metrics.py",
 )
 NOT_IN_PURE = ("grain", "absl", "ml_collections")
-# Modules of `models` that every method may import.
-INTERFACES = ("two_tower", "next_item", "ranker", "joint_ranker")
+# Modules of `models` that every method may import. FISM is the linear part of another.
+INTERFACES = ("two_tower", "next_item", "fism", "ranker", "joint_ranker")
 PRIVATE_PLACES = re.compile(r"/(?:home|root|tmp|Users)/")
 # This file names what it forbids.
 THIS = pathlib.Path(__file__)

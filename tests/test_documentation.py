@@ -10,9 +10,10 @@ from dsmoe_jax.compare.report import build, documents, generated
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("launch/*.md")]
+NO_RECORDS = build.Source(ROOT, "none")
 BLOCKS = {
     # The commands add the help of their own.
-    "compare": {*documents.Documents(build.Source(ROOT, "none"), ROOT).blocks, "help"},
+    "compare": {*documents.Documents(NO_RECORDS, ROOT, NO_RECORDS).blocks, "help"},
     "bench": {*measurements.blocks(ROOT / measurements.PUBLISHED), "help"},
 }
 

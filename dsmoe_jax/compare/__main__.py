@@ -19,7 +19,7 @@ from dsmoe_jax.compare import (
     search,
     tune,
 )
-from dsmoe_jax.compare.report import build, documents, generated
+from dsmoe_jax.compare.report import build, documents, generated, plus
 from dsmoe_jax.compare.simulation import designs
 from dsmoe_jax.config import load
 
@@ -232,7 +232,8 @@ def _simulate(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 def _render(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     source = build.Source(options.records / "comparison", CONFIG)
-    made = documents.Documents(source, options.records / "simulation")
+    plus_inputs = build.Source(options.records / "plus", plus.CONFIG)
+    made = documents.Documents(source, options.records / "simulation", plus_inputs)
     blocks = {**made.blocks, "help": lambda: generated.show_help("dsmoe_jax.compare", main)}
     return generated.render(documents.MAKER, blocks, options)
 

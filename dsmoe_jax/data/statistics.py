@@ -126,7 +126,8 @@ def read_exposures(store: store_lib.Store) -> scipy.sparse.csr_matrix:
     user_E = np.repeat(user_X, np.diff(np.append(start_X, len(time_E))))
     known_E = time_E < store.queries("validation").rows_QC[:, columns["time_s"]].max()
     shown_UV = _binary(user_E[known_E], ids_EF[known_E, 0], (U, V))
-    return _binary(*(shown_UV - shown_UV.multiply(read_interactions(store))).nonzero(), (U, V))
+    row, item = (shown_UV - shown_UV.multiply(read_interactions(store))).nonzero()
+    return _binary(row, item, (U, V))
 
 
 def read_windows(

@@ -15,8 +15,20 @@ def names(jobs):
 
 
 def test_every_method_of_the_registry_is_a_row():
-    found = {row.name for row in plan.systems_of("table2", CONFIG)}
-    assert found == {*registry.MATCHERS, "references", *catalogue.EXTERNAL}
+    others = {*registry.MATCHERS, "references", *catalogue.EXTERNAL} - {registry.PLUS_MATCHER}
+    for config, label in ((CONFIG, "DSMOE"), (f"{CONFIG},plus", "DSMOE beside FISM")):
+        found = {row.name: row for row in plan.systems_of("table2", config)}
+        assert found.keys() == others
+        assert found["dsmoe"].label == label
+
+
+def test_with_other_inputs_every_row_has_them_and_dsmoe_no_teacher():
+    jobs = {job.name: job for job in plan.make_jobs(["table2"], f"{CONFIG},plus", SMALL)}
+    assert not any(name.startswith("teacher") for name in jobs)
+    for name in ("dsmoe", "dssm", "fism", "references"):
+        assert jobs[f"{name}-seed0"].experiment.data.exposures
+    components = jobs["dsmoe-seed0"].components
+    assert registry.PLUS_MATCHER in components and "dsmoe" not in components
 
 
 def test_baselines_of_libraries_have_a_job_for_each_seed():

@@ -87,6 +87,22 @@ def test_values_for_a_student_without_teacher_are_its_own_and_stand_nowhere_else
             load(variant)
 
 
+def test_with_the_inputs_plus_dsmoe_begins_with_fism_and_others_stay_themselves():
+    own = load("sample,plus")
+    assert type(own.model) is registry.MATCHERS[registry.PLUS_MATCHER]
+    assert own.loss.distill_weight == 0
+    for variant, plain in (
+        ("sample,plus,dssm", "sample,dssm"),
+        ("sample,fism,plus", "sample,fism"),
+    ):
+        found, usual = load(variant), load(plain)
+        assert type(found.model) is type(usual.model)
+        assert found.data.exposures and not usual.data.exposures
+        assert found.features.history_length > usual.features.history_length
+    with pytest.raises(overrides.UsageError, match="'no_sap' is an ablation of dsmoe, got it with"):
+        load("sample,plus,no_sap")
+
+
 def test_labels_are_of_registered_methods_and_tell_them_apart():
     assert registry.LABELS.keys() <= registry.MATCHERS.keys()
     assert len(set(registry.LABELS.values())) == len(registry.LABELS)

@@ -20,6 +20,7 @@ from dsmoe_jax.compare.report import (
     formats,
     generated,
     method_table,
+    plus,
     recall_table,
     sweeps,
 )
@@ -42,13 +43,16 @@ class Documents:
       blocks: A function for each, which makes it when it is asked for.
     """
 
-    def __init__(self, source: build.Source, simulation: pathlib.Path):
+    def __init__(self, source: build.Source, simulation: pathlib.Path, plus_inputs: build.Source):
         self._source, self._simulation = source, simulation
         texts = {
             "summary": lambda: formats.to_markdown(self.summarise()),
             "limits": lambda: formats.bullets(self.list_limits()),
             "run": lambda: formats.bullets(build.describe(source)),
             "findings": lambda: formats.bullets(build.find(source)),
+            "plus_run": lambda: formats.bullets(build.describe(plus_inputs)),
+            "plus_short": lambda: plus.say(plus.load(plus_inputs)),
+            "plus_findings": lambda: formats.bullets(plus.find(plus.load(plus_inputs))),
             "methods": lambda: formats.to_markdown(method_table.make()),
             "main_help": lambda: formats.code(_print("dsmoe_jax", "--help")),
             "plan_help": lambda: formats.code(_print("dsmoe_jax", "plan", "--help")),
@@ -59,6 +63,8 @@ class Documents:
         self.blocks: dict[str, Callable[[], generated.Block]] = {
             **{name: functools.partial(_as_block, make) for name, make in texts.items()},
             **{name: functools.partial(self.show_table, name) for name in TABLES},
+            "plus": lambda: _show_table(plus.make_recall(plus.load(plus_inputs))),
+            "plus_leads": lambda: _show_table(plus.make_leads(plus.load(plus_inputs))),
             "recall": self.draw_recall,
             "changes": functools.partial(self.draw_changes, "changes", "table4", plan.DECIDED),
             **{name: functools.partial(self.draw_changes, name, name) for name in sweeps.SWEPT},
@@ -80,16 +86,7 @@ class Documents:
 
     def show_table(self, name: str) -> generated.Block:
         """A table under its title, with its numbers in a file."""
-        table = self.tables[name]
-        # Other versions of NumPy sum in another order.
-        rounded = tuple(
-            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()}
-            for record in table.records
-        )
-        text = f"## {table.title}\n\n{formats.to_markdown(table)}\n\n[As CSV]({name}.csv)"
-        return generated.Block(
-            text, {f"{name}.csv": formats.to_csv(dataclasses.replace(table, records=rounded))}
-        )
+        return _show_table(self.tables[name])
 
     def summarise(self) -> formats.Table:
         """DSMOE, the best baselines and method beside it, itself untaught, and popularity."""
@@ -208,6 +205,19 @@ class Documents:
         block = dots.block(world.name, world.title, label, found)
         text = f"{block.text}\n\n{page_section.section(records, (world,))}"
         return dataclasses.replace(block, text=text)
+
+
+def _show_table(table: formats.Table) -> generated.Block:
+    # Other versions of NumPy sum in another order.
+    rounded = tuple(
+        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()}
+        for record in table.records
+    )
+    name = f"{table.name}.csv"
+    text = f"## {table.title}\n\n{formats.to_markdown(table)}\n\n[As CSV]({name})"
+    return generated.Block(
+        text, {name: formats.to_csv(dataclasses.replace(table, records=rounded))}
+    )
 
 
 def _show_code(example: str) -> str:

@@ -347,7 +347,11 @@ def _write_exposures(
     has_row_E = np.isin(sequence.key_E, positives.user_E)
     sequence = histories.ClickSequence(1, *(values_E[has_row_E] for values_E in sequence[1:]))
     _write_sequence(writer, features.EXPOSURES, sequence)
-    counted = histories.count_by_day(positives, shown, S, rule.test[0])
+    known = (
+        histories.Positives(*(values_E[rule.before(events, "test")] for values_E in events))
+        for events in (positives, shown)
+    )
+    counted = histories.count_by_day(*known, num_scenarios=S)
     counted[:, 0] = counted[:, 0] * store_lib.DAY_S - dataset.utc_offset_s
     writer.array("daily", counted.astype(np.int32))
     return sequence

@@ -231,13 +231,13 @@ def number_exposures(
 
 
 def count_by_day(
-    positives: Positives, exposures: Positives, num_scenarios: int, before_day: int
+    positives: Positives, exposures: Positives, *, num_scenarios: int
 ) -> Int[np.ndarray, "R 5"]:
     """How often a day's rows showed an item in a scenario, and how many of them were positives.
 
     Returns:
-      Day, scenario, item, positives and exposures, ascending, of all days before `before_day`. Rows
-      in no kept scenario are left out.
+      Day, scenario, item, positives and exposures, ascending. Rows in no kept scenario are left
+      out.
     """
     key = ["day_E", "scenario_E", "item_E"]
     rows = [
@@ -246,8 +246,8 @@ def count_by_day(
         )
         for kind, events in ((1, positives), (0, exposures))
     ]
-    kept = (pl.col("day_E") < before_day) & (pl.col("scenario_E") < num_scenarios)
-    counted = pl.concat(rows).filter(kept).group_by(key).sum().sort(key)
+    kept = pl.concat(rows).filter(pl.col("scenario_E") < num_scenarios)
+    counted = kept.group_by(key).sum().sort(key)
     return counted.to_numpy().astype(np.int64)
 
 

@@ -20,7 +20,7 @@ def made(tmp_path_factory):
     for row, recall in (("dssm", 0.2), ("mind", 0.3), ("undistilled", 0.15)):
         made_up.save(folder, made_up.record(row, {row: made_up.system((recall, recall))}))
     source = build.Source(folder, "configs/kuairand.py:sample")
-    return documents.Documents(source, folder / "none")
+    return documents.Documents(source, folder / "none", source)
 
 
 def test_the_summary_has_the_best_of_every_kind(made):
@@ -76,7 +76,7 @@ def test_a_figure_is_drawn_from_the_numbers_beside_it(made, name, tmp_path):
 
 def test_worlds_are_shown_from_the_published_records():
     source = build.Source(documents.PUBLISHED / "comparison", "configs/kuairand.py:sample")
-    made = documents.Documents(source, documents.PUBLISHED / "simulation")
+    made = documents.Documents(source, documents.PUBLISHED / "simulation", source)
     for world in designs.WORLDS:
         block = made.blocks[world.name]()
         assert world.title in block.text
