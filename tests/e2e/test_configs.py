@@ -95,6 +95,26 @@ def test_a_student_without_teacher_reports_none_and_takes_an_encoded_history(tmp
     check(tmp_path, taught=False)
 
 
+def test_dsmoe_begins_with_fism_where_it_knows_what_was_shown(tmp_path):
+    arguments = (
+        "--config=configs/kuairand.py:synthetic,plus",
+        f"--workdir={tmp_path}",
+        *commands.SMALL,
+        *commands.SMALL_KUAIRAND,
+        "--config.model.tower_dim=4",
+        "--config.model.pretrain_epochs=1",
+        "--config.train.max_epochs=1",
+        "--config.train.decay_epochs=1",
+        "--config.eval.remove_seen=shown",
+    )
+    output = commands.run(*arguments)
+    results = check(tmp_path, taught=False)
+    assert "linear epoch   1" in output and "all items shown removed" in output
+    assert results["time_s"]["pretraining"] > 0
+    settings = results["references"]["SVD + scenario prior"]["settings"]
+    assert set(settings) == {"weight", "half_life_days", "exposure_weight"}
+
+
 def teach(tmp_path, ranker, *flags):
     commands.run(
         f"--config=configs/kuairand.py:synthetic,teacher={ranker}",

@@ -9,6 +9,7 @@ from dsmoe_jax import features
 from dsmoe_jax.baselines import builtin, linear
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline, statistics
+from dsmoe_jax.data.prepare import later
 from dsmoe_jax.evaluation import evaluators, protocol
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.training import sharding, train_state
@@ -78,6 +79,19 @@ def test_a_model_is_asked_with_the_prior_of_the_split(store, evaluator, split):
         store, CONFIG, split, query_Q, lambda ids: stale_SV[scenario_of(split, ids)]
     )
     assert np.array_equal(found.recall[2], stale.recall[2]) == (split == "validation")
+
+
+def test_queries_of_a_later_log_know_the_days_before_the_test_days(store):
+    positives = {
+        "user": np.array([1, 2]),
+        "item": np.array([5, 6]),
+        "scenario": np.array(["A", "B"]),
+        "time_s": np.array([9, 10]) * clicks.DAY_S,
+    }
+    view = later.add_queries(store, positives)
+    np.testing.assert_array_equal(
+        statistics.known_log_prior(view, "later log"), statistics.known_log_prior(store, "test")
+    )
 
 
 def test_the_grid_of_priors_from_exposures_equals_the_evaluators(store):
