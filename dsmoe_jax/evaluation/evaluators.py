@@ -78,7 +78,7 @@ class Evaluator(Generic[Model]):
         """Makes the functions."""
         raise NotImplementedError
 
-    def know(self, frozen: train_state.Frozen, split: str) -> train_state.Frozen:
+    def _know(self, frozen: train_state.Frozen, split: str) -> train_state.Frozen:
         """The model with what is known when a split's queries are asked."""
         if not self._changing:
             return frozen
@@ -124,7 +124,7 @@ class MatcherEvaluator(Evaluator[two_tower.Matcher]):
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
     ) -> protocol.Evaluation:
         """Evaluates the parameters on the given queries of a split."""
-        frozen = self.know(frozen, split)
+        frozen = self._know(frozen, split)
         rules = protocol.Protocol(self._store, self._config, split)
         groups = list(rules.group_by_scenario(query_Q, self._batch_size))
         index: index_lib.Index | None = None
@@ -251,7 +251,7 @@ class RankerEvaluator(Evaluator[ranker_lib.Ranker]):
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
     ) -> protocol.Evaluation:
         """Evaluates the parameters on the given queries of a split, log-loss included."""
-        frozen = self.know(frozen, split)
+        frozen = self._know(frozen, split)
 
         def scores(ids: np.ndarray) -> Any:
             users, scenario_B = self._read_queries(split, ids)

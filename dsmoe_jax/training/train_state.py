@@ -134,7 +134,17 @@ def abstract_state(
 def make_init(
     model: nn.Module, updater: optimizer.Updater, averaged: bool
 ) -> Callable[[jax.Array], TrainState]:
-    """Builds `init(key)`, the initial state of a stage, its constants being 0."""
+    """Builds `init(key)`, the initial state of a stage, its constants being 0.
+
+    Raises:
+      ValueError: When single rows are to be updated of a model that looks items up in other tables
+        too: ids that point into what a batch touches would read wrong rows there.
+    """
+    if getattr(model, "has_own_tables", False) and getattr(updater, "names", ()):
+        raise ValueError(
+            f"optim.embedding: expected 'dense' for {type(model).__name__}, which looks items up "
+            "in tables of its own, got 'row_sparse'"
+        )
     users, items, scenario_B = example_inputs(model.spec)
 
     def init(key: jax.Array) -> TrainState:

@@ -9,7 +9,7 @@ import pytest
 from dsmoe_jax import features
 from dsmoe_jax.capacity import cases
 from dsmoe_jax.data import pipeline, statistics
-from dsmoe_jax.models.matching import dsmoe, m5
+from dsmoe_jax.models.matching import dsmoe, dsmoe_plus, fism, m5
 from dsmoe_jax.models.ranking import fused, mmoe_din, sap_ranker
 from dsmoe_jax.nn import tables
 from dsmoe_jax.training import (
@@ -266,6 +266,17 @@ def test_an_ensemble_with_tables_of_each_member_is_refused(one):
     model = fused.FusedConfig(members=members).make(one.spec)
     with pytest.raises(ValueError, match=r"optim.embedding: expected 'dense' .*'row_sparse'"):
         train_state.abstract_state(model, one.sparse, mesh=one.mesh)
+
+
+@pytest.mark.parametrize("config", [fism.FISMConfig(), dsmoe_plus.DSMOEPlusConfig()])
+def test_a_method_with_tables_of_its_own_is_refused_where_rows_are_updated(one, config):
+    model = config.make(one.spec)
+    updater = dataclasses.replace(one.sparse, spec=model.spec)
+    with pytest.raises(ValueError, match=r"optim\.embedding: expected 'dense' .*'row_sparse'"):
+        train_state.abstract_state(model, updater, mesh=one.mesh)
+    none = dataclasses.replace(updater, min_rows=10_000)
+    assert none.names == []
+    assert train_state.abstract_state(model, none, mesh=one.mesh).params["item_table"].ndim == 2
 
 
 def test_small_tables_are_left_to_dense_adam(one):

@@ -180,6 +180,7 @@ class FISM(two_tower.Matcher):
     """
 
     item_uses_scenario = True
+    has_own_tables = True
 
     cfg: FISMConfig
 
