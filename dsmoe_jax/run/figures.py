@@ -314,6 +314,8 @@ def save(figure: Any, path: pathlib.Path) -> list[pathlib.Path]:
         target = path.with_name(f"{path.name}.{kind}")
         partial = target.with_name(f"{target.name}.partial")
         figure.savefig(partial, format=kind, **options)
+        # Both files have one layout, which takes a third of the time.
+        figure.set_layout_engine("none")
         os.replace(partial, target)
         written.append(target)
     return written

@@ -33,6 +33,8 @@ SMALL = (
     "--config.eval.teacher_validation_queries=20",
     "--config.eval.teacher_test_queries=20",
 )
+# The built-in baselines are part of other runs.
+NO_BASELINES = ("--config.eval.references=False",)
 SMALL_MMOE = (
     "--config.teacher.model.expert_dims=(8,8)",
     "--config.teacher.model.tower_dims=(8,)",

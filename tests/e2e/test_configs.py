@@ -40,6 +40,7 @@ def test_alimama_runs_on_its_synthetic_twin_and_single_rows_of_large_tables_are_
         *commands.SMALL,
         *teacher_flags("teacher=sap"),
         *commands.SMALL_ALIMAMA,
+        *commands.NO_BASELINES,
         "--config.train.max_epochs=1",
         "--config.eval.k=(50,100)",
         "--config.optim.embedding=row_sparse",
@@ -89,6 +90,8 @@ def test_a_student_without_teacher_reports_none_and_takes_an_encoded_history(tmp
         f"--workdir={tmp_path}",
         *commands.SMALL,
         *commands.SMALL_KUAIRAND,
+        *commands.NO_BASELINES,
+        "--config.train.batch_size=256",
         "--config.train.max_epochs=1",
         "--config.eval.k=(50,)",
     )
@@ -141,6 +144,7 @@ def test_several_rankers_teach_together(tmp_path):
         f"{member}.star.hidden_dims=(8,)",
         f"{member}.star.aux_dims=(4,)",
         "--config.eval.k=(50,)",
+        *commands.NO_BASELINES,
     )
 
 
@@ -158,6 +162,7 @@ def test_the_readmes_own_data_example_runs(tmp_path):
         f"--workdir={tmp_path / 'run'}",
         *commands.SMALL,
         *commands.SMALL_MMOE,
+        *commands.NO_BASELINES,
         "--config.train.batch_size=16",
         "--config.train.max_epochs=1",
         "--config.eval.k=(5,10)",

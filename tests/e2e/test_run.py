@@ -11,7 +11,6 @@ from tests.e2e import commands
 
 CONFIG = "--config=configs/kuairand.py:synthetic"
 ARGUMENTS = (CONFIG, *commands.SMALL, *commands.SMALL_MMOE, *commands.SMALL_KUAIRAND)
-NO_REFERENCES = ("--config.eval.references=False",)
 # What two runs of the same numbers may differ in.
 NOT_NUMBERS = ("time_s", "examples_per_s", "date", "device")
 
@@ -139,7 +138,7 @@ def test_interrupted_killed_and_taken_in_parts_equals_uninterrupted(whole, tmp_p
 
 def test_a_report_may_leave_the_teacher_out(whole, tmp_path):
     copy = shutil.copytree(whole, tmp_path / "copy")
-    flags = ("--mode=evaluate", "--config.eval.teacher_test_queries=0", *NO_REFERENCES)
+    flags = ("--mode=evaluate", "--config.eval.teacher_test_queries=0", *commands.NO_BASELINES)
     commands.run(*ARGUMENTS, f"--workdir={copy}", *flags)
     found, full = (json.loads((folder / "results.json").read_text()) for folder in (copy, whole))
     assert found["teacher"] is None
@@ -188,6 +187,8 @@ def test_two_processes_give_the_losses_of_one(whole, tmp_path):
         f"--workdir={tmp_path}",
         f"--config.teacher.from_workdir={whole}",
         "--config.train.max_epochs=1",
+        "--config.eval.teacher_test_queries=0",
+        *commands.NO_BASELINES,
     )
     expected, got = losses(whole, "student"), losses(tmp_path, "student")
     # One epoch of the whole run's two.
