@@ -349,7 +349,9 @@ class _Loop:
         progress.epochs_evaluated += 1
         if stage.validate is None:
             progress.best_step = progress.step
-            self._checkpoints.best.save(self._state, progress)
+            # Nothing selects among epochs, so that only the last one's state is wanted.
+            if self.is_done():
+                self._checkpoints.best.save(self._state, progress)
             log.line(f"{stage.name} epoch {progress.epochs_evaluated:>3}")
             return
         summary = stage.validate(train_state.freeze(self._state))

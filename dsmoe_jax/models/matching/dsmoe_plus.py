@@ -45,6 +45,7 @@ class DSMOEPlusConfig(fism.FISMConfig):
 
     pretrain_epochs: int = fields.field(30, at_least=1)
     pretrain_rate: float = fields.field(1e-2, above=0)
+    targets: int = fields.field(24, at_least=1, search=(12, 24, 48))
     l2: float = fields.field(0.01, at_least=0, search=(0.005, 0.01, 0.02))
     tower_dim: int = fields.field(32, at_least=1)
     num_experts: int = fields.field(3, at_least=1)
@@ -56,7 +57,7 @@ class DSMOEPlusConfig(fism.FISMConfig):
 
     recipe: ClassVar[dict[str, Any]] = {
         "batch_size": 256,
-        "num_negatives": 16,
+        "num_negatives": 4,
         "max_epochs": 3,
         "patience": 3,
         "learning_rate": 1e-4,
