@@ -80,11 +80,14 @@ class Batch(NamedTuple):
       users: The user side, whose histories hold only what came before the example.
       scenario_B: int32 in [0, S).
       item_B: int32 in [1, V), the positive.
+      log_share_B: float32, log of the share of the training examples, or of those in the same
+        scenario, that have this item; None where nobody asks for it.
     """
 
     users: Users
     scenario_B: Int[Array, "B"]
     item_B: Int[Array, "B"]
+    log_share_B: Float[Array, "B"] | None = None
 
 
 class Queries(NamedTuple):

@@ -230,11 +230,23 @@ class TeacherConfig:
 
 @dataclasses.dataclass
 class LossConfig:
-    """L = BCE + distill_weight * KL(teacher || student).
+    """L = BCE + distill_weight * KL(teacher || student), and what may stand in place of both.
 
-    **Paper:** section "Distillation". The paper states neither weight nor temperature.
+    **Paper:** section "Distillation". The paper states neither weight nor temperature; all but
+    cross entropy with uniform negatives is ours. A method with a loss of its own keeps that.
 
     Attributes:
+      task: What the student learns of its candidates: "bce", every one by itself; "pairwise", BPR,
+        the positive against each negative; "softmax", the positive among all.
+      negatives: "uniform" over the corpus; "popularity", in proportion to training examples;
+        "scenario", to those of the same scenario. The latter two are positives of other examples of
+        the batch.
+      uniform_share: Share in [0, 1] of other negatives that is drawn uniformly all the same: a
+        small scenario has few in a batch.
+      log_q: With task "softmax": subtracts the log of each negative's probability of being drawn,
+        so that the sum over the draws estimates that over the corpus.
+      distill_kind: "bernoulli", the paper's KL of every candidate by itself, or "listwise", between
+        softmaxes over the candidates.
       distill_weight: lambda >= 0; 0 trains without a teacher.
       distill_temperature: tau > 0 divides both logits inside the KL, which is then scaled by
         tau^2. The paper's definition of the student's probability implies 1.
@@ -244,6 +256,21 @@ class LossConfig:
     distill_weight: float = fields.field(1.0, at_least=0)
     distill_temperature: float = fields.field(1.0, above=0)
     distill_warmup_epochs: int = fields.field(0, at_least=0)
+    task: str = fields.field("bce", choices=("bce", "pairwise", "softmax"), added_later=True)
+    negatives: str = fields.field(
+        "uniform", choices=("uniform", "popularity", "scenario"), added_later=True
+    )
+    uniform_share: float = fields.field(0.0, at_least=0, at_most=1, added_later=True)
+    log_q: bool = fields.field(False, added_later=True)
+    distill_kind: str = fields.field(
+        "bernoulli", choices=("bernoulli", "listwise"), added_later=True
+    )
+
+    @property
+    def share(self) -> str:
+        """Of which examples a step wants to know an item's share, see `pipeline.BatchSource`."""
+        kinds = {"popularity": "all", "scenario": "scenario"}
+        return kinds.get(self.negatives, "") if self.log_q else ""
 
 
 @dataclasses.dataclass
@@ -383,10 +410,31 @@ class Experiment:
           ValueError: Naming the field, the value and what was expected.
         """
         fields.validate(self)
+        self._validate_loss()
         if self.loss.distill_weight and self.model.objective().loss_method:
             raise ValueError(
                 f"loss.distill_weight: expected 0 with {type(self.model).__name__}, whose loss has "
                 f"no logits of candidates to teach, got {self.loss.distill_weight!r}"
+            )
+
+    def _validate_loss(self) -> None:
+        loss, usual = self.loss, LossConfig()
+        if self.model.objective().loss_method:
+            for name in ("task", "negatives", "uniform_share", "log_q", "distill_kind"):
+                if (value := getattr(loss, name)) != (expected := getattr(usual, name)):
+                    raise ValueError(
+                        f"loss.{name}: expected {expected!r} with {type(self.model).__name__}, "
+                        f"whose loss is its own, got {value!r}"
+                    )
+        if loss.log_q and loss.task != "softmax":
+            raise ValueError(
+                f"loss.log_q: expected False with loss.task {loss.task!r}, which sums over no "
+                "corpus; it is for 'softmax'"
+            )
+        if loss.uniform_share and loss.negatives == "uniform":
+            raise ValueError(
+                "loss.uniform_share: expected 0 with loss.negatives 'uniform', all of which are, "
+                f"got {loss.uniform_share!r}"
             )
 
     def stage_seed(self, stage: str) -> int:

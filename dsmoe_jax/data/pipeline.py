@@ -6,7 +6,8 @@ number of processes. Does not own negatives, which are drawn on the device.
 
 Grain's elements are whole batches: per-row elements cost a hundred times more.
 
-Letters: B examples, C columns of the store's row table, E events, F fields, L history length.
+Letters: B examples of a batch, N of the training days, C columns of the store's row table, E
+events, F fields, L history length, S scenarios, V items.
 """
 
 import functools
@@ -15,7 +16,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
@@ -167,11 +168,13 @@ class BatchSource:
         process_index: int = 0,
         process_count: int = 1,
         last_only: bool = False,
+        share: str = "",
     ):
         """Checks that the batch fits the data and the processes.
 
         The seed decides the order of every epoch; with `last_only` only the last example of every
-        user is read.
+        user is read. `share` says of which examples `Batch.log_share_B` tells an item's share: of
+        "all", of those in its "scenario", or empty for none.
 
         Raises:
           ValueError: When there are fewer examples than one batch, or processes do not divide it.
@@ -191,6 +194,8 @@ class BatchSource:
                 f"got {batch_size}"
             )
         self._reader, self._seed, self.batch_size = UserReader(store, spec), seed, batch_size
+        self._by_scenario = share == "scenario"
+        self._log_share_SV = self._count_shares(store) if share else None
         self._local_size = batch_size // process_count
         self._offset = self._local_size * process_index
         # The last partial batch of an epoch is dropped; the next epoch's order reaches its rows.
@@ -214,12 +219,24 @@ class BatchSource:
         example_B = np.sort(self._epoch_order(epoch)[first : first + self.batch_size])
         mine_B = example_B[self._offset : self._offset + self._local_size]
         rows_BC = self._train_NC.take(mine_B, axis=0)
-        columns = self._columns
-        return batch_lib.Batch(
-            users=self._reader.read(rows_BC),
-            scenario_B=rows_BC[:, columns["scenario"]].astype(np.int32),
-            item_B=rows_BC[:, columns["item"]].astype(np.int32),
+        scenario_B, item_B = (
+            rows_BC[:, self._columns[name]].astype(np.int32) for name in ("scenario", "item")
         )
+        log_share_B = None
+        if self._log_share_SV is not None:
+            log_share_B = self._log_share_SV[scenario_B if self._by_scenario else 0, item_B]
+        return batch_lib.Batch(self._reader.read(rows_BC), scenario_B, item_B, log_share_B)
+
+    def _count_shares(self, store: store_lib.Store) -> Float[np.ndarray, "S V"]:
+        """Log share of every item in every scenario, or, of one row, over all; -inf for none."""
+        rows_NC, V = self._train_NC[self._example_N], store.spec.num_items
+        scenario_N = rows_NC[:, self._columns["scenario"]] if self._by_scenario else 0
+        S = store.spec.num_scenarios if self._by_scenario else 1
+        place_N = scenario_N * V + rows_NC[:, self._columns["item"]]
+        count_SV = np.bincount(place_N, minlength=S * V).reshape(S, V)
+        with np.errstate(divide="ignore"):
+            log_SV = np.log(count_SV) - np.log(count_SV.sum(axis=1, keepdims=True))
+        return np.asarray(log_SV, np.float32)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         cached_epoch, order = self._order

@@ -194,7 +194,6 @@ class Stages:
                 self.ranker,
                 teacher,
                 weight=experiment.loss.distill_weight,
-                temperature=experiment.loss.distill_temperature,
                 warmup_epochs=experiment.loss.distill_warmup_epochs,
             )
         objective, per_scenario = experiment.model.objective(), experiment.eval.validation_queries
@@ -207,6 +206,7 @@ class Stages:
             last_only=objective.last_only,
             average_decay=experiment.train.average_decay,
             distillation=distillation,
+            loss=experiment.loss,
         )
 
     def sample_queries(self, split: str, per_scenario: int | None) -> np.ndarray:
@@ -272,6 +272,7 @@ class Stages:
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
                 last_only=stage.last_only,
+                share=stage.loss.share if stage.loss else "",
             ),
             key=jax.random.key(experiment.stage_seed(stage.name)),
             num_negatives=experiment.train.num_negatives,

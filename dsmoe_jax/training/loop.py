@@ -18,6 +18,7 @@ import numpy as np
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import runlog
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.training import checkpoint, interrupt, optimizer, sharding, train_state, train_step
 
@@ -43,7 +44,6 @@ class Distillation:
     teacher: nn.Module  # The module that teaches
     frozen: train_state.Frozen  # Its parameters
     weight: float  # lambda
-    temperature: float = 1.0  # tau
     warmup_epochs: int = 0  # First epochs with lambda = 0
 
 
@@ -73,6 +73,7 @@ class Stage:
     # Decay per step of the moving average that is evaluated and kept; 0 for none.
     average_decay: float = 0.0
     distillation: Distillation | None = None  # The teacher, if any
+    loss: schema.LossConfig | None = None  # What is learned of which negatives; None as the paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +251,7 @@ class _Loop:
             num_items=stage.model.spec.num_items,
             num_negatives=setting.num_negatives,
             teacher=taught.teacher if taught else None,
-            distill_temperature=taught.temperature if taught else 1.0,
+            loss=stage.loss,
             average_decay=stage.average_decay,
             loss_method=stage.loss_method,
         )

@@ -1,9 +1,9 @@
 """Training step, a pure function: candidates, logits, loss, gradient, update.
 
-Owns the objective that stages share: BCE over a positive and its sampled negatives, plus the
-model's auxiliary losses, plus the distillation term when a teacher is given. The teacher is an
-argument: it is no part of the state, and no gradient reaches it. A stage may train on a loss of the
-model's own instead.
+Owns the objective that stages share: the task's loss of a positive and its sampled negatives, BCE
+by default, plus the model's auxiliary losses, plus the distillation term when a teacher is given.
+The teacher is an argument: it is no part of the state, and no gradient reaches it. A stage may
+train on a loss of the model's own instead.
 
 Letters: B examples, N negatives, G = 1 + N candidates, X losses of a row, or items of a row, S
 scenarios.
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from dsmoe_jax import batch as batch_lib
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import negatives
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.training import losses, optimizer, sharding, train_state
@@ -34,7 +35,7 @@ def make_train_step(
     num_items: int,
     num_negatives: int,
     teacher: nn.Module | None = None,
-    distill_temperature: float = 1.0,
+    loss: schema.LossConfig | None = None,
     average_decay: float = 0.0,
     loss_method: str = "",
 ) -> Step:
@@ -42,7 +43,8 @@ def make_train_step(
 
     The step returns the next state and sums per scenario of every loss. `frozen_teacher` is None
     where `teacher` is. `distill_weight` is a traced scalar, so that a warm-up compiles nothing
-    anew. Everything random derives from `fold_in(key, state.step)`.
+    anew. Everything random derives from `fold_in(key, state.step)`. `loss` says which negatives are
+    drawn and what is learned of them; None for the paper's.
 
     With `loss_method` the loss is that method's of the model: `(users, items, scenario_B, *, train)
     -> (loss_BX, aux)`, one loss per row or more, in place of the logits and their BCE.
@@ -53,11 +55,23 @@ def make_train_step(
     **Paper:** L = L_task + lambda * mean KL(p_teacher || p_student), section "Distillation".
     **Deviation:** means over rows where the paper sums: Adam is indifferent to the scale.
     """
+    chosen = loss or schema.LossConfig()
+
+    def task_loss(logit_BG: jax.Array, drawn: negatives.Candidates) -> jax.Array:
+        if chosen.task == "pairwise":
+            return losses.pairwise(logit_BG, drawn.is_other_BN)
+        if chosen.task == "softmax":
+            log_share_BN = drawn.log_share_BN if chosen.log_q else None
+            return losses.sampled_softmax(logit_BG, drawn.is_other_BN, log_share_BN)
+        return losses.candidates_bce(logit_BG, drawn.is_other_BN)
+
+    distill = losses.listwise_kl if chosen.distill_kind == "listwise" else losses.bernoulli_kl
 
     def objective(
         params: Any,
         gathered: optimizer.Gathered,
         model_state: dict[str, Any],
+        drawn: negatives.Candidates,
         scenario_B: jax.Array,
         teacher_logit_BG: jax.Array | None,
         distill_weight: jax.Array,
@@ -77,22 +91,23 @@ def make_train_step(
             method=loss_method or "__call__",
             **extra,
         )
-        if loss_method:
-            parts_BX = {"loss_task": output_BX}
-        else:
-            label_BX = jnp.zeros_like(output_BX).at[:, 0].set(1.0)
-            parts_BX = {"loss_task": losses.bce_with_logits(output_BX, label_BX)}
+        parts_BX = {"loss_task": output_BX if loss_method else task_loss(output_BX, drawn)}
         total = parts_BX["loss_task"].mean()
         if teacher_logit_BG is not None:
-            parts_BX["loss_distill"] = losses.bernoulli_kl(
-                teacher_logit_BG, output_BX, temperature=distill_temperature
+            parts_BX["loss_distill"] = distill(
+                teacher_logit_BG, output_BX, temperature=chosen.distill_temperature
             )
             total = total + distill_weight * parts_BX["loss_distill"].mean()
         for value in aux.values():
             total = total + value
         one_hot_BS = jax.nn.one_hot(scenario_B, model.spec.num_scenarios)
         rows_S = one_hot_BS.sum(axis=0) * output_BX.shape[1]
-        sums = {name: part.sum(axis=1) @ one_hot_BS for name, part in parts_BX.items()}
+        # A loss with fewer values in a row than there are candidates counts as often as they.
+        width = output_BX.shape[1]
+        sums = {
+            name: part.sum(axis=1) * (width / part.shape[1]) @ one_hot_BS
+            for name, part in parts_BX.items()
+        }
         # An auxiliary loss is one number for the batch: every row carries it.
         sums |= {f"loss_{name}": value * rows_S for name, value in aux.items()}
         sums["rows"] = rows_S
@@ -109,10 +124,16 @@ def make_train_step(
     ) -> tuple[train_state.TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
         negative_key, dropout_key, unlabelled_key = jax.random.split(step_key, 3)
-        candidate_BG = negatives.draw_candidates(
-            negative_key, batch.item_B, num_items=num_items, num_negatives=num_negatives
+        drawn = negatives.draw(
+            negative_key,
+            batch,
+            num_items=num_items,
+            num_scenarios=model.spec.num_scenarios,
+            num_negatives=num_negatives,
+            kind=chosen.negatives,
+            uniform_share=chosen.uniform_share,
         )
-        items = batch_lib.take_items(corpus, candidate_BG)
+        items = batch_lib.take_items(corpus, drawn.item_BG)
         teacher_logit_BG = None
         if teacher is not None and frozen_teacher is not None:
             teacher_logit_BG, _ = teacher.apply(
@@ -124,7 +145,7 @@ def make_train_step(
             unlabelled_BX = model.draw_unlabelled(batch.users, batch.scenario_B, unlabelled_key)
         if unlabelled_BX is not None:
             # Beside the candidates: an updater gathers all items of a step at once.
-            shown_BX = jnp.concatenate([candidate_BG, unlabelled_BX], axis=1)
+            shown_BX = jnp.concatenate([drawn.item_BG, unlabelled_BX], axis=1)
             items = batch_lib.take_items(corpus, shown_BX)
         constants = state.model_state.get("constants", {})
         gathered = updater.gather(state.params, state.opt_state, batch.users, items, constants)
@@ -132,6 +153,7 @@ def make_train_step(
             gathered.params,
             gathered,
             state.model_state,
+            drawn,
             batch.scenario_B,
             teacher_logit_BG,
             distill_weight,

@@ -144,3 +144,35 @@ def test_a_class_of_a_configuration_file_is_found_again(tmp_path):
     file.unlink()
     with pytest.raises(ValueError, match=r"own\.py:OwnConfig: expected the class of a section"):
         restore.restore(fingerprint.as_dict(experiment), classes)
+
+
+@pytest.mark.parametrize(
+    ("spec", "values", "message"),
+    [
+        (
+            "kuairand:sample",
+            {"loss.log_q": True},
+            "loss.log_q: expected False with loss.task 'bce'",
+        ),
+        (
+            "kuairand:sample",
+            {"loss.uniform_share": 0.5},
+            "loss.uniform_share: expected 0 with loss.negatives 'uniform'",
+        ),
+        (
+            "kuairand:sample,fism",
+            {"loss.task": "softmax"},
+            "loss.task: expected 'bce' with FISMConfig, whose loss is its own",
+        ),
+        (
+            "kuairand:sample,fism",
+            {"loss.negatives": "scenario"},
+            "loss.negatives: expected 'uniform' with FISMConfig",
+        ),
+    ],
+)
+def test_losses_that_would_mean_nothing_are_refused(spec, values, message):
+    with pytest.raises(ValueError, match=message):
+        load.load_config(spec, values).validate()
+    usual = load.load_config("kuairand:sample", {"loss.task": "softmax", "loss.log_q": True})
+    usual.validate()

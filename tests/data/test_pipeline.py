@@ -217,3 +217,18 @@ def test_query_histories_end_before_the_split_begins(store):
         for sequence in batch.users.sequences.values():
             assert sequence.time_BL.max() < day * 86_400
             assert sequence.time_BL.max() > (day - 1) * 86_400
+
+
+@pytest.mark.parametrize("share", ["all", "scenario"])
+def test_shares_of_items_are_those_of_the_examples(store, share):
+    source = make_source(store, share=share)
+    rows_NC, columns = np.asarray(store.train_NC), store.columns
+    batch = source[1]
+    for scenario, item, log_share in zip(
+        batch.scenario_B, batch.item_B, batch.log_share_B, strict=True
+    ):
+        same = rows_NC[rows_NC[:, columns["scenario"]] == scenario]
+        among = same if share == "scenario" else rows_NC
+        expected = np.mean(among[:, columns["item"]] == item)
+        assert np.exp(log_share) == pytest.approx(expected, rel=1e-5)
+    assert make_source(store)[1].log_share_B is None

@@ -84,7 +84,7 @@ def test_movielens_trains_on_the_next_item_and_ranks_the_whole_catalogue(tmp_pat
     assert "expected 0 with FuxiMMEConfig" in output.splitlines()[-1]
 
 
-def test_a_student_without_teacher_reports_none_and_takes_an_encoded_history(tmp_path):
+def test_a_student_without_teacher_takes_an_encoded_history_and_another_loss(tmp_path):
     commands.run(
         "--config=configs/kuairand.py:synthetic,no_distill,history=fuxi_mme",
         f"--workdir={tmp_path}",
@@ -92,6 +92,10 @@ def test_a_student_without_teacher_reports_none_and_takes_an_encoded_history(tmp
         *commands.SMALL_KUAIRAND,
         *commands.NO_BASELINES,
         "--config.train.batch_size=256",
+        "--config.loss.task=softmax",
+        "--config.loss.negatives=scenario",
+        "--config.loss.uniform_share=0.5",
+        "--config.loss.log_q",
         "--config.train.max_epochs=1",
         "--config.eval.k=(50,)",
     )

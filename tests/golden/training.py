@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from dsmoe_jax.capacity import cases
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import negatives
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.training import losses, optimizer, row_sparse, sharding, train_state, train_step
@@ -75,7 +76,10 @@ class Setup:
         state = self.init(updater, averaged=decay > 0)
         changes: dict[str, Any] = {"average_decay": decay}
         if distilled:
-            changes |= {"teacher": self.teacher, "distill_temperature": TEMPERATURE}
+            changes |= {
+                "teacher": self.teacher,
+                "loss": schema.LossConfig(distill_temperature=TEMPERATURE),
+            }
         step = jax.jit(self.make_step(updater, **changes))
         frozen = self.frozen_teacher if distilled else None
         curve, found = [], {}

@@ -8,6 +8,7 @@ import pytest
 
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import negatives, pipeline, statistics
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.models.ranking import mmoe_din
@@ -182,6 +183,76 @@ def test_one_step_is_adam_on_the_loss_written_out(one):
         for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True)
     ]
     assert max(differs) < 0.02
+    assert int(state.step) == 1
+
+
+TASKS = {
+    "pairwise": schema.LossConfig(task="pairwise", negatives="scenario", uniform_share=0.5),
+    "softmax": schema.LossConfig(
+        task="softmax",
+        negatives="popularity",
+        log_q=True,
+        distill_kind="listwise",
+        distill_temperature=2.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_other_losses_are_those_of_the_candidates_drawn(one, name):
+    chosen, key = TASKS[name], jax.random.key(3)
+    batch = one.batches[0]
+    batch = batch._replace(log_share_B=jnp.log(jnp.arange(1.0, 65.0) / 100))
+    make = functools.partial(
+        train_step.make_train_step,
+        one.student,
+        one.updater,
+        num_items=one.spec.num_items,
+        num_negatives=NUM_NEGATIVES,
+        loss=chosen,
+    )
+    is_taught = name == "softmax"
+    step = jax.jit(make(teacher=one.ranker if is_taught else None))
+    state, _, metrics = one.run(step, one.teacher if is_taught else None, 0.7, [batch])
+    before = one.init(one.student)
+    negative_key, dropout_key = jax.random.split(jax.random.fold_in(key, 0))
+    drawn = negatives.draw(
+        negative_key,
+        batch,
+        num_items=one.spec.num_items,
+        num_scenarios=3,
+        num_negatives=NUM_NEGATIVES,
+        kind=chosen.negatives,
+        uniform_share=chosen.uniform_share,
+    )
+    items = batch_lib.take_items(one.corpus, drawn.item_BG)
+    (logit_BG, _), _ = jax.jit(
+        lambda: one.student.apply(
+            {"params": before.params, **before.model_state},
+            batch.users,
+            items,
+            batch.scenario_B,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+    )()
+    if name == "pairwise":
+        task = losses.pairwise(logit_BG, drawn.is_other_BN)
+    else:
+        task = losses.sampled_softmax(logit_BG, drawn.is_other_BN, drawn.log_share_BN)
+    expected = task.mean()
+    if is_taught:
+        teacher_BG, _ = jax.jit(functools.partial(one.ranker.apply, train=False))(
+            one.teacher.variables, batch.users, items, batch.scenario_B
+        )
+        kl = losses.listwise_kl(teacher_BG, logit_BG, temperature=2.0)
+        expected = expected + 0.7 * kl.mean()
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    # Logged sums count every candidate, so that losses of all kinds are means over rows.
+    rows = float(metrics["rows"].sum())
+    assert rows == 64 * (NUM_NEGATIVES + 1)
+    np.testing.assert_allclose(metrics["loss_task"].sum() / rows, task.mean(), rtol=1e-5)
     assert int(state.step) == 1
 
 
