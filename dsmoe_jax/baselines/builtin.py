@@ -8,11 +8,15 @@ the split's first day, is folded in when it is scored.
     random                       a fixed random order per query
     popularity                   training clicks of the item
     popularity in scenario       training clicks of the item in the query's scenario
+    scenario prior               log P(item | scenario) alone, where the store holds exposures
     SVD                          truncated SVD of who clicked what; popularity without a history
     SVD + scenario prior         w * (score, standardised per query) + log P(item | scenario)
     EASE + scenario prior        the same on top of EASE (Steck, "Embarrassingly Shallow
                                  Autoencoders for Sparse Data", WWW 2019)
     item-kNN + scenario prior    in its place where the corpus is too large for EASE's inverse
+
+Where the store holds exposures, EASE learns from them too, as events of another weight, and the
+prior counts them, up to the day before the split.
 
 Letters: B queries of a batch, Q queries, P (query, relevant item) pairs, S scenarios, V rows of the
 corpus (row 0 is padding), X combinations of prior settings, Y of them that differ in the prior.
@@ -46,11 +50,12 @@ NUM_NEIGHBOURS = 200
 
 # What validation chooses from.
 EASE_L2 = (300.0, 1000.0)
+EASE_EXPOSURE_WEIGHTS = (0.3, 1.0, 3.0)
 WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 HALF_LIVES_DAYS = (None, 4.0, 2.0)
 PRIOR_CLICKS = (3.0, 10.0, 30.0)
 # The same where the store holds exposures, which make the prior sharper.
-KNOWN_WEIGHTS = (0.5, 0.7, 1.0, 1.3, 1.6, 2.0)
+KNOWN_WEIGHTS = (0.3, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0)
 EXPOSURE_WEIGHTS = (1.0, 3.0, 6.0)
 
 Settings = dict[str, Any]
@@ -98,12 +103,17 @@ def evaluate_baselines(
     """
     clicks = linear.read_clicks(store)
     chooser = make_chooser(store, config, seed=seed)
-    svd = linear.make_svd(clicks, SVD_WIDTH)
+    svd, nothing = linear.make_svd(clicks, SVD_WIDTH), linear.make_constant(store.spec.num_items)
+    is_known = features.EXPOSURES in store.sequences
     candidates: Iterable[tuple[Settings, linear.Scorer]]
     if store.spec.num_items - 1 <= MAX_EASE_ITEMS:
         name = "EASE"
+        grid: list[Settings] = [{"l2": l2} for l2 in EASE_L2]
+        if is_known:
+            weights = EASE_EXPOSURE_WEIGHTS
+            grid = [{**one, "clicks_of_exposure": weight} for one in grid for weight in weights]
         # Made one at a time: each holds a V x V matrix.
-        candidates = (({"l2": l2}, linear.make_ease(clicks, l2)) for l2 in EASE_L2)
+        candidates = ((one, linear.make_ease(clicks, **one)) for one in grid)
     else:
         name = "item-kNN"
         candidates = [({}, linear.make_item_knn(clicks, NUM_NEIGHBOURS))]
@@ -111,6 +121,7 @@ def evaluate_baselines(
         ("random", {}, linear.make_random(store.spec.num_items, seed)),
         ("popularity", {}, linear.make_popularity(store)),
         ("popularity in scenario", {}, linear.make_scenario_popularity(store)),
+        *([("scenario prior", *chooser.choose([({}, nothing)]))] if is_known else []),
         ("SVD", {}, linear.fall_back(svd, store, clicks)),
         ("SVD + scenario prior", *chooser.choose([({}, svd)])),
         (f"{name} + scenario prior", *chooser.choose(candidates)),
@@ -177,7 +188,7 @@ class PriorChooser:
         scenarios = range(store.spec.num_scenarios)
         self._queries_by_scenario = [query_Q[scenario_Q == scenario] for scenario in scenarios]
         shape: dict[str, tuple[float | None, ...]] = {"half_life_days": HALF_LIVES_DAYS}
-        self._weights = WEIGHTS
+        self._weights: tuple[float, ...] = WEIGHTS
         if features.EXPOSURES in store.sequences:
             shape["exposure_weight"] = EXPOSURE_WEIGHTS
             self._weights = KNOWN_WEIGHTS

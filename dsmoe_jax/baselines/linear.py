@@ -84,6 +84,11 @@ def make_random(num_items: int, seed: int) -> Scorer:
     return score
 
 
+def make_constant(num_items: int) -> Scorer:
+    """Zero everywhere: what is added to it decides."""
+    return lambda split, query_B: np.zeros((len(query_B), num_items), np.float32)
+
+
 def make_popularity(store: store_lib.Store) -> Scorer:
     """Training clicks over all scenarios."""
     count_V = statistics.count_clicks(store).sum(axis=0).astype(np.float32)
@@ -111,10 +116,20 @@ def make_svd(clicks: Clicks, width: int) -> Scorer:
     return lambda split, query_B: (windows[split][query_B] @ vector_VC) @ output_CV
 
 
-def make_ease(clicks: Clicks, l2: float) -> Scorer:
-    """EASE: the linear item-item model with zero diagonal of least squared error, closed form."""
-    weight_VV = solve_ease(clicks.training_UV, l2)
-    return lambda split, query_B: clicks.windows[split][query_B] @ weight_VV
+def make_ease(clicks: Clicks, l2: float, *, clicks_of_exposure: float = 0.0) -> Scorer:
+    """EASE: the linear item-item model with zero diagonal of least squared error, closed form.
+
+    An exposure counts as so many clicks, in training and in the query.
+    """
+
+    def join(click_XV: scipy.sparse.csr_matrix, shown_XV: scipy.sparse.csr_matrix) -> Any:
+        return (
+            (click_XV + clicks_of_exposure * shown_XV).tocsr() if clicks_of_exposure else click_XV
+        )
+
+    weight_VV = solve_ease(join(clicks.training_UV, clicks.exposures_UV), l2)
+    windows = {split: join(rows, clicks.shown[split]) for split, rows in clicks.windows.items()}
+    return lambda split, query_B: windows[split][query_B] @ weight_VV
 
 
 def solve_ease(training_UV: scipy.sparse.csr_matrix, l2: float) -> Float[np.ndarray, "V V"]:

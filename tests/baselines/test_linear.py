@@ -1,7 +1,10 @@
 """Scorers against their definitions, by brute force on a small store."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import scipy.sparse
 
 from dsmoe_jax.baselines import linear
 from dsmoe_jax.data import statistics
@@ -85,6 +88,25 @@ def test_ease_minimises_squared_error_under_a_zero_diagonal(read):
     gradient_VV = dense_UV.T @ (dense_UV @ weight_VV - dense_UV) + 5.0 * weight_VV
     np.fill_diagonal(gradient_VV, 0.0)
     np.testing.assert_allclose(gradient_VV, 0.0, atol=1e-3)
+
+
+def test_an_exposure_counts_as_so_many_clicks_of_ease(store, read):
+    rng = np.random.default_rng(0)
+    shown = {
+        split: scipy.sparse.csr_matrix(rng.random(window.shape) < 0.2, dtype=np.float32)
+        for split, window in read.windows.items()
+    }
+    exposures_UV = scipy.sparse.csr_matrix(
+        rng.random(read.training_UV.shape) < 0.2, dtype=np.float32
+    )
+    both = dataclasses.replace(read, exposures_UV=exposures_UV, shown=shown)
+    score = linear.make_ease(both, 5.0, clicks_of_exposure=0.3)("test", np.array([3, 0]))
+    weight_VV = linear.solve_ease((read.training_UV + 0.3 * exposures_UV).tocsr(), 5.0)
+    expected = (windows(store, "test") + 0.3 * shown["test"].toarray())[[3, 0]] @ weight_VV
+    np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-5)
+    plain = linear.make_ease(read, 5.0)("test", np.array([3, 0]))
+    np.testing.assert_array_equal(linear.make_ease(both, 5.0)("test", np.array([3, 0])), plain)
+    assert np.abs(score - plain).max() > 0.1
 
 
 def test_ease_scores_are_the_windows_times_the_weights(store, read):

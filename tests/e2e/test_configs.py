@@ -118,8 +118,12 @@ def test_dsmoe_begins_with_fism_where_it_knows_what_was_shown(tmp_path):
     results = check(tmp_path, taught=False)
     assert "linear epoch   1" in output and "all items shown removed" in output
     assert results["time_s"]["pretraining"] > 0
-    settings = results["references"]["SVD + scenario prior"]["settings"]
-    assert set(settings) == {"weight", "half_life_days", "exposure_weight"}
+    of_prior = {"weight", "half_life_days", "exposure_weight"}
+    for name, own in (
+        ("scenario prior", set()),
+        ("EASE + scenario prior", {"l2", "clicks_of_exposure"}),
+    ):
+        assert set(results["references"][name]["settings"]) == own | of_prior
 
 
 def teach(tmp_path, ranker, *flags):
