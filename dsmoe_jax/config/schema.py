@@ -94,6 +94,7 @@ class Pretraining:
         losses over all positions of a user's history.
       learning_rate: Adam's step size; None for that of the main stage.
       decays: Whether it falls over the stage, see `optimizer.make_schedule`.
+      least_steps: Passes go on until there were so many steps.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Pretraining:
     last_only: bool = False
     learning_rate: float | None = None
     decays: bool = False
+    least_steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -165,26 +165,30 @@ class Stages:
 
     def pretraining_stages(self) -> list[loop.Stage]:
         """The stages that the student's method begins with."""
-        return [
-            self._stage(
-                stage.name,
-                self.matcher,
-                # Without L2: Adam makes full steps of it, where nothing else gives a gradient.
-                dataclasses.replace(
-                    self.experiment.train,
-                    learning_rate=stage.learning_rate or self.experiment.train.learning_rate,
-                    weight_decay=0.0,
-                    max_epochs=stage.epochs,
-                    patience=stage.epochs,
-                    decay_epochs=stage.epochs if stage.decays else 0,
-                    max_minutes=0.0,
-                ),
-                validate=None,
-                loss_method=stage.loss_method,
-                last_only=stage.last_only,
-            )
-            for stage in self.experiment.model.pretraining()
-        ]
+        return [self._pretraining_stage(stage) for stage in self.experiment.model.pretraining()]
+
+    def _pretraining_stage(self, stage: schema.Pretraining) -> loop.Stage:
+        train = self.experiment.train
+        examples = len(pipeline.choose_examples(self.store, stage.last_only))
+        per_epoch = max(1, examples // train.batch_size)
+        epochs = max(stage.epochs, -(-stage.least_steps // per_epoch))
+        return self._stage(
+            stage.name,
+            self.matcher,
+            # Without L2: Adam makes full steps of it, where nothing else gives a gradient.
+            dataclasses.replace(
+                train,
+                learning_rate=stage.learning_rate or train.learning_rate,
+                weight_decay=0.0,
+                max_epochs=epochs,
+                patience=epochs,
+                decay_epochs=epochs if stage.decays else 0,
+                max_minutes=0.0,
+            ),
+            validate=None,
+            loss_method=stage.loss_method,
+            last_only=stage.last_only,
+        )
 
     def student_stage(self, teacher: train_state.Frozen | None = None) -> loop.Stage:
         """The student's stage, distilled where there is a teacher."""

@@ -110,13 +110,16 @@ def test_dsmoe_begins_with_fism_where_it_knows_what_was_shown(tmp_path):
         *commands.SMALL_KUAIRAND,
         "--config.model.tower_dim=4",
         "--config.model.pretrain_epochs=1",
+        "--config.model.pretrain_steps=5",
         "--config.train.max_epochs=1",
         "--config.train.decay_epochs=1",
         "--config.eval.remove_seen=shown",
     )
     output = commands.run(*arguments)
     results = check(tmp_path, taught=False)
-    assert "linear epoch   1" in output and "all items shown removed" in output
+    # An epoch of its users has four steps, of which there are to be five.
+    assert "linear epoch   2" in output and "linear epoch   3" not in output
+    assert "all items shown removed" in output
     assert results["time_s"]["pretraining"] > 0
     of_prior = {"weight", "half_life_days", "exposure_weight"}
     for name, own in (

@@ -34,6 +34,7 @@ class DSMOEPlusConfig(fism.FISMConfig):
     Attributes:
       pretrain_epochs: Passes of FISM's own stage, over users; the step size falls during it.
       pretrain_rate: Its first step size.
+      pretrain_steps: Steps that it takes at least, by further passes where users are few.
       tower_dim: Entries that the towers add to a vector.
       num_experts: K, experts per tower.
       rank: R of the low-rank scenario correction in every SAP layer.
@@ -45,6 +46,7 @@ class DSMOEPlusConfig(fism.FISMConfig):
 
     pretrain_epochs: int = fields.field(30, at_least=1)
     pretrain_rate: float = fields.field(1e-2, above=0)
+    pretrain_steps: int = fields.field(1000, at_least=0, added_later=True)
     targets: int = fields.field(24, at_least=1, search=(12, 24, 48))
     l2: float = fields.field(0.01, at_least=0, search=(0.005, 0.01, 0.02))
     tower_dim: int = fields.field(32, at_least=1)
@@ -80,6 +82,7 @@ class DSMOEPlusConfig(fism.FISMConfig):
             last_only=True,
             learning_rate=self.pretrain_rate,
             decays=True,
+            least_steps=self.pretrain_steps,
         )
         return (stage,)
 

@@ -161,6 +161,7 @@ def test_fism_is_trained_first_over_users():
     [stage] = CONFIG.pretraining()
     assert (stage.loss_method, stage.last_only, stage.decays) == ("pairwise_loss", True, True)
     assert stage.learning_rate == CONFIG.pretrain_rate
+    assert stage.least_steps == CONFIG.pretrain_steps > 0
     assert CONFIG.objective().loss_method == "softmax_loss"
     assert not CONFIG.objective().last_only
 
