@@ -60,7 +60,7 @@ class Setup:
             averaged=averaged,
         )
 
-    def step(self, teacher=None, **jit_options):
+    def step(self, teacher=None, loss=None, **jit_options):
         return jax.jit(
             train_step.make_train_step(
                 self.student,
@@ -68,9 +68,23 @@ class Setup:
                 num_items=self.spec.num_items,
                 num_negatives=NUM_NEGATIVES,
                 teacher=teacher,
+                loss=loss,
             ),
             **jit_options,
         )
+
+    def logits(self, params, batch, items, dropout_key):
+        """Of the student in training, with the running statistics of an initial state."""
+        (logit_BG, _), _ = self.student.apply(
+            {"params": params, **self.init(self.student).model_state},
+            batch.users,
+            items,
+            batch.scenario_B,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        return logit_BG
 
     def run(self, step, frozen_teacher, weight, batches=None):
         state, curve = self.init(self.student), []
@@ -158,15 +172,7 @@ def test_one_step_is_adam_on_the_loss_written_out(one):
     )
 
     def loss(params):
-        (logit_BG, _), _ = one.student.apply(
-            {"params": params, **before.model_state},
-            batch.users,
-            items,
-            batch.scenario_B,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
+        logit_BG = one.logits(params, batch, items, dropout_key)
         first_BG = jnp.arange(NUM_NEGATIVES + 1)[None] == 0
         positive = -jnp.log(jax.nn.sigmoid(logit_BG))
         negative = -jnp.log(1 - jax.nn.sigmoid(logit_BG))
@@ -203,18 +209,9 @@ def test_other_losses_are_those_of_the_candidates_drawn(one, name):
     chosen, key = TASKS[name], jax.random.key(3)
     batch = one.batches[0]
     batch = batch._replace(log_share_B=jnp.log(jnp.arange(1.0, 65.0) / 100))
-    make = functools.partial(
-        train_step.make_train_step,
-        one.student,
-        one.updater,
-        num_items=one.spec.num_items,
-        num_negatives=NUM_NEGATIVES,
-        loss=chosen,
-    )
     is_taught = name == "softmax"
-    step = jax.jit(make(teacher=one.ranker if is_taught else None))
+    step = one.step(one.ranker if is_taught else None, chosen)
     state, _, metrics = one.run(step, one.teacher if is_taught else None, 0.7, [batch])
-    before = one.init(one.student)
     negative_key, dropout_key = jax.random.split(jax.random.fold_in(key, 0))
     drawn = negatives.draw(
         negative_key,
@@ -226,17 +223,8 @@ def test_other_losses_are_those_of_the_candidates_drawn(one, name):
         uniform_share=chosen.uniform_share,
     )
     items = batch_lib.take_items(one.corpus, drawn.item_BG)
-    (logit_BG, _), _ = jax.jit(
-        lambda: one.student.apply(
-            {"params": before.params, **before.model_state},
-            batch.users,
-            items,
-            batch.scenario_B,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
-    )()
+    params = one.init(one.student).params
+    logit_BG = jax.jit(one.logits)(params, batch, items, dropout_key)
     if name == "pairwise":
         task = losses.pairwise(logit_BG, drawn.is_other_BN)
     else:
