@@ -246,6 +246,8 @@ def _draw_validation(axis: Any, points: Sequence[Mapping[str, Any]], metric: str
             note = f", best macro {value[best]:.1f}"
     if names:
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    # A stage that nothing selects in is not validated.
+    axis.set_visible(bool(names))
     return f"validation {metric.replace('recall', 'Recall')} (%){note}"
 
 

@@ -103,6 +103,17 @@ def test_runs_without_teacher_curves_or_views_draw_what_they_have(tmp_path):
     assert {path.stem for path in written} == {"recall_at_5"}
 
 
+def test_a_stage_without_validation_has_a_curve_of_its_loss_alone(tmp_path):
+    path = write_points(tmp_path / "metrics.jsonl")
+    line = json.dumps({"stage": "linear", "step": 1, "train/loss": 0.5})
+    path.write_text(f"{line}\n{path.read_text()}")
+    draw(tmp_path / "run", metrics_path=path)
+    shown = text_of(tmp_path / "run" / "figures" / "learning_curves.svg")
+    assert "linear: training loss" in shown
+    assert not [text for text in shown if text.startswith("linear: validation")]
+    assert [text for text in shown if text.startswith("student: validation")]
+
+
 def test_a_scenario_without_queries_is_left_empty(tmp_path):
     results = make_results()
     results["scenarios"]["B"] = {"recall@5": None, "recall@5_se": float("nan"), "queries": 0}
