@@ -12,12 +12,17 @@ PACKAGE = ROOT / "dsmoe_jax"
 
 # Where a library may be imported, by the end of the file's path or a folder in it.
 HOMES = {
-    "faiss": ("retrieval/faiss_index.py",),
+    "faiss": ("retrieval/faiss_index.py", "retrieval/ann.py", "retrieval/choice.py"),
     "orbax": ("dsmoe_jax/training/checkpoint.py",),
-    "polars": ("data/prepare/", "data/synthetic/", "compare/hits.py"),
+    "polars": ("data/prepare/", "data/synthetic/", "compare/hits.py", "dsmoe_jax/serving/"),
     "matplotlib": ("/figures.py", "compare/report/sweeps.py"),
     "optuna": ("compare/search.py",),
     "submitit": ("compare/cluster.py",),
+    "onnx": ("serving/onnx_graph.py", "serving/onnx_nodes.py"),
+    "onnxruntime": ("serving/tools.py",),
+    "lancedb": ("serving/vector_stores.py",),
+    "qdrant_client": ("serving/vector_stores.py",),
+    "pymilvus": ("serving/vector_stores.py",),
     "torch": ("dsmoe_jax/bench/", "baselines/youtube_dnn.py"),
     "torch_rechub": ("baselines/youtube_dnn.py",),
     "implicit": ("baselines/implicit.py",),

@@ -18,8 +18,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
+from dsmoe_jax.retrieval import checks, reservoir
 from dsmoe_jax.retrieval import index as index_lib
-from dsmoe_jax.retrieval import reservoir
 
 Array = jax.Array | np.ndarray
 
@@ -73,7 +73,7 @@ class ExactIndex:
         self, query_QMD: Float[Array, "Q M D"], k: int
     ) -> tuple[Float[jax.Array, "Q T"], Int[jax.Array, "Q T"]]:
         """See `index.Index.search`. Compiles once per number of queries and k."""
-        index_lib.check_search(query_QMD.shape, self._dim, k)
+        checks.check_search(query_QMD.shape, self._dim, k)
         Q = len(query_QMD)
         if self._query_chunk >= Q:
             return self._search(query_QMD, k)

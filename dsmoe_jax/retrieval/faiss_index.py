@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from dsmoe_jax.retrieval import checks
 from dsmoe_jax.retrieval import index as index_lib
 
 # FAISS's limit for a search on a GPU.
@@ -50,7 +51,7 @@ class FaissIndex:
         Raises:
           ValueError: On a GPU, if k exceeds FAISS's limit there.
         """
-        index_lib.check_search(query_QMD.shape, self._index.d, k)
+        checks.check_search(query_QMD.shape, self._index.d, k)
         if self.on_gpu and k > _MAX_GPU_K:
             raise ValueError(
                 f"k: expected at most {_MAX_GPU_K}, the limit of FAISS on a GPU, got {k} (cut-off "

@@ -85,14 +85,3 @@ def drop(
     score_Qk = np.where(gone_Qk, -np.inf, np.take_along_axis(score_QT, order_Qk, axis=1))
     item_Qk = np.where(gone_Qk, 0, np.take_along_axis(item_QT, order_Qk, axis=1))
     return score_Qk.astype(score_QT.dtype), item_Qk.astype(item_QT.dtype)
-
-
-def check_search(shape: tuple[int, ...], dim: int, k: int) -> None:
-    """Raises ValueError in one line if queries of this shape or this k cannot be searched."""
-    if len(shape) != 3 or shape[2] != dim:
-        raise ValueError(
-            f"queries: expected shape [queries, interests, {dim}] like the index's items, "
-            f"got {list(shape)}"
-        )
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}")

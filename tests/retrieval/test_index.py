@@ -1,7 +1,6 @@
 """Union of interests and removal from lists, against Python sets and literal lists."""
 
 import numpy as np
-import pytest
 
 from dsmoe_jax.retrieval import index as index_lib
 
@@ -38,12 +37,3 @@ def test_dropping_keeps_order_and_fills_short_lists():
     assert item_Qk.tolist() == [[2, 4], [6, 0]]
     assert score_Qk.tolist() == [[4.0, 2.0], [2.0, -np.inf]]
     assert item_Qk.dtype == np.int32
-
-
-@pytest.mark.parametrize(
-    ("shape", "k", "message"),
-    [((4, 8), 5, r"\[queries, interests, 8\]"), ((4, 1, 7), 5, "got"), ((4, 1, 8), 0, "k: exp")],
-)
-def test_wrong_queries_are_refused_in_one_line(shape, k, message):
-    with pytest.raises(ValueError, match=message):
-        index_lib.check_search(shape, 8, k)
