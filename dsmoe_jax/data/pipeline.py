@@ -7,12 +7,12 @@ number of processes. Does not own negatives, which are drawn on the device.
 Grain's elements are whole batches: per-row elements cost a hundred times more.
 
 Letters: B examples of a batch, N of the training days, C columns of the store's row table, E
-events, F fields, L history length, S scenarios, V items.
+events, F fields, L history length, S scenarios, V items, U users.
 """
 
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -22,13 +22,34 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.data import store as store_lib
 
+# So few windows are copied one by one: views of all runs cost more than the copies.
+_FEW_ROWS = 8
+
+
+class UserState(NamedTuple):
+    """Users and their events without a store: what `UserReader` reads of one.
+
+    Attributes:
+      spec: All features.
+      columns: Column index by name in rows, as `store.Store.columns`.
+      users_sparse, users_dense, users_bags: Features by row.
+      sequences: `(ids_EF, time_E)` by name.
+    """
+
+    spec: features.FeatureSpec
+    columns: Mapping[str, int]
+    users_sparse: Int[np.ndarray, "U F"]
+    users_dense: Float[np.ndarray, "U F2"]
+    users_bags: Mapping[str, np.ndarray]
+    sequences: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
 
 class UserReader:
     """Turns rows of the store's tables into `batch.Users` for the features of a run."""
 
-    def __init__(self, store: store_lib.Store, spec: features.FeatureSpec):
+    def __init__(self, store: store_lib.Store | UserState, spec: features.FeatureSpec):
         """Maps the run's features to the store's columns once."""
-        self._columns = store.columns
+        self._columns: Mapping[str, int] = store.columns
         self._spec = spec
         # Plain views: every indexing of a memory map object costs microseconds.
         self._users_sparse = np.asarray(store.users_sparse)
@@ -85,11 +106,25 @@ def read_window(
     faster than to look every event up.
     """
     first_B = np.maximum(start_B, stop_B - max_len)
+    if len(first_B) <= _FEW_ROWS:
+        return _copy_windows(ids_EF, time_E, first_B, stop_B, max_len)
     valid_BL = _prefixes(max_len).take(stop_B - first_B, axis=0, mode="clip")
     ids_BLF = _runs(ids_EF, first_B, max_len)
     ids_BLF *= valid_BL[:, :, None]
     time_BL = _runs(time_E[:, None], first_B, max_len)[:, :, 0]
     time_BL *= valid_BL
+    return batch_lib.Sequence(ids_BLF=ids_BLF, time_BL=time_BL)
+
+
+def _copy_windows(
+    ids_EF: np.ndarray, time_E: np.ndarray, first_B: np.ndarray, stop_B: np.ndarray, max_len: int
+) -> batch_lib.Sequence:
+    """The events of every [first, stop), window by window."""
+    ids_BLF = np.zeros((len(first_B), max_len, ids_EF.shape[1]), ids_EF.dtype)
+    time_BL = np.zeros((len(first_B), max_len), time_E.dtype)
+    for b, (first, stop) in enumerate(zip(first_B.tolist(), stop_B.tolist(), strict=True)):
+        length = max(0, stop - first)
+        ids_BLF[b, :length], time_BL[b, :length] = ids_EF[first:stop], time_E[first:stop]
     return batch_lib.Sequence(ids_BLF=ids_BLF, time_BL=time_BL)
 
 

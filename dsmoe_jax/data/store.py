@@ -30,7 +30,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,7 +59,9 @@ class Windows(NamedTuple):
         suffixes = [f"_{s}" for s in range(self.num_scenarios)] or [""]
         return [f"{self.sequence}_{end}{s}" for s in suffixes for end in ("start", "stop")]
 
-    def read(self, rows_XC: np.ndarray, columns: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, rows_XC: np.ndarray, columns: Mapping[str, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Starts and stops [X, windows], from rows whose columns have these places."""
         first, size = columns[self.columns[0]], len(self.columns)
         return rows_XC[:, first : first + size : 2], rows_XC[:, first + 1 : first + size : 2]

@@ -79,6 +79,8 @@ class Dataset:
       behavior: A further log of events, or None.
       extra_values: By item sparse feature, raw values that need an id beside those of `items`,
         e.g. categories that occur in the behaviour log alone.
+      raw_forms: How the raw files write a feature, for those that send requests: of a bag
+        `{"separator": ","}`, of ranges of a number `{"column": NAME, "edges": [...]}`.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Dataset:
     pre_exposures: pl.DataFrame | None = None
     behavior: events.BehaviorLog | None = None
     extra_values: Mapping[str, pl.Series] = dataclasses.field(default_factory=dict)
+    raw_forms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def has_exposures(self) -> bool:
@@ -240,6 +243,7 @@ def write(
             inputs=inputs,
             vocabularies={n: len(v) for n, v in (users.vocabularies | items.vocabularies).items()},
             dense={**users.moments, **items.moments},
+            raw_forms={name: dict(form) for name, form in dataset.raw_forms.items()},
         )
     return counts
 

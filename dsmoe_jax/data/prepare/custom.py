@@ -177,6 +177,10 @@ class CustomConfig(schema.DataConfig):
             days=days,
             utc_offset_s=self._utc_offset_s,
             exposures=exposures if self.exposures else None,
+            raw_forms={
+                name: {"separator": self.bag_separator}
+                for name in (*self.user_bags, *self.item_bags)
+            },
         )
 
     def _read_table(self, side: str, path: pathlib.Path) -> pl.DataFrame:

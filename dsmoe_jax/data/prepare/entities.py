@@ -77,12 +77,16 @@ class EncodedTable:
         return encode(_plain(raw), self.vocabularies[name])
 
 
-def quantile_buckets(value: pl.Series, num_buckets: int) -> pl.Series:
-    """Integer codes 0.. of about equally full ranges of a numeric column; null stays null."""
+def quantile_edges(value: pl.Series, num_buckets: int) -> np.ndarray:
+    """The bounds between about equally full ranges of a numeric column, ascending."""
     known = value.drop_nulls().to_numpy()
     if not len(known):
-        return pl.Series(value.name, [None] * len(value), dtype=pl.Int64)
-    edges = np.unique(np.quantile(known, np.arange(1, num_buckets) / num_buckets))
+        return np.zeros(0)
+    return np.unique(np.quantile(known, np.arange(1, num_buckets) / num_buckets))
+
+
+def bucket(value: pl.Series, edges: np.ndarray) -> pl.Series:
+    """Integer codes 0.. of the ranges that `edges` bound, each with its lower bound; null stays."""
     code = np.searchsorted(edges, value.fill_null(0).to_numpy(), side="right")
     return pl.Series(value.name, code, dtype=pl.Int64).set(value.is_null(), None)
 

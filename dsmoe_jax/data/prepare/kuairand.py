@@ -13,6 +13,7 @@ import datetime
 import pathlib
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from dsmoe_jax import runlog
@@ -102,7 +103,7 @@ class KuaiRandConfig(schema.DataConfig):
         assemble.prepare(self, store_dir, inputs, lambda: self._load(files))
 
     def _load(self, files: "Files") -> assemble.Dataset:
-        users, items = read_users(files.users), read_items(files.items)
+        users, (items, edges) = read_users(files.users), read_items(files.items)
         positives, exposures, days = self._read_logs(files, users, items)
         pre_history = pre_exposures = None
         if files.history and min(days) >= _HISTORY_END:
@@ -127,6 +128,10 @@ class KuaiRandConfig(schema.DataConfig):
             pre_history=pre_history,
             exposures=exposures if self.exposures else None,
             pre_exposures=pre_exposures,
+            raw_forms={
+                "tag": {"separator": ","},
+                "video_duration_bucket": {"column": "video_duration", "edges": edges.tolist()},
+            },
         )
 
     def _read_logs(
@@ -226,14 +231,19 @@ def read_users(path: pathlib.Path) -> pl.DataFrame:
     return users.with_columns(pl.when(streamer != -124).then(streamer))
 
 
-def read_items(path: pathlib.Path) -> pl.DataFrame:
-    """`video_features_basic_pure`, one row a video, with a bucketed duration and tags as lists."""
+def read_items(path: pathlib.Path) -> tuple[pl.DataFrame, np.ndarray]:
+    """`video_features_basic_pure`, one row a video, with a bucketed duration and tags as lists.
+
+    Beside it the bounds between the buckets.
+    """
     items = read.read(path, _ITEM_COLUMNS)
     columns.check_unique(path, items, "video_id")
-    duration = entities.quantile_buckets(items["video_duration"], _DURATION_BUCKETS)
-    return items.with_columns(
+    edges = entities.quantile_edges(items["video_duration"], _DURATION_BUCKETS)
+    duration = entities.bucket(items["video_duration"], edges)
+    items = items.with_columns(
         duration.alias("video_duration_bucket"), _split_ids(path, items, "tag", ",")
     )
+    return items, edges
 
 
 def read_history(

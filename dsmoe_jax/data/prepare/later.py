@@ -86,16 +86,24 @@ def add_queries(store: store_lib.Store, positives: Mapping[str, np.ndarray]) -> 
 
 
 def read_sequence(store: store_lib.Store, of: store_lib.Windows) -> histories.ClickSequence:
-    """The events of a sequence, whose keys the rows of the store tell; their days do not count."""
+    """The events of a sequence, whose keys the rows of the store tell; their days do not count.
+
+    Those of users without a row, who have none but from before the log, are left out.
+    """
     rows_XC = store.all_rows()
-    # Who has an event has a row.
     user_U, first_U = np.unique(rows_XC[:, store.columns["user"]], return_index=True)
     start_UK, _ = of.read(rows_XC[first_U], store.columns)
     ids_EF, time_E = store.sequences[of.sequence]
     K = start_UK.shape[1]
     key_UK = user_U[:, None] * K + np.arange(K)
     key_E = np.repeat(key_UK.ravel(), np.diff(np.append(start_UK.ravel(), len(time_E))))
-    item_E, time_E = (np.asarray(values_E, np.int64) for values_E in (ids_EF[:, 0], time_E))
+    first = len(time_E) - len(key_E)
+    item_E, time_E = (np.asarray(part_E[first:], np.int64) for part_E in (ids_EF[:, 0], time_E))
+    # Who has a row has a timed event in every sequence with untimed ones, which come before it: an
+    # untimed one after it is of the next user, without a row.
+    latest_E = np.maximum.accumulate(key_E << 32 | time_E)
+    own_E = (time_E > 0) | (latest_E == key_E << 32)
+    key_E, item_E, time_E = key_E[own_E], item_E[own_E], time_E[own_E]
     return histories.ClickSequence(K, key_E, item_E, time_E, day_E=np.zeros_like(key_E))
 
 

@@ -88,6 +88,7 @@ class MovieLensConfig(schema.DataConfig):
             items=entities.Table(movies, key="item", bags=("genres",)),
             positives=ratings.select("user", "item", "time_s", scenario=0, day=day),
             split="leave_one_out",
+            raw_forms={"genres": {"separator": _GENRE_SEPARATOR}},
         )
 
 

@@ -117,15 +117,17 @@ def test_bags_keep_their_order_and_drop_repetitions():
 
 def test_quantile_buckets_are_about_equally_full():
     value = pl.Series("x", [None, *range(100)])
-    codes = entities.quantile_buckets(value, 4)
+    codes = entities.bucket(value, entities.quantile_edges(value, 4))
     assert codes[0] is None
     assert codes[1:].value_counts()["count"].to_list() == [25, 25, 25, 25]
     assert codes[1:].is_sorted()
 
 
 def test_quantile_buckets_of_few_values_stay_apart():
-    assert entities.quantile_buckets(pl.Series("x", [5, 5, 5, 5, 9]), 20).n_unique() == 2
-    assert entities.quantile_buckets(pl.Series("x", [None], dtype=pl.Int64), 4).to_list() == [None]
+    few = pl.Series("x", [5, 5, 5, 5, 9])
+    assert entities.bucket(few, entities.quantile_edges(few, 20)).n_unique() == 2
+    none = pl.Series("x", [None], dtype=pl.Int64)
+    assert entities.bucket(none, entities.quantile_edges(none, 4)).to_list() == [None]
 
 
 @pytest.mark.parametrize(
