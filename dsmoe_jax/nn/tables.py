@@ -80,7 +80,8 @@ class Slot(NamedTuple):
     """Where E entries of an input come from, for readers that hold no model."""
 
     # "sparse": a row of the table; "bag": the mean of the rows of the ids above 0; "sequence": the
-    # same over the events; "dense": the value times the row.
+    # same over the events; "dense": the value times the row; "pooled": what a linear form beside
+    # the tower makes of a sequence.
     kind: str
     name: str  # Of the feature
     column: int  # Of the sparse or dense matrix, or the field of the sequence's events; 0 for a bag

@@ -22,7 +22,7 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import fism, two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, mixture, scenario
+from dsmoe_jax.nn import dropout, dsbn, embed, mixture, scenario, tables
 
 
 @dataclasses.dataclass
@@ -136,6 +136,56 @@ class DSMOEPlus(fism.FISM):
         tower = self._run(self.item_tower, parts, self.item_constant_1C, one_B1, train)
         gain = self.gain_D.reshape(*(1,) * (tower.ndim - 1), -1)
         return jnp.concatenate([linear, gain * tower], axis=-1), aux
+
+    def gate_weights(self) -> dict[str, Float[jax.Array, "S K"]]:
+        """Expert weights per scenario of each tower; the item's is shared."""
+        towers = {side: self._side(side) for side in ("user", "item")}
+        return {side: tower.gate_weights(e_SC) for side, (tower, e_SC) in towers.items()}
+
+    def fold_tower(self, side: str) -> mixture.FoldedTower:
+        """The "user" or "item" tower as one plain perceptron per scenario, gains included."""
+        tower, scenario_SC = self._side(side)
+        folded = tower.fold(scenario_SC)
+        if side == "user":
+            return folded
+        return folded._replace(
+            second_SFD=folded.second_SFD * self.gain_D[None, None],
+            second_bias_SD=folded.second_bias_SD * self.gain_D[None],
+        )
+
+    def run_tower(
+        self, side: str, input_BI: Float[jax.Array, "B I"], scenario_B: Int[jax.Array, "B"]
+    ) -> Float[jax.Array, "B D"]:
+        """A side's tower on the input that `input_slots` describes, gains included."""
+        tower, scenario_SC = self._side(side)
+        if side == "item":
+            scenario_B = jnp.zeros_like(scenario_B)
+        one_hot_BS = scenario.one_hot(scenario_B, len(scenario_SC))
+        output_BD = tower((input_BI,), scenario_SC, one_hot_BS, train=False)
+        return output_BD if side == "user" else output_BD * self.gain_D[None]
+
+    def input_slots(self, side: str) -> list[tables.Slot]:
+        """What the input of a side's tower is made of: its fields, then what the linear form sums
+        of a user, or has of an item.
+        """
+        slots = self.embedder.input_slots(side)
+        if side == "item":
+            return [*slots, tables.Slot("sparse", "item_id", 0, "linear_item", 0)]
+        bags = self.linear_form()["bags"]
+        return [*slots, *(tables.Slot("pooled", b["sequence"], 0, b["table"], 0) for b in bags)]
+
+    def embedding_arrays(self) -> dict[str, Float[jax.Array, "V E"]]:
+        """The arrays that `input_slots` names, but for those of the linear form."""
+        return self.embedder.arrays()
+
+    def linear_arrays(self) -> dict[str, jax.Array]:
+        arrays = super().linear_arrays()
+        return {**arrays, "linear_scale": arrays["linear_scale"] * jnp.exp(self.log_scale_S)}
+
+    def _side(self, side: str) -> tuple[mixture.ScenarioMixture, Float[jax.Array, "S C"]]:
+        if side == "user":
+            return self.user_tower, self.embedder.scenarios()
+        return self.item_tower, self.item_constant_1C
 
     def softmax_loss(
         self,

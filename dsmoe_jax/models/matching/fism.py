@@ -31,6 +31,8 @@ from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.nn import tables
 
 FACTOR_STD = 0.1
+# Of a score over the items, below which it is not divided any more.
+LEAST_VARIANCE = 1e-12
 _SEQUENCES = (features.HISTORY, features.EXPOSURES, features.SCENARIO_HISTORIES)
 
 
@@ -217,6 +219,51 @@ class FISM(two_tower.Matcher):
         last = jnp.stack([self.bias_V[ids], self.log_prior_SV.value[scenario_B, ids]], axis=-1)
         return jnp.concatenate([self.item_VD[ids], last], axis=-1), {}
 
+    def linear_form(self) -> dict[str, Any]:
+        """What `linear_arrays` means, for readers that hold no model; see `serving/towers.py`."""
+        cfg, names = self.cfg, [s.name for s in self.spec.sequences]
+        settings = {
+            features.HISTORY: ("history", cfg.recency, cfg.recency_floor, 1.0),
+            features.EXPOSURES: (
+                "exposure",
+                cfg.exposure_recency,
+                cfg.exposure_recency_floor,
+                0.0,
+            ),
+        }
+        bags = [
+            {
+                "sequence": name,
+                "table": f"linear_{table}",
+                "recency": recency,
+                "floor": floor,
+                "extra": extra,
+            }
+            for name, (table, recency, floor, extra) in settings.items()
+            if name in names
+        ]
+        return {"bags": bags}
+
+    def linear_arrays(self) -> dict[str, jax.Array]:
+        """Factors, kinds, prior and the quadratic form of the deviation, by name.
+
+        Row 0 stands for an item that training did not meet: without factors, with the least prior.
+        """
+        V, S = self.spec.num_items, self.spec.num_scenarios
+        prior_SV = self.log_prior_SV.value
+        arrays = {
+            "linear_history": self.history_VD[:V],
+            "linear_item": self.item_VD[:V].at[0].set(0.0),
+            "linear_bias": self.bias_V[:V].at[0].set(0.0),
+            "linear_kind": self.kind_KD[:S],
+            "linear_covariance": self._covariance(),
+            "linear_scale": jnp.full(S, self.cfg.score_weight),
+            "linear_log_prior": prior_SV.at[:, 0].set(prior_SV[:, 1:].min(axis=1)),
+        }
+        if features.EXPOSURES in [s.name for s in self.spec.sequences]:
+            arrays["linear_exposure"] = self.exposure_VD[:V]
+        return arrays
+
     def pairwise_loss(
         self,
         users: batch_lib.Users,
@@ -310,12 +357,15 @@ class FISM(two_tower.Matcher):
 
     def _deviation(self, user_BD: Float[jax.Array, "B D"]) -> Float[jax.Array, "B"]:
         """The deviation of the score, without the prior, over the items."""
+        variance_B = jnp.einsum("bd,de,be->b", user_BD, self._covariance(), user_BD)
+        return jnp.sqrt(jnp.maximum(variance_B, LEAST_VARIANCE))
+
+    def _covariance(self) -> Float[jax.Array, "D D"]:
+        """Covariance of the items' factors and biases."""
         item_VD = jnp.concatenate([self.item_VD, self.bias_V[:, None]], axis=1)
         item_VD = item_VD[1 : self.spec.num_items]
         item_VD = item_VD - item_VD.mean(axis=0, keepdims=True)
-        covariance_DD = item_VD.T @ item_VD / len(item_VD)
-        variance_B = jnp.einsum("bd,de,be->b", user_BD, covariance_DD, user_BD)
-        return jnp.sqrt(jnp.maximum(variance_B, 1e-12))
+        return item_VD.T @ item_VD / len(item_VD)
 
 
 def _weigh(

@@ -274,7 +274,7 @@ class M5(two_tower.Matcher):
         event_NLE = embedded.events[name].event_BLE.reshape(*item_NL.shape, -1)
         events = {"id": event_NLE, "content": self._embed_contents(item_NL)}
         read = {c: self.interests[c](events[c], mask_NL, masked_NL) for c in CHANNELS}
-        rows = len(users.sparse_BF)
+        rows = users.sparse_BF.shape[0]
         interest_BX = jnp.concatenate([read[c][0].reshape(rows, -1) for c in CHANNELS], axis=-1)
         if not train:
             return interest_BX, {}
@@ -301,12 +301,13 @@ class M5(two_tower.Matcher):
         hidden = self.blocks[0](self.first(input_BI), one_hot_BS, train=train)
         for layer, block in zip(self.layers, self.blocks[1:], strict=True):
             hidden = block(layer(hidden), one_hot_BS, train=train)
-        return hidden.reshape(len(hidden), self.cfg.num_experts, -1)
+        return hidden.reshape(hidden.shape[0], self.cfg.num_experts, -1)
 
     def _embed_contents(self, item_NL: Int[jax.Array, "N L"]) -> Float[jax.Array, "N L E"]:
         """The content of the items of histories; that of padding is no matter."""
         V = self.spec.num_items
-        if item_NL.size < V:
+        # An exported program's size is no number: it is for any batch.
+        if not isinstance(item_NL.size, int) or item_NL.size < V:
             return self._embed_channels(self._take_items(item_NL))["content"]
         # Each item once, where histories hold more than there are.
         content_VE = self._embed_channels(self._take_items(jnp.arange(V)))["content"]

@@ -66,7 +66,7 @@ def keep_largest_half(unit_BFF: Float[jax.Array, "B F F"]) -> Bool[jax.Array, "B
     level_BFF = (jax.lax.stop_gradient(unit_BFF) * (top - 1)).astype(dtype)
     level_BFF = jnp.where(jnp.eye(F, dtype=bool)[None], top, level_BFF)
     level_BV = level_BFF.reshape(-1, size)
-    limit_B1 = _find_kth_largest(level_BV, jnp.full((len(level_BV), 1), half, dtype), _BITS)
+    limit_B1 = _find_kth_largest(level_BV, jnp.full((level_BV.shape[0], 1), half, dtype), _BITS)
     above_BV = level_BV > limit_B1
     missing_B1 = half - above_BV.sum(axis=1, keepdims=True, dtype=dtype)
     turn_BV = jnp.where(level_BV == limit_B1, size - jnp.arange(size, dtype=dtype)[None], 0)
