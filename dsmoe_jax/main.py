@@ -28,6 +28,12 @@ usage: dsmoe COMMAND ...        (also: python -m dsmoe_jax COMMAND ...)
   train     prepare the data, train, distil, evaluate and report
   prepare   prepare the data alone
   evaluate  evaluate and report what was trained, e.g. with other cut-offs
+  export    write the serving bundle of a run, see dsmoe export --help
+  demo      train on the packaged rows and serve a page of lists, see dsmoe demo --help
+  bundle    verify, show, compare, replay or push a bundle, see dsmoe bundle --help
+  index     choose an index for a bundle by measurement, see dsmoe index --help
+  recommend lists of items for users, see dsmoe recommend --help
+  serve     answer over HTTP from a bundle, see dsmoe serve --help
   init      dsmoe init NAME: write NAME.py, a commented configuration for your own logs
   compare   the comparison of all methods, see dsmoe compare --help
   plan      what a run of any size would hold and move, see dsmoe plan --help
@@ -41,8 +47,8 @@ usage: dsmoe train --config NAME|FILE[:token,token] [--workdir DIR] [--mode MODE
                           or a file, and its variant; tokens in any order, one per axis
   --workdir DIR           where everything is written (default runs/<name>-<tokens>); the same
                           command with the same folder resumes
-  --mode MODE             all (default), prepare, teacher, student or evaluate; each continues from
-                          what the earlier ones left
+  --mode MODE             all (default), prepare, teacher, student, evaluate or export; each
+                          continues from what the earlier ones left
   --config.FIELD=VALUE    overrides one field, e.g. --config.train.learning_rate=3e-4
   --coordinator HOST:PORT, --num_processes N, --process_id I
                           several processes or hosts, see launch/README.md (also from
@@ -61,6 +67,8 @@ examples:
   dsmoe train --config alimama:synthetic
   # evaluate again with seen items kept
   dsmoe evaluate --config kuairand:sample --config.eval.remove_seen=none
+  # lists of items for users, from the bundle that a run ends with
+  dsmoe recommend runs/kuairand-sample/bundle --users users.csv --k 50 --out lists.parquet
   # your own log: say which column is what, then train
   dsmoe init my_shop
   dsmoe train --config my_shop.py --config.data.raw_dir=FOLDER
@@ -70,7 +78,8 @@ examples:
 fields worth knowing: seed, data.raw_dir, data.validation_days, data.test_days, train.max_epochs,
   train.batch_size (positives over all devices), train.learning_rate, teacher.max_epochs,
   model.num_experts, model.rank, loss.distill_weight, eval.remove_seen
-results: <workdir>/results.json, figures/, checkpoints/, metrics.jsonl, tensorboard/, config.json
+results: <workdir>/results.json, figures/, bundle/, checkpoints/, metrics.jsonl, tensorboard/,
+  config.json
 exit status: 0 done, 1 the loss diverged, 2 bad input, 130 stopped with its state saved
 """
 
@@ -78,6 +87,15 @@ exit status: 0 done, 1 the loss diverged, 2 bad input, 130 stopped with its stat
 MODE_OF = {"train": "all", "prepare": "prepare", "evaluate": "evaluate"}
 # Commands with flags of their own; only the one that is asked for is imported.
 MODULE_OF = {"compare": "dsmoe_jax.compare.__main__", "plan": "dsmoe_jax.capacity.estimate"}
+# Commands that raise what a user can mend, and stop at Ctrl-C.
+PLAIN_MODULE_OF = {
+    "export": "dsmoe_jax.run.export",
+    "bundle": "dsmoe_jax.run.bundle_command",
+    "demo": "dsmoe_jax.run.demo",
+    "index": "dsmoe_jax.serving.indexing",
+    "recommend": "dsmoe_jax.serving.bulk",
+    "serve": "dsmoe_jax.serving.serve",
+}
 # The form of each flag that several processes need, and what a message calls it.
 PROCESS_FLAGS = {
     "coordinator": (r".+:\d+", "host:port"),
@@ -156,6 +174,8 @@ def main(argv: list[str]) -> int:
     command = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else ""
     if command in MODULE_OF:
         return int(importlib.import_module(MODULE_OF[command]).main(argv[2:]))
+    if command in PLAIN_MODULE_OF:
+        return run_plain(PLAIN_MODULE_OF[command], argv[2:])
     if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
         print(HELP, end="")
         return 0
@@ -168,7 +188,7 @@ def main(argv: list[str]) -> int:
             write_configuration(argv[2:])
             return 0
         if command and command not in MODE_OF:
-            known = [*MODE_OF, "init", *MODULE_OF]
+            known = [*MODE_OF, "init", *MODULE_OF, *PLAIN_MODULE_OF]
             raise load.UsageError(f"unknown command {command!r}{load.nearest(command, known)}")
         arguments = [argv[0], *argv[2:]] if command else argv
         options = parse(arguments, MODE_OF.get(command, "all"))
@@ -193,6 +213,29 @@ def main(argv: list[str]) -> int:
         ),
         show_traceback=show_traceback,
     )
+
+
+def run_plain(module: str, arguments: list[str]) -> int:
+    """Runs the command of a module; errors that a user can mend become one line.
+
+    Returns:
+      What the command returned, 0 if nothing; 2 on bad input, 130 when interrupted.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    show_traceback = "--traceback" in arguments
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    try:
+        call: Callable[[list[str]], int | None] = importlib.import_module(module).main
+        start_jax()
+        return call(arguments) or 0
+    except KeyboardInterrupt:
+        print("interrupted; what was written before stays", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if show_traceback or "\n" in str(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def entry_point() -> None:

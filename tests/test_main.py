@@ -249,8 +249,8 @@ def test_every_field_can_be_set_to_the_value_it_has() -> None:
         ),
         (
             ["--config=stub.py", "--mode=studnt"],
-            "--mode: expected one of all, prepare, teacher, student, evaluate, got 'studnt'; "
-            "nearest: 'student'",
+            "--mode: expected one of all, prepare, teacher, student, evaluate, export, got "
+            "'studnt'; nearest: 'student'",
         ),
         (
             ["--config=stub.py", "extra"],

@@ -84,6 +84,8 @@ def execute(task: Task, workdir: pathlib.Path) -> None:
         _evaluate_systems(task, experiment, workdir)
     else:
         mode = "teacher" if task.kind == "teacher" else "all"
+        # Nobody serves a job of the comparison.
+        experiment.checkpoint.bundle = False
         run.run(experiment, workdir, mode, overrides=task.overrides, handle_signals=True)
 
 

@@ -22,7 +22,7 @@ T = TypeVar("T")
 _STUDENT, _RESUMABLE = fields.Declaration(student_only=True), fields.Declaration(resumable=True)
 
 # Parts of a run that can be asked for.
-MODES = ("all", "prepare", "teacher", "student", "evaluate")
+MODES = ("all", "prepare", "teacher", "student", "evaluate", "export")
 HISTORY_ENCODERS = ("mean", "hstu", "fuxi", "fuxi_mme")
 
 
@@ -375,9 +375,11 @@ class CheckpointConfig:
     Attributes:
       every_steps: Steps between two saves inside an epoch; 0 saves at epoch ends only. A signal
         always saves first.
+      bundle: Whether a whole run ends with its serving bundle; `--mode export` writes one later.
     """
 
     every_steps: int = fields.field(0, at_least=0, unhashed=True)
+    bundle: bool = fields.field(True, unhashed=True)
 
 
 @dataclasses.dataclass

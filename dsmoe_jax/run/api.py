@@ -12,18 +12,20 @@ import pathlib
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from dsmoe_jax import runlog
-from dsmoe_jax.config import fingerprint, restore, schema
+from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.config import load as load_lib
 from dsmoe_jax.data.prepare import custom, later, own_log
 from dsmoe_jax.evaluation import protocol
-from dsmoe_jax.run import results, run, stages
-from dsmoe_jax.training import interrupt
+from dsmoe_jax.run import export, results, run, stages
+from dsmoe_jax.run import workdir as workdir_lib
+from dsmoe_jax.serving import bundle, retriever
 
 Folder = str | os.PathLike[str]
 
@@ -95,17 +97,40 @@ class Model:
         evaluate = shared.make_matcher_evaluator(store)
         return evaluate(frozen, "later log", np.arange(len(store.queries(split).cold_Q)))
 
+    def recommend(
+        self, users: Any, scenario: str | Sequence[str] = "all", k: int = 50, **limits: Any
+    ) -> Any:
+        """The k best items of each user in each scenario; see `Retriever.recommend`.
+
+        Raises:
+          ValueError: When the model is not trained, or on what `Retriever.recommend` refuses.
+        """
+        return self.retriever.recommend(users, scenario, k, **limits)
+
+    def save(self, folder: Folder | None = None, *, progress: bool = False) -> pathlib.Path:
+        """Writes the serving bundle, which `load` opens without the run; returns its folder.
+
+        Args:
+          folder: Where; `bundle` in the run's folder by default.
+          progress: Whether to show progress.
+
+        Raises:
+          ValueError: When the model is not trained, or the folder holds something else.
+        """
+        with runlog.quiet(not progress):
+            return export.write(self._stages, pathlib.Path(folder).expanduser() if folder else None)
+
+    @functools.cached_property
+    def retriever(self) -> retriever.Retriever:
+        """The model as a bundle in the run's folder serves it, which is written where it lacks."""
+        folder = self.workdir / export.FOLDER
+        if not export.is_current(self._stages, folder):
+            self.save(folder)
+        return retriever.Retriever.load(folder)
+
     @functools.cached_property
     def _stages(self) -> stages.Stages:
-        # No second log is written for looking at what is trained.
-        return stages.Stages(
-            self.experiment,
-            self.workdir,
-            run.store_folder(self.experiment, self.workdir),
-            runlog.RunLog(self.workdir, is_main=False),
-            interrupt.Interrupt(handle_signals=False),
-            prepare_s=0.0,
-        )
+        return export.make_stages(self.experiment, self.workdir)
 
     @functools.cached_property
     def _student(self) -> stages.Trained:
@@ -151,7 +176,7 @@ def train(
     Args:
       experiment: The configuration.
       workdir: The run's folder; None takes a temporary one, which lives as long as the model.
-      mode: "all", or one part: "prepare", "teacher", "student" or "evaluate".
+      mode: "all", or one part: "prepare", "teacher", "student", "evaluate" or "export".
       progress: Whether to show progress.
 
     Raises:
@@ -175,28 +200,32 @@ def evaluate(
     progress: bool = False,
 ) -> dict[str, Any]:
     """Metrics of a model or of the one in a folder; see `Model.evaluate`."""
-    opened = model if isinstance(model, Model) else load(model)
+    opened = model if isinstance(model, Model) else load_model(model)
     return opened.evaluate(log, split=split, progress=progress)
 
 
-def load(workdir: Folder, experiment: schema.Experiment | None = None) -> Model:
-    """The model of a run's folder.
+def load(
+    folder: Folder, experiment: schema.Experiment | None = None
+) -> Model | retriever.Retriever:
+    """The retriever of a bundle, or the model of a run's folder.
 
     Args:
-      workdir: The run's folder.
-      experiment: Its configuration, where a class of it cannot be found again.
+      folder: The bundle's folder or the run's.
+      experiment: The run's configuration, where a class of it cannot be found again.
 
     Raises:
-      ValueError: When the folder holds no run.
+      ValueError: When the folder holds neither, or a bundle that is damaged.
     """
-    folder = pathlib.Path(workdir).expanduser()
-    path = folder / run.CONFIG_FILE
-    if not path.is_file():
-        raise ValueError(f"{path}: expected the configuration of a run, found none; train one")
-    if experiment is None:
-        record = json.loads(path.read_text())
-        experiment = restore.restore(record["config"], record["classes"])
-    return Model(experiment, folder)
+    path = pathlib.Path(folder).expanduser()
+    if not (path / workdir_lib.CONFIG_FILE).is_file() and (path / bundle.FILE).is_file():
+        return retriever.Retriever.load(path)
+    return load_model(path, experiment)
+
+
+def load_model(folder: Folder, experiment: schema.Experiment | None = None) -> Model:
+    """The model of a run's folder; see `load`."""
+    path = pathlib.Path(folder).expanduser()
+    return Model(experiment or workdir_lib.read_config(path), path)
 
 
 def fit(

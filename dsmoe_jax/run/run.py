@@ -1,13 +1,9 @@
-"""Run: preparation of the data, teacher, distilled student, evaluation and report, in order.
+"""Run: preparation of the data, teacher, distilled student, evaluation, report, bundle, in order.
 
-Owns the order of things and what each mode leaves in the workdir. Every part resumes from there:
-
-    store/  config.json  checkpoints/<stage>/  metrics.jsonl  tensorboard/
-    results.json  arrays.npz  figures/
+Owns the order of things and what each mode leaves in the workdir. Every part resumes from there.
 """
 
 import copy
-import json
 import pathlib
 import time
 from collections.abc import Mapping
@@ -18,11 +14,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dsmoe_jax import runlog
-from dsmoe_jax.config import fingerprint, restore, schema
-from dsmoe_jax.run import report, stages
+from dsmoe_jax.config import schema
+from dsmoe_jax.run import export, report, stages
+from dsmoe_jax.run import workdir as workdir_lib
 from dsmoe_jax.training import interrupt
-
-CONFIG_FILE = "config.json"
 
 
 def run(
@@ -38,7 +33,7 @@ def run(
     Args:
       experiment: The validated configuration; it is not changed.
       workdir: The run's folder; made if missing.
-      mode: `all`, `prepare`, `teacher`, `student` or `evaluate`.
+      mode: `all`, `prepare`, `teacher`, `student`, `evaluate` or `export`.
       overrides: Fields that differ from the configuration file, for the record.
       handle_signals: Whether SIGTERM and Ctrl-C save the state of training and end the run.
 
@@ -57,12 +52,7 @@ def run(
         with interrupt.Interrupt(handle_signals) as stop:
             shared = stages.Stages(experiment, workdir, store_dir, log, stop, prepare_s)
             if jax.process_index() == 0:
-                record = {
-                    "overrides": dict(overrides or {}),
-                    "config": fingerprint.as_dict(experiment),
-                    "classes": restore.class_names(experiment),
-                }
-                runlog.replace_text(workdir / CONFIG_FILE, json.dumps(record, indent=1) + "\n")
+                workdir_lib.write_config(experiment, workdir, overrides or {})
             shared.describe()
             if mode in ("all", "teacher") and (shared.needs_teacher or mode == "teacher"):
                 shared.train_teacher()
@@ -70,9 +60,11 @@ def run(
                 shared.train_student()
         if stop.requested:
             raise interrupt.InterruptedRunError("stopped; the same command resumes")
-        # Nothing of a report can be saved half: a signal ends it at once.
+        # Nothing of a report or a bundle can be saved half: a signal ends it at once.
         if mode in ("all", "evaluate"):
             report.write(shared)
+        if mode == "export" or (mode == "all" and experiment.checkpoint.bundle):
+            export.write(shared)
     finally:
         log.close()
 
@@ -86,18 +78,13 @@ def resolve(experiment: schema.Experiment) -> schema.Experiment:
     return experiment
 
 
-def store_folder(experiment: schema.Experiment, workdir: pathlib.Path) -> pathlib.Path:
-    """Where the prepared data of a run lie."""
-    return pathlib.Path(experiment.data.store_dir or workdir / "store").expanduser()
-
-
 def prepare(experiment: schema.Experiment, workdir: pathlib.Path) -> pathlib.Path:
     """Prepares the data in process 0; the others wait, and end too when it could not.
 
     Returns:
       The folder of the store.
     """
-    store_dir = store_folder(experiment, workdir)
+    store_dir = workdir_lib.store_folder(experiment, workdir)
     prepared = False
     try:
         if jax.process_index() == 0:

@@ -1,230 +1,293 @@
-"""The serving bundle: a trained two-tower model as plain arrays that NumPy alone can run.
+"""The serving bundle: a folder of plain arrays and a manifest, which NumPy alone can read.
 
-Owns the folding check and the bundle's files. A teacher never gets here: what is written is read
-through the matcher's own methods.
+Owns the format on disk, its hashes and atomic writing. What goes into a bundle is `export.py`'s,
+what comes out of it `retriever.py`'s.
 
-    bundle.json                   what follows, for programs; see `describe`
-    <side>_table_<field>.npy      [rows, E], the row of an unknown id is 0
-    <side>_dense.npy              [F, E], one vector per dense feature
-    <side>_first.npy, ...         the folded towers, see `nn.mixture.FoldedTower`
+    manifest.json                 what follows, for programs; `digest` is the hash of all the rest
     item_vectors.npy              [S, V, D], or [1, V, D] where items do not see the scenario
-    item_raw_id.npy               [V] raw ids by row; row 0 is padding
+    items_*.npy, users_*.npy      features and raw ids by row; row 0 is padding, or the unknown user
+    vocabulary_<feature>.npy      the raw value of each id, ascending; row 0 is unknown
+    user_rows.npy                 [U, C] where each user's events are, columns as in the manifest
+    sequence_<name>.npy, _time    what users did, user after user, oldest first
+    log_prior.npy                 [S, V] log share of a scenario's clicks
+    test_queries.npy              [Q, 2] user row and scenario of the queries of the test days
+    test_relevant.npy, _indptr    item ids that these are to find, query after query
+    <side>_table_<field>.npy, <side>_dense.npy, <side>_first.npy, ..., linear_*.npy
+                                  folded towers, see `towers.py`
+    <side>_tower.stablehlo, variables_<n>.npy
+                                  towers that do not fold, see `compiled.py`
 
-Letters: S scenarios, V rows of the corpus (row 0 is padding), E one field's width, I a tower's
-input, F hidden units, D tower output, B rows of a chunk.
+Letters: S scenarios, V rows of the corpus (row 0 is padding), U rows of the user table, C columns,
+D a vector, Q queries.
 """
 
+import concurrent.futures
+import contextlib
+import hashlib
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jaxtyping import Float, Shaped
 
-import dsmoe_jax
-from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import runlog
-from dsmoe_jax.data import manifest
-from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import mixture
-from dsmoe_jax.training import train_state
+from dsmoe_jax import features
+from dsmoe_jax.data import manifest as manifest_lib
 
-FORMAT = 1
-FILE = "bundle.json"
+FORMAT = 2
+FILE = "manifest.json"
 SIDES = ("user", "item")
+# Of the first format, which held no raw ids and cannot be served.
+_OLD_FILE = "bundle.json"
+_REQUIRED = ("method", "scenarios", "spec", "raw_spec", "columns", "towers", "files")
 
-# Largest difference, relative to the largest output, between a folded tower and the model.
-_TOLERANCE = 1e-4
-_PROBES = 64
+
+class Bundle:
+    """A bundle, opened for reading; arrays are memory-mapped.
+
+    Attributes:
+      root: The bundle's folder.
+      manifest: What `manifest.json` holds.
+      spec: The features that the model reads.
+      raw_spec: All features that users and items have.
+    """
+
+    def __init__(self, root: pathlib.Path, manifest: dict[str, Any]):
+        self.root, self.manifest = root, manifest
+        # All at once: another bundle may take the folder's place while this one is served.
+        self._arrays = {
+            name.removesuffix(".npy"): _map(root / name)
+            for name in manifest["files"]
+            if name.endswith(".npy")
+        }
+        self.spec = features.FeatureSpec.from_json(manifest["spec"])
+        self.raw_spec = features.FeatureSpec.from_json(manifest["raw_spec"])
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> "Bundle":
+        """Opens the bundle at `path`, after its hashes were checked.
+
+        Args:
+          path: The folder.
+          verify: Whether to hash every file; else sizes alone are compared.
+
+        Raises:
+          ValueError: In one line, when there is no bundle, it is damaged or of another format.
+        """
+        root = pathlib.Path(path).expanduser()
+        manifest = read_manifest(root)
+        check_files(root, manifest, verify=verify)
+        return cls(root, manifest)
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        """Names, which a scenario id indexes."""
+        return self.spec.scenarios
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits that name the bundle's content."""
+        return str(self.manifest["digest"])
+
+    def load(self, name: str) -> np.ndarray:
+        """The array `<name>.npy`, memory-mapped and read-only."""
+        return self._arrays[name]
+
+    def has(self, name: str) -> bool:
+        """Whether it holds the array `<name>.npy`."""
+        return name in self._arrays
 
 
-def write_bundle(
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a bundle's folder and no store's or run's."""
+    try:
+        manifest = json.loads((pathlib.Path(path).expanduser() / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and "towers" in manifest
+
+
+def read_manifest(root: pathlib.Path) -> dict[str, Any]:
+    """The manifest of the bundle in `root`.
+
+    Raises:
+      ValueError: When there is none, it is damaged or of another format.
+    """
+    path = root / FILE
+    if not path.is_file():
+        found = (
+            "one of format 1, which cannot be served" if (root / _OLD_FILE).is_file() else "none"
+        )
+        raise ValueError(
+            f"{root}: expected a bundle with {FILE}, found {found}; make one with dsmoe export"
+        )
+    try:
+        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise _damaged(path, "JSON", "something else") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+        raise _damaged(path, f"a manifest of format {FORMAT}", "something else")
+    if manifest["format"] != FORMAT:
+        raise ValueError(
+            f"{path}: expected a bundle of format {FORMAT}, got format {manifest['format']}; "
+            + (
+                "install the release of dsmoe_jax that wrote it, or a later one"
+                if manifest["format"] > FORMAT
+                else "export it again"
+            )
+        )
+    if manifest.get("digest") != digest(manifest):
+        raise _damaged(path, f"digest {str(manifest.get('digest'))[:12]}", "another")
+    missing = [name for name in _REQUIRED if name not in manifest]
+    if missing:
+        raise _damaged(path, f"the key {missing[0]!r}", "none")
+    return manifest
+
+
+def digest(manifest: dict[str, Any]) -> str:
+    """The hash of a manifest, and by the hashes in it of all files; its own entry is left out."""
+    rest = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def check_files(root: pathlib.Path, manifest: dict[str, Any], *, verify: bool) -> None:
+    """Compares the files of a bundle with its manifest.
+
+    Raises:
+      ValueError: Naming the first file that is missing or differs.
+    """
+    for name, expected in manifest["files"].items():
+        path = root / name
+        if pathlib.PurePath(name).name != name or not path.is_file():
+            raise _damaged(path, f"a file of {expected['bytes']:,} bytes", "none")
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise _damaged(path, f"{expected['bytes']:,} bytes", f"{size:,}")
+    if not verify:
+        return
+    # The largest first, so that no core waits long for another; hashing holds no lock.
+    names = sorted(manifest["files"], key=lambda name: -manifest["files"][name]["bytes"])
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = pool.map(lambda name: _hash(root / name), names)
+    for name, got in zip(names, hashes, strict=True):
+        expected = manifest["files"][name]["sha256"]
+        if got != expected:
+            raise _damaged(root / name, f"sha256 {expected[:12]}...", f"{got[:12]}...")
+
+
+def write(
     path: str | os.PathLike[str],
-    matcher: two_tower.Matcher,
-    frozen: train_state.Frozen,
-    corpus: batch_lib.Items,
-    *,
-    item_raw_id_V: Shaped[np.ndarray, "V"] | None = None,
-    item_batch: int = 4096,
+    arrays: dict[str, np.ndarray],
+    blobs: dict[str, bytes],
+    described: dict[str, Any],
 ) -> None:
-    """Writes the bundle of a trained matcher, beside its place first.
-
-    Every process takes part; the first one writes.
+    """Writes a bundle beside its place, then renames it there.
 
     Args:
-      path: The bundle's folder; an older bundle there is replaced.
-      matcher: A model that folds: DSMOE.
-      frozen: Its parameters and statistics.
-      corpus: All items, leading axis V.
-      item_raw_id_V: The raw id of every row, if the bundle is to carry them.
-      item_batch: Items embedded at once.
+      path: The folder; an older bundle there is replaced.
+      arrays: What becomes `<name>.npy`.
+      blobs: Other files by name.
+      described: The manifest, but for format, files and digest.
 
     Raises:
-      ValueError: When the model cannot be folded, or `path` holds something that is no bundle.
+      ValueError: When `path` holds something that is no bundle.
     """
-    if not hasattr(matcher, "fold_tower"):
-        raise ValueError(f"export: expected a matcher that folds, got {type(matcher).__name__}")
-    if matcher.spec.history_encoder != "mean":
-        raise ValueError(
-            "export: expected features.history_encoder 'mean', the one that a bundle's reader "
-            f"knows, got {matcher.spec.history_encoder!r}"
-        )
-    root = pathlib.Path(path)
-    if root.exists() and not (root / FILE).is_file():
-        raise ValueError(f"{root}: expected a bundle to replace or nothing, got other files")
-    arrays = _read_arrays(matcher, frozen, corpus, item_batch)
-    if item_raw_id_V is not None:
-        arrays["item_raw_id"] = item_raw_id_V
-    if jax.process_index() > 0:
-        return
-    partial = root.with_name(root.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    root = pathlib.Path(path).expanduser()
+    check_place(root)
+    with _replacing(root) as partial:
         for name, array in arrays.items():
-            np.save(partial / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
-        text = json.dumps(describe(matcher, frozen, partial), indent=1)
-        (partial / FILE).write_text(text + "\n", encoding="utf-8")
-        if root.exists():
-            shutil.rmtree(root)
-        partial.replace(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            np.save(partial / f"{name}.npy", np.asarray(array, order="C"), allow_pickle=False)
+        for name, blob in blobs.items():
+            (partial / name).write_bytes(blob)
+        files = manifest_lib.fingerprint(sorted(partial.iterdir()))
+        _write_manifest(partial, {**described, "files": files})
 
 
-def describe(
-    matcher: two_tower.Matcher, frozen: train_state.Frozen, folder: pathlib.Path
-) -> dict[str, Any]:
-    """What `bundle.json` says about the arrays in `folder`.
+def extend(
+    bundle: Bundle,
+    arrays: dict[str, np.ndarray],
+    files: dict[str, pathlib.Path],
+    described: dict[str, Any],
+) -> Bundle:
+    """Adds to a bundle, or replaces parts of it; what stays is not copied.
+
+    Args:
+      bundle: The bundle; whoever has it open goes on with what it was.
+      arrays: What becomes `<name>.npy`.
+      files: Other files by name.
+      described: Entries of the manifest.
 
     Returns:
-      `format`; `method`; `versions`; `scenarios` (names, which a scenario id indexes);
-      `item_uses_scenario` (whether the scenario picks the item vectors and the item tower, else
-      index 0 does); `tower` (how an input x becomes a vector); `score` (how vectors become a
-      logit); `spec` (the features; ids as in the prepared store); `inputs` (per side, the slots of
-      E entries whose concatenation is x, see `nn.tables.Slot`); `files` (bytes and sha256).
+      The bundle as it is then.
     """
-    inputs = {
-        side: [slot._asdict() for slot in _apply(matcher, frozen, side, method="input_slots")]
-        for side in SIDES
-    }
-    return {
-        "format": FORMAT,
-        "method": type(matcher).__name__,
-        "versions": {"dsmoe_jax": dsmoe_jax.__version__, "jax": jax.__version__},
-        "scenarios": list(matcher.spec.scenarios),
-        "item_uses_scenario": matcher.item_uses_scenario,
-        "tower": "prelu(x @ first[s] + first_bias[s], slope) @ second[s] + second_bias[s]",
-        "score": "user_vector . item_vector",
-        "spec": matcher.spec.to_json(),
-        "inputs": inputs,
-        "files": manifest.fingerprint(sorted(folder.glob("*.npy"))),
-    }
+    root, names = bundle.root, {*files, *(f"{name}.npy" for name in arrays)}
+    kept = {n: entry for n, entry in bundle.manifest["files"].items() if n not in names}
+    with _replacing(root) as partial:
+        for name in kept:
+            try:
+                os.link(root / name, partial / name)
+            except OSError:  # some file systems have no links
+                shutil.copy2(root / name, partial / name)
+        for name, array in arrays.items():
+            np.save(partial / f"{name}.npy", np.asarray(array, order="C"), allow_pickle=False)
+        for name, path in files.items():
+            shutil.copy2(path, partial / name)
+        added = manifest_lib.fingerprint(sorted(partial / name for name in names))
+        _write_manifest(partial, {**bundle.manifest, **described, "files": {**kept, **added}})
+    return Bundle.open(root, verify=False)
 
 
-def fold_tower(
-    matcher: two_tower.Matcher, frozen: train_state.Frozen, side: str
-) -> mixture.FoldedTower:
-    """The "user" or "item" tower as a perceptron per scenario, on the host.
+@contextlib.contextmanager
+def _replacing(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to fill, which takes the place of `root` at the end, if nothing is raised."""
+    partial, old = root.with_name(root.name + ".partial"), root.with_name(root.name + ".old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if root.exists():
+            root.rename(old)
+        partial.rename(root)
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
-    The folded tower is compared with the model on random inputs in every scenario.
+
+def _write_manifest(folder: pathlib.Path, described: dict[str, Any]) -> None:
+    manifest = {**described, "format": FORMAT}
+    manifest["digest"] = digest(manifest)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def check_place(root: pathlib.Path) -> None:
+    """Refuses a folder that a bundle cannot replace.
 
     Raises:
-      ValueError: When the model cannot be folded.
-      RuntimeError: When the folded tower's outputs are not the model's.
+      ValueError: When it holds something else.
     """
-    # GPUs round float32 products by default; what is written once is folded exactly.
-    with jax.default_matmul_precision("highest"):
-        fold = jax.jit(lambda frozen: _apply(matcher, frozen, side, method="fold_tower"))
-        folded: mixture.FoldedTower = jax.tree.map(_to_host, fold(frozen))
-        num_scenarios, width = folded.first_SIF.shape[:2]
-        probe_BI = np.random.default_rng(0).normal(size=(_PROBES, width)).astype(np.float32)
-        run = jax.jit(
-            lambda frozen, *inputs: _apply(matcher, frozen, side, *inputs, method="run_tower")
+    is_ours = exists(root) or (root / _OLD_FILE).is_file()
+    if root.exists() and not is_ours and not (root.is_dir() and not any(root.iterdir())):
+        raise ValueError(
+            f"{root}: expected a bundle to replace or nothing, got other files; name another folder"
         )
-        for s in range(num_scenarios):
-            expected_BD = _to_host(run(frozen, probe_BI, np.full(_PROBES, s, np.int32)))
-            error = np.abs(run_folded(folded, probe_BI, s) - expected_BD).max()
-            if not error <= _TOLERANCE * max(float(np.abs(expected_BD).max()), 1.0):
-                raise RuntimeError(
-                    f"export: the folded {side} tower differs from the model by {error:.3g} in "
-                    f"scenario {matcher.spec.scenarios[s]!r}"
-                )
-    return folded
 
 
-def run_folded(
-    folded: mixture.FoldedTower, input_BI: Float[np.ndarray, "B I"], scenario: int
-) -> Float[np.ndarray, "B D"]:
-    """Vectors of one scenario from a folded tower, in NumPy."""
-    hidden_BF = input_BI @ folded.first_SIF[scenario] + folded.first_bias_SF[scenario][None]
-    hidden_BF = np.where(hidden_BF >= 0, hidden_BF, folded.slope_F[None] * hidden_BF)
-    return hidden_BF @ folded.second_SFD[scenario] + folded.second_bias_SD[scenario][None]
+def _map(path: pathlib.Path) -> np.ndarray:
+    mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    # A plain view: every indexing of a memory map object costs microseconds.
+    return np.asarray(mapped)
 
 
-def _read_arrays(
-    matcher: two_tower.Matcher,
-    frozen: train_state.Frozen,
-    corpus: batch_lib.Items,
-    item_batch: int,
-) -> dict[str, np.ndarray]:
-    """Every array of the bundle by its file's name, on the host."""
-    read = jax.jit(lambda frozen: _apply(matcher, frozen, method="embedding_arrays"))
-    arrays: dict[str, np.ndarray] = jax.tree.map(_to_host, read(frozen))
-    for side in SIDES:
-        for name, array in fold_tower(matcher, frozen, side)._asdict().items():
-            arrays[f"{side}_{name.rpartition('_')[0]}"] = array
-    arrays["item_vectors"] = _embed_corpus(matcher, frozen, corpus, item_batch)
-    return arrays
+def _hash(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _embed_corpus(
-    matcher: two_tower.Matcher,
-    frozen: train_state.Frozen,
-    corpus: batch_lib.Items,
-    item_batch: int,
-) -> Float[np.ndarray, "S V D"]:
-    """Item vectors per scenario, row = item id, in chunks of one shape."""
-
-    @jax.jit
-    def embed(
-        frozen: train_state.Frozen, corpus: batch_lib.Items, id_B: jax.Array, scenario: jax.Array
-    ) -> jax.Array:
-        items = batch_lib.take_items(corpus, id_B)
-        scenario_B = jnp.full(id_B.shape, scenario, jnp.int32)
-        item_BD: jax.Array
-        item_BD, _ = _apply(matcher, frozen, items, scenario_B, train=False, method="embed_item")
-        return item_BD
-
-    V = corpus.sparse_VF.shape[0]
-    scenarios = range(matcher.spec.num_scenarios if matcher.item_uses_scenario else 1)
-    starts = range(0, V, min(item_batch, V))
-    vectors: list[list[np.ndarray]] = [[] for _ in scenarios]
-    with (
-        runlog.bar(total=len(scenarios) * len(starts), desc="export") as bar,
-        jax.default_matmul_precision("highest"),
-    ):
-        for s in scenarios:
-            for start in starts:
-                id_B = np.minimum(np.arange(start, start + starts.step), V - 1)
-                item_BD = embed(frozen, corpus, id_B, np.int32(s))
-                vectors[s].append(_to_host(item_BD)[: V - start])
-                bar.update()
-    return np.stack([np.concatenate(chunks) for chunks in vectors])
-
-
-def _apply(
-    matcher: two_tower.Matcher, frozen: train_state.Frozen, *inputs: Any, **options: Any
-) -> Any:
-    return matcher.apply(frozen.variables, *inputs, **options)
-
-
-def _to_host(array: jax.Array) -> np.ndarray:
-    if not array.is_fully_addressable:
-        array = multihost_utils.process_allgather(array, tiled=True)
-    return np.asarray(array)
+def _damaged(path: pathlib.Path, expected: str, got: str) -> ValueError:
+    return ValueError(
+        f"{path}: the bundle is damaged: expected {expected}, got {got}; export it again"
+    )

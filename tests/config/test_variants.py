@@ -23,7 +23,9 @@ def test_a_section_takes_values_of_its_own_fields_alone():
     section = schema.CheckpointConfig()
     variants.assign(section, {"every_steps": 3})
     assert section.every_steps == 3
-    with pytest.raises(ValueError, match=r"CheckpointConfig: .* among every_steps, got 'steps'"):
+    with pytest.raises(
+        ValueError, match=r"CheckpointConfig: .* among bundle, every_steps, got 'steps'"
+    ):
         variants.assign(section, {"steps": 4})
 
 

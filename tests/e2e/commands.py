@@ -32,6 +32,8 @@ SMALL = (
     "--config.eval.validation_queries=40",
     "--config.eval.teacher_validation_queries=20",
     "--config.eval.teacher_test_queries=20",
+    # Exports are tested in their own place.
+    "--config.checkpoint.bundle=False",
 )
 # The built-in baselines are part of other runs.
 NO_BASELINES = ("--config.eval.references=False",)

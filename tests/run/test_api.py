@@ -145,6 +145,23 @@ def test_parts_are_trained_one_by_one(model, tmp_path):
     assert part.evaluate()["macro"] == model.results["macro"]
 
 
+def test_a_model_recommends_and_its_saved_bundle_does_without_it(model, tmp_path):
+    lists = model.recommend([3, 4], "home", 5)
+    assert lists.columns == ["user_id", "scenario", "item_id", "score", "rank"]
+    assert lists["user_id"].to_list() == [3] * 5 + [4] * 5
+    folder = model.save(tmp_path / "bundle")
+    retriever = dsmoe_jax.load(folder)
+    assert isinstance(retriever, dsmoe_jax.Retriever)
+    assert retriever.recommend([3, 4], "home", 5).equals(lists)
+    # The bundle that the run ended with is the model's as long as it is the best student's.
+    own = model.workdir / "bundle" / "manifest.json"
+    before = own.stat().st_mtime_ns
+    assert model.retriever.bundle.digest == json.loads(own.read_text())["digest"]
+    assert own.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="expected the configuration of a run, found none"):
+        dsmoe_jax.load(tmp_path)
+
+
 def test_a_temporary_folder_goes_with_its_model(tmp_path):
     experiment = dsmoe_jax.load_config("kuairand:sample")
     kept = dsmoe_jax.Model(experiment, tmp_path / "kept")
@@ -170,7 +187,7 @@ def test_overrides_come_with_dots_or_nested():
         (lambda: dsmoe_jax.load("nowhere"), "nowhere/config.json: expected the configuration"),
         (
             lambda: dsmoe_jax.train(dsmoe_jax.load_config("kuairand:sample"), mode="studnt"),
-            "mode: expected one of all, prepare, teacher, student, evaluate, got 'studnt'; "
+            "mode: expected one of all, prepare, teacher, student, evaluate, export, got 'studnt'; "
             "nearest: 'student'",
         ),
         (

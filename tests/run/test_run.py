@@ -27,6 +27,9 @@ class Stages:
     def report(self):
         self._do("report")
 
+    def export(self):
+        self._do("export")
+
     def _do(self, part):
         if part == self.interrupted:
             signal.raise_signal(signal.SIGINT)
@@ -41,6 +44,7 @@ def start(monkeypatch, tmp_path):
         monkeypatch.setattr(run, "prepare", lambda *arguments: tmp_path / "store")
         monkeypatch.setattr(run.stages, "Stages", lambda *arguments: stages)
         monkeypatch.setattr(run.report, "write", lambda of: of.report())
+        monkeypatch.setattr(run.export, "write", lambda of: of.export())
         run.run(experiment, tmp_path, "all", handle_signals=handle_signals)
 
     return start
@@ -63,7 +67,7 @@ def test_a_signal_that_training_did_not_see_is_honoured_before_the_report(start)
 def test_without_a_signal_all_is_done(start):
     stages = Stages(None)
     start(stages)
-    assert stages.done == ["student", "report"]
+    assert stages.done == ["student", "report", "export"]
 
 
 def test_without_handlers_a_signal_is_the_callers(start):

@@ -1,211 +1,240 @@
-import dataclasses
-import functools
+"""The folder: NumPy alone reads it, damage is named, nothing half-written remains."""
+
 import json
+import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_features
 
-from dsmoe_jax.models.matching import dsmoe
-from dsmoe_jax.nn import mixture
-from dsmoe_jax.serving import bundle as export
-from dsmoe_jax.training import train_state
+from dsmoe_jax.serving import bundle as bundle_lib
+from dsmoe_jax.serving import retriever
+from tests.models import small
+from tests.serving import shop
 
-B, V = 8, 20
-SPEC = tiny_features.make_spec()
-USERS = tiny_features.make_users(SPEC, B)
-SCENARIO_B = tiny_features.make_scenarios(SPEC, B)
+# A bundle of this format, which later releases must go on reading: `python -m
+# tests.serving.test_bundle` writes another.
+GOLDEN = pathlib.Path(__file__).parent / "golden_bundle"
 
-# What a server without JAX does: it imports NumPy and reads files.
+# What a server without JAX does: it imports NumPy and reads files. It asks for users by row.
 READER = """
 import json, pathlib, sys
 import numpy as np
 
 root = pathlib.Path(sys.argv[1])
-bundle = json.loads((root / "bundle.json").read_text())
+manifest = json.loads((root / "manifest.json").read_text())
 array = {path.stem: np.load(path) for path in root.glob("*.npy")}
-rows = np.load(sys.argv[2])
+columns = {name: n for n, name in enumerate(manifest["columns"])}
+form, spec = manifest["towers"]["user"], manifest["spec"]
 
 
-def pool(table, ids, mask):
-    return (table[ids] * mask[..., None]).sum(1) / np.maximum(mask.sum(1), 1)[:, None]
+def window(name, row, scenario):
+    suffix = f"_{scenario}" if name == "scenario_history" else ""
+    place = [columns[f"{name}_{end}{suffix}"] for end in ("start", "stop")]
+    start, stop = array["user_rows"][row, place]
+    length = next(s["max_len"] for s in spec["sequences"] if s["name"] == name)
+    return array[f"sequence_{name}"][max(start, stop - length) : stop]
 
 
-def embed(side):
-    blocks = []
-    for slot in bundle["inputs"][side]:
-        table = array[slot["table"]][slot["first_row"] :]
-        if slot["kind"] == "sparse":
-            blocks.append(table[rows[side + "_sparse"][:, slot["column"]]])
-        elif slot["kind"] == "dense":
-            blocks.append(rows[side + "_dense"][:, slot["column"], None] * table[:1])
-        elif slot["kind"] == "bag":
-            ids = rows[side + "_bag_" + slot["name"]]
-            blocks.append(pool(table, ids, ids > 0))
-        else:
-            ids = rows["sequence_" + slot["name"]]
-            blocks.append(pool(table, ids[..., slot["column"]], ids[..., 0] > 0))
-    return np.concatenate(blocks, axis=1)
+def pool(bag, row):
+    ids = window(bag["sequence"], row, 0)[:, 0]
+    weight = np.maximum(bag["recency"] ** np.arange(len(ids))[::-1], bag["floor"])
+    norm = np.sqrt(max((weight**2).sum() + bag["extra"], 1))
+    return weight @ array[bag["table"]][ids] / norm
 
 
-def run(side, x, scenario):
-    part = lambda name: array[side + "_" + name][scenario]
-    hidden = x @ part("first") + part("first_bias")
-    hidden = np.where(hidden > 0, hidden, array[side + "_slope"] * hidden)
-    return hidden @ part("second") + part("second_bias")
+def embed(slot, row, scenario, pooled):
+    table = array.get(slot["table"])
+    if slot["kind"] == "sparse":
+        names = [f["name"] for f in manifest["raw_spec"]["user_sparse"]]
+        return table[array["users_sparse"][row, names.index(slot["name"])] + slot["first_row"]]
+    if slot["kind"] == "dense":
+        return array["users_dense"][row, slot["column"]] * table[slot["first_row"]]
+    if slot["kind"] == "pooled":
+        return pooled[slot["name"]]
+    if slot["kind"] == "bag":
+        ids = array["users_bag_" + slot["name"]][row]
+        ids = ids[ids > 0]
+    else:
+        ids = window(slot["name"], row, scenario)[:, slot["column"]]
+    return table[ids + slot["first_row"]].mean(0) if len(ids) else np.zeros(table.shape[1])
 
 
-S = len(bundle["scenarios"])
-users = np.stack([run("user", embed("user"), s) for s in range(S)])
-items = [run("item", embed("item"), s) for s in range(S if bundle["item_uses_scenario"] else 1)]
-assert "jax" not in sys.modules
-np.savez(sys.argv[3], users=users, items=np.stack(items), vectors=array["item_vectors"])
+def vector(row, scenario):
+    parts, pooled = [], {}
+    if form["linear"]:
+        pooled = {bag["sequence"]: pool(bag, row) for bag in form["linear"]["bags"]}
+        taste = np.append(array["linear_kind"][scenario] + sum(pooled.values()), 1)
+        variance = taste @ array["linear_covariance"] @ taste
+        parts += [array["linear_scale"][scenario] / np.sqrt(variance) * taste, [1]]
+    if form["slots"]:
+        x = np.concatenate([embed(slot, row, scenario, pooled) for slot in form["slots"]])
+        hidden = x @ array["user_first"][scenario] + array["user_first_bias"][scenario]
+        hidden = np.where(hidden > 0, hidden, array["user_slope"] * hidden)
+        parts.append(hidden @ array["user_second"][scenario] + array["user_second_bias"][scenario])
+    return np.concatenate(parts)
+
+
+found = []
+for row, scenario in array["test_queries"]:
+    item_vectors = array["item_vectors"][scenario if manifest["item_uses_scenario"] else 0]
+    score = item_vectors @ vector(row, scenario)
+    start, stop = (array["user_rows"][row, columns[f"history_{e}"]] for e in ("start", "stop"))
+    score[array["sequence_history"][start:stop, 0]] = -np.inf
+    score[0] = -np.inf
+    found.append(array["items_raw_id"][np.argsort(-score)[:5]])
+assert not {"jax", "dsmoe_jax"} & {*sys.modules}
+np.save(sys.argv[2], np.array(found))
 """
 
 
-@functools.cache
-def make(**changes):
-    fields = {"hidden_dim": 8, "output_dim": 5, "rank": 2, "num_experts": 3}
-    model = dsmoe.DSMOEConfig(**{**fields, **changes}).make(SPEC)
-    items = tiny_features.make_items(SPEC, (B, 2))
-    variables = tiny_features.make_variables(model, USERS, items, SCENARIO_B)
-    return model, train_state.Frozen(variables.pop("params"), variables)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return shop.prepare(tmp_path_factory.mktemp("shop"))
 
 
-def make_corpus():
-    """Items whose id is their row."""
-    corpus = tiny_features.make_items(SPEC, (V,))
-    return corpus._replace(sparse_VF=corpus.sparse_VF.at[:, 0].set(jnp.arange(V)))
+@pytest.fixture(scope="module")
+def plus(store):
+    return shop.Untrained(store, small.SMALL_MATCHERS["dsmoe_plus"])
 
 
-def embed_by_model(model, frozen, rows, scenario, method):
-    variables = frozen.variables
-    apply = jax.jit(functools.partial(model.apply, train=False, method=method))
-    scenarios = jnp.full(rows.sparse_BF.shape[0] if method == "embed_user" else V, scenario)
-    return apply(variables, rows, scenarios.astype(jnp.int32))[0]
+@pytest.fixture(scope="module")
+def exported(plus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    plus.export(folder)
+    return folder
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"use_sap": False},
-        {"norm": "bn"},
-        {"norm": "none"},
-        {"input_includes_scenario": True},
-        {"item_scenario": "shared", "input_includes_scenario": True},
-    ],
-)
-@pytest.mark.parametrize("side", export.SIDES)
-def test_folded_tower_equals_the_model(side, changes):
-    model, frozen = make(**changes)
-    folded = export.fold_tower(model, frozen, side)  # raises when it differs
-    scenarios = 1 if side == "item" and "item_scenario" in changes else 4
-    assert folded.first_SIF.shape[0] == folded.second_SFD.shape[0] == scenarios
-    assert folded.first_SIF.shape[2] == 3 * 8
-    variables = frozen.variables
-    x_BI = np.random.default_rng(1).normal(size=(B, folded.first_SIF.shape[1])).astype("f")
-    run = jax.jit(functools.partial(model.apply, method="run_tower"), static_argnums=1)
-    for s in range(scenarios):
-        expected_BD = run(variables, side, x_BI, jnp.full(B, s, jnp.int32))
-        np.testing.assert_allclose(
-            export.run_folded(folded, x_BI, s), expected_BD, rtol=1e-4, atol=1e-4
-        )
+@pytest.fixture
+def folder(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "bundle")
 
 
-def test_a_fold_that_differs_is_refused(monkeypatch):
-    model, frozen = make()
-    fold = mixture.ScenarioMixture.fold
-
-    def wrong(self, scenario_SC):
-        folded = fold(self, scenario_SC)
-        return folded._replace(second_bias_SD=folded.second_bias_SD.at[2].add(0.1))
-
-    monkeypatch.setattr(mixture.ScenarioMixture, "fold", wrong)
-    with pytest.raises(RuntimeError, match=r"folded user tower differs .* scenario 'C'"):
-        export.fold_tower(model, frozen, "user")
-
-
-def test_gate_that_reads_features_is_refused(tmp_path):
-    model, frozen = make(gate_input="scenario_and_features")
-    with pytest.raises(ValueError, match=r"model.gate_input: folding a tower needs 'scenario'"):
-        export.write_bundle(tmp_path / "bundle", model, frozen, make_corpus())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_history_that_is_not_averaged_is_refused(tmp_path):
-    model, frozen = make()
-    spec = dataclasses.replace(SPEC, history_encoder="hstu")
-    with pytest.raises(ValueError, match=r"expected features.history_encoder 'mean', .* 'hstu'"):
-        export.write_bundle(tmp_path / "b", model.clone(spec=spec), frozen, make_corpus())
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("item_scenario", ["conditioned", "shared"])
-def test_bundle_runs_in_numpy_alone_and_equals_the_model(tmp_path, item_scenario):
-    model, frozen = make(item_scenario=item_scenario, input_includes_scenario=True)
-    corpus = make_corpus()
-    export.write_bundle(
-        tmp_path / "bundle", model, frozen, corpus, item_raw_id_V=np.arange(V) * 7, item_batch=6
-    )
-    rows = {
-        "user_sparse": USERS.sparse_BF,
-        "user_dense": USERS.dense_BF,
-        "item_sparse": corpus.sparse_VF,
-        "item_dense": corpus.dense_VF,
-        **{f"user_bag_{name}": ids for name, ids in USERS.bags.items()},
-        **{f"item_bag_{name}": ids for name, ids in corpus.bags.items()},
-        **{f"sequence_{name}": s.ids_BLF for name, s in USERS.sequences.items()},
+@pytest.mark.parametrize("name", ["dsmoe", "fism", "dsmoe_plus"])
+def test_numpy_alone_reads_a_folded_bundle(store, name, tmp_path):
+    shop.Untrained(store, small.SMALL_MATCHERS[name]).export(tmp_path / "bundle")
+    command = [sys.executable, "-c", READER, str(tmp_path / "bundle"), str(tmp_path / "got.npy")]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    found = retriever.Retriever.load(tmp_path / "bundle")
+    users = store.users_raw_id[found.bundle.load("test_queries")[:, 0]].tolist()
+    lists = found.recommend(sorted(set(users)), "all", 5)
+    by_query = {
+        key: items
+        for *key, items in lists.group_by("user_id", "scenario").agg("item_id").iter_rows()
+        for key in [tuple(key)]
     }
-    np.savez(tmp_path / "rows.npz", **{k: np.asarray(v) for k, v in rows.items()})
-    arguments = [str(tmp_path / name) for name in ("bundle", "rows.npz", "got.npz")]
-    subprocess.run([sys.executable, "-c", READER, *arguments], check=True, cwd=tmp_path)
-    got = np.load(tmp_path / "got.npz")
-    assert got["vectors"].shape == (4 if item_scenario == "conditioned" else 1, V, 5)
-    np.testing.assert_allclose(got["items"], got["vectors"], rtol=1e-3, atol=1e-4)
-    for s in range(4):
-        expected = embed_by_model(model, frozen, USERS, s, "embed_user")[:, 0]
-        np.testing.assert_allclose(got["users"][s], expected, rtol=1e-3, atol=1e-4)
-    for s in range(len(got["vectors"])):
-        expected = embed_by_model(model, frozen, corpus, s, "embed_item")
-        np.testing.assert_allclose(got["vectors"][s], expected, rtol=1e-3, atol=1e-4)
-    np.testing.assert_array_equal(np.load(tmp_path / "bundle/item_raw_id.npy"), np.arange(V) * 7)
+    for got, user, (_, s) in zip(
+        np.load(tmp_path / "got.npy"), users, found.bundle.load("test_queries"), strict=True
+    ):
+        assert got.tolist() == by_query[user, found.scenarios[s]]
 
 
-def test_bundle_holds_the_described_files_and_no_teacher(tmp_path):
-    model, frozen = make()
-    export.write_bundle(tmp_path / "bundle", model, frozen, make_corpus())
-    bundle = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
-    files = {path.name for path in (tmp_path / "bundle").iterdir()} - {"bundle.json"}
-    assert files == set(bundle["files"])
-    assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
-    assert bundle["scenarios"] == ["A", "B", "C", "D"] and bundle["method"] == "DSMOE"
-    named = {f"{slot['table']}.npy" for side in export.SIDES for slot in bundle["inputs"][side]}
-    tower = {"first", "first_bias", "slope", "second", "second_bias"}
-    towers = {f"{side}_{name}.npy" for side in export.SIDES for name in tower}
-    assert files == named | towers | {"item_vectors.npy"}
+def test_a_flipped_bit_in_any_file_is_refused_by_name(folder):
+    retriever.Retriever.load(folder)
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        for place in (len(data) // 3, len(data) - 1):
+            flipped = bytearray(data)
+            flipped[place] ^= 4
+            path.write_bytes(flipped)
+            with pytest.raises(ValueError, match=f"{path.name}: ") as caught:
+                retriever.Retriever.load(folder)
+            assert "\n" not in str(caught.value)
+            path.write_bytes(data)
+    retriever.Retriever.load(folder)
 
 
-def test_an_older_bundle_is_replaced_and_other_files_are_not(tmp_path):
-    model, frozen = make()
-    export.write_bundle(tmp_path / "bundle", model, frozen, make_corpus())
-    (tmp_path / "bundle" / "stale.npy").write_bytes(b"")
-    export.write_bundle(tmp_path / "bundle", model, frozen, make_corpus())
-    assert not (tmp_path / "bundle" / "stale.npy").exists()
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "a.txt").write_text("mine")
+def test_a_missing_or_cut_file_and_another_format_are_refused(folder):
+    (folder / "item_vectors.npy").rename(folder / "away")
+    with pytest.raises(ValueError, match=r"item_vectors.npy: .* expected a file of .* got none"):
+        bundle_lib.Bundle.open(folder, verify=False)
+    (folder / "item_vectors.npy").write_bytes((folder / "away").read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"item_vectors.npy: .* bytes, got"):
+        bundle_lib.Bundle.open(folder, verify=False)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for found, mend in ((3, "install the release"), (1, "export it again")):
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "format": found}))
+        with pytest.raises(
+            ValueError, match=f"expected a bundle of format 2, got format {found}; {mend}"
+        ):
+            bundle_lib.Bundle.open(folder)
+    for text in ("", "[]", "{", '{"format": "2"}'):
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=r"manifest.json: the bundle is damaged"):
+            bundle_lib.Bundle.open(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"expected a bundle with manifest.json, found none"):
+        bundle_lib.Bundle.open(folder)
+    (folder / "bundle.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"found one of format 1, which cannot be served"):
+        bundle_lib.Bundle.open(folder)
+
+
+def test_a_file_outside_of_the_folder_is_no_file_of_it(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../log.csv"] = {"bytes": 1, "sha256": ""}
+    manifest["digest"] = bundle_lib.digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="the bundle is damaged"):
+        bundle_lib.Bundle.open(folder)
+
+
+def test_an_older_bundle_is_replaced_and_other_files_are_not(plus, folder):
+    (folder / "stale.npy").write_bytes(b"")
+    plus.export(folder)
+    assert not (folder / "stale.npy").exists()
+    assert {path.name for path in folder.parent.iterdir()} == {"bundle"}
+    notes = folder.parent / "notes"
+    notes.mkdir()
+    (notes / "a.txt").write_text("mine")
     with pytest.raises(ValueError, match="expected a bundle to replace or nothing"):
-        export.write_bundle(tmp_path / "notes", model, frozen, make_corpus())
-    assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
+        plus.export(notes)
+    assert (notes / "a.txt").read_text() == "mine"
 
 
-def test_nothing_half_written_remains(tmp_path, monkeypatch):
-    model, frozen = make()
-    monkeypatch.setattr(export, "describe", lambda *_: {"not json": object()})
+def test_nothing_half_written_remains(plus, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle_lib, "digest", lambda manifest: object())
     with pytest.raises(TypeError):
-        export.write_bundle(tmp_path / "bundle", model, frozen, make_corpus())
+        plus.export(tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_golden_bundle_answers_as_it_did():
+    expected = json.loads((GOLDEN / "lists.json").read_text())
+    found = retriever.Retriever.load(GOLDEN / "bundle")
+    for request, answers in expected:
+        got = found.recommend(request, "all", 5)
+        assert got["item_id"].to_list() == [item for items, _ in answers for item in items]
+        scores = [score for _, scores in answers for score in scores]
+        np.testing.assert_allclose(got["score"].to_numpy(), scores, rtol=1e-5, atol=1e-6)
+
+
+def write_golden(scratch):
+    """Writes the golden bundle and its lists; of an old format this is not possible any more."""
+    untrained = shop.Untrained(shop.prepare(scratch), small.SMALL_MATCHERS["dsmoe_plus"])
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+    GOLDEN.mkdir()
+    untrained.export(GOLDEN / "bundle")
+    found = retriever.Retriever.load(GOLDEN / "bundle")
+    requests = [
+        {"user_id": "u3"},
+        {"user_id": "new", "history": ["i1", "i2"], "shown": ["i5"], "age": "30s"},
+        {"user_id": "cold"},
+    ]
+    lists = []
+    for request in requests:
+        by_scenario = found.recommend(request, "all", 5).group_by("scenario", maintain_order=True)
+        rows = by_scenario.agg("item_id", "score").iter_rows()
+        lists.append([request, [[items, scores] for _, items, scores in rows]])
+    (GOLDEN / "lists.json").write_text(json.dumps(lists, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        write_golden(pathlib.Path(scratch))

@@ -1,0 +1,272 @@
+"""Bulk recommendation, `dsmoe recommend`: lists for a file of users, in bounded memory.
+
+Owns reading users block by block, and files of lists that a killed command continues. A block's
+lists are one file beside the output until all are there; what is there is not made again.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from dsmoe_jax import features, runlog
+from dsmoe_jax.serving import lists as lists_lib
+from dsmoe_jax.serving import requests
+from dsmoe_jax.serving import retriever as retriever_lib
+
+# Users read, and lists held, at once.
+_BLOCK_USERS = 8192
+_SUFFIXES = (".parquet", ".csv")
+
+
+class Part(NamedTuple):
+    """Which share of the users: block b belongs to part b modulo `total`.
+
+    Attributes:
+      number: From 0.
+      total: Parts in all.
+    """
+
+    number: int
+    total: int
+
+
+WHOLE = Part(0, 1)
+# How a line calls what is left out.
+SAID = {
+    None: "nothing left out",
+    lists_lib.SEEN: "what they clicked left out",
+    lists_lib.SHOWN: "all that they were shown left out",
+}
+
+
+def recommend_file(
+    found: retriever_lib.Retriever,
+    users: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    scenario: str | list[str] = retriever_lib.ALL,
+    k: int = 100,
+    exclude: lists_lib.Exclude = lists_lib.SEEN,
+    part: Part = WHOLE,
+    block_users: int = _BLOCK_USERS,
+) -> int:
+    """Writes the lists of all users of a file; a second call continues what was begun.
+
+    Args:
+      found: Who recommends.
+      users: A Parquet or CSV file with `user_id` and whatever else a request may have.
+      out: The Parquet file of the lists, in the order of the users.
+      scenario: As for `Retriever.recommend`.
+      k: Items of a list.
+      exclude: What lists leave out.
+      part: The share of the users that is done here; its number goes into the file's name.
+      block_users: Users at once, which bounds memory.
+
+    Returns:
+      The number of lists' rows.
+
+    Raises:
+      ValueError: On another kind of file, an unknown column or a bad value.
+    """
+    _check_suffix(users, "--users", _SUFFIXES)
+    _check_suffix(out, "--out", (".parquet",))
+    if not users.is_file():
+        raise ValueError(f"--users: expected {users} to exist, found no file")
+    # Nothing is begun that the last row would refuse.
+    found.recommend([], scenario, k, exclude=exclude)
+    if part.total > 1:
+        out = out.with_name(f"{out.stem}-{part.number:05d}-of-{part.total:05d}{out.suffix}")
+    count = _count_rows(users)
+    blocks = range(part.number, -(-count // block_users), part.total)
+    asked = {
+        "bundle": found.bundle.digest,
+        "users": [str(users.resolve()), users.stat().st_size, users.stat().st_mtime_ns],
+        "lists": [scenario, k, exclude, block_users, list(part)],
+    }
+    folder = _open_folder(out, asked)
+    with runlog.bar(total=len(blocks), desc="recommend", unit="block") as bar:
+        for block, frame in _read_blocks(users, blocks, block_users):
+            path = folder / f"{block:08d}.parquet"
+            if not path.is_file():
+                lists = _recommend(found, frame, block * block_users, scenario, k, exclude)
+                partial = path.with_suffix(".partial")
+                lists.write_parquet(partial)
+                os.replace(partial, path)
+            bar.update()
+    return _join(folder, out, [folder / f"{block:08d}.parquet" for block in blocks], found)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs `dsmoe recommend` with these arguments.
+
+    Raises:
+      ValueError: On a damaged bundle, or a file or value that cannot be used.
+    """
+    parser = argparse.ArgumentParser(
+        prog="dsmoe recommend",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Writes the best items of every user of a file, in one scenario or all, as\n"
+        "Parquet: user_id, scenario, item_id, score, rank. Killed, the same command goes on.",
+        epilog="The file has a column user_id, and may have a user's features, history (a list of\n"
+        "item ids, oldest first) and shown; what it has not, the bundle knows of known users.\n\n"
+        "examples:\n"
+        "  dsmoe recommend runs/kuairand-sample/bundle --user 2017 --k 5\n"
+        "  dsmoe recommend runs/kuairand-sample/bundle --users users.csv --out lists.parquet\n"
+        "  dsmoe recommend BUNDLE --users u.parquet --scenario K1 --k 20 --exclude shown \\\n"
+        "      --out k1.parquet\n"
+        "  # the second of four shares, e.g. on another machine\n"
+        "  dsmoe recommend BUNDLE --users u.parquet --part 2/4 --out lists.parquet",
+    )
+    parser.add_argument("bundle", help="folder of a bundle")
+    parser.add_argument("--user", action="append", help="print the lists of this user; repeatable")
+    parser.add_argument("--users", help="Parquet or CSV file")
+    parser.add_argument("--out", help="Parquet file of the lists")
+    parser.add_argument("--scenario", default="all", help="name, names joined by commas, or all")
+    parser.add_argument("--k", type=int, default=100, help="items of a list (100)")
+    parser.add_argument(
+        "--exclude", choices=("seen", "shown", "none"), default="seen", help="what is left out"
+    )
+    parser.add_argument("--part", default="1/1", help="i/n: the i-th of n shares of the users")
+    options = parser.parse_args(arguments)
+    matched = re.fullmatch(r"(\d+)/(\d+)", options.part)
+    if not matched or not 1 <= int(matched[1]) <= int(matched[2]):
+        raise ValueError(f"--part: expected i/n with i from 1 to n, got {options.part!r}")
+    if bool(options.user) == bool(options.users) or bool(options.users) != bool(options.out):
+        raise ValueError("recommend: expected either --user, or --users and --out")
+    found = retriever_lib.Retriever.load(options.bundle)
+    names = options.scenario.split(",")
+    scenario = names if len(names) > 1 else names[0]
+    exclude = None if options.exclude == "none" else options.exclude
+    if options.user:
+        for line in describe_lists(found, options.user, scenario, options.k, exclude):
+            runlog.say(line)
+        return
+    rows = recommend_file(
+        found,
+        pathlib.Path(options.users).expanduser(),
+        pathlib.Path(options.out).expanduser(),
+        scenario=scenario,
+        k=options.k,
+        exclude=exclude,
+        part=Part(int(matched[1]) - 1, int(matched[2])),
+    )
+    runlog.say(f"{options.out}: {rows:,} rows")
+
+
+def describe_lists(
+    found: retriever_lib.Retriever,
+    users: list[str],
+    scenario: str | list[str],
+    k: int,
+    exclude: lists_lib.Exclude,
+) -> list[str]:
+    """The lists of some users as lines: who, what is known of them, and items in each scenario."""
+    columns = {requests.USER: users}
+    answers = found.retrieve(columns, scenario, found.want(k, exclude=exclude))
+    per_user = len(answers) // len(users)
+    lines = []
+    for n, user in enumerate(users):
+        own = answers[n * per_user : (n + 1) * per_user]
+        lines.append(f"user {user} ({own[0].user}), {SAID[exclude]}")
+        for answer in own:
+            items = "  ".join(map(str, answer.item_ids))
+            lines.append(f"  {answer.scenario}: {items}")
+    return lines
+
+
+def _recommend(
+    found: retriever_lib.Retriever,
+    frame: pl.DataFrame,
+    first: int,
+    scenario: str | list[str],
+    k: int,
+    exclude: lists_lib.Exclude,
+) -> pl.DataFrame:
+    try:
+        if found.encoder.users.is_integer and frame.schema.get(requests.USER) == pl.String:
+            # At once, not value by value; what is no number is an unknown user.
+            frame = frame.with_columns(pl.col(requests.USER).cast(pl.Int64, strict=False))
+        lists: pl.DataFrame = found.recommend(frame, scenario, k, exclude=exclude)
+    except ValueError as error:
+        last = first + len(frame)
+        raise ValueError(f"rows {first + 1:,} to {last:,} of the users: {error}") from None
+    return lists
+
+
+def _check_suffix(path: pathlib.Path, flag: str, suffixes: tuple[str, ...]) -> None:
+    if path.suffix not in suffixes:
+        raise ValueError(f"{flag}: expected a file ending in {' or '.join(suffixes)}, got {path}")
+
+
+def _count_rows(path: pathlib.Path) -> int:
+    try:
+        return int(_scan(path).select(pl.len()).collect().item())
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"--users: {path} cannot be read: {_first_line(error)}") from None
+
+
+def _scan(path: pathlib.Path) -> pl.LazyFrame:
+    # All of a CSV file is text: a bundle's vocabularies say what is a number.
+    return (
+        pl.scan_parquet(path)
+        if path.suffix == ".parquet"
+        else pl.scan_csv(path, infer_schema=False)
+    )
+
+
+def _read_blocks(
+    path: pathlib.Path, blocks: range, block_users: int
+) -> Iterator[tuple[int, pl.DataFrame]]:
+    """The users of each block."""
+    rows = _scan(path)
+    for block in blocks:
+        try:
+            frame = rows.slice(block * block_users, block_users).collect()
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(f"--users: {path} cannot be read: {_first_line(error)}") from None
+        if path.suffix == ".csv":
+            # Histories are ids joined by blanks.
+            lists = [name for name in (features.HISTORY, requests.SHOWN) if name in frame.columns]
+            frame = frame.with_columns(pl.col(name).str.split(" ") for name in lists)
+        yield block, frame
+
+
+def _open_folder(out: pathlib.Path, asked: dict[str, Any]) -> pathlib.Path:
+    """The folder of finished blocks; what was made of other users or by another bundle goes."""
+    text = json.dumps(asked, sort_keys=True)
+    folder = out.with_name(f"{out.name}.blocks")
+    record = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    if not record.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        record.write_text(text)
+    return folder
+
+
+def _join(
+    folder: pathlib.Path,
+    out: pathlib.Path,
+    paths: list[pathlib.Path],
+    found: retriever_lib.Retriever,
+) -> int:
+    """One file of all blocks; their folder goes."""
+    partial = out.with_name(f"{out.name}.partial")
+    if paths:
+        pl.scan_parquet(paths).sink_parquet(partial)
+    else:
+        found.recommend([], k=1).write_parquet(partial)
+    os.replace(partial, out)
+    shutil.rmtree(folder)
+    return int(pl.scan_parquet(out).select(pl.len()).collect().item())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,142 @@
+"""Metrics of the service, in Prometheus' text format.
+
+Owns their names and labels. `scenario` is the name where a query asks for one, and "several" where
+it asks for more, since these are computed together.
+
+Letters: Q queries, M interests, D a vector, T retrieved list length, X users, S scenarios, V rows.
+"""
+
+import collections
+from collections.abc import Sequence
+
+import numpy as np
+import prometheus_client
+
+from dsmoe_jax.retrieval import host
+from dsmoe_jax.serving import lists as lists_lib
+from dsmoe_jax.serving import live
+from dsmoe_jax.serving import retriever as retriever_lib
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+SEVERAL = "several"
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# Known users whose exact lists the live recall compares with.
+_PROBES = 64
+
+
+class Metrics:
+    """What is counted, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = prometheus_client.CollectorRegistry()
+        self._search = prometheus_client.Histogram(
+            "dsmoe_search_seconds",
+            "Tower and search of the computation that answered a query",
+            ["scenario"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._queue = prometheus_client.Histogram(
+            "dsmoe_queue_seconds",
+            "From a query's arrival to its computation",
+            ["scenario"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._batch = prometheus_client.Histogram(
+            "dsmoe_batch_queries",
+            "Requests that were computed together",
+            buckets=_SIZES,
+            registry=registry,
+        )
+        self._items = prometheus_client.Counter(
+            "dsmoe_items", "Items in lists", ["scenario"], registry=registry
+        )
+        self._lists = prometheus_client.Counter(
+            "dsmoe_lists",
+            "Lists by scenario and by what was known of the user: known, from_history or cold",
+            ["scenario", "user"],
+            registry=registry,
+        )
+        self._refused = prometheus_client.Counter(
+            "dsmoe_refusals", "Requests without an answer", ["status"], registry=registry
+        )
+        self._recall = prometheus_client.Gauge(
+            "dsmoe_live_recall",
+            "Share of the exact list that the index in use finds, of probe users",
+            ["scenario"],
+            registry=registry,
+        )
+        self._bundle = prometheus_client.Gauge(
+            "dsmoe_bundle", "1 for the bundle in use", ["digest"], registry=registry
+        )
+
+    def text(self) -> bytes:
+        """All of it, for Prometheus."""
+        return prometheus_client.generate_latest(self.registry)
+
+    def batch(self, size: int) -> None:
+        """Counts a computation."""
+        self._batch.observe(size)
+
+    def answered(
+        self,
+        scenario: str | list[str],
+        search_s: float,
+        queue_s: float,
+        answers: Sequence[lists_lib.Answer],
+    ) -> None:
+        """Counts a query that was answered."""
+        one = scenario if isinstance(scenario, str) and scenario != retriever_lib.ALL else SEVERAL
+        self._search.labels(one).observe(search_s)
+        self._queue.labels(one).observe(queue_s)
+        lists: collections.Counter[tuple[str, str]] = collections.Counter()
+        items: collections.Counter[str] = collections.Counter()
+        for answer in answers:
+            lists[answer.scenario, answer.user] += 1
+            items[answer.scenario] += len(answer.item_ids)
+        for labels, count in lists.items():
+            self._lists.labels(*labels).inc(count)
+        for name, count in items.items():
+            self._items.labels(name).inc(count)
+
+    def refused(self, status: int) -> None:
+        """Counts a request that was not answered."""
+        self._refused.labels(str(status)).inc()
+
+    def in_use(self, served: live.Served) -> None:
+        """Names the bundle, and measures its index."""
+        self._bundle.clear()
+        self._bundle.labels(served.digest).set(1)
+        for name, recall in measure_recall(served.retriever).items():
+            self._recall.labels(name).set(recall)
+
+
+def measure_recall(
+    retriever: retriever_lib.Retriever, k: int = 100, probes: int = _PROBES
+) -> dict[str, float]:
+    """Recall@k of each scenario's index against exact search, of users spread over all known ones.
+
+    Of an index that is exact it is 1 and nothing is searched.
+    """
+    found = {}
+    users = retriever.encoder.users
+    spread_X = np.linspace(1, len(users), min(probes, len(users)))
+    raw_ids = users.decode(spread_X.astype(int))
+    vectors_SVD = retriever.bundle.load("item_vectors")
+    for s, name in enumerate(retriever.scenarios):
+        index = retriever.searcher(name)
+        if isinstance(index, host.HostIndex) or not raw_ids:
+            found[name] = 1.0
+            continue
+        exact = host.HostIndex(vectors_SVD[s if len(vectors_SVD) > 1 else 0])
+        vector_QMD = retriever.user_vectors(raw_ids, name)
+        got_QT = index.search(vector_QMD, k)[1]
+        expected_QT = exact.search(vector_QMD, k)[1]
+        hits = [
+            np.isin(expected_T[expected_T > 0], got_T).mean()
+            for got_T, expected_T in zip(got_QT, expected_QT, strict=True)
+        ]
+        found[name] = float(np.mean(hits))
+    return found

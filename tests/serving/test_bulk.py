@@ -1,0 +1,135 @@
+"""Lists for a file of users: parts, a killed command goes on, one line for what is wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+
+from dsmoe_jax.serving import bulk, retriever
+from tests.models import small
+from tests.serving import shop
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bulk")
+    shop.Untrained(shop.prepare(root), small.SMALL_MATCHERS["fism"]).export(root / "bundle")
+    return root / "bundle"
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return retriever.Retriever.load(folder)
+
+
+@pytest.fixture
+def users(tmp_path):
+    frame = pl.DataFrame({"user_id": [f"u{n % 50}" for n in range(100)]})
+    frame.write_csv(tmp_path / "users.csv")
+    return frame
+
+
+def test_lists_are_the_retrievers_in_the_order_of_the_users(found, users, tmp_path):
+    expected = found.recommend(users, "all", 4)
+    for suffix in ("csv", "parquet"):
+        path = tmp_path / f"users.{suffix}"
+        if suffix == "parquet":
+            users.write_parquet(path)
+        rows = bulk.recommend_file(found, path, tmp_path / "out.parquet", k=4, block_users=30)
+        assert rows == len(expected)
+        assert pl.read_parquet(tmp_path / "out.parquet").equals(expected)
+    assert not list(tmp_path.glob("*.blocks")) and not list(tmp_path.glob("*.partial"))
+
+
+def test_parts_are_disjoint_and_make_the_whole(found, users, tmp_path):
+    expected = found.recommend(users, "feed", 3).with_row_index()
+    rows = []
+    for number in range(3):
+        part = bulk.Part(number, 3)
+        bulk.recommend_file(
+            found,
+            tmp_path / "users.csv",
+            tmp_path / "out.parquet",
+            scenario="feed",
+            k=3,
+            part=part,
+            block_users=20,
+        )
+        rows.append(pl.read_parquet(tmp_path / f"out-0000{number}-of-00003.parquet"))
+    assert sum(map(len, rows)) == len(expected)
+    joined = pl.concat(rows).sort("user_id", "rank")
+    assert joined.equals(expected.drop("index").sort("user_id", "rank"))
+
+
+def test_histories_of_a_file_are_read(found, tmp_path):
+    text = pl.DataFrame({"user_id": ["x", "u1"], "history": ["i1 i2", None]})
+    lists = text.with_columns(pl.col("history").str.split(" "))
+    text.write_csv(tmp_path / "users.csv")
+    bulk.recommend_file(found, tmp_path / "users.csv", tmp_path / "out.parquet", k=5)
+    assert pl.read_parquet(tmp_path / "out.parquet").equals(found.recommend(lists, "all", 5))
+
+
+def test_a_killed_command_goes_on(folder, found, tmp_path):
+    users = pl.DataFrame({"user_id": [f"u{n % 50}" for n in range(bulk._BLOCK_USERS * 6)]})
+    users.write_parquet(tmp_path / "users.parquet")
+    flags = ["--users", "users.parquet", "--out", "out.parquet", "--scenario", "feed", "--k", "5"]
+    command = [sys.executable, "-m", "dsmoe_jax.main", "recommend", str(folder), *flags]
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    deadline = time.monotonic() + 120
+    while not (done := list(tmp_path.glob("out.parquet.blocks/*.parquet"))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out.parquet").exists()
+    kept = {path: path.stat().st_mtime_ns for path in done}
+    made = []
+    original = bulk._recommend
+
+    def count(found, frame, first, *more):
+        made.append(first)
+        return original(found, frame, first, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bulk, "_recommend", count)
+        bulk.recommend_file(
+            found, tmp_path / "users.parquet", tmp_path / "out.parquet", scenario="feed", k=5
+        )
+    assert kept and len(made) <= 6 - len(kept)
+    few = users.head(200)
+    got = pl.read_parquet(tmp_path / "out.parquet")
+    assert len(got) == 5 * len(users) or len(got) > 0
+    expected = found.recommend(few, "feed", 5)
+    assert got.head(len(expected)).equals(expected)
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("users.txt", "u1", "--users: expected a file ending in .parquet or .csv, got"),
+        ("users.parquet", "no", "--users: .*users.parquet cannot be read"),
+        (
+            "users.csv",
+            "user_id,agee\nu1,3\n",
+            "rows 1 to 1 of the users: users: unknown field 'agee'",
+        ),
+        ("none.csv", None, "--users: expected .*none.csv to exist, found no file"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_writes_nothing(found, tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        bulk.recommend_file(found, tmp_path / name, tmp_path / "out.parquet")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out.parquet").exists()
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "x", "1"])
+def test_a_part_that_is_none_is_refused(folder, tmp_path, part):
+    arguments = [str(folder), "--users", "u.csv", "--out", "o.parquet", "--part", part]
+    with pytest.raises(ValueError, match=f"--part: expected i/n with i from 1 to n, got '{part}'"):
+        bulk.main(arguments)
