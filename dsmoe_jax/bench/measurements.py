@@ -26,6 +26,7 @@ _MODULES = {
     "pipeline": "dsmoe_jax.bench.feeding",
     "evaluate": "dsmoe_jax.bench.search",
     "prepare": "dsmoe_jax.bench.preparation",
+    "serving": "dsmoe_jax.bench.service_load",
     "plan": "dsmoe_jax.capacity.estimate",
 }
 _VERSIONS = ("jax", "torch", "faiss-cpu", "polars", "pandas")
