@@ -36,6 +36,10 @@ EXAMPLES = ("quickstart", "own_data", "own_method")
 POPULARITY, UNTAUGHT = "popularity in scenario", "undistilled"
 
 
+# Commands that use what a run left.
+SERVING_COMMANDS = ("demo", "export", "index", "recommend", "serve", "bundle")
+
+
 class Documents:
     """The blocks that the records of a comparison and of the simulation give.
 
@@ -56,6 +60,7 @@ class Documents:
             "methods": lambda: formats.to_markdown(method_table.make()),
             "main_help": lambda: formats.code(_print("dsmoe_jax", "--help")),
             "plan_help": lambda: formats.code(_print("dsmoe_jax", "plan", "--help")),
+            "serving_help": _show_serving_help,
             # The page has a title of its own.
             "config": lambda: _print("dsmoe_jax.config.reference").partition("\n")[2].strip(),
         }
@@ -242,6 +247,12 @@ def _difference(entry: recall_table.Compared) -> str:
     if not entry.intervals:
         return ""
     return entry.intervals[min(entry.intervals)][estimates.MACRO].points
+
+
+def _show_serving_help() -> str:
+    """What the commands after training answer to `--help`."""
+    texts = [_print("dsmoe_jax", name, "--help") for name in SERVING_COMMANDS]
+    return "\n\n".join(formats.code(text) for text in texts)
 
 
 def _print(module: str, *arguments: str) -> str:
