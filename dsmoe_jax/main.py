@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from dsmoe_jax import malloc
+from dsmoe_jax import console, malloc
 from dsmoe_jax.config import load, schema
 
 HELP = """\
@@ -224,18 +224,13 @@ def run_plain(module: str, arguments: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     show_traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
-    try:
+
+    def work() -> int | None:
         call: Callable[[list[str]], int | None] = importlib.import_module(module).main
         start_jax()
-        return call(arguments) or 0
-    except KeyboardInterrupt:
-        print("interrupted; what was written before stays", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        if show_traceback or "\n" in str(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return call(arguments)
+
+    return console.exit_status(work, show_traceback=show_traceback)
 
 
 def entry_point() -> None:
@@ -253,22 +248,13 @@ def exit_status(work: Callable[[], int | None], *, show_traceback: bool = False)
     from dsmoe_jax.training import interrupt, loop
 
     try:
-        return work() or 0
+        return console.exit_status(work, show_traceback=show_traceback)
     except interrupt.InterruptedRunError as stop:
         print(stop, file=sys.stderr)
         return 130
     except loop.DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; what was saved before stays", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        # One line is a message for the user; more lines come from a library and need their trace.
-        if show_traceback or "\n" in str(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 def write_configuration(arguments: list[str]) -> None:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from dsmoe_jax import console
+
 EXAMPLES = """\
 examples:
   dsmoe bundle verify runs/shop/bundle
@@ -28,17 +30,7 @@ STORES = ("lancedb", "qdrant", "milvus", "parquet")
 def main(argv: list[str]) -> int:
     """Runs one command; returns the exit status."""
     options = _make_parser().parse_args(argv)
-    try:
-        return int(options.call(options))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        # One line is a message for the user; more lines come from a library and need their trace.
-        if "\n" in str(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return console.exit_status(lambda: int(options.call(options)))
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -115,12 +115,14 @@ class Catalogue:
           ValueError: On an id that comes twice or is none, or a vector that cannot be searched.
         """
         plain = [self.encoder.items.plain(value, "items: item_id") for value in raw]
+        met: set[Any] = set()
         for n, value in enumerate(plain):
-            if value is None or value in plain[:n]:
+            if value is None or value in met:
                 raise ValueError(
                     f"items: {ITEM}: expected distinct ids, got {raw[n]!r} "
                     f"{'twice' if value is not None else 'in the place of one'}"
                 )
+            met.add(value)
         row_N = self.rows(raw, "items: item_id")
         new_N = np.flatnonzero(row_N == 0)
         V = self.num_rows

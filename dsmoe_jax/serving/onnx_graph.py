@@ -34,8 +34,6 @@ from dsmoe_jax.serving import bundle as bundle_lib
 from dsmoe_jax.serving import catalogue, onnx_feeds, onnx_nodes, requests
 
 _OPSET, _ML_OPSET, _IR_VERSION = 17, 3, 8
-# Of a score over the items, below which it is not divided any more: as in `towers.py`.
-_LEAST_VARIANCE = 1e-12
 # What Protocol Buffers can hold in one message.
 _MOST_BYTES = 2**31 - 1
 _TYPES = {"i": onnx.TensorProto.INT64, "U": onnx.TensorProto.STRING}
@@ -168,6 +166,7 @@ class _Writer:
     def _sum_factors(self, pooled: dict[str, str], scenario: str) -> str:
         """User vectors of the linear form, [B, D]."""
         graph, load = self._graph, self._bundle.load
+        form = self._bundle.manifest["towers"]["user"]["linear"]
         kind = graph.add("Gather", graph.put(load("linear_kind")), scenario)
         sums = graph.add("Sum", kind, *pooled.values())
         # [a, 1], and the last 1 of a user.
@@ -175,7 +174,7 @@ class _Writer:
         taste = graph.add("Pad", sums, pads, one)
         product = graph.add("MatMul", taste, graph.put(load("linear_covariance")))
         variance = graph.total(graph.add("Mul", product, taste))
-        least = graph.put(np.float32(_LEAST_VARIANCE))
+        least = graph.put(np.float32(form["least_variance"]))
         deviation = graph.add("Sqrt", graph.add("Max", variance, least))
         scale = graph.add("Gather", graph.put(load("linear_scale")[:, None]), scenario)
         scaled = graph.add("Mul", taste, graph.add("Div", scale, deviation))

@@ -11,12 +11,11 @@ import os
 import pathlib
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dsmoe_jax import optional
+from dsmoe_jax import console, optional
 
 TOKEN = "DSMOE_TOKEN"
 _EXAMPLE = """\
@@ -32,17 +31,7 @@ _DRAIN_S, _STOP_S = 0.25, 30
 def main(argv: Sequence[str]) -> int:
     """Serves until it is told to stop; returns the exit status."""
     options = _parse(argv)
-    try:
-        return _serve(options)
-    except (ValueError, OSError) as error:
-        # One line is a message for the user; more lines come from a library and need their trace.
-        if "\n" in str(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return console.exit_status(lambda: _serve(options))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -28,9 +28,6 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.serving import bundle as bundle_lib
 
-# Of a score over the items, below which it is not divided any more.
-_LEAST_VARIANCE = 1e-12
-
 
 @runtime_checkable
 class UserTower(Protocol):
@@ -106,6 +103,8 @@ class Linear:
 
     def __init__(self, bundle: bundle_lib.Bundle, form: dict[str, Any]):
         self.bags: list[dict[str, Any]] = form["bags"]
+        # Of a score over the items, below which it is not divided any more.
+        self._least_variance = np.float32(form["least_variance"])
         self.tables = {bag["sequence"]: bundle.load(bag["table"]) for bag in self.bags}
         self.kind_SD, self.scale_S = bundle.load("linear_kind"), bundle.load("linear_scale")
         self.covariance_DD = bundle.load("linear_covariance")
@@ -137,7 +136,7 @@ class Linear:
     ) -> Float[np.ndarray, "B"]:
         """c_s of users whose [a, 1] is given."""
         variance_B = np.einsum("bd,bd->b", taste_BD @ self.covariance_DD, taste_BD)
-        deviation_B = np.sqrt(np.maximum(variance_B, np.float32(_LEAST_VARIANCE)))
+        deviation_B = np.sqrt(np.maximum(variance_B, self._least_variance))
         return np.asarray(self.scale_S[scenario_B] / deviation_B)
 
     def taste(

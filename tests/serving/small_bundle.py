@@ -4,9 +4,12 @@ Letters: V rows of the corpus (row 0 is padding), U rows of the user table, S sc
 columns, D a vector.
 """
 
+import asyncio
 import pathlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import numpy as np
 
 from dsmoe_jax import features
@@ -149,3 +152,22 @@ def write_bundle(
 def serve(path: pathlib.Path, *, token: str | None = TOKEN, **limits: Any) -> service.Service:
     """The service of a bundle, which its caller closes."""
     return service.Service(live.open_warm(path), token=token, limits=wire.Limits(**limits))
+
+
+def run(
+    served: service.Service,
+    work: Callable[[httpx.AsyncClient], Awaitable[Any]],
+    *,
+    anonymous: bool = False,
+) -> Any:
+    """What `work(client)` returns, a client of the service in an event loop."""
+
+    async def inside() -> Any:
+        transport = httpx.ASGITransport(served.app)
+        headers = {} if anonymous else BEARER
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://test", headers=headers
+        ) as client:
+            return await work(client)
+
+    return asyncio.run(inside())

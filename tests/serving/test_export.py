@@ -10,7 +10,7 @@ import pytest
 from dsmoe_jax.models.matching import dsmoe
 from dsmoe_jax.nn import mixture
 from dsmoe_jax.serving import bundle as bundle_lib
-from dsmoe_jax.serving import export, retriever, towers
+from dsmoe_jax.serving import export, retriever
 from dsmoe_jax.training import train_state
 from tests import tiny_features
 from tests.models import small
@@ -74,7 +74,8 @@ def test_a_fold_that_differs_is_refused(monkeypatch):
 
 def test_a_bundle_that_differs_from_the_model_on_real_rows_is_refused(tmp_path, monkeypatch):
     untrained = shop.Untrained(shop.prepare(tmp_path), small.SMALL_MATCHERS["fism"])
-    monkeypatch.setattr(towers, "_LEAST_VARIANCE", 10.0)
+    form = {**untrained.matcher.linear_form(), "least_variance": 10.0}
+    monkeypatch.setattr(type(untrained.matcher), "linear_form", lambda _: form)
     with pytest.raises(RuntimeError, match="export: the user tower differs from the model by"):
         untrained.export(tmp_path / "bundle")
 

@@ -5,7 +5,6 @@ import shutil
 import threading
 import time
 
-import httpx
 import pytest
 
 from dsmoe_jax.serving import lists as lists_lib
@@ -33,19 +32,8 @@ def service(paths):
     served.close()
 
 
-def run(service, work):
-    async def inside():
-        transport = httpx.ASGITransport(service.app)
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://test", headers=small_bundle.BEARER
-        ) as client:
-            return await work(client)
-
-    return asyncio.run(inside())
-
-
 def send(service, method, route, body=None):
-    return run(service, lambda client: client.request(method, route, json=body))
+    return small_bundle.run(service, lambda client: client.request(method, route, json=body))
 
 
 def digests(paths):
@@ -81,7 +69,7 @@ def test_a_swap_under_load_loses_nothing_and_mixes_nothing(service, paths):
         )
         return changes
 
-    changes = run(service, work)
+    changes = small_bundle.run(service, work)
     assert [change.status_code for change in changes] == [200] * 6
     assert [answer.status_code for answer in answers] == [200] * len(answers)
     of_digest = {first: range(1000, 1040), second: range(5000, 5040)}
@@ -168,7 +156,7 @@ def ask(service, count, **body):
             users = [{"user_id": n % 30 + 1}]
             await client.post("/v1/retrieve", json={"users": users, "k": 5, **body})
 
-    run(service, work)
+    small_bundle.run(service, work)
 
 
 def test_a_shadow_of_the_same_bundle_has_the_same_lists(service, paths):

@@ -1,9 +1,7 @@
 """Whatever is sent to the service, it answers, or says in one line why it does not."""
 
-import asyncio
 import json
 
-import httpx
 import hypothesis
 import pytest
 import schemathesis
@@ -30,14 +28,7 @@ def service(tmp_path_factory):
 
 
 def post(service, content):
-    async def work():
-        transport = httpx.ASGITransport(service.app)
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://test", headers=small_bundle.BEARER
-        ) as client:
-            return await client.post("/v1/retrieve", content=content)
-
-    return asyncio.run(work())
+    return small_bundle.run(service, lambda client: client.post("/v1/retrieve", content=content))
 
 
 def check(answer):

@@ -242,7 +242,7 @@ class FISM(two_tower.Matcher):
             for name, (table, recency, floor, extra) in settings.items()
             if name in names
         ]
-        return {"bags": bags}
+        return {"bags": bags, "least_variance": LEAST_VARIANCE}
 
     def linear_arrays(self) -> dict[str, jax.Array]:
         """Factors, kinds, prior and the quadratic form of the deviation, by name.
