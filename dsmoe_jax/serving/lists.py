@@ -82,6 +82,19 @@ class Answer:
     unknown_events: int
 
 
+@dataclasses.dataclass
+class Times:
+    """How long lists took to compute, in seconds; parts add up.
+
+    Attributes:
+      tower_s: From raw values to user vectors.
+      search_s: From user vectors to lists.
+    """
+
+    tower_s: float = 0.0
+    search_s: float = 0.0
+
+
 NONE = Lists(
     np.zeros(0, np.int64),
     np.zeros(0, np.int64),

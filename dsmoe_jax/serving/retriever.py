@@ -16,6 +16,7 @@ padding), M interests, D a vector, T retrieved list length, N items, F features.
 import difflib
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -123,13 +124,26 @@ class Retriever:
         return frames.to_pandas(frame) if frames.is_pandas(users) else frame
 
     def retrieve(
-        self, columns: values_lib.Columns, scenario: str | Sequence[str], wanted: lists_lib.Wanted
+        self,
+        columns: values_lib.Columns,
+        scenario: str | Sequence[str],
+        wanted: lists_lib.Wanted,
+        times: lists_lib.Times | None = None,
     ) -> list[lists_lib.Answer]:
-        """Lists of requests in columns, all scenarios of one request side by side."""
+        """Lists of requests in columns, all scenarios of one request side by side.
+
+        Args:
+          columns: The requests.
+          scenario: A name, several, or "all".
+          wanted: What the lists may hold.
+          times: Told how long it took.
+        """
+        start, own = time.perf_counter(), lists_lib.Times()
         encoded = self.encoder.encode(columns)
+        own.tower_s = time.perf_counter() - start
         answers = []
         for queries in self._blocks(encoded, scenario):
-            found = self.search(encoded, wanted, *queries)
+            found = self.search(encoded, wanted, *queries, times=own)
             item_QT = wanted.catalogue.raw_id_V[found.item_QT]
             count_Q = (found.item_QT > 0).sum(axis=1)
             for q, row in enumerate(found.row_Q.tolist()):
@@ -142,6 +156,9 @@ class Retriever:
                         int(encoded.unknown_B[row]),
                     )
                 )
+        if times is not None:
+            times.tower_s += own.tower_s
+            times.search_s += time.perf_counter() - start - own.tower_s
         return answers
 
     def want(
@@ -161,8 +178,9 @@ class Retriever:
         wanted: lists_lib.Wanted,
         row_Q: Int[np.ndarray, "Q"],
         scenario_Q: Int[np.ndarray, "Q"],
+        times: lists_lib.Times | None = None,
     ) -> lists_lib.Lists:
-        """Lists of queries: requests, by number, in scenarios."""
+        """Lists of queries: requests, by number, in scenarios; tells the time of the tower."""
         cold_Q = encoded.status_B[row_Q] == requests.COLD
         T = min(wanted.k, wanted.catalogue.num_rows - 1)
         score_QT = np.full((len(row_Q), T), -np.inf, np.float32)
@@ -175,8 +193,11 @@ class Retriever:
             if is_cold:
                 vector_QMD = np.ones((len(chosen_Q), 1, 1), np.float32)
             else:
+                start = time.perf_counter()
                 users = encoded.read(row_Q[chosen_Q], scenario_Q[chosen_Q])
                 vector_QMD = self.user_tower(users, scenario_Q[chosen_Q])
+                if times is not None:
+                    times.tower_s += time.perf_counter() - start
             for s in np.unique(scenario_Q[chosen_Q]).tolist():
                 here_X = np.flatnonzero(scenario_Q[chosen_Q] == s)
                 index = wanted.catalogue.priors[s] if is_cold else wanted.catalogue.index(s)

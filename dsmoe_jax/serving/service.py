@@ -36,7 +36,7 @@ from dsmoe_jax.serving import (
 )
 
 RETRIEVE = "/v1/retrieve"
-_REFUSALS = (400, 401, 403, 404, 408, 409, 413, 422, 503, 504)
+_REFUSALS = (400, 401, 403, 404, 408, 409, 413, 422, 500, 503, 504)
 # The page is one file: it loads nothing, and asks this server alone.
 _POLICY = (
     "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline';"
@@ -205,7 +205,12 @@ class Retrieve:
             )
             for n, answer in enumerate(answers)
         ]
-        timing = f"queue;dur={call.queue_s * 1e3:.3f}, search;dur={call.search_s * 1e3:.3f}"
+        parts = (
+            ("queue", call.queue_s),
+            ("tower", call.times.tower_s),
+            ("search", call.times.search_s),
+        )
+        timing = ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in parts)
         body = wire.encode(wire.Reply(call.served.digest, lists))
         await guard.respond(send, body, [(b"server-timing", timing.encode())])
 

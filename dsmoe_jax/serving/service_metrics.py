@@ -30,19 +30,15 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = prometheus_client.CollectorRegistry()
-        self._search = prometheus_client.Histogram(
-            "dsmoe_search_seconds",
-            "Tower and search of the computation that answered a query",
-            ["scenario"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._queue = prometheus_client.Histogram(
-            "dsmoe_queue_seconds",
-            "From a query's arrival to its computation",
-            ["scenario"],
-            buckets=_SECONDS,
-            registry=registry,
+        self._queue, self._tower, self._search = (
+            prometheus_client.Histogram(
+                f"dsmoe_{part}_seconds", text, ["scenario"], buckets=_SECONDS, registry=registry
+            )
+            for part, text in (
+                ("queue", "From a query's arrival to its computation"),
+                ("tower", "From raw values to user vectors, of all that is computed together"),
+                ("search", "From user vectors to lists, of all that is computed together"),
+            )
         )
         self._batch = prometheus_client.Histogram(
             "dsmoe_batch_queries",
@@ -83,14 +79,15 @@ class Metrics:
     def answered(
         self,
         scenario: str | list[str],
-        search_s: float,
         queue_s: float,
+        times: lists_lib.Times,
         answers: Sequence[lists_lib.Answer],
     ) -> None:
         """Counts a query that was answered."""
         one = scenario if isinstance(scenario, str) and scenario != retriever_lib.ALL else SEVERAL
-        self._search.labels(one).observe(search_s)
         self._queue.labels(one).observe(queue_s)
+        self._tower.labels(one).observe(times.tower_s)
+        self._search.labels(one).observe(times.search_s)
         lists: collections.Counter[tuple[str, str]] = collections.Counter()
         items: collections.Counter[str] = collections.Counter()
         for answer in answers:

@@ -131,7 +131,7 @@ def encode(value: Any) -> bytes:
     return _encoder.encode(value)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's message without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 

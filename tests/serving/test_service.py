@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -262,25 +263,67 @@ def hold(service):
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_a_failure_of_the_service_is_no_end_of_it(serve, monkeypatch, inline):
+def test_a_query_that_fails_costs_the_others_nothing(serve, monkeypatch, caplog, inline):
     service = serve()
-    body = {"users": [{"user_id": 1}], "scenario": "feed"}
     monkeypatch.setattr(batching, "_INLINE_S", 1e9 if inline else -1.0)
+    retriever = service.live.current.retriever
+    retrieve, together = retriever.retrieve, []
 
-    def fail(calls):
-        raise ZeroDivisionError("a fault of ours")
+    def fail(columns, *arguments):
+        together.append(len(columns["user_id"]))
+        if 13 in columns["user_id"]:
+            raise ZeroDivisionError("a fault\nof ours")
+        return retrieve(columns, *arguments)
 
-    async def work(client):
-        with monkeypatch.context() as broken:
-            broken.setattr(batching, "compute", fail)
-            failed = await asyncio.gather(
-                *[client.post(RETRIEVE, json=body) for _ in range(2)], return_exceptions=True
-            )
-        return failed, await client.post(RETRIEVE, json=body)
+    def body(user):
+        return {"users": [{"user_id": user}], "scenario": "feed", "k": 5}
 
-    failed, answered = small_bundle.run(service, work)
-    assert all(isinstance(e, RuntimeError) or e.status_code == 500 for e in failed)
-    assert answered.status_code == 200
+    async def at_once(client):
+        return await asyncio.gather(
+            *[client.post(RETRIEVE, json=body(user)) for user in (12, 13, 14)]
+        )
+
+    expected = [post(service, body(user)).json() for user in (12, 14)]
+    monkeypatch.setattr(retriever, "retrieve", fail)
+    first, failed, last = small_bundle.run(service, at_once)
+    assert max(together) > 1
+    assert failed.status_code == 500
+    assert failed.json() == {
+        "error": "no lists: the service failed with ZeroDivisionError; its log says where"
+    }
+    assert [first.json()["lists"], last.json()["lists"]] == [e["lists"] for e in expected]
+    [record] = caplog.records
+    digest = service.live.current.digest[:12]
+    told = record.getMessage()
+    assert told.startswith("no lists: ZeroDivisionError at test_service.py:")
+    assert told.endswith(f": a fault of ours; 1 users in scenario feed, bundle {digest}")
+    assert 'dsmoe_refusals_total{status="500"} 1.0' in service.metrics.text().decode()
+    assert post(service, body(13)).status_code == 500
+    assert post(service, body(1)).status_code == 200
+
+
+def test_a_query_that_is_tried_again_is_still_given_up_in_time(serve, monkeypatch):
+    service = serve(time_s=1.0)
+    retriever = service.live.current.retriever
+    release = threading.Event()
+
+    def fail(columns, *arguments):
+        if len(columns["user_id"]) > 1:
+            raise ZeroDivisionError
+        assert release.wait(20)
+        return []
+
+    monkeypatch.setattr(batching, "_INLINE_S", -1.0)
+    monkeypatch.setattr(retriever, "retrieve", fail)
+    body = {"users": [{"user_id": 1}], "scenario": "feed"}
+
+    async def at_once(client):
+        found = await asyncio.gather(*[client.post(RETRIEVE, json=body) for _ in range(3)])
+        release.set()
+        return found
+
+    statuses = [answer.status_code for answer in small_bundle.run(service, at_once)]
+    assert sorted(statuses) == [503, 503, 504]
 
 
 def test_too_many_at_once_are_sent_away_and_the_rest_answered(serve):
@@ -335,6 +378,8 @@ def test_metrics_count_what_was_answered(serve):
     for line in (
         'dsmoe_search_seconds_count{scenario="feed"} 1.0',
         'dsmoe_search_seconds_count{scenario="several"} 1.0',
+        'dsmoe_tower_seconds_count{scenario="feed"} 1.0',
+        'dsmoe_tower_seconds_count{scenario="several"} 1.0',
         'dsmoe_queue_seconds_count{scenario="feed"} 1.0',
         "dsmoe_batch_queries_count 2.0",
         'dsmoe_items_total{scenario="feed"} 12.0',
@@ -346,6 +391,21 @@ def test_metrics_count_what_was_answered(serve):
         f'dsmoe_bundle{{digest="{service.live.current.digest}"}} 1.0',
     ):
         assert line in text.splitlines()
+
+
+def test_tower_and_search_are_timed_apart(serve, monkeypatch):
+    service = serve()
+    times = iter([10.0, 10.1, 10.3, 10.7, 11.5])
+    monkeypatch.setattr(
+        retriever_lib, "time", types.SimpleNamespace(perf_counter=lambda: next(times))
+    )
+    got = post(service, {"users": [{"user_id": 1}], "scenario": "feed", "k": 4})
+    # 0.1 s to read the request and 0.4 s in the tower, of 1.5 s in all.
+    assert got.headers["server-timing"].endswith("tower;dur=500.000, search;dur=1000.000")
+    text = service.metrics.text().decode()
+    for part, seconds in (("tower", 0.5), ("search", 1.0)):
+        line = text.partition(f'dsmoe_{part}_seconds_sum{{scenario="feed"}} ')[2]
+        assert float(line.split()[0]) == pytest.approx(seconds)
 
 
 def test_live_recall_is_measured_on_an_index_that_loses_items(path, monkeypatch):
