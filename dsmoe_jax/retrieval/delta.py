@@ -76,6 +76,11 @@ class DeltaIndex:
         dead_V = self._state.dead_V
         return len(dead_V) - 1 - int(np.count_nonzero(dead_V))
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether lists are those of an exact search."""
+        return type(self._base) is host.HostIndex
+
     def search(
         self,
         query_QMD: Float[np.ndarray, "Q M D"],
@@ -177,6 +182,15 @@ class DeltaIndex:
         changed_N = (state.row_X[place_N] == row_N) & (row_N > 0)
         vector_ND[changed_N] = state.changed_XD[place_N[changed_N]]
         return vector_ND
+
+    def exact(self) -> "DeltaIndex":
+        """The same vectors and tombstones over an exact search, as they are now; nothing is copied.
+
+        To know what an approximate base misses. It does not follow later changes.
+        """
+        found = DeltaIndex(host.HostIndex(self._item_WD), self._item_WD)
+        found._state = self._state
+        return found
 
     def settle(self) -> "DeltaIndex":
         """An exact index of all rows as they are now, with nothing but tombstones over it.

@@ -6,12 +6,12 @@ Owns their forms. Who may use them is the guard's to say.
 import http
 import pathlib
 from collections.abc import Callable
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any
 
 import fastapi
 import pydantic
 
-from dsmoe_jax.serving import facts, live, shadow, wire
+from dsmoe_jax.serving import facts, item_changes, live, shadow, wire
 
 # Items that are described in one answer, and users of a sample.
 _MOST_ITEMS, _MOST_USERS = 1000, 200
@@ -35,26 +35,13 @@ class Candidate(BundlePath):
 class NewItems(pydantic.BaseModel, extra="forbid"):
     """Items with `item_id` and raw features; what is not given is unknown."""
 
-    items: list[dict[str, Any]]
+    items: list[dict[str, Any]] = pydantic.Field(min_length=1)
 
 
 class OldItems(pydantic.BaseModel, extra="forbid"):
     """Raw ids of items."""
 
     item_ids: list[int | str]
-
-
-@runtime_checkable
-class TakesItems(Protocol):
-    """A retriever whose items can change."""
-
-    def upsert_items(self, columns: Any) -> int:
-        """Adds items or replaces their features; returns how many."""
-        ...
-
-    def remove_items(self, raw_ids: Any) -> int:
-        """Removes items; returns how many there were."""
-        ...
 
 
 def make_reading(source: live.Live, limits: wire.Limits) -> fastapi.APIRouter:
@@ -88,31 +75,35 @@ def make_reading(source: live.Live, limits: wire.Limits) -> fastapi.APIRouter:
 
 
 def make_changing(
-    source: live.Live, shadows: shadow.Shadows, changed: Callable[[live.Served], None]
+    source: live.Live, shadows: shadow.Shadows, changed: Callable[[], object]
 ) -> fastapi.APIRouter:
     """Routes that change what is served.
 
     Args:
       source: What answers.
       shadows: The candidate.
-      changed: Told of what answers after a change.
+      changed: Called after a change of what answers.
     """
     router = fastapi.APIRouter(prefix="/v1", tags=["change"])
 
     @router.post("/bundle")
     def swap(body: BundlePath) -> dict[str, Any]:
-        """Verifies and warms a bundle, then puts it in place of the one in use."""
+        """Verifies and warms a bundle, then puts it in place of the one in use.
+
+        Items that were upserted or removed follow; where the bundle has an upserted id, its own
+        item counts.
+        """
         return _tell(source.swap(_resolve(body.path)), source, changed)
 
     @router.post("/bundle/rollback")
     def roll_back() -> dict[str, Any]:
-        """Puts the bundle before the one in use in its place again."""
+        """Puts the bundle before the one in use in its place again, with items as they are now."""
         return _tell(source.roll_back(), source, changed)
 
     @router.post("/shadow")
     def start_shadow(body: Candidate) -> dict[str, Any]:
         """Sends a share of the queries to a candidate too, in the background."""
-        shadows.start(live.open_warm(_resolve(body.path)), body.share)
+        shadows.start(source.open_candidate(_resolve(body.path)), body.share)
         return shadows.describe()
 
     @router.delete("/shadow")
@@ -128,35 +119,30 @@ def make_changing(
     @router.post("/items")
     def upsert(body: NewItems) -> dict[str, int]:
         """Adds items by their features, or replaces those of the same id, without training."""
-        names = dict.fromkeys(name for item in body.items for name in item)
-        columns = {name: [item.get(name) for item in body.items] for name in names}
-        count = _changeable(source).upsert_items(columns)
-        changed(source.current)
+        count = source.upsert_items(body.items)
+        changed()
         return {"items": count}
 
     @router.delete("/items")
     def remove(body: OldItems) -> dict[str, int]:
         """Takes items out of all lists."""
-        count = _changeable(source).remove_items(body.item_ids)
-        changed(source.current)
+        count = source.remove_items(body.item_ids)
+        changed()
         return {"items": count}
 
     return router
 
 
 def _tell(
-    served: live.Served, source: live.Live, changed: Callable[[live.Served], None]
+    applied: item_changes.Applied, source: live.Live, changed: Callable[[], object]
 ) -> dict[str, Any]:
-    changed(served)
+    changed()
     previous = source.previous
-    return {"bundle": served.digest, "previous": previous.digest if previous else None}
-
-
-def _changeable(source: live.Live) -> TakesItems:
-    retriever = source.current.retriever
-    if not isinstance(retriever, TakesItems):
-        raise ValueError("items: expected a retriever whose items can change, got a fixed one")
-    return retriever
+    return {
+        "bundle": source.current.digest,
+        "previous": previous.digest if previous else None,
+        "items": applied._asdict(),
+    }
 
 
 def _resolve(path: str) -> pathlib.Path:

@@ -130,6 +130,11 @@ class Encoder:
             feature.name for group in ("sparse", "dense", "bags") for feature in self._of(group)
         ]
         self.fields = (*own, SHOWN, TIME, *self.user_features)
+        self.item_features = [
+            feature.name
+            for group in ("sparse", "dense", "bags")
+            for feature in self._of(group, "item")
+        ]
 
     def known_users(self) -> list[Any]:
         """Raw ids of all users that the bundle knows."""
@@ -187,7 +192,7 @@ class Encoder:
         """
         spec = self._spec
         columns = self._derive(columns)
-        known = [f.name for g in ("sparse", "dense", "bags") for f in getattr(spec, f"item_{g}")]
+        known = self.item_features
         for name in columns:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)

@@ -55,7 +55,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         ("--max_events", int, 10_000, "entries of a user's history"),
         ("--max_bytes", int, 4_000_000, "of a request's body"),
         ("--concurrency", int, 256, "requests at once; more get 503"),
-        ("--timeout_s", float, 10.0, "until a request is given up"),
+        ("--timeout_s", float, 10.0, "seconds until a request is given up"),
+        ("--recall_s", float, 300.0, "seconds between measurements of live recall; 0: at changes"),
     ):
         parser.add_argument(flag, type=kind, default=default, help=f"{what} (%(default)s)")
     return parser.parse_args(argv)
@@ -78,8 +79,12 @@ def _serve(options: argparse.Namespace) -> int:
         time_s=options.timeout_s,
     )
     limits.check()
+    if not 0 <= options.recall_s < threading.TIMEOUT_MAX:
+        raise ValueError(f"--recall_s: expected seconds or 0, got {options.recall_s}")
     with _listen(options.host, options.port) as listening:
-        served = service.Service(live.open_warm(options.bundle), token=token, limits=limits)
+        served = service.Service(
+            live.open_warm(options.bundle), token=token, limits=limits, recall_s=options.recall_s
+        )
         try:
             return _run(served, listening)
         finally:

@@ -13,7 +13,6 @@ it, which would cost as much as the rest; all others are FastAPI's, whose docume
     POST /v1/shadow, DELETE /v1/shadow, GET /v1/compare
 """
 
-import concurrent.futures
 import http
 import importlib.resources
 from typing import Any
@@ -30,6 +29,7 @@ from dsmoe_jax.serving import (
     batching,
     guard,
     live,
+    live_recall,
     service_metrics,
     shadow,
     wire,
@@ -60,6 +60,7 @@ class Service:
         *,
         token: str | None = None,
         limits: wire.Limits | None = None,
+        recall_s: float = 300.0,
     ):
         """Starts the worker threads.
 
@@ -67,14 +68,16 @@ class Service:
           served: What answers at first.
           token: What requests under /v1/ must bring; None for nothing, and nothing can be changed.
           limits: What a request may ask for.
+          recall_s: Seconds between measurements of the index's live recall, which is measured when
+            something changes too; 0 for then alone.
         """
         limits = limits or wire.Limits()
         self.live, self.metrics = live.Live(served), service_metrics.Metrics()
         self.is_stopping = False
         self._shadows = shadow.Shadows()
         self._batcher = batching.Batcher(self.live, limits, self.metrics, self._shadows.offer)
-        self._measurer = concurrent.futures.ThreadPoolExecutor(1, "recall")
-        self._measurer.submit(self.metrics.in_use, served)
+        self._recall = live_recall.Watch(lambda: self.live.current, self.metrics, recall_s)
+        self._recall.ask()
         self.app = guard.Guard(
             Switch(Retrieve(self._batcher, limits, self.metrics), self._make_app(limits)),
             token=token,
@@ -87,7 +90,7 @@ class Service:
         """Ends the worker threads."""
         self._shadows.stop()
         self._batcher.close()
-        self._measurer.shutdown()
+        self._recall.close()
 
     def _make_app(self, limits: wire.Limits) -> fastapi.FastAPI:
         app = fastapi.FastAPI(
@@ -98,16 +101,13 @@ class Service:
             redoc_url=None,
         )
         app.include_router(admin.make_reading(self.live, limits))
-        app.include_router(admin.make_changing(self.live, self._shadows, self._measure))
+        app.include_router(admin.make_changing(self.live, self._shadows, self._recall.ask))
         _add_pages(app)
         self._add_health(app)
         for kind in (ValueError, OSError, live.BusyError, starlette.exceptions.HTTPException):
             app.add_exception_handler(kind, self._explain)
         app.add_exception_handler(fastapi.exceptions.RequestValidationError, self._explain)
         return app
-
-    def _measure(self, served: live.Served) -> None:
-        self._measurer.submit(self.metrics.in_use, served)
 
     def _add_health(self, app: fastapi.FastAPI) -> None:
         @app.get("/healthz", tags=["operate"])

@@ -2,27 +2,20 @@
 
 Owns their names and labels. `scenario` is the name where a query asks for one, and "several" where
 it asks for more, since these are computed together.
-
-Letters: Q queries, M interests, D a vector, T retrieved list length, X users, S scenarios, V rows.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import prometheus_client
 
-from dsmoe_jax.retrieval import host
 from dsmoe_jax.serving import lists as lists_lib
-from dsmoe_jax.serving import live
 from dsmoe_jax.serving import retriever as retriever_lib
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 SEVERAL = "several"
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-# Known users whose exact lists the live recall compares with.
-_PROBES = 64
 
 
 class Metrics:
@@ -68,6 +61,8 @@ class Metrics:
             "dsmoe_bundle", "1 for the bundle in use", ["digest"], registry=registry
         )
 
+        self._shown: dict[prometheus_client.Gauge, set[str]] = {}
+
     def text(self) -> bytes:
         """All of it, for Prometheus."""
         return prometheus_client.generate_latest(self.registry)
@@ -102,38 +97,13 @@ class Metrics:
         """Counts a request that was not answered."""
         self._refused.labels(str(status)).inc()
 
-    def in_use(self, served: live.Served) -> None:
-        """Names the bundle, and measures its index."""
-        self._bundle.clear()
-        self._bundle.labels(served.digest).set(1)
-        for name, recall in measure_recall(served.retriever).items():
-            self._recall.labels(name).set(recall)
-
-
-def measure_recall(
-    retriever: retriever_lib.Retriever, k: int = 100, probes: int = _PROBES
-) -> dict[str, float]:
-    """Recall@k of each scenario's index against exact search, of users spread over all known ones.
-
-    Of an index that is exact it is 1 and nothing is searched.
-    """
-    found = {}
-    users = retriever.encoder.users
-    spread_X = np.linspace(1, len(users), min(probes, len(users)))
-    raw_ids = users.decode(spread_X.astype(int))
-    vectors_SVD = retriever.bundle.load("item_vectors")
-    for s, name in enumerate(retriever.scenarios):
-        index = retriever.searcher(name)
-        if isinstance(index, host.HostIndex) or not raw_ids:
-            found[name] = 1.0
-            continue
-        exact = host.HostIndex(vectors_SVD[s if len(vectors_SVD) > 1 else 0])
-        vector_QMD = retriever.user_vectors(raw_ids, name)
-        got_QT = index.search(vector_QMD, k)[1]
-        expected_QT = exact.search(vector_QMD, k)[1]
-        hits = [
-            np.isin(expected_T[expected_T > 0], got_T).mean()
-            for got_T, expected_T in zip(got_QT, expected_QT, strict=True)
-        ]
-        found[name] = float(np.mean(hits))
-    return found
+    def in_use(self, digest: str, recalls: Mapping[str, float]) -> None:
+        """Names the bundle that answers, and the live recall of its index by scenario."""
+        for gauge, values in ((self._bundle, {digest: 1.0}), (self._recall, recalls)):
+            shown = self._shown.get(gauge, set())
+            for label, value in values.items():
+                gauge.labels(label).set(value)
+            # Afterwards, so that nobody who reads meanwhile finds none.
+            for label in shown - set(values):
+                gauge.remove(label)
+            self._shown[gauge] = set(values)

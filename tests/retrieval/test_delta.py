@@ -39,6 +39,28 @@ def test_literal_changes():
     assert isinstance(index, host.Searcher)
 
 
+def test_the_exact_side_of_an_index_has_its_changes():
+    item_VD, query_QMD, _ = make()
+
+    class Last(host.HostIndex):
+        """Finds the last items alone."""
+
+        def search(self, query_QMD, k, **filters):
+            score_QT, item_QT = super().search(query_QMD, ROWS, **filters)
+            return score_QT[:, -k:], item_QT[:, -k:]
+
+    index = delta.DeltaIndex(Last(item_VD), item_VD)
+    index.remove(np.array([3, 4]))
+    index.upsert(np.array([5, ROWS]), -item_VD[5:7])
+    exact, settled = index.exact(), index.settle()
+    brute_force.assert_same(exact.search(query_QMD, 9), settled.search(query_QMD, 9))
+    assert (index.search(query_QMD, 9)[1] != exact.search(query_QMD, 9)[1]).any()
+    before = exact.search(query_QMD, ROWS)
+    index.remove(np.array([6]))
+    brute_force.assert_same(exact.search(query_QMD, ROWS), before)
+    assert exact.is_exact and settled.is_exact and not index.is_exact
+
+
 CHANGE = st.tuples(st.sampled_from(["upsert", "add", "remove"]), st.integers(0, 12))
 
 

@@ -89,6 +89,13 @@ def make_arrays(first_item: int, seed: int) -> dict[str, np.ndarray]:
         "user_slope": np.full(HIDDEN, 0.25, np.float32),
         "user_second": draw(S, HIDDEN, D),
         "user_second_bias": draw(S, D),
+        "item_table_brand": draw(len(BRANDS) + 1, E),
+        "item_dense": draw(1, E),
+        "item_first": draw(S, 2 * E, HIDDEN),
+        "item_first_bias": draw(S, HIDDEN),
+        "item_slope": np.full(HIDDEN, 0.25, np.float32),
+        "item_second": draw(S, HIDDEN, D),
+        "item_second_bias": draw(S, D),
     }
 
 
@@ -98,14 +105,20 @@ def describe() -> dict[str, Any]:
     columns = ["user", "scenario", "item", "time_s", "history_start", "history_stop"]
     for s in range(len(SCENARIOS)):
         columns += [f"scenario_history_start_{s}", f"scenario_history_stop_{s}"]
-    slots = [
-        {"kind": kind, "name": name, "column": column, "table": table, "first_row": 0}
-        for kind, name, column, table in (
-            ("sparse", "age", 1, "user_table_age"),
-            ("dense", "orders", 0, "user_dense"),
-            ("sequence", "history", 0, "user_table_item_id"),
+    user, item = (
+        [
+            {"kind": kind, "name": name, "column": column, "table": table, "first_row": 0}
+            for kind, name, column, table in slots
+        ]
+        for slots in (
+            (
+                ("sparse", "age", 1, "user_table_age"),
+                ("dense", "orders", 0, "user_dense"),
+                ("sequence", "history", 0, "user_table_item_id"),
+            ),
+            (("sparse", "brand", 1, "item_table_brand"), ("dense", "price", 0, "item_dense")),
         )
-    ]
+    )
     return {
         "method": "DSMOE",
         "dataset": "shop",
@@ -127,8 +140,8 @@ def describe() -> dict[str, Any]:
         "towers": {
             "kind": "arrays",
             "num_experts": 2,
-            "user": {"linear": None, "slots": slots},
-            "item": {"linear": None, "slots": []},
+            "user": {"linear": None, "slots": user},
+            "item": {"linear": None, "slots": item},
         },
     }
 
@@ -138,7 +151,8 @@ def write_bundle(
 ) -> pathlib.Path:
     """A bundle of users 1 to NUM_USERS and of NUM_ITEMS items, whose ids begin with `first_item`.
 
-    It knows of users 1 and 2 what they clicked in the test days.
+    The items' own vectors are not the item tower's, which new items get. It knows of users 1 and 2
+    what they clicked in the test days.
     """
     clicks = {
         "test_queries": np.array([[1, 0], [1, 2], [2, 1]], np.int32),
@@ -149,9 +163,13 @@ def write_bundle(
     return path
 
 
-def serve(path: pathlib.Path, *, token: str | None = TOKEN, **limits: Any) -> service.Service:
+def serve(
+    path: pathlib.Path, *, token: str | None = TOKEN, recall_s: float = 0.0, **limits: Any
+) -> service.Service:
     """The service of a bundle, which its caller closes."""
-    return service.Service(live.open_warm(path), token=token, limits=wire.Limits(**limits))
+    return service.Service(
+        live.open_warm(path), token=token, limits=wire.Limits(**limits), recall_s=recall_s
+    )
 
 
 def run(

@@ -91,10 +91,11 @@ def test_the_bundle_before_stays_for_a_rollback(service, paths):
     assert got.status_code == 422
     assert got.json()["error"].startswith("rollback: expected an earlier bundle, got none")
     got = send(service, "POST", "/v1/bundle", {"path": str(paths[1])})
-    assert got.json() == {"bundle": second, "previous": first}
+    nothing = {"upserted": 0, "removed": 0, "left_out": []}
+    assert got.json() == {"bundle": second, "previous": first, "items": nothing}
     assert send(service, "GET", "/v1/info").json()["digest"] == second
     got = send(service, "POST", "/v1/bundle/rollback")
-    assert got.json() == {"bundle": first, "previous": second}
+    assert got.json() == {"bundle": first, "previous": second, "items": nothing}
     assert send(service, "GET", "/readyz").json()["bundle"] == first
 
 

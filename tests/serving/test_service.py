@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from dsmoe_jax.serving import batching, service_metrics
+from dsmoe_jax.serving import batching
 from dsmoe_jax.serving import retriever as retriever_lib
 from tests.serving import small_bundle
 
@@ -408,29 +408,6 @@ def test_tower_and_search_are_timed_apart(serve, monkeypatch):
         assert float(line.split()[0]) == pytest.approx(seconds)
 
 
-def test_live_recall_is_measured_on_an_index_that_loses_items(path, monkeypatch):
-    retriever = retriever_lib.Retriever.load(path)
-
-    class Half:
-        """Finds every other of the nearest items."""
-
-        def __init__(self, exact):
-            self.exact = exact
-
-        def search(self, query_QMD, k, **filters):
-            score_QT, item_QT = self.exact.search(query_QMD, k, **filters)
-            item_QT[:, ::2] = 0
-            return score_QT, item_QT
-
-    assert service_metrics.measure_recall(retriever, k=10) == dict.fromkeys(
-        small_bundle.SCENARIOS, 1.0
-    )
-    exact = {name: retriever.searcher(name) for name in small_bundle.SCENARIOS}
-    monkeypatch.setattr(retriever, "searcher", {**exact, "search": Half(exact["search"])}.get)
-    found = service_metrics.measure_recall(retriever, k=10)
-    assert found == {"feed": 1.0, "search": 0.5, "deals": 1.0}
-
-
 def test_facts_are_in_raw_values(serve, path):
     service = serve()
     info = send(service, "GET", "/v1/info").json()
@@ -459,22 +436,24 @@ def test_facts_are_in_raw_values(serve, path):
     assert got.status_code == 422 and got.json()["error"].startswith("query.n: ")
 
 
-def test_items_change_where_the_retriever_takes_them(serve, monkeypatch):
+def test_items_come_and_go(serve):
     service = serve()
-    calls = []
-    kind = retriever_lib.Retriever
-    monkeypatch.setattr(
-        kind, "upsert_items", lambda _, columns: calls.append(columns) or 2, raising=False
-    )
-    monkeypatch.setattr(kind, "remove_items", lambda _, ids: calls.append(ids) or 1, raising=False)
     items = [{"item_id": 7, "brand": "b1"}, {"item_id": 8, "price": 2.5}]
-    assert send(service, "POST", "/v1/items", json={"items": items}).json() == {"items": 2}
-    got = send(service, "DELETE", "/v1/items", json={"item_ids": [7, "x"]})
-    assert got.json() == {"items": 1}
-    assert calls == [
-        {"item_id": [7, 8], "brand": ["b1", None], "price": [None, 2.5]},
-        [7, "x"],
-    ]
+    assert send(service, "POST", "/v1/items", json={"items": items}).json() == {"items": 42}
+    assert send(service, "DELETE", "/v1/items", json={"item_ids": [7, "1000"]}).json() == {
+        "items": 40
+    }
+    [found] = post(service, {"users": [{}], "scenario": "feed", "k": 50}).json()["lists"]
+    assert set(found["items"]) == {8, *range(1001, 1040)}
+    for method, body, told in (
+        ("POST", {"items": [{"item_id": 9, "maker": "b"}]}, "items: unknown field 'maker'"),
+        ("POST", {"items": []}, "body.items: List should have at least 1 item"),
+        ("POST", {"items": [{"brand": "b1"}]}, "items: item_id: expected distinct ids, got None"),
+        ("DELETE", {"item_ids": [8, 7]}, "items: expected items of the bundle, got 7"),
+    ):
+        got = send(service, method, "/v1/items", json=body)
+        assert got.status_code == 422 and got.json()["error"].startswith(told)
+    assert service.live.current.retriever.catalogue.num_items == 40
 
 
 def test_a_server_that_stops_says_so_and_ends_its_connections(serve):
