@@ -87,13 +87,14 @@ exit status: 0 done, 1 the loss diverged, 2 bad input, 130 stopped with its stat
 MODE_OF = {"train": "all", "prepare": "prepare", "evaluate": "evaluate"}
 # Commands with flags of their own; only the one that is asked for is imported.
 MODULE_OF = {"compare": "dsmoe_jax.compare.__main__", "plan": "dsmoe_jax.capacity.estimate"}
-# Commands that raise what a user can mend, and stop at Ctrl-C.
+# Commands of two steps: `parse`, which imports nothing heavy, and `run`, which raises what a user
+# can mend and stops at Ctrl-C.
 PLAIN_MODULE_OF = {
-    "export": "dsmoe_jax.run.export",
+    "export": "dsmoe_jax.run.export_command",
     "bundle": "dsmoe_jax.run.bundle_command",
     "demo": "dsmoe_jax.run.demo",
-    "index": "dsmoe_jax.serving.indexing",
-    "recommend": "dsmoe_jax.serving.bulk",
+    "index": "dsmoe_jax.serving.index_command",
+    "recommend": "dsmoe_jax.serving.recommend_command",
     "serve": "dsmoe_jax.serving.serve",
 }
 # The form of each flag that several processes need, and what a message calls it.
@@ -226,9 +227,11 @@ def run_plain(module: str, arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--traceback"]
 
     def work() -> int | None:
-        call: Callable[[list[str]], int | None] = importlib.import_module(module).main
+        command = importlib.import_module(module)
+        options = command.parse(arguments)
         start_jax()
-        return call(arguments)
+        found: int | None = command.run(options)
+        return found
 
     return console.exit_status(work, show_traceback=show_traceback)
 

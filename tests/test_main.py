@@ -68,6 +68,23 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout == main.HELP
 
 
+@pytest.mark.parametrize("command", main.PLAIN_MODULE_OF)
+def test_flags_are_read_before_jax_is_imported(command: str) -> None:
+    code = (
+        "import atexit, sys\n"
+        "from dsmoe_jax import main\n"
+        "atexit.register(lambda: print(sorted({'jax', 'numpy', 'polars'} & set(sys.modules))))\n"
+        "sys.exit(main.main(['dsmoe', *sys.argv[1:]]))"
+    )
+    root = pathlib.Path(main.__file__).parents[1]
+    for flags, status in ((["--help"], 0), (["--no_such_flag"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, command, *flags], capture_output=True, text=True, cwd=root
+        )
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (status, "[]"), done.stderr
+        assert f"usage: dsmoe {command}" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h", "-help", "--helpfull"])
 def test_help_shows_examples_and_every_flag(flag: str, capsys: pytest.CaptureFixture) -> None:
     assert main.main(["main", "--config", "nowhere.py", flag]) == 0

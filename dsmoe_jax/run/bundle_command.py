@@ -29,11 +29,21 @@ STORES = ("lancedb", "qdrant", "milvus", "parquet")
 
 def main(argv: list[str]) -> int:
     """Runs one command; returns the exit status."""
-    options = _make_parser().parse_args(argv)
-    return console.exit_status(lambda: int(options.call(options)))
+    options = parse(argv)
+    return console.exit_status(lambda: run(options))
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def run(options: argparse.Namespace) -> int:
+    """Runs one command.
+
+    Raises:
+      ValueError: In one line, on bad input or a damaged bundle.
+    """
+    return int(options.call(options))
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command and its flags."""
     parser = argparse.ArgumentParser(
         prog="dsmoe bundle",
         description="Looks at a serving bundle, checks it, compares it, writes it in other forms.",
@@ -101,7 +111,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_bundle(graph)
     graph.add_argument("--out", required=True, type=pathlib.Path, metavar="FILE", help="the file")
     _add_k(graph, "length of a list")
-    return parser
+    return parser.parse_args(argv)
 
 
 def _add_bundle(command: argparse.ArgumentParser) -> None:

@@ -6,10 +6,8 @@ Owns the order: train, export, index, serve. Each step finds what an earlier cal
 import argparse
 import pathlib
 
-from dsmoe_jax import optional, runlog
-from dsmoe_jax.config import fingerprint, load
-from dsmoe_jax.run import export, run
-from dsmoe_jax.serving import bundle, indexing, serve
+from dsmoe_jax import optional
+from dsmoe_jax.serving import serve
 
 CONFIG = "kuairand:sample,plus"
 
@@ -21,23 +19,26 @@ def make_bundle(workdir: pathlib.Path, **fields: object) -> pathlib.Path:
       workdir: The run's folder.
       **fields: Fields of the configuration.
     """
+    # Here, since `--help` needs none of it.
+    from dsmoe_jax import runlog
+    from dsmoe_jax.config import fingerprint, load
+    from dsmoe_jax.run import export
+    from dsmoe_jax.run import run as whole_run
+    from dsmoe_jax.serving import bundle, indexing
+
     # Without the baselines, whose settings are searched.
     experiment = load.load_config(CONFIG, {"eval.references": False, **fields})
     folder = workdir / export.FOLDER
     wanted = fingerprint.config_hash(experiment)
     if not bundle.exists(folder) or bundle.read_manifest(folder)["config_hash"] != wanted:
         runlog.say(f"training on the packaged rows, {CONFIG}: about three minutes on two cores")
-        run.run(experiment, workdir, "all", handle_signals=True)
+        whole_run.run(experiment, workdir, "all", handle_signals=True)
     indexing.make_index(folder, min_recall=0.99)
     return folder
 
 
-def main(arguments: list[str]) -> int:
-    """Runs `dsmoe demo` with these arguments.
-
-    Raises:
-      ValueError: When a library of the service is missing, or the folder holds another run.
-    """
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The flags."""
     parser = argparse.ArgumentParser(
         prog="dsmoe demo",
         description="Trains on the packaged rows, exports, indexes and serves: open the address "
@@ -45,9 +46,22 @@ def main(arguments: list[str]) -> int:
         "serves at once.",
         epilog="example: dsmoe demo --port 8080",
     )
-    parser.add_argument("--workdir", default="runs/demo", help="folder of the run (runs/demo)")
+    parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/demo"),
+        help="folder of the run (runs/demo)",
+    )
     parser.add_argument("--port", default="8000", help="port of the service, on this machine alone")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command.
+
+    Raises:
+      ValueError: When a library of the service is missing, or the folder holds another run.
+    """
     optional.require("uvicorn", "fastapi", "msgspec", "prometheus_client", extra="serve")
-    folder = make_bundle(pathlib.Path(options.workdir).expanduser())
+    folder = make_bundle(options.workdir.expanduser())
     return serve.main([str(folder), "--port", options.port])

@@ -1,9 +1,8 @@
-"""Export of a run: the best student of a workdir as a serving bundle, `dsmoe export`.
+"""Export of a run: the best student of a workdir as a serving bundle.
 
 Owns what a bundle says of its run. The bundle itself is `serving/export.py`'s.
 """
 
-import argparse
 import json
 import pathlib
 from typing import Any
@@ -58,24 +57,6 @@ def is_current(run: stages.Stages, folder: pathlib.Path) -> bool:
     manifest = bundle.read_manifest(folder)
     wanted = {**_identity(run, run.load_student()), "data_hash": run.store.data_hash}
     return all(manifest.get(name) == value for name, value in wanted.items())
-
-
-def main(arguments: list[str]) -> None:
-    """Runs `dsmoe export` with these arguments.
-
-    Raises:
-      ValueError: When there is no trained run, or the folder holds something else.
-    """
-    parser = argparse.ArgumentParser(
-        prog="dsmoe export",
-        description="Writes the serving bundle of a trained run: the best student's towers, item "
-        "vectors, vocabularies and what is known of users, as plain arrays with hashes.",
-        epilog="example: dsmoe export runs/kuairand-sample --out bundles/today",
-    )
-    parser.add_argument("workdir", help="folder of a run that has a trained student")
-    parser.add_argument("--out", help="the bundle's folder; WORKDIR/bundle by default")
-    options = parser.parse_args(arguments)
-    write(open_stages(pathlib.Path(options.workdir)), options.out and pathlib.Path(options.out))
 
 
 def open_stages(workdir: pathlib.Path) -> stages.Stages:

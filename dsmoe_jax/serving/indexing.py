@@ -1,4 +1,4 @@
-"""Index of a bundle, `dsmoe index`: chosen by measured time at a promised recall, and kept in it.
+"""Index of a bundle: chosen by measured time at a promised recall, and kept in it.
 
 Owns the probe queries, the choice for every scenario and the files of what was chosen. A bundle
 without one is searched exactly. What indexes do is `retrieval/`'s.
@@ -6,7 +6,6 @@ without one is searched exactly. What indexes do is `retrieval/`'s.
 Letters: S scenarios, V rows of the corpus, Q probe queries, M interests, D a vector.
 """
 
-import argparse
 import pathlib
 import tempfile
 from typing import Any
@@ -106,29 +105,6 @@ def make_probes(
     users = encoded.read(np.arange(len(user_Q)), scenario_Q)
     tower, _ = towers.make_towers(bundle)
     return tower(users, scenario_Q)
-
-
-def main(arguments: list[str]) -> None:
-    """Runs `dsmoe index` with these arguments.
-
-    Raises:
-      ValueError: On a damaged bundle, vectors that cannot be searched, or without FAISS.
-    """
-    parser = argparse.ArgumentParser(
-        prog="dsmoe index",
-        description="Builds approximate indexes of a bundle's item vectors, measures them and the "
-        "exact search on known users, and keeps in the bundle what takes least CPU time at the "
-        "recall that is asked for. Below some ten thousand items that is the exact search.",
-        epilog="example: dsmoe index runs/kuairand-sample/bundle --min_recall 0.99",
-    )
-    parser.add_argument("bundle", help="folder of a bundle")
-    parser.add_argument(
-        "--min_recall", type=float, default=0.99, help="least share of the exact list (0.99)"
-    )
-    parser.add_argument("--k", type=int, default=100, help="length of the lists (100)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    make_index(options.bundle, min_recall=options.min_recall, k=options.k, seed=options.seed)
 
 
 def _file(scenario: int) -> str:

@@ -30,11 +30,12 @@ _DRAIN_S, _STOP_S = 0.25, 30
 
 def main(argv: Sequence[str]) -> int:
     """Serves until it is told to stop; returns the exit status."""
-    options = _parse(argv)
-    return console.exit_status(lambda: _serve(options))
+    options = parse(argv)
+    return console.exit_status(lambda: run(options))
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags."""
     parser = argparse.ArgumentParser(
         prog="dsmoe serve",
         description="Answers queries over HTTP from a bundle.",
@@ -62,7 +63,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _serve(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Serves until it is told to stop.
+
+    Raises:
+      ValueError: In one line, on what cannot be served.
+    """
     token = read_token(options.token_file)
     check_host(options.host, token)
     optional.require(

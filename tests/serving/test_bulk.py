@@ -9,7 +9,7 @@ import time
 import polars as pl
 import pytest
 
-from dsmoe_jax.serving import bulk, retriever
+from dsmoe_jax.serving import bulk, recommend_command, retriever
 from tests.models import small
 from tests.serving import shop
 
@@ -131,4 +131,4 @@ def test_what_is_wrong_is_one_line_and_writes_nothing(found, tmp_path, name, tex
 def test_a_part_that_is_none_is_refused(folder, tmp_path, part):
     arguments = [str(folder), "--users", "u.csv", "--out", "o.parquet", "--part", part]
     with pytest.raises(ValueError, match=f"--part: expected i/n with i from 1 to n, got '{part}'"):
-        bulk.main(arguments)
+        recommend_command.parse(arguments)
