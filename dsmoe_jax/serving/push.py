@@ -17,6 +17,7 @@ import polars as pl
 
 from dsmoe_jax.retrieval import host
 from dsmoe_jax.serving import catalogue, parity, retriever
+from dsmoe_jax.serving import values as values_lib
 
 # Items written at once.
 _ROWS = 20_000
@@ -98,8 +99,10 @@ def describe(served: retriever.Retriever) -> Layout:
 
 
 def read_items(served: retriever.Retriever, layout: Layout) -> Iterator[pl.DataFrame]:
-    """All items that can be retrieved, part by part."""
+    """All items that can be retrieved, part by part, in columns of one type whatever a part has."""
     found, vocabularies = served.catalogue, served.encoder.vocabularies
+    types = {name: _type(vocabularies[name]) for name in layout.features}
+    types |= {name: pl.List(types[name]) for name in found.bags}
     names, live_X = dict.fromkeys(layout.vectors), found.live_rows()
     for start in range(0, len(live_X), _ROWS):
         row_X = live_X[start : start + _ROWS]
@@ -114,7 +117,11 @@ def read_items(served: retriever.Retriever, layout: Layout) -> Iterator[pl.DataF
             columns[name] = [[v for v in row if v is not None] for row in values]
         for name, index in zip(names, found.indexes, strict=True):
             columns[name] = pl.Series(name, index.vectors(row_X), pl.Array(pl.Float32, layout.dim))
-        yield pl.DataFrame(columns)
+        yield pl.DataFrame(columns, schema_overrides=types)
+
+
+def _type(vocabulary: values_lib.Vocabulary) -> Any:
+    return pl.Int64 if vocabulary.is_integer else pl.String
 
 
 def _search(

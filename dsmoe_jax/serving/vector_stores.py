@@ -10,6 +10,7 @@ Letters: D a vector, X items.
 import contextlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -189,24 +190,38 @@ class MilvusStore:
 
 
 class ParquetFile:
-    """A Parquet file, a column per scenario, for stores that load one; searched after reading."""
+    """A Parquet file, a column per scenario, for stores that load one.
+
+    Written part by part, and searched in one scenario's vectors at a time: no more is held.
+    """
 
     def __init__(self, uri: str, name: str, *, replace: bool):
         """Takes the path; the name is of stores that hold several tables."""
         self._path, self._name, self._replace = pathlib.Path(uri).expanduser(), name, replace
+        self._vector = ""
         self._frame = pl.DataFrame()
 
     def write(self, layout: push.Layout, parts: Iterator[pl.DataFrame]) -> None:
         """See `push.VectorStore`."""
         _check_free(self._path.exists(), str(self._path), self._path.name, self._replace)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(f"{self._path.name}.partial")
-        pl.concat(parts).drop("number").write_parquet(partial)
-        os.replace(partial, self._path)
-        self._frame = pl.read_parquet(self._path)
+        with tempfile.TemporaryDirectory(
+            prefix=f"{self._path.name}.", dir=self._path.parent
+        ) as folder:
+            paths = []
+            for part in parts:
+                paths.append(pathlib.Path(folder) / f"{len(paths):08d}.parquet")
+                part.drop("number").write_parquet(paths[-1])
+            whole = pathlib.Path(folder) / "whole.parquet"
+            pl.scan_parquet(paths).sink_parquet(whole)
+            os.replace(whole, self._path)
+        self._vector = ""
 
     def search(self, vector: str, query_D: np.ndarray, k: int) -> list[Any]:
         """See `push.VectorStore`."""
+        if vector != self._vector:
+            self._frame = pl.read_parquet(self._path, columns=[catalogue.ITEM, vector])
+            self._vector = vector
         score_X = host.score_rows(query_D[None], self._frame[vector].to_numpy())
         order_X = np.argsort(-score_X, kind="stable")[:k]
         found: list[Any] = self._frame[catalogue.ITEM].gather(order_X).to_list()

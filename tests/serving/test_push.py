@@ -1,4 +1,5 @@
 import shutil
+import weakref
 
 import numpy as np
 import polars as pl
@@ -117,9 +118,52 @@ def test_items_that_came_later_are_pushed_and_removed_ones_are_not(served, tmp_p
     changed.remove_items(["i3"])
     store = vector_stores.ParquetFile(str(tmp_path / "items.parquet"), "", replace=False)
     assert all(is_exact(push.push(changed, store, k=K)))
-    assert store._frame.height == tool_bundle.NUM_ITEMS
-    assert store._frame.row(-1)[:3] == ("new", "acme", ["x"])
-    assert "i3" not in store._frame["item_id"]
+    frame = pl.read_parquet(tmp_path / "items.parquet")
+    assert frame.height == tool_bundle.NUM_ITEMS
+    assert frame.row(-1)[:3] == ("new", "acme", ["x"])
+    assert "i3" not in frame["item_id"]
+
+
+def test_a_file_is_written_part_by_part(served, tmp_path, monkeypatch):
+    monkeypatch.setattr(push, "_ROWS", 4)
+    layout, held, most = push.describe(served), [], []
+
+    def parts():
+        for part in push.read_items(served, layout):
+            held.append(weakref.ref(part))
+            yield part
+            del part
+            # The writer may still have the last one.
+            most.append(sum(other() is not None for other in held))
+
+    store = vector_stores.ParquetFile(str(tmp_path / "items.parquet"), "", replace=False)
+    store.write(layout, parts())
+    assert len(held) == 8 and max(most) <= 1
+    expected = pl.concat(push.read_items(served, layout)).drop("number")
+    assert pl.read_parquet(tmp_path / "items.parquet").equals(expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["items.parquet"]
+
+
+def test_a_file_that_is_not_finished_is_not_there(served, tmp_path):
+    layout = push.describe(served)
+
+    def parts():
+        yield from push.read_items(served, layout)
+        raise ValueError("a part that cannot be read")
+
+    store = vector_stores.ParquetFile(str(tmp_path / "items.parquet"), "", replace=False)
+    with pytest.raises(ValueError, match="a part that cannot be read"):
+        store.write(layout, parts())
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", EMBEDDED)
+def test_a_part_whose_items_have_no_features_fits_the_others(to, served, tmp_path, monkeypatch):
+    changed = retriever.Retriever.load(shutil.copytree(served.bundle.root, tmp_path / "copy"))
+    changed.upsert_items([{"item_id": f"new{n}"} for n in range(9)])
+    monkeypatch.setattr(push, "_ROWS", 4)
+    store = vector_stores.STORES[to](str(tmp_path / "there"), "items", replace=False)
+    assert all(is_exact(push.push(changed, store, k=K, users=3)))
 
 
 def test_scenarios_that_no_column_can_be_called_are_numbered(served, monkeypatch):
