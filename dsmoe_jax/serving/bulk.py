@@ -80,8 +80,7 @@ def recommend_file(
         raise ValueError(f"--users: expected {users} to exist, found no file")
     # Nothing is begun that the last row would refuse.
     found.recommend([], scenario, k, exclude=exclude)
-    if part.total > 1:
-        out = out.with_name(f"{out.stem}-{part.number:05d}-of-{part.total:05d}{out.suffix}")
+    out = name_part(out, part)
     count = _count_rows(users)
     blocks = range(part.number, -(-count // block_users), part.total)
     asked = {
@@ -100,6 +99,13 @@ def recommend_file(
                 os.replace(partial, path)
             bar.update()
     return _join(folder, out, [folder / f"{block:08d}.parquet" for block in blocks], found)
+
+
+def name_part(out: pathlib.Path, part: Part) -> pathlib.Path:
+    """The file of a part, `out` itself where there is but one."""
+    if part.total == 1:
+        return out
+    return out.with_name(f"{out.stem}-{part.number:05d}-of-{part.total:05d}{out.suffix}")
 
 
 def describe_lists(

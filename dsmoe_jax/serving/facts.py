@@ -37,12 +37,13 @@ def describe(retriever: retriever_lib.Retriever, limits: wire.Limits) -> dict[st
 
 
 def describe_items(retriever: retriever_lib.Retriever, raw_ids: list[Any]) -> list[dict[str, Any]]:
-    """Features of the items among these that the bundle knows, in raw values."""
-    bundle, encoder, spec = retriever.bundle, retriever.encoder, retriever.bundle.raw_spec
-    id_N = encoder.items.encode(raw_ids, "items")
-    id_N = id_N[id_N > 0]
-    names: dict[str, list[Any]] = {"item_id": encoder.items.decode(id_N)}
-    sparse_NF, dense_NF = bundle.load("items_sparse")[id_N], bundle.load("items_dense")[id_N]
+    """Features of the items among these that are known, in raw values; removed ones are too."""
+    bundle, encoder, found = retriever.bundle, retriever.encoder, retriever.catalogue
+    spec = found.spec
+    row_N = found.rows(raw_ids, "items")
+    row_N = row_N[row_N > 0]
+    names: dict[str, list[Any]] = {"item_id": found.raw_id_V[row_N].tolist()}
+    sparse_NF, dense_NF = found.sparse_VF[row_N], found.dense_VF[row_N]
     for n, feature in enumerate(spec.item_sparse):
         if feature.name in encoder.vocabularies:
             names[feature.name] = encoder.vocabularies[feature.name].decode(sparse_NF[:, n])
@@ -54,7 +55,7 @@ def describe_items(retriever: retriever_lib.Retriever, raw_ids: list[Any]) -> li
     for bag in spec.item_bags:
         if bag.name in encoder.vocabularies:
             values = encoder.vocabularies[bag.name]
-            ids_NP = bundle.load(f"items_bag_{bag.name}")[id_N]
+            ids_NP = found.bags[bag.name][row_N]
             names[bag.name] = [values.decode(ids_P[ids_P > 0]) for ids_P in ids_NP]
     return [dict(zip(names, row, strict=True)) for row in zip(*names.values(), strict=True)]
 

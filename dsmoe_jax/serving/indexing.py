@@ -77,9 +77,10 @@ def make_index(
                 files[_file(s)] = pathlib.Path(scratch) / _file(s)
                 chosen.write_index(files[_file(s)])
             point = chosen.point
+            called = f"{point.name} {point.parameters}" if point.parameters else point.name
             runlog.say(
                 f"{bundle.scenarios[s] if bundle.manifest['item_uses_scenario'] else 'all'}: "
-                f"{point.name} {point.parameters or ''}, recall {point.recall:.4f}, "
+                f"{called}, recall {point.recall:.4f}, "
                 f"{point.cpu_ms:.2f} ms of CPU a query; exact {chosen.curve[0].cpu_ms:.2f} ms"
             )
         return bundle_lib.extend(bundle, arrays, files, {"indexes": described})

@@ -63,13 +63,14 @@ def run(options: argparse.Namespace) -> None:
         for line in bulk.describe_lists(found, options.user, scenario, options.k, exclude):
             runlog.say(line)
         return
+    out, part = pathlib.Path(options.out).expanduser(), bulk.Part(*options.part)
     rows = bulk.recommend_file(
         found,
         pathlib.Path(options.users).expanduser(),
-        pathlib.Path(options.out).expanduser(),
+        out,
         scenario=scenario,
         k=options.k,
         exclude=exclude,
-        part=bulk.Part(*options.part),
+        part=part,
     )
-    runlog.say(f"{options.out}: {rows:,} rows")
+    runlog.say(f"{bulk.name_part(out, part)}: {rows:,} rows")

@@ -158,8 +158,12 @@ class Switch:
         """Passes a request on."""
         if scope["type"] == "http" and scope["path"] == RETRIEVE:
             await self._retrieve(scope, receive, send)
-        else:
-            await self._rest(scope, receive, send)
+            return
+        if scope["type"] == "http":
+            # A body is JSON whatever a client calls it, on every route: curl calls it a form.
+            others = [header for header in scope["headers"] if header[0] != b"content-type"]
+            scope = {**scope, "headers": [*others, (b"content-type", b"application/json")]}
+        await self._rest(scope, receive, send)
 
 
 class Retrieve:

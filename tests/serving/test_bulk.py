@@ -127,6 +127,17 @@ def test_what_is_wrong_is_one_line_and_writes_nothing(found, tmp_path, name, tex
     assert "\n" not in str(caught.value) and not (tmp_path / "out.parquet").exists()
 
 
+def test_a_part_says_which_file_it_wrote(folder, tmp_path, capsys):
+    pl.DataFrame({"user_id": ["u1", "u2"]}).write_parquet(tmp_path / "users.parquet")
+    flags = ["--users", str(tmp_path / "users.parquet"), "--out", str(tmp_path / "out.parquet")]
+    recommend_command.run(
+        recommend_command.parse([str(folder), *flags, "--k", "3", "--part", "1/2"])
+    )
+    written = tmp_path / "out-00000-of-00002.parquet"
+    assert capsys.readouterr().out == f"{written}: 18 rows\n"
+    assert written.is_file() and not (tmp_path / "out.parquet").exists()
+
+
 @pytest.mark.parametrize("part", ["0/3", "4/3", "x", "1"])
 def test_a_part_that_is_none_is_refused(folder, tmp_path, part):
     arguments = [str(folder), "--users", "u.csv", "--out", "o.parquet", "--part", part]

@@ -456,6 +456,31 @@ def test_items_come_and_go(serve):
     assert service.live.current.retriever.catalogue.num_items == 40
 
 
+def test_facts_of_items_are_those_of_today(serve):
+    service = serve()
+    price = {"item_id": 1001, "price": 2.5}
+    new = {"item_id": 7, "brand": "b1", "price": 3.5, "colours": ["red", "blue"]}
+    send(service, "POST", "/v1/items", json={"items": [price, new]})
+    send(service, "DELETE", "/v1/items", json={"item_ids": [1001]})
+    got = send(service, "GET", "/v1/items?id=7&id=1001").json()["items"]
+    assert got == [new, {"item_id": 1001, "brand": None, "price": 2.5, "colours": []}]
+    assert send(service, "GET", "/v1/info").json()["items"] == 40
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", None])
+def test_a_body_is_json_whatever_it_is_called(serve, kind):
+    service = serve()
+    headers = {"content-type": kind} if kind else {}
+    for route, body in (
+        (RETRIEVE, {"users": []}),
+        ("/v1/items", {"items": [{"item_id": 7, "brand": "b1"}]}),
+    ):
+        got = send(service, "POST", route, content=json.dumps(body), headers=headers)
+        assert got.status_code == 200, got.text
+    got = send(service, "POST", "/v1/items", content="items=7", headers=headers)
+    assert got.status_code == 400
+
+
 def test_a_server_that_stops_says_so_and_ends_its_connections(serve):
     service = serve()
     assert send(service, "GET", "/readyz").json()["status"] == "ready"
