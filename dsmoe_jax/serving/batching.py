@@ -264,7 +264,7 @@ def _fail(call: Call, error: BaseException) -> wire.RefusedError:
     *_, last = traceback.extract_tb(error.__traceback__)
     place = f"{pathlib.Path(last.filename).name}:{last.lineno}"
     _log.error(
-        "no lists: %s at %s: %s; %d users in scenario %s, bundle %s",
+        "no lists: %s at %s: %s; users: %d, scenario: %s, bundle: %s",
         *(name, place, wire.one_line(error), len(call.query.users), call.query.scenario),
         call.served.digest[:12],
     )

@@ -130,6 +130,8 @@ def test_flags_reach_the_service(start, tmp_path):
         (["--host", "no.such.host.invalid"], "expected a token where others can connect"),
         (["--port", "70000"], "--port: expected 0 to 65535, got 70000"),
         (["--max_k", "0"], "limit of k: expected more than 0, got 0"),
+        (["--recall_s", "-1"], "--recall_s: expected seconds or 0, got -1.0"),
+        (["--recall_s", "nan"], "--recall_s: expected seconds or 0, got nan"),
         (["--token_file", "{empty}"], "expected a token, got an empty file"),
         (["--token_file", "{spaced}"], "expected printable ASCII without spaces"),
         (["--token_file", "{none}"], "No such file"),

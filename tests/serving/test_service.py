@@ -296,7 +296,7 @@ def test_a_query_that_fails_costs_the_others_nothing(serve, monkeypatch, caplog,
     digest = service.live.current.digest[:12]
     told = record.getMessage()
     assert told.startswith("no lists: ZeroDivisionError at test_service.py:")
-    assert told.endswith(f": a fault of ours; 1 users in scenario feed, bundle {digest}")
+    assert told.endswith(f": a fault of ours; users: 1, scenario: feed, bundle: {digest}")
     assert 'dsmoe_refusals_total{status="500"} 1.0' in service.metrics.text().decode()
     assert post(service, body(13)).status_code == 500
     assert post(service, body(1)).status_code == 200
