@@ -208,7 +208,7 @@ class ParquetFile:
         with tempfile.TemporaryDirectory(
             prefix=f"{self._path.name}.", dir=self._path.parent
         ) as folder:
-            paths = []
+            paths: list[pathlib.Path] = []
             for part in parts:
                 paths.append(pathlib.Path(folder) / f"{len(paths):08d}.parquet")
                 part.drop("number").write_parquet(paths[-1])
