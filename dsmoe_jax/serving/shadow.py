@@ -5,6 +5,7 @@ short queue: when the candidate is slower than its share, queries are left out a
 service goes on.
 """
 
+import concurrent.futures
 import dataclasses
 import queue
 import threading
@@ -77,7 +78,7 @@ class Shadow:
     """
 
     def __init__(self, served: live.Served, share: float):
-        """Starts its thread."""
+        """Starts its threads."""
         self.served, self.share = served, share
         self._due = 0.0
         self._tasks: queue.Queue[Task | None] = queue.Queue(_QUEUE)
@@ -85,6 +86,7 @@ class Shadow:
         self._compared = self._skipped = self._refused = 0
         self._last_refusal = ""
         self._lock = threading.Lock()
+        self._asking = concurrent.futures.ThreadPoolExecutor(1, "candidate")
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
         self._thread.start()
 
@@ -113,23 +115,28 @@ class Shadow:
             }
 
     def close(self) -> None:
-        """Ends the thread after the query that it is at."""
+        """Ends the threads after the query that they are at."""
         with self._tasks.mutex:
             self._tasks.queue.clear()
         self._tasks.put(None)
         self._thread.join()
+        self._asking.shutdown()
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
             query, answers = task
-            try:
-                candidates = batching.ask(self.served, query, query.users)
-            except ValueError as error:
-                with self._lock:
-                    self._refused += 1
-                    self._last_refusal = wire.one_line(error)
+            # A future keeps whatever is raised: a candidate that fails must not end the comparison.
+            asked = self._asking.submit(batching.ask, self.served, query, query.users)
+            error = asked.exception()
+            if error is None:
+                self._compare(answers, asked.result())
                 continue
-            self._compare(answers, candidates)
+            reason = wire.one_line(error)
+            with self._lock:
+                self._refused += 1
+                self._last_refusal = (
+                    reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
+                )
 
     def _compare(self, answers: list[lists_lib.Answer], candidates: list[lists_lib.Answer]) -> None:
         with self._lock:

@@ -214,6 +214,23 @@ def test_overlap_and_drift_of_two_lists():
     }
 
 
+def test_a_candidate_that_fails_is_counted_and_asked_again(service, paths):
+    send(service, "POST", "/v1/shadow", {"path": str(paths[1]), "share": 1})
+    candidate = service._shadows._shadow.served.retriever
+    retrieve, failures = candidate.retrieve, [ZeroDivisionError("a fault\nof ours")]
+
+    def fail(*arguments):
+        if failures:
+            raise failures.pop()
+        return retrieve(*arguments)
+
+    candidate.retrieve = fail
+    ask(service, 3, scenario="feed")
+    found = compare(service, 2)
+    assert (found["compared"], found["refused"]) == (2, 1)
+    assert found["last_refusal"] == "ZeroDivisionError: a fault of ours"
+
+
 def test_a_candidate_that_refuses_or_is_slow_is_counted(service, paths):
     send(service, "POST", "/v1/shadow", {"path": str(paths[1]), "share": 1})
     candidate = service._shadows._shadow
