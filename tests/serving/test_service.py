@@ -408,65 +408,6 @@ def test_tower_and_search_are_timed_apart(serve, monkeypatch):
         assert float(line.split()[0]) == pytest.approx(seconds)
 
 
-def test_facts_are_in_raw_values(serve, path):
-    service = serve()
-    info = send(service, "GET", "/v1/info").json()
-    assert (info["method"], info["dataset"], info["items"], info["users"]) == (
-        "DSMOE",
-        "shop",
-        40,
-        30,
-    )
-    assert info["digest"] == service.live.current.digest
-    assert info["filters"]["brand"] == ["b0", "b1", "b2", "b3"]
-    assert sorted(info["filters"]["colours"]) == ["blue", "green", "red"]
-    assert {"user_id", "age", "orders", "history", "shown", "time"} == set(info["request_fields"])
-    assert info["default_exclude"] == "seen"
-    [item] = send(service, "GET", "/v1/items?id=1001&id=5&id=x").json()["items"]
-    assert (item["item_id"], item["brand"]) == (1001, "b2")
-    dense_V1 = service.live.current.retriever.bundle.load("items_dense")
-    assert item["price"] == pytest.approx(10 + 2 * dense_V1[2, 0], rel=1e-5)
-    user = send(service, "GET", "/v1/users/1").json()
-    assert user["clicked"] == {"feed": [1004, 1005], "deals": [1006]}
-    assert (user["user_id"], user["events"], len(user["history"])) == (1, 6, 6)
-    assert send(service, "GET", "/v1/users/99").json() == {"error": "user_id: unknown '99'"}
-    sample = send(service, "GET", "/v1/sample_users?n=5").json()["users"]
-    assert [user["user_id"] for user in sample] == [1, 2]
-    got = send(service, "GET", "/v1/sample_users?n=0")
-    assert got.status_code == 422 and got.json()["error"].startswith("query.n: ")
-
-
-def test_items_come_and_go(serve):
-    service = serve()
-    items = [{"item_id": 7, "brand": "b1"}, {"item_id": 8, "price": 2.5}]
-    assert send(service, "POST", "/v1/items", json={"items": items}).json() == {"items": 42}
-    assert send(service, "DELETE", "/v1/items", json={"item_ids": [7, "1000"]}).json() == {
-        "items": 40
-    }
-    [found] = post(service, {"users": [{}], "scenario": "feed", "k": 50}).json()["lists"]
-    assert set(found["items"]) == {8, *range(1001, 1040)}
-    for method, body, told in (
-        ("POST", {"items": [{"item_id": 9, "maker": "b"}]}, "items: unknown field 'maker'"),
-        ("POST", {"items": []}, "body.items: List should have at least 1 item"),
-        ("POST", {"items": [{"brand": "b1"}]}, "items: item_id: expected distinct ids, got None"),
-        ("DELETE", {"item_ids": [8, 7]}, "items: expected items of the bundle, got 7"),
-    ):
-        got = send(service, method, "/v1/items", json=body)
-        assert got.status_code == 422 and got.json()["error"].startswith(told)
-    assert service.live.current.retriever.catalogue.num_items == 40
-
-
-def test_facts_of_items_are_those_of_today(serve):
-    service = serve()
-    price = {"item_id": 1001, "price": 2.5}
-    new = {"item_id": 7, "brand": "b1", "price": 3.5, "colours": ["red", "blue"]}
-    send(service, "POST", "/v1/items", json={"items": [price, new]})
-    send(service, "DELETE", "/v1/items", json={"item_ids": [1001]})
-    got = send(service, "GET", "/v1/items?id=7&id=1001").json()["items"]
-    assert got == [new, {"item_id": 1001, "brand": None, "price": 2.5, "colours": []}]
-    assert send(service, "GET", "/v1/info").json()["items"] == 40
-
-
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", None])
 def test_a_body_is_json_whatever_it_is_called(serve, kind):
     service = serve()
