@@ -151,7 +151,11 @@ class MethodConfig:
         """A module with these hyper-parameters, checked and copied, as its attribute `cfg`."""
         fields.validate(self, self.section)
         self.check(spec)
-        return module(spec=self.reads(spec), cfg=fields.freeze(self))
+        return self.adapt(module)(spec=self.reads(spec), cfg=fields.freeze(self))
+
+    def adapt(self, module: Callable[..., T]) -> Callable[..., T]:
+        """What is built in place of a method's module, by fields that all methods have."""
+        return module
 
     def check(self, spec: Any) -> None:
         """Refuses fields, each in its range, that are at odds with others or with the features.
@@ -172,12 +176,21 @@ class MatcherConfig(MethodConfig):
     `make` builds a `models.matching.two_tower.Matcher`.
 
     Attributes:
+      known_prior: Whether the log of an item's share of its scenario, as far as it is known, is a
+        fixed term of the logits, in training and at serving. It counts exposures too where the
+        store has them. A score stays one inner product, of one entry more.
       recipe: Fields of `TrainConfig` that the method's own source states and that suit no other
         method; configuration files assign them.
     """
 
+    known_prior: bool = fields.field(False, added_later=True)
+
     section: ClassVar[str] = "model"
     recipe: ClassVar[dict[str, Any]] = {}
+
+    def adapt(self, module: Any) -> Any:
+        """See `MethodConfig.adapt`."""
+        return module.with_known_prior() if self.known_prior else module
 
     @property
     def scenario_histories(self) -> bool:

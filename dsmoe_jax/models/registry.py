@@ -87,6 +87,8 @@ def matcher_name(chosen: dict[str, str]) -> str:
 def make_matcher(chosen: dict[str, str]) -> schema.MatcherConfig:
     """The method of a variant: its axes "method", "inputs" and "ablation", see `variants.parse`.
 
+    With the inputs `plus` every method has a place for the popularity that is known.
+
     Raises:
       ValueError: When another method than DSMOE is to be ablated.
     """
@@ -97,7 +99,9 @@ def make_matcher(chosen: dict[str, str]) -> schema.MatcherConfig:
         raise ValueError(
             f"variant: {ablation!r} is an ablation of {DEFAULT_MATCHER}, got it with {name!r}"
         )
-    return MATCHERS[name]()
+    method = MATCHERS[name]()
+    method.known_prior = "inputs" in chosen and not isinstance(method, fism.FISMConfig)
+    return method
 
 
 def make_teacher(chosen: dict[str, str]) -> schema.RankerConfig:

@@ -120,6 +120,8 @@ def folds(matcher: two_tower.Matcher) -> bool:
     """Whether the towers are plain arrays at serving."""
     if hasattr(matcher, "linear_form"):
         return True
+    if isinstance(matcher, two_tower.KnownPrior):
+        return False
     return (
         hasattr(matcher, "fold_tower")
         and matcher.spec.history_encoder == "mean"

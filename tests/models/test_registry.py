@@ -99,6 +99,8 @@ def test_with_the_inputs_plus_dsmoe_begins_with_fism_and_others_stay_themselves(
         assert type(found.model) is type(usual.model)
         assert found.data.exposures and not usual.data.exposures
         assert found.features.history_length > usual.features.history_length
+    assert load("sample,plus,dssm").model.known_prior
+    assert not load("sample,plus,fism").model.known_prior  # It has the prior anyway.
     with pytest.raises(overrides.UsageError, match="'no_sap' is an ablation of dsmoe, got it with"):
         load("sample,plus,no_sap")
 

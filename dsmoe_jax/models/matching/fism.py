@@ -98,6 +98,10 @@ class FISMConfig(schema.MatcherConfig):
         return features.item_ids_alone(spec, read)
 
     def check(self, spec: features.FeatureSpec) -> None:
+        if self.known_prior:
+            raise ValueError(
+                "model.known_prior: expected False with FISM, whose score has the prior anyway"
+            )
         if features.HISTORY not in [s.name for s in spec.sequences]:
             raise ValueError(
                 f"features.exclude: expected FISM to see the sequence {features.HISTORY!r}, which "

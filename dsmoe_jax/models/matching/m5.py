@@ -199,7 +199,7 @@ class M5(two_tower.Matcher):
         self.user_heads = {channel: nn.Dense(half) for channel in CHANNELS}
         self.item_heads = {channel: nn.Dense(half) for channel in CHANNELS}
         item_fields = {}
-        for name, shape in self.constant_shapes.items():
+        for name, shape in self._field_shapes.items():
             dtype = jnp.float32 if name.startswith("dense_") else jnp.int32
             item_fields[name] = self.variable("constants", name, jnp.zeros, shape, dtype)
         self.item_fields = item_fields
@@ -207,6 +207,10 @@ class M5(two_tower.Matcher):
     @property
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:
         """The items' fields, by which the content of a history is known."""
+        return self._field_shapes
+
+    @property
+    def _field_shapes(self) -> dict[str, tuple[int, ...]]:
         spec, V = self.spec, self.spec.num_items
         return {
             **{f"sparse_{f.name}_V": (V,) for f in spec.item_sparse[1:]},

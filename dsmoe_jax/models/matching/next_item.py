@@ -178,11 +178,14 @@ class NextItemMatcher(two_tower.Matcher):
         candidate_BGD = self.embedder(id_BG)
         mask_BL = timeline.mask_BL
         target_BLD = causal.follow(event_BLD, candidate_BGD[:, 0], mask_BL)
+        target_BL = causal.follow(id_BL, id_BG[:, 0], mask_BL)
+        # With a prior: that of the request's scenario, at all positions. Whose event is of which
+        # scenario the history does not tell.
         loss_BL = sampled_softmax.sampled_softmax(
-            self.normalize(state_BLD) / self.cfg.temperature,
-            self.normalize(target_BLD),
-            self.normalize(candidate_BGD[:, 1:]),
-            causal.follow(id_BL, id_BG[:, 0], mask_BL),
+            self.complete_user(self.normalize(state_BLD) / self.cfg.temperature),
+            self.complete_item(self.normalize(target_BLD), target_BL, scenario_B),
+            self.complete_item(self.normalize(candidate_BGD[:, 1:]), id_BG[:, 1:], scenario_B),
+            target_BL,
             id_BG[:, 1:],
         )
         weight_BL = mask_BL / mask_BL.sum() * mask_BL.shape[0]

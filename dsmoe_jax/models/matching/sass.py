@@ -142,8 +142,11 @@ class SASS(two_tower.SymmetricMatcher):
         self.drop = dropout.Dropout(self.cfg.input_dropout)
         self.user_tower = AdaptiveTower(self.embedder.user_dim, self.spec, self.cfg)
         self.item_tower = AdaptiveTower(self.embedder.item_dim, self.spec, self.cfg)
-        for name, shape in self.constant_shapes.items():
-            self.clicked_SV = self.variable("constants", name, jnp.zeros, shape, jnp.float32)
+        if self.cfg.pretrain_epochs:
+            shape = (self.spec.num_scenarios, self.spec.num_items)
+            self.clicked_SV = self.variable(
+                "constants", "clicked_SV", jnp.zeros, shape, jnp.float32
+            )
 
     @property
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:

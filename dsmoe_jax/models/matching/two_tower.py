@@ -8,6 +8,7 @@ tower output, S scenarios.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.config import fields, schema
+from dsmoe_jax.data import statistics
 from dsmoe_jax.nn import dsbn, mlp, scenario
 
 Aux = dict[str, jax.Array]
@@ -78,6 +80,24 @@ class Matcher(nn.Module):
         """Whether item vectors differ between scenarios: one index per scenario, or one in all."""
         raise NotImplementedError
 
+    @classmethod
+    def with_known_prior(cls) -> "type[Matcher]":
+        """The method with the scenarios' popularity in its inner product; see `KnownPrior`."""
+        return _add_known_prior(cls)
+
+    def complete_user(self, user: Float[jax.Array, "... D"]) -> Float[jax.Array, "... _"]:
+        """A user's vector as it is compared; a loss of the method's own calls it too."""
+        return user
+
+    def complete_item(
+        self,
+        item: Float[jax.Array, "B ... D"],
+        id_B: Int[jax.Array, "B ..."],
+        scenario_B: Int[jax.Array, "B"],
+    ) -> Float[jax.Array, "B ... _"]:
+        """An item's vector as it is compared; a loss of the method's own calls it too."""
+        return item
+
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
     ) -> tuple[Float[jax.Array, "B M D"], Aux]:
@@ -135,6 +155,68 @@ class Matcher(nn.Module):
         item_BGD, item_aux = self.embed_item(items, scenario_B, train=train)
         logit_BGM = jnp.einsum("bmd,bgd->bgm", user_BMD, item_BGD)
         return logit_BGM.max(axis=-1), {**user_aux, **item_aux}
+
+
+class KnownPrior(Matcher):
+    """What a method becomes with `known_prior`: its logits have log (V P(i | s)) as a fixed term.
+
+    P(i | s) is item i's share of what is known of scenario s (`statistics.known_log_prior`, or
+    `log_prior` without exposures) and V the number of items, so that an item of average popularity
+    has the logit that the method gives it. The term is there in training and at serving; it is one
+    more entry of the item vectors, which users meet with a 1, and it is not learned. Every scenario
+    has an index of its own.
+
+    **Deviation:** ours, of no method's paper. Menon et al., "Long-tail learning via logit
+    adjustment", ICLR 2021, section 4.2, add log priors in training alone, to rank without them.
+    """
+
+    def setup(self) -> None:
+        super().setup()
+        shape = (self.spec.num_scenarios, self.spec.num_items)
+        self.known_prior_SV = self.variable(
+            "constants", statistics.KNOWN_PRIOR, jnp.zeros, shape, jnp.float32
+        )
+
+    @property
+    def constant_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The method's own, and the scenarios' priors."""
+        shape = (self.spec.num_scenarios, self.spec.num_items)
+        return {**super().constant_shapes, statistics.KNOWN_PRIOR: shape}
+
+    @property
+    def item_uses_scenario(self) -> bool:
+        return True
+
+    def complete_user(self, user: Float[jax.Array, "... D"]) -> Float[jax.Array, "... _"]:
+        return jnp.concatenate([user, jnp.ones_like(user[..., :1])], axis=-1)
+
+    def complete_item(
+        self,
+        item: Float[jax.Array, "B ... D"],
+        id_B: Int[jax.Array, "B ..."],
+        scenario_B: Int[jax.Array, "B"],
+    ) -> Float[jax.Array, "B ... _"]:
+        scenario_B = scenario_B.reshape(-1, *(1,) * (id_B.ndim - 1))
+        share_B = self.known_prior_SV.value[scenario_B, id_B] + jnp.log(self.spec.num_items - 1.0)
+        return jnp.concatenate([item, share_B[..., None]], axis=-1)
+
+    def embed_user(
+        self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B M D"], Aux]:
+        user_BMD, aux = super().embed_user(users, scenario_B, train=train)
+        return self.complete_user(user_BMD), aux
+
+    def embed_item(
+        self, items: batch_lib.Items, scenario_B: Int[jax.Array, "B"], *, train: bool
+    ) -> tuple[Float[jax.Array, "B ... D"], Aux]:
+        item_BD, aux = super().embed_item(items, scenario_B, train=train)
+        return self.complete_item(item_BD, items.sparse_VF[..., 0], scenario_B), aux
+
+
+@functools.cache
+def _add_known_prior(method: type[Matcher]) -> type[Matcher]:
+    """The subclass of a method that `KnownPrior` makes, under the method's name."""
+    return type(method.__name__, (KnownPrior, method), {"__module__": method.__module__})
 
 
 class SymmetricMatcher(Matcher):
