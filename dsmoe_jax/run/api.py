@@ -276,8 +276,9 @@ def fit(
         experiment = load_lib.load_config(f"custom:{variant}")
         experiment.data, experiment.dataset = found.data, found.data.name
         known = load_lib.field_names(experiment)
-        # A method lacks some of the fields that suit others.
-        suited = {name: value for name, value in _suited(found).items() if name in known}
+        # A method lacks some of the fields that suit others, and keeps what it asks for itself.
+        own = {f"train.{name}" for name in experiment.model.recipe}
+        suited = {n: value for n, value in _suited(found).items() if n in known and n not in own}
         for name, value in {**suited, **fingerprint.flatten(fields)}.items():
             load_lib.override(experiment, name, value)
         with runlog.quiet(not progress):

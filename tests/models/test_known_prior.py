@@ -1,4 +1,4 @@
-"""What `known_prior` makes of every two-tower method: a fixed term of the logits, one entry more."""
+"""What `known_prior` makes of every two-tower method: one more entry, a fixed term of logits."""
 
 import dataclasses
 
@@ -110,5 +110,5 @@ def test_a_loss_of_its_own_learns_beside_the_prior(name):
 @pytest.mark.parametrize("name", ["fism", "dsmoe_plus"])
 def test_a_method_that_has_the_prior_refuses_it(name):
     config = dataclasses.replace(small.SMALL_MATCHERS[name], known_prior=True)
-    with pytest.raises(ValueError, match="model.known_prior: expected False"):
+    with pytest.raises(ValueError, match=r"model\.known_prior: expected False"):
         config.make(tiny_features.make_spec())

@@ -162,6 +162,16 @@ def test_a_model_recommends_and_its_saved_bundle_does_without_it(model, tmp_path
         dsmoe_jax.load(tmp_path)
 
 
+def test_a_method_keeps_the_training_that_it_asks_for(model):
+    """Values by the number of rows are for methods without values of their own."""
+    assert model.experiment.train.learning_rate == 1e-3
+    fields = {"model.output_dim": 4, "train.max_epochs": 1, "eval.references": False}
+    own = dsmoe_jax.fit(make_log(), scenario="page", variant="fism", **fields).experiment
+    recipe = {**own.model.recipe, "max_epochs": 1}
+    assert {name: getattr(own.train, name) for name in recipe} == recipe
+    assert recipe["learning_rate"] == 1e-2
+
+
 def test_a_temporary_folder_goes_with_its_model(tmp_path):
     experiment = dsmoe_jax.load_config("kuairand:sample")
     kept = dsmoe_jax.Model(experiment, tmp_path / "kept")
