@@ -28,6 +28,7 @@ from dsmoe_jax.run import workdir as workdir_lib
 from dsmoe_jax.serving import bundle, retriever
 
 Folder = str | os.PathLike[str]
+_LARGEST_BATCH = 4096  # Of examples, that `fit` chooses
 
 
 class Model:
@@ -277,8 +278,12 @@ def fit(
         experiment.data, experiment.dataset = found.data, found.data.name
         known = load_lib.field_names(experiment)
         # A method lacks some of the fields that suit others, and keeps what it asks for itself.
-        own = {f"train.{name}" for name in experiment.model.recipe}
-        suited = {n: value for n, value in _suited(found).items() if n in known and n not in own}
+        suited = {name: value for name, value in _suited(found).items() if name in known}
+        own = {f"train.{name}": value for name, value in experiment.model.recipe.items()}
+        if own:
+            # Its batches may be of users, of whom there are fewer than rows.
+            size = min(own.get("train.batch_size", _LARGEST_BATCH), suited["train.batch_size"])
+            suited |= {**own, "train.batch_size": size}
         for name, value in {**suited, **fingerprint.flatten(fields)}.items():
             load_lib.override(experiment, name, value)
         with runlog.quiet(not progress):
@@ -293,7 +298,7 @@ def _suited(found: own_log.Found) -> dict[str, Any]:
     """Fields whose defaults, the paper's for millions of rows, do not suit fewer or far more."""
     rows = found.num_positives
     # Some two hundred steps an epoch, and a multiple of the devices.
-    size = min(4096, max(32, 1 << (rows // 200).bit_length()))
+    size = min(_LARGEST_BATCH, max(32, 1 << (rows // 200).bit_length()))
     values: dict[str, Any] = {
         "train.batch_size": -(-size // jax.device_count()) * jax.device_count(),
         "train.learning_rate": 1e-3,

@@ -167,7 +167,9 @@ def test_a_method_keeps_the_training_that_it_asks_for(model):
     assert model.experiment.train.learning_rate == 1e-3
     fields = {"model.output_dim": 4, "train.max_epochs": 1, "eval.references": False}
     own = dsmoe_jax.fit(make_log(), scenario="page", variant="fism", **fields).experiment
-    recipe = {**own.model.recipe, "max_epochs": 1}
+    # A batch of users is no larger than the rows suggest: there are 50.
+    assert own.train.batch_size == 32 < own.model.recipe["batch_size"]
+    recipe = {**own.model.recipe, "max_epochs": 1, "batch_size": 32}
     assert {name: getattr(own.train, name) for name in recipe} == recipe
     assert recipe["learning_rate"] == 1e-2
 
