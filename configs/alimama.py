@@ -15,8 +15,8 @@ Variants, at most one token per axis, in any order:
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
     teacher    teacher=NAME, a name in `models.registry.RANKERS`; mmoe_din by default
     inputs     plus: impressions without a click are a history of their own, popularity in a
-               scenario counts them and is of the days before the split, histories are longer; DSMOE
-               becomes DSMOE beside FISM, without a teacher
+               scenario counts them, is of the days before the split and part of every score,
+               histories are longer; DSMOE becomes DSMOE beside FISM, without a teacher
 
 A user lives in one scenario, so the history of the own scenario repeats the one of all and is left
 out. The values are the paper's, and where it states none the usual ones: no method is tuned here.

@@ -20,8 +20,8 @@ Variants, at most one token per axis, in any order:
     history    history=hstu, history=fuxi, history=fuxi_mme: what the student makes of the history
     ablation   no_sap, no_dsbn, no_norm, shared_item_tower, no_distill: of DSMOE
     inputs     plus: rows that are no positives are a history of their own, popularity in a scenario
-               counts them and is of the days before the split, histories are longer; DSMOE becomes
-               DSMOE beside FISM, without a teacher
+               counts them, is of the days before the split and part of every score, histories are
+               longer; DSMOE becomes DSMOE beside FISM, without a teacher
 """
 
 from dsmoe_jax.config import schema, variants

@@ -19,8 +19,8 @@ Variants, at most one token per axis, in any order:
     teacher    teacher=NAME, a name in `models.registry.RANKERS`; mmoe_din by default
     fields     teacher_fields=same: the teacher sees the student's fields and nothing more
     inputs     plus: what users were shown without a click is a history of its own, popularity in
-               a scenario counts it and is of the days before the split, histories are longer; DSMOE
-               becomes DSMOE beside FISM, without a teacher
+               a scenario counts it, is of the days before the split and part of every score,
+               histories are longer; DSMOE becomes DSMOE beside FISM, without a teacher
 
 The full archive and `paper_exact` keep the paper's values and, where it states none, the usual
 ones. `:sample` and `:synthetic` have few rows: there the user id and wide layers over-fit and a
