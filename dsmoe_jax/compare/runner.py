@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from dsmoe_jax import runlog
 from dsmoe_jax.baselines import catalogue
-from dsmoe_jax.compare import costs, numerics, plan, processes, progress, records
+from dsmoe_jax.compare import costs, numerics, plan, processes, progress, queries, records
 from dsmoe_jax.compare import job as job_lib
 from dsmoe_jax.config import fingerprint
 from dsmoe_jax.data import store as store_lib
@@ -275,6 +275,7 @@ class Runner:
         record = records.make(job, self.identity(job), self.workdir(job), **more)
         path = self._record_path(job)
         records.keep_hits(job, self.workdir(job), path.with_suffix(".parquet"))
+        queries.keep(self.records, job.dropped_days, self.store(job))
         runlog.replace_text(path, json.dumps(record) + "\n")
         return record
 

@@ -70,6 +70,9 @@ class Documents:
             **{name: functools.partial(self.show_table, name) for name in TABLES},
             "plus": lambda: _show_table(plus.make_recall(plus.load(plus_inputs))),
             "plus_leads": lambda: _show_table(plus.make_leads(plus.load(plus_inputs))),
+            "plus_users": lambda: _show_table(plus.show_users(plus_inputs)),
+            "plus_earlier": lambda: _show_tables(plus.show_earlier(plus_inputs)),
+            "plus_shown": lambda: _show_tables(plus.show_shown(plus_inputs)),
             "recall": self.draw_recall,
             "changes": functools.partial(self.draw_changes, "changes", "table4", plan.DECIDED),
             **{name: functools.partial(self.draw_changes, name, name) for name in sweeps.SWEPT},
@@ -210,6 +213,12 @@ class Documents:
         block = dots.block(world.name, world.title, label, found)
         text = f"{block.text}\n\n{page_section.section(records, (world,))}"
         return dataclasses.replace(block, text=text)
+
+
+def _show_tables(tables: list[formats.Table]) -> generated.Block:
+    shown = [_show_table(table) for table in tables]
+    files = {name: text for block in shown for name, text in block.files.items()}
+    return generated.Block("\n\n".join(block.text for block in shown), files)
 
 
 def _show_table(table: formats.Table) -> generated.Block:

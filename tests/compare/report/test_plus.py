@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dsmoe_jax.compare import queries
 from dsmoe_jax.compare.report import build, plus
 from tests.compare import made_up
 
@@ -63,3 +64,51 @@ def test_the_sentence_names_the_best_baseline_and_the_lead(systems):
 
 def test_what_stands_beside_it_is_said(systems):
     assert "above DSMOE" in plus.find(systems)[0]
+
+
+def test_users_are_told_apart_by_what_is_known_of_them(systems):
+    """Against means by hand; a group's queries are those of its users alone."""
+    Q = sum(made_up.QUERIES)
+    rng = np.random.default_rng(0)
+    known = queries.Known("d" * 64, rng.integers(0, 6, Q), rng.integers(0, 2, Q))
+    table = plus.make_users(systems, known)
+    own = np.mean([entry.queries().recall(5) for entry in systems[0].entries], axis=0)
+    scenario_Q = np.repeat(np.arange(2), made_up.QUERIES)
+    found = {r["users"]: r for r in table.records if r["row"] == "dsmoe"}
+    for label, chosen_Q in (
+        ("all users", np.ones(Q, bool)),
+        ("no training positive", known.trained_Q == 0),
+        ("under 3 positives", known.events_Q < 3),
+    ):
+        macro = np.mean([own[chosen_Q & (scenario_Q == s)].mean() for s in (0, 1)])
+        assert found[label]["macro"] == pytest.approx(macro)
+        assert found[label]["all queries"] == pytest.approx(own[chosen_Q].mean())
+        assert f"all {chosen_Q.sum():,} queries" in " ".join(
+            table.heads[table.heads.index(f"{label}: macro @5") :]
+        )
+    assert made_up.row_of(table, "FISM")["all users: macro @5"].text
+
+
+def test_earlier_days_and_another_rule_have_tables_of_their_own(tmp_path):
+    """The rule's records are beside the others; days are told apart within a folder."""
+    source = build.Source(tmp_path / "plus", plus.CONFIG)
+    means = {(0, "plus"): (0.5, 0.4), (2, "plus"): (0.3, 0.2), (0, "plus_shown"): (0.7, 0.6)}
+    for (days, name), mean in means.items():
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        for system, more in (("dsmoe", 0.0), ("fism", 0.05)):
+            values = {system: made_up.system((mean[0] - more, mean[1] - more), days)}
+            made_up.save(folder, made_up.record(system, values, days=days))
+    for tables, name, mean in (
+        (plus.show_earlier(source), "plus_earlier", means[2, "plus"]),
+        (plus.show_shown(source), "plus_shown", means[0, "plus_shown"]),
+    ):
+        assert [table.name for table in tables] == [name, f"{name}_leads"]
+        cell = made_up.row_of(tables[0], "DSMOE beside FISM")["macro @5"].text
+        assert float(cell.strip("*")) == pytest.approx(100 * np.mean(mean), abs=8)
+        assert [row[0].text for row in tables[1].rows] == ["FISM"]
+
+
+def test_the_page_of_users_wants_what_a_job_leaves(tmp_path):
+    with pytest.raises(ValueError, match=r"expected queries-drop0\.npz, which a job leaves"):
+        plus.show_users(build.Source(tmp_path, plus.CONFIG))
