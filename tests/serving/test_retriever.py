@@ -1,5 +1,7 @@
 """Every matcher's bundle gives the evaluation protocol's lists, from raw values."""
 
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,7 +11,9 @@ from dsmoe_jax.serving import retriever
 from tests.models import small
 from tests.serving import shop
 
-NAMES = sorted(registry.MATCHERS)
+# The prior of a method that has none by itself, of a folding one too.
+PRIOR = " with a known prior"
+NAMES = [*sorted(registry.MATCHERS), f"dsmoe{PRIOR}", f"mind{PRIOR}"]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +23,10 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=NAMES)
 def exported(request, store, tmp_path_factory):
-    untrained = shop.Untrained(store, small.SMALL_MATCHERS[request.param])
+    config = small.SMALL_MATCHERS[request.param.removesuffix(PRIOR)]
+    if request.param.endswith(PRIOR):
+        config = dataclasses.replace(config, known_prior=True)
+    untrained = shop.Untrained(store, config)
     folder = tmp_path_factory.mktemp("bundles") / request.param
     untrained.export(folder)
     return untrained, retriever.Retriever.load(folder)
