@@ -229,6 +229,7 @@ class Stages:
         decay_epochs, beta_2 = 0, optimizer.BETA_2
         if isinstance(chosen, schema.TrainConfig):
             decay_epochs, beta_2 = chosen.decay_epochs, chosen.beta_2
+        queries = f"{'teacher_' * (name == 'teacher')}validation_queries"
         examples = len(pipeline.choose_examples(self.store, last_only))
         decay_steps = decay_epochs * (examples // self.experiment.train.batch_size)
         updater = row_sparse.make_updater(
@@ -247,6 +248,10 @@ class Stages:
             patience=chosen.patience,
             max_train_s=60 * chosen.max_minutes or math.inf,
             score_name=f"recall@{self.experiment.eval.k[0]}",
+            judged_by={
+                "eval.remove_seen": self.experiment.eval.remove_seen,
+                f"eval.{queries}": getattr(self.experiment.eval, queries),
+            },
             last_only=last_only,
             keeps_last=decay_epochs > 0,
             make_constants=lambda: statistics.make_constants(self.store, model.constant_shapes),
@@ -295,14 +300,14 @@ class Stages:
             stage.model, stage.updater, mesh=self.mesh, averaged=stage.average_decay > 0
         )
         with self._open_checkpoints(stage, workdir) as checkpoints:
-            best = checkpoints.best.restore(like, self.mesh)
             progress = checkpoints.latest.progress()
-        if best is None or progress is None:
-            raise ValueError(
-                f"{workdir}: expected a trained {stage.name}, found none; run --mode {stage.name} "
-                "first"
-            )
-        return Trained(train_state.freeze(best[0]), progress)
+            if progress is None or not progress.best_step:
+                raise ValueError(
+                    f"{workdir}: expected a trained {stage.name}, found none; run --mode "
+                    f"{stage.name} first"
+                )
+            best = checkpoints.restore_best(like, self.mesh, progress)
+        return Trained(train_state.freeze(best), progress)
 
     def _open_checkpoints(
         self, stage: loop.Stage, workdir: pathlib.Path

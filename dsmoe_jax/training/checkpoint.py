@@ -1,22 +1,48 @@
 """Checkpoints of a stage: the latest state to resume from, the best state to keep.
 
-Owns the layout on disk and the refusal of a checkpoint that another configuration or other data
-wrote. Two managers, because one manager that keeps the best step would delete later progress:
+Owns the layout on disk, and the refusal of a checkpoint that another configuration or other data
+wrote or that is damaged. Two managers, because one manager that keeps the best step would delete
+later progress:
 
     <workdir>/checkpoints/<stage>/latest/<step>/   state and progress; a resumed run starts here
     <workdir>/checkpoints/<stage>/best/<step>/     the state with the best validation recall
 
-Writes are asynchronous and atomic (Orbax commits a step by renaming it).
+Each keeps its two newest steps, so that there is one to fall back to. Writes are asynchronous and
+atomic (Orbax commits a step by renaming it); the best state of an epoch is on disk before the
+latest one that names it is written. A state's digests lie beside it and are compared when it is
+read.
 """
 
 import dataclasses
+import gc
+import hashlib
+import json
+import logging
 import pathlib
-from typing import Any
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from dsmoe_jax.training import sharding, train_state
+from dsmoe_jax.training import digest, sharding, train_state
+
+Found = TypeVar("Found")
+
+# The newest, and one to fall back to.
+KEPT_STEPS = 2
+_WAY_OUT = (
+    "; delete this folder and train again with the same --workdir, which continues from an older "
+    "state where there is one"
+)
+
+
+class DamagedError(ValueError):
+    """A checkpoint that is not what was written."""
 
 
 @dataclasses.dataclass
@@ -27,15 +53,18 @@ class Progress:
     step: int = 0  # Steps taken; the next batch is number `step` of the stage
     epochs_evaluated: int = 0  # Epochs that are complete and evaluated
     best_score: float = -1.0  # Best macro validation recall so far; -1 before the first evaluation
-    best_step: int = 0  # Step of the best state
+    best_step: int = 0  # Step of the best state that was saved; 0 before
     bad_epochs: int = 0  # Evaluations since the best one; patience compares with it
     # Seconds of training so far, evaluation included, before and after interruptions.
     train_s: float = 0.0
     example_s: float = 0.0  # Seconds of those spent in training steps
+    # What the best score is: its metric, and the fields of evaluation that it depends on; empty in
+    # checkpoints from before it was kept.
+    judged_by: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Checkpoint:
-    """A state in a folder; a save replaces the one before."""
+    """The newest states in a folder."""
 
     def __init__(self, directory: pathlib.Path, identity: dict[str, Any]):
         """Opens the folder, or makes it; see `StageCheckpoints` for the identity."""
@@ -45,7 +74,7 @@ class Checkpoint:
         name = f"{directory.parent.name}_{directory.name}"
         processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=1, create=True, multiprocessing_options=processes
+            max_to_keep=KEPT_STEPS, create=True, multiprocessing_options=processes
         )
         self.manager = ocp.CheckpointManager(
             directory, options=options, item_names=("state", "meta")
@@ -53,9 +82,14 @@ class Checkpoint:
 
     @property
     def step(self) -> int | None:
-        """Step of the state that is there."""
+        """Step of the newest state that is there."""
         latest: int | None = self.manager.latest_step()
         return latest
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all states that are there, ascending."""
+        return sorted(self.manager.all_steps())
 
     @property
     def path(self) -> pathlib.Path:
@@ -63,53 +97,144 @@ class Checkpoint:
         return pathlib.Path(self.manager.directory)
 
     def save(self, state: train_state.TrainState, progress: Progress) -> None:
-        """Replaces the state; returns before the write is complete."""
+        """Adds the state and drops the oldest; returns before the write is complete."""
         if progress.step in self.manager.all_steps():
             # A run killed between its two saves evaluates the same epoch again; same content.
             self.manager.delete(progress.step)
-        meta = {"progress": dataclasses.asdict(progress), "identity": self._identity}
+        parts = _present(state)
+        meta = {
+            "progress": dataclasses.asdict(progress),
+            "identity": self._identity,
+            "digests": digest.of_tree(parts),
+        }
         self.manager.save(
             progress.step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_present(state)), meta=ocp.args.JsonSave(meta)
+                state=ocp.args.StandardSave(parts),
+                meta=ocp.args.JsonSave({**meta, "sha256": _hash(meta)}),
             ),
         )
 
     def restore(
-        self, like: train_state.TrainState, mesh: jax.sharding.Mesh
+        self, like: train_state.TrainState, mesh: jax.sharding.Mesh, step: int | None = None
     ) -> tuple[train_state.TrainState, Progress] | None:
-        """The state in this mesh's layout, or None where there is none.
+        """The state of a step, of the newest by default, in this mesh's layout; None without one.
 
         Raises:
+          DamagedError: When it is not what was written, naming the folder and what to do.
           ValueError: When another configuration or other data wrote it, with the difference.
         """
-        progress = self.progress()
-        if progress is None:
+        step = self.step if step is None else step
+        if step is None:
             return None
+        meta = self._read_meta(step)
         wanted = _present(like)
         target = sharding.abstract(wanted, sharding.state_sharding(mesh, wanted))
-        restored = self.manager.restore(
-            self.step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        )
-        return train_state.TrainState(**restored["state"]), progress
+        read = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        restored = self._attempt(step, lambda: self.manager.restore(step, args=read)["state"])
+        self._check(restored, meta.get("digests", {}), step)
+        return train_state.TrainState(**restored), Progress(**meta["progress"])
 
-    def progress(self) -> Progress | None:
-        """Where the state stands, without reading it; None where there is none.
+    def progress(self, step: int | None = None) -> Progress | None:
+        """Where the state of a step stands, without reading it; None where there is none.
 
         Raises:
+          DamagedError: When it is not what was written.
           ValueError: When another configuration or other data wrote it, with the difference.
         """
-        if self.step is None:
-            return None
-        read = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = self.manager.restore(self.step, args=read)["meta"]
-        difference = describe_difference(meta["identity"], self._identity)
+        step = self.step if step is None else step
+        return None if step is None else Progress(**self._read_meta(step)["progress"])
+
+    def wait(self) -> None:
+        """Returns once every save is on disk."""
+        self.manager.wait_until_finished()
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the states past a step."""
+        for later in self.steps:
+            if later > step:
+                self.manager.delete(later)
+
+    def damaged(self, step: int, what: str) -> DamagedError:
+        """The error of a state that is not what was written."""
+        return DamagedError(f"{self.path / str(step)}: the checkpoint is damaged: {what}{_WAY_OUT}")
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        """Progress, identity and digests of a step, which this run's identity may read."""
+        meta, difference = self._attempt(step, lambda: self._parse_meta(step))
         if difference:
             raise ValueError(
                 f"{self.path}: another run wrote this checkpoint ({difference}); "
                 "change the fields back or choose a new --workdir"
             )
-        return Progress(**meta["progress"])
+        return meta
+
+    def _check(self, state: dict[str, Any], expected: dict[str, str], step: int) -> None:
+        """Compares a state's digests with those that were kept, if any were."""
+        found = digest.of_tree(state) if expected else {}
+        for name in sorted({*expected, *found}):
+            if expected.get(name) != found.get(name):
+                raise self.damaged(
+                    step, f"{name} is not as saved: {expected.get(name)} -> {found.get(name)}"
+                )
+
+    def _parse_meta(self, step: int) -> tuple[dict[str, Any], str]:
+        """The metadata of a step, and how their identity differs from this run's."""
+        if step not in self.steps:
+            raise FileNotFoundError("expected this folder, found none")
+        read = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = dict(self.manager.restore(step, args=read)["meta"])
+        if meta.pop("sha256", _hash(meta)) != _hash(meta):
+            raise ValueError("its metadata have another hash")
+        Progress(**meta["progress"])
+        return meta, describe_difference(meta["identity"], self._identity)
+
+    def _attempt(self, step: int, read: Callable[[], Found]) -> Found:
+        """What is read; what goes wrong at damaged files is one line, in all processes alike."""
+        found: list[Found] = []
+        with _Attempt() as attempt:
+            found.append(read())
+        failed = not found
+        if jax.process_count() > 1:
+            failed = bool(multihost_utils.process_allgather(np.int32(failed)).any())
+        if failed:
+            raise self.damaged(step, attempt.failure or "another process could not read it")
+        return found[0]
+
+
+class _Attempt:
+    """Keeps what goes wrong with damaged files from the console, but for its first line.
+
+    Orbax and TensorStore raise errors of any class at them, `Exception` itself among them, log
+    what they see, and leave coroutines behind, of which Python tells when they are collected.
+    """
+
+    def __init__(self) -> None:
+        self.failure = ""
+        self._logger = logging.getLogger("absl")
+
+    def __enter__(self) -> "_Attempt":
+        self._hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        self._level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> bool:
+        # What says nothing of the files: signals, memory, and rights to read.
+        others = (PermissionError, MemoryError, jax.errors.JaxRuntimeError)
+        is_damage = isinstance(error, Exception) and not isinstance(error, others)
+        if error is not None and is_damage:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self.failure = lines[0][:200]
+            # The frames hold the coroutines.
+            traceback.clear_frames(error.__traceback__)
+            error.__cause__ = error.__context__ = error.__traceback__ = None
+            gc.collect()
+        self._logger.setLevel(self._level)
+        sys.unraisablehook = self._hook
+        return is_damage
 
 
 class StageCheckpoints:
@@ -117,18 +242,78 @@ class StageCheckpoints:
 
     def __init__(self, workdir: pathlib.Path, stage: str, identity: dict[str, Any]):
         """Opens the folders; a resumed run must share the identity: flat fields and a data hash."""
-        root = workdir.absolute() / "checkpoints" / stage
-        self.latest, self.best = (Checkpoint(root / name, identity) for name in ("latest", "best"))
+        self.root = stage_folder(workdir, stage)
+        self.latest, self.best = (
+            Checkpoint(self.root / name, identity) for name in ("latest", "best")
+        )
+
+    def resume(
+        self, like: train_state.TrainState, mesh: jax.sharding.Mesh, say: Callable[[str], None]
+    ) -> tuple[train_state.TrainState, Progress] | None:
+        """The newest state that is whole, as its best state is there; None where there is none.
+
+        Later steps are deleted: they are damaged, or of a time that is trained again. Of damage,
+        `say` is told in one line.
+
+        Raises:
+          DamagedError: When there are states and none is whole.
+          ValueError: When another configuration or other data wrote them, with the difference.
+        """
+        damages: list[str] = []
+        for step in reversed(self.latest.steps):
+            try:
+                found = self._restore_latest(like, mesh, step)
+            except DamagedError as error:
+                damages.append(str(error).partition(_WAY_OUT)[0])
+                continue
+            if damages:
+                say(f"{damages[0]}; falls back to step {step}")
+            self.latest.drop_after(step)
+            self.best.drop_after(step)
+            return found
+        if damages:
+            raise DamagedError(
+                f"{damages[0]}, and there is no older state to fall back to; delete {self.root} "
+                "and train again with the same --workdir"
+            )
+        return None
+
+    def restore_best(
+        self, like: train_state.TrainState, mesh: jax.sharding.Mesh, progress: Progress
+    ) -> train_state.TrainState:
+        """The best state of a progress.
+
+        Raises:
+          DamagedError: When it is not there or not what was written.
+          ValueError: When another configuration or other data wrote it.
+        """
+        found = self.best.restore(like, mesh, progress.best_step)
+        assert found is not None
+        return found[0]
+
+    def _restore_latest(
+        self, like: train_state.TrainState, mesh: jax.sharding.Mesh, step: int
+    ) -> tuple[train_state.TrainState, Progress] | None:
+        progress = self.latest.progress(step)
+        # Without a score there is no best state, or only one at the stage's end.
+        if progress is not None and progress.best_score >= 0:
+            self.best.progress(progress.best_step)
+        return self.latest.restore(like, mesh, step)
 
     def wait(self) -> None:
         """Returns once every save is on disk."""
-        self.latest.manager.wait_until_finished()
-        self.best.manager.wait_until_finished()
+        self.latest.wait()
+        self.best.wait()
 
     def close(self) -> None:
         """Waits and releases the managers' threads."""
         self.latest.manager.close()
         self.best.manager.close()
+
+
+def stage_folder(workdir: pathlib.Path, stage: str) -> pathlib.Path:
+    """Where the checkpoints of a stage lie."""
+    return workdir.absolute() / "checkpoints" / stage
 
 
 def describe_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -145,3 +330,9 @@ def describe_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
 def _present(state: train_state.TrainState) -> dict[str, Any]:
     """The parts that a state has, by name."""
     return {name: part for name, part in state._asdict().items() if part is not None}
+
+
+def _hash(meta: dict[str, Any]) -> str:
+    """64 hexadecimal digits that name what JSON keeps of the metadata."""
+    text = json.dumps(json.loads(json.dumps(meta)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +20,16 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import runlog
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
-from dsmoe_jax.training import checkpoint, interrupt, optimizer, sharding, train_state, train_step
+from dsmoe_jax.training import (
+    checkpoint,
+    interrupt,
+    optimizer,
+    selection,
+    sharding,
+    step_metrics,
+    train_state,
+    train_step,
+)
 
 # A mean task loss above this is divergence: an untrained model's BCE is at 0.69. Auxiliary losses
 # have scales of their own, so that the total says nothing.
@@ -60,6 +69,8 @@ class Stage:
     # results.json; None where nothing selects and the last epoch is kept.
     validate: Callable[[train_state.Frozen], Summary] | None
     score_name: str  # The macro metric that selects the epoch, e.g. `recall@50`
+    # Fields of evaluation that the score depends on; scores of other fields are not compared.
+    judged_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loss_method: str = ""  # The model's method that gives the loss; empty for logits and their BCE
     # What an earlier stage trained; None starts from initial parameters.
     start_from: train_state.Frozen | None = None
@@ -129,11 +140,13 @@ class _Loop:
         for line in runlog.describe_parameters(stage.name, self._like.params):
             setting.log.line(line)
         # Either or: two states may not fit the devices.
-        restored = checkpoints.latest.restore(self._like, setting.mesh)
+        restored = checkpoints.resume(self._like, setting.mesh, setting.log.line)
+        self._judged_by = {"score": stage.score_name, **stage.judged_by}
         if restored is not None:
             self._state, self._progress = restored
             setting.log.forget_after(stage.name, self._progress.step)
             setting.log.line(f"{stage.name}: resumes at step {self._progress.step}")
+            self._judge_anew()
         else:
             self._progress = checkpoint.Progress(stage=stage.name)
             self._state = train_state.init_state(
@@ -163,13 +176,36 @@ class _Loop:
     def best(self) -> tuple[train_state.TrainState, checkpoint.Progress]:
         self._checkpoints.wait()
         del self._state  # two states may not fit the devices
-        best = self._checkpoints.best.restore(self._like, self._setting.mesh)
-        if best is None:
-            raise ValueError(
-                f"{self._checkpoints.latest.path}: the stage is complete and its best state is "
-                "gone; delete the stage's folder and run again"
+        best = self._checkpoints.restore_best(self._like, self._setting.mesh, self._progress)
+        return best, self._progress
+
+    def _judge_anew(self) -> None:
+        """Makes the best score so far one of this run's metric, where it was another's.
+
+        A complete stage stays as it is: nothing is compared any more.
+        """
+        progress, stage, log = self._progress, self._stage, self._setting.log
+        changed = selection.describe_changes(progress.judged_by, self._judged_by)
+        if stage.validate is None or not changed:
+            return
+        if self.is_done():
+            log.line(
+                f"{stage.name}: complete; its epoch, chosen with other fields, stays: {changed}"
             )
-        return best[0], self._progress
+            return
+        del self._state  # two states may not fit the devices
+        mesh = self._setting.mesh
+        best = self._checkpoints.restore_best(self._like, mesh, progress)
+        old, score = progress.best_score, self._score(best)[0]
+        del best
+        restored = self._checkpoints.latest.restore(self._like, mesh)
+        assert restored is not None
+        self._state = restored[0]
+        progress.best_score, progress.judged_by = score, self._judged_by
+        log.line(
+            f"{stage.name}: validation changed ({changed}): the best state so far, of step "
+            f"{progress.best_step}, is judged anew, {old:.4f} -> {score:.4f}"
+        )
 
     def run_epoch(self) -> None:
         setting, progress, stage = self._setting, self._progress, self._stage
@@ -209,6 +245,8 @@ class _Loop:
         progress.example_s += time.perf_counter() - start_s
         self._finish_epoch()
         progress.train_s += time.perf_counter() - start_s
+        # A run killed between the two finds the best state that the latest one names.
+        self._checkpoints.best.wait()
         self._checkpoints.latest.save(self._state, progress)
         if setting.stop.reached(progress.step) and not self.is_done():
             self._stop()
@@ -264,11 +302,7 @@ class _Loop:
         """Fetches the metrics of the steps since the last report: the loop's only wait."""
         if not self._pending:
             return
-        fetched = [
-            {name: stacked[n] for name, stacked in metrics.items()}
-            for _, count, metrics in jax.device_get(self._pending)
-            for n in range(count)
-        ]
+        fetched = step_metrics.fetch(self._pending)
         first = self._pending[0][0] + 1
         self._pending.clear()
         for step, metrics in enumerate(fetched, first):
@@ -276,15 +310,7 @@ class _Loop:
             task = float(metrics["loss_task"].sum() / metrics["rows"].sum())
             if not np.isfinite(loss) or task > DIVERGED_LOSS:
                 self._raise_diverged(step, loss)
-        names = self._stage.model.spec.scenarios
-        rows_S = sum(metrics["rows"] for metrics in fetched)
-        values = {"train/loss": float(np.mean([metrics["loss"] for metrics in fetched]))}
-        for part in sorted(set(fetched[0]) - {"rows", "loss"}):
-            sum_S = sum(metrics[part] for metrics in fetched)
-            values[f"train/{part}"] = float(sum_S.sum() / rows_S.sum())
-            for name, total, rows in zip(names, sum_S, rows_S, strict=True):
-                if rows:
-                    values[f"train/{name}/{part}"] = float(total / rows)
+        values = step_metrics.average(fetched, self._stage.model.spec.scenarios)
         progress, setting = self._progress, self._setting
         now_s = time.perf_counter()
         elapsed_s = now_s - self._reported_s
@@ -293,12 +319,8 @@ class _Loop:
         values["perf/data_wait_share"] = self._waited_s / elapsed_s
         self._reported_s, self._waited_s = now_s, 0.0
         setting.log.metrics(self._stage.name, progress.step, values)
-        parts = " ".join(
-            f"{name.removeprefix('train/')} {value:.4f}"
-            for name, value in values.items()
-            if name.count("/") == 1 and name.startswith("train/")
-        )
-        setting.log.advance(len(fetched), f"{parts} {rate:,.0f} examples/s")
+        note = f"{step_metrics.describe(values)} {rate:,.0f} examples/s"
+        setting.log.advance(len(fetched), note)
 
     def _raise_diverged(self, step: int, loss: float) -> None:
         setting, stage = self._setting, self._stage
@@ -349,29 +371,25 @@ class _Loop:
         stage, progress, log = self._stage, self._progress, self._setting.log
         progress.epochs_evaluated += 1
         if stage.validate is None:
-            progress.best_step = progress.step
             # Nothing selects among epochs, so that only the last one's state is wanted.
             if self.is_done():
+                progress.best_step = progress.step
                 self._checkpoints.best.save(self._state, progress)
             log.line(f"{stage.name} epoch {progress.epochs_evaluated:>3}")
             return
-        summary = stage.validate(train_state.freeze(self._state))
-        score = summary["macro"][stage.score_name]
+        score, summary = self._score(self._state)
         is_best = stage.keeps_last or score > progress.best_score
         if is_best:
             progress.best_score, progress.best_step, progress.bad_epochs = score, progress.step, 0
+            progress.judged_by = self._judged_by
             self._checkpoints.best.save(self._state, progress)
         else:
             progress.bad_epochs += 1
-        values = {f"eval/macro/{name}": value for name, value in summary["macro"].items()}
-        for scenario, row in summary["scenarios"].items():
-            values |= {f"eval/{scenario}/{name}": value for name, value in row.items()}
-        log.metrics(stage.name, progress.step, values)
-        recalls = "  ".join(
-            f"{scenario} {100 * row[stage.score_name]:.1f}"
-            for scenario, row in summary["scenarios"].items()
-        )
-        log.line(
-            f"{stage.name} epoch {progress.epochs_evaluated:>3}  validation {stage.score_name} % "
-            f"macro {100 * score:.2f}  {recalls}{'  best' if is_best else ''}"
-        )
+        log.metrics(stage.name, progress.step, selection.metrics(summary))
+        log.line(selection.describe_epoch(progress, stage.score_name, summary, is_best))
+
+    def _score(self, state: train_state.TrainState) -> tuple[float, Summary]:
+        """The score that selects epochs, and the summary that it is of."""
+        assert self._stage.validate is not None
+        summary = self._stage.validate(train_state.freeze(state))
+        return summary["macro"][self._stage.score_name], summary

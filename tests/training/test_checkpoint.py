@@ -1,3 +1,6 @@
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,3 +94,133 @@ def test_another_identity_is_refused_with_the_difference(checkpoints, tmp_path):
 
 def test_difference_of_equal_identities_is_empty():
     assert checkpoint.describe_difference({"a": 1}, {"a": 1}) == ""
+
+
+def save(checkpoints, steps, bests=()):
+    """Saves latest states and best ones of these steps; a state holds its step."""
+    for step in steps:
+        best = max((b for b in bests if b <= step), default=0)
+        progress = checkpoint.Progress("student", step, best_score=0.5 if best else -1.0)
+        progress.best_step = best
+        if step in bests:
+            checkpoints.best.save(make_state(step), progress)
+            checkpoints.best.wait()
+        checkpoints.latest.save(make_state(step), progress)
+        checkpoints.wait()
+
+
+def damage(path: pathlib.Path, name: str) -> None:
+    """Flips a bit in the middle of the largest file that matches."""
+    found = max(path.rglob(name), key=lambda file: file.stat().st_size)
+    content = bytearray(found.read_bytes())
+    content[len(content) // 2] ^= 1
+    found.write_bytes(bytes(content))
+
+
+def edit_meta(path: pathlib.Path, edit) -> None:
+    file = path / "meta" / "metadata"
+    meta = json.loads(file.read_text())
+    edit(meta)
+    file.write_text(json.dumps(meta))
+
+
+def resume(workdir, says):
+    opened = checkpoint.StageCheckpoints(workdir, "student", {"seed": 1})
+    try:
+        return opened.resume(make_state(0.0), sharding.make_mesh(), says.append)
+    finally:
+        opened.close()
+
+
+def test_the_newest_whole_state_is_resumed_from(checkpoints, tmp_path):
+    save(checkpoints, (3, 6, 9), bests=(3, 6))
+    assert checkpoints.latest.steps == [6, 9]
+    damage(tmp_path / "checkpoints/student/latest/9", "d/*")
+    says = []
+    state, progress = resume(tmp_path, says)
+    assert (progress.step, float(state.opt_state[0][0])) == (6, 6.0)
+    [line] = says
+    assert "latest/9: the checkpoint is damaged: " in line
+    assert line.endswith("; falls back to step 6")
+    # What is trained again is saved again.
+    assert not (tmp_path / "checkpoints/student/latest/9").exists()
+
+
+def test_a_latest_state_without_its_best_one_is_not_resumed_from(checkpoints, tmp_path):
+    save(checkpoints, (3, 6), bests=(3, 6))
+    checkpoints.best.manager.delete(6)
+    says = []
+    assert resume(tmp_path, says)[1].step == 3
+    assert "best/6: the checkpoint is damaged: expected this folder, found none" in says[0]
+
+
+def test_a_best_state_of_an_epoch_that_is_trained_again_is_dropped(checkpoints, tmp_path):
+    save(checkpoints, (3, 6), bests=(3,))
+    checkpoints.best.save(make_state(9.0), checkpoint.Progress("student", 9))
+    checkpoints.wait()
+    says = []
+    assert resume(tmp_path, says)[1].step == 6
+    assert says == []
+    assert [path.name for path in (tmp_path / "checkpoints/student/best").iterdir()] == ["3"]
+
+
+def test_without_a_whole_state_one_line_says_what_to_delete(checkpoints, tmp_path):
+    save(checkpoints, (3, 6))
+    for step in (3, 6):
+        damage(tmp_path / f"checkpoints/student/latest/{step}", "d/*")
+    with pytest.raises(checkpoint.DamagedError) as caught:
+        resume(tmp_path, [])
+    root = tmp_path / "checkpoints" / "student"
+    assert str(caught.value).startswith(f"{root / 'latest' / '6'}: the checkpoint is damaged: ")
+    assert f"delete {root} and train again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["d/*", "_METADATA", "manifest.ocdbt", "metadata"])
+def test_damage_is_one_line_whatever_the_file(checkpoints, tmp_path, name, capfd):
+    save(checkpoints, (3,))
+    step = tmp_path / "checkpoints" / "student" / "latest" / "3"
+    for file in list(step.rglob(name)):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(checkpoint.DamagedError) as caught:
+        checkpoints.latest.restore(make_state(0.0), sharding.make_mesh())
+    assert str(caught.value).startswith(f"{step}: the checkpoint is damaged: ")
+    assert "delete this folder and train again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_changed_number_is_found_though_every_file_can_be_read(checkpoints, tmp_path):
+    save(checkpoints, (3, 6))
+    other = checkpoint.StageCheckpoints(tmp_path / "other", "student", {"seed": 1})
+    state = make_state(6.0)
+    changed = state.params["item_table"].at[5, 1].set(np.nextafter(np.float32(6), np.float32(7)))
+    other.latest.save(
+        state._replace(params={"item_table": changed}), checkpoint.Progress("student", 6)
+    )
+    other.close()
+    step = tmp_path / "checkpoints/student/latest/6"
+    (step / "state").rename(tmp_path / "old")
+    (tmp_path / "other/checkpoints/student/latest/6/state").rename(step / "state")
+    with pytest.raises(checkpoint.DamagedError, match=r"params/item_table is not as saved: float"):
+        checkpoints.latest.restore(make_state(0.0), sharding.make_mesh())
+
+
+def test_changed_metadata_are_found(checkpoints, tmp_path):
+    save(checkpoints, (3,))
+    step = tmp_path / "checkpoints" / "student" / "latest" / "3"
+    edit_meta(step, lambda meta: meta["progress"].update(bad_epochs=1))
+    with pytest.raises(checkpoint.DamagedError, match="its metadata have another hash"):
+        checkpoints.latest.progress()
+
+
+def test_a_checkpoint_from_before_there_were_digests_is_read(checkpoints, tmp_path):
+    save(checkpoints, (3,))
+
+    def forget(meta):
+        del meta["sha256"], meta["digests"], meta["progress"]["judged_by"]
+
+    edit_meta(tmp_path / "checkpoints" / "student" / "latest" / "3", forget)
+    state, progress = checkpoints.latest.restore(make_state(0.0), sharding.make_mesh())
+    assert (progress.step, progress.judged_by) == (3, {})
+    assert float(state.opt_state[0][0]) == 3.0

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import signal
+import threading
 import time
 
 import jax
@@ -431,3 +432,97 @@ def test_constants_that_the_model_does_not_declare_are_refused(store):
             mesh=sharding.make_mesh(),
             constants={"log_prior_SV": np.zeros((3, 4), np.float32)},
         )
+
+
+def test_the_best_state_is_on_disk_before_the_latest_one_that_names_it(
+    store, tmp_path, monkeypatch
+):
+    waited, rename, seen = threading.Event(), os.rename, []
+
+    def late(source, target, **more):
+        # A slow disk: the best state is complete when somebody waits for it.
+        if "/best/" in str(source):
+            waited.wait(timeout=60)
+        rename(source, target, **more)
+
+    wait, save = checkpoint.Checkpoint.wait, checkpoint.Checkpoint.save
+
+    def wait_for(of):
+        waited.set()
+        wait(of)
+
+    def see(of, state, progress):
+        if of.path.name == "latest" and progress.best_step:
+            seen.append((of.path.parent / "best" / str(progress.best_step)).exists())
+            waited.set()
+        elif of.path.name == "best":
+            waited.clear()
+        save(of, state, progress)
+
+    monkeypatch.setattr(os, "rename", late)
+    monkeypatch.setattr(checkpoint.Checkpoint, "wait", wait_for)
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", see)
+    Trainer(store, tmp_path / "run", devices=tiny.one_device()).run()
+    assert seen == [True, True]
+
+
+def judged(store, workdir, scores, max_epochs=3, **changes):
+    """A stage whose epochs have these scores, whatever the states."""
+    given = iter(scores)
+
+    def validate(frozen):
+        score = next(given)
+        return {"macro": {"recall@1": score, "recall@5": score}, "scenarios": {}}
+
+    options = {"devices": tiny.one_device(), "max_epochs": max_epochs, "validate": validate}
+    trainer = Trainer(store, workdir, **options)
+    trainer.stage = dataclasses.replace(trainer.stage, **changes)
+    trainer.lines = []
+    trainer.log.line = trainer.lines.append
+    return trainer
+
+
+def test_a_best_score_of_another_metric_is_judged_anew(store, tmp_path):
+    whole = judged(store, tmp_path / "whole", [0.3, 0.2, 0.1])
+    expected, _ = whole.run()
+    first = judged(store, tmp_path / "run", [0.9], max_epochs=1)
+    first.run()
+    # The metric is another, whose scores are lower: the first epoch stays the best of them.
+    second = judged(store, tmp_path / "run", [0.3, 0.2, 0.1], score_name="recall@1")
+    state, progress = second.run()
+    assert_same_bits(state, expected)
+    assert (progress.best_score, progress.best_step) == (0.3, whole.setting.source.steps_per_epoch)
+    [line] = [line for line in second.lines if "anew" in line]
+    assert "validation changed (score 'recall@5' -> 'recall@1')" in line
+    assert "is judged anew, 0.9000 -> 0.3000" in line
+
+
+def test_a_later_epoch_that_is_better_by_the_new_metric_is_chosen(store, tmp_path):
+    judged(store, tmp_path / "run", [0.9], max_epochs=1, judged_by={"remove_seen": "none"}).run()
+    other = judged(store, tmp_path / "run", [0.1, 0.2, 0.1], judged_by={"remove_seen": "shown"})
+    _, progress = other.run()
+    assert progress.best_score == 0.2
+
+
+def test_a_complete_stage_keeps_its_epoch_whatever_is_reported(store, tmp_path):
+    state, _ = judged(store, tmp_path / "run", [0.9, 0.5], max_epochs=2).run()
+    second = judged(store, tmp_path / "run", [], max_epochs=2, score_name="recall@1")
+    again, progress = second.run()
+    assert_same_bits(state, again)
+    assert progress.best_score == 0.9
+    assert any("its epoch, chosen with other fields, stays" in line for line in second.lines)
+
+
+def test_after_damage_the_same_state_is_trained_again(store, tmp_path):
+    options = {"devices": tiny.one_device(), "max_epochs": 3}
+    whole = Trainer(store, tmp_path / "whole", **options)
+    state, _ = whole.run()
+    second = Trainer(store, tmp_path / "run", **options)
+    second.run()
+    [newest] = sorted((tmp_path / "run/checkpoints/student/latest").iterdir())[-1:]
+    for file in newest.glob("state/**/d/*"):
+        file.write_bytes(file.read_bytes()[:-9])
+    third = Trainer(store, tmp_path / "run", **options)
+    third.losses = second.losses[:2]
+    assert_same_bits(third.run()[0], state)
+    assert len(third.losses) == 3
