@@ -7,14 +7,20 @@ import contextlib
 import json
 import os
 import pathlib
+import socket
+import struct
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
+from tensorboardX import record_writer, summary
+from tensorboardX.proto import event_pb2
+
+from dsmoe_jax import disk
 
 METRICS_FILE = "metrics.jsonl"
 # Calls that want no console output and have not ended; in all threads, since work has threads.
@@ -52,9 +58,10 @@ class RunLog:
         self._is_main = is_main
         self._bar: tqdm.tqdm | None = None
         self._path = workdir / METRICS_FILE
-        self._board: tensorboardX.SummaryWriter | None = None
+        self._board: _Board | None = None
         if is_main:
-            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), max_queue=100)
+            mend_points(self._path)
+            self._board = _Board(workdir / "tensorboard")
 
     def line(self, text: str) -> None:
         """Prints one line above the progress bars."""
@@ -65,21 +72,18 @@ class RunLog:
         """Drops logged points of a stage past the step that it resumes from."""
         if not self._is_main or not self._path.exists():
             return
-        kept = [
-            line
-            for line in self._path.read_text().splitlines()
-            if (point := json.loads(line))["stage"] != stage or point["step"] <= step
-        ]
-        replace_text(self._path, "".join(f"{line}\n" for line in kept))
+        points = read_points(self._path)
+        kept = [point for point in points if point["stage"] != stage or point["step"] <= step]
+        _write_points(self._path, kept)
 
     def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
         """Logs a point; keys are paths such as `train/loss_distill` or `eval/K1/recall@50`."""
         if self._board is None:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(f"{stage}/{name}", value, step)
+        line = json.dumps({"stage": stage, "step": step, **values}) + "\n"
+        with disk.writing(self._path, len(line)), self._path.open("a") as file:
+            file.write(line)
+        self._board.add(stage, step, values)
 
     def start_epoch(self, stage: str, epoch: int, steps: int, done: int) -> None:
         """Shows a progress bar of one epoch; none when the output is no terminal."""
@@ -105,30 +109,92 @@ class RunLog:
             self._bar = None
 
     def close(self) -> None:
-        """Flushes the logs."""
+        """Ends the display; every point is written when it is logged."""
         self.end_epoch()
-        if self._board is not None:
-            self._board.close()
+
+
+class _Board:
+    """TensorBoard's event file, written by whoever logs, who is told when it cannot be."""
+
+    def __init__(self, folder: pathlib.Path):
+        """Nothing is written before the first point."""
+        self._folder = folder
+        self._path: pathlib.Path | None = None
+
+    def add(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Adds the values of a step."""
+        now_s = time.time()
+        events = []
+        if self._path is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{now_s:.6f}.{socket.gethostname()}.{os.getpid()}"
+            self._path = self._folder / name
+            events.append(event_pb2.Event(wall_time=now_s, file_version="brain.Event:2"))
+        for name, value in values.items():
+            scalar = summary.scalar(f"{stage}/{name}", value)
+            events.append(event_pb2.Event(wall_time=now_s, step=step, summary=scalar))
+        content = b"".join(_record(event.SerializeToString()) for event in events)
+        with disk.writing(self._path, len(content)), self._path.open("ab") as file:
+            file.write(content)
+
+
+def _record(content: bytes) -> bytes:
+    """A record of TensorFlow's files: length and content, each with its checksum."""
+    size = struct.pack("<Q", len(content))
+    checks = [struct.pack("<I", record_writer.masked_crc32c(part)) for part in (size, content)]
+    return size + checks[0] + content + checks[1]
+
+
+def read_points(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The points of a metrics.jsonl, also while a run writes it; none where there is no file.
+
+    Lines that are no points are left out: a full disk and a loss of power leave half of one.
+    """
+    points = []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for line in lines:
+        try:
+            point = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(point, dict) and {"stage", "step"} <= point.keys():
+            points.append(point)
+    return points
+
+
+def mend_points(path: pathlib.Path) -> None:
+    """Removes from a metrics.jsonl what is no point, so that whole lines can follow."""
+    if path.exists():
+        content = path.read_bytes()
+        points = read_points(path)
+        whole = content.endswith(b"\n") or not content
+        if not whole or content.count(b"\n") != len(points):
+            _write_points(path, points)
 
 
 def read_scores(workdir: pathlib.Path, stage: str, name: str) -> list[float]:
     """A score of every epoch that a stage of a run has done, even while it runs."""
-    path = workdir / METRICS_FILE
-    if not path.exists():
-        return []
-    scores: dict[int, float] = {}
-    # The last line may be half written.
-    for line in path.read_text().rpartition("\n")[0].splitlines():
-        point = json.loads(line)
-        if point["stage"] == stage and name in point:
-            scores[point["step"]] = point[name]
+    scores = {
+        point["step"]: point[name]
+        for point in read_points(workdir / METRICS_FILE)
+        if point["stage"] == stage and name in point
+    }
     return [scores[step] for step in sorted(scores)]
+
+
+def _write_points(path: pathlib.Path, points: list[dict[str, Any]]) -> None:
+    replace_text(path, "".join(f"{json.dumps(point)}\n" for point in points))
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
     """Writes a file beside its place, then renames it there."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
+    try:
+        with disk.writing(path, len(text)):
+            partial.write_text(text)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     os.replace(partial, path)
 
 

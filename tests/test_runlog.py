@@ -1,9 +1,12 @@
 import json
+import struct
 
 import jax.numpy as jnp
 import pytest
+from tensorboardX import record_writer
+from tensorboardX.proto import event_pb2
 
-from dsmoe_jax import runlog
+from dsmoe_jax import disk, runlog
 
 
 @pytest.fixture
@@ -41,12 +44,70 @@ def test_scores_are_read_by_epoch_while_the_run_writes(log, tmp_path):
     assert runlog.read_scores(tmp_path, "student", "eval/macro/recall@5") == [0.2, 0.3]
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b'{"stage": "student", "step": 3, "train/loss": 0.7',
+        b'{"stage": "student", "step": 3}\0\0\0\0',
+        b"\0" * 4096,
+        b"\xff\xfe\n",
+        b"7\n",
+    ],
+)
+def test_a_torn_tail_is_left_out_and_cut_before_the_next_point(tmp_path, tail):
+    path = tmp_path / "metrics.jsonl"
+    whole = b'{"stage": "student", "step": 1, "eval/x": 0.5}\n{"stage": "student", "step": 2}\n'
+    path.write_bytes(whole + tail)
+    assert [point["step"] for point in runlog.read_points(path)] == [1, 2]
+    assert runlog.read_scores(tmp_path, "student", "eval/x") == [0.5]
+    log = runlog.RunLog(tmp_path, is_main=True)
+    assert path.read_bytes() == whole
+    log.metrics("student", 3, {"train/loss": 0.5})
+    log.forget_after("student", 2)
+    assert path.read_bytes() == whole
+    log.close()
+
+
+def test_a_whole_last_point_without_its_line_end_is_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"stage": "student", "step": 1}')
+    log = runlog.RunLog(tmp_path, is_main=True)
+    log.metrics("student", 2, {"train/loss": 0.5})
+    assert [point["step"] for point in read(tmp_path)] == [1, 2]
+
+
+def test_no_room_for_a_point_is_one_line(log, tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(disk.FullDiskError, match=r"metrics.jsonl: the disk is full") as caught:
+        log.metrics("student", 1, {"train/loss": 0.5})
+    assert "\n" not in str(caught.value)
+
+
+def test_no_room_leaves_the_file_that_was_to_be_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    runlog.replace_text(path, "old")
+    (tmp_path / "a.json.partial").symlink_to("/dev/full")
+    with pytest.raises(disk.FullDiskError, match=r"a.json: the disk is full"):
+        runlog.replace_text(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_metrics_reach_tensorboard(log, tmp_path):
     log.metrics("student", 1, {"train/loss": 0.5})
-    log.close()
-    events = list((tmp_path / "tensorboard").glob("events*"))
-    assert len(events) == 1
-    assert b"student/train/loss" in events[0].read_bytes()
+    log.metrics("student", 3, {"eval/macro/recall@5": 0.25})
+    [path] = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    content, events = path.read_bytes(), []
+    while content:
+        size, size_check = struct.unpack("<QI", content[:12])
+        record, check = content[12 : 12 + size], content[12 + size : 16 + size]
+        assert size_check == record_writer.masked_crc32c(content[:8])
+        assert struct.unpack("<I", check)[0] == record_writer.masked_crc32c(record)
+        events.append(event_pb2.Event.FromString(record))
+        content = content[16 + size :]
+    assert events[0].file_version == "brain.Event:2"
+    values = [(e.step, e.summary.value[0].tag, e.summary.value[0].simple_value) for e in events[1:]]
+    assert values == [(1, "student/train/loss", 0.5), (3, "student/eval/macro/recall_5", 0.25)]
 
 
 def test_other_processes_are_silent(tmp_path, capsys):

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from dsmoe_jax import runlog
 from dsmoe_jax.config import load
 from dsmoe_jax.run import api
 
@@ -98,7 +99,6 @@ def time_start(
     Raises:
       ValueError: When it ends before or passes no mark in ten minutes.
     """
-    log = workdir / "metrics.jsonl"
     start_s = time.perf_counter()
     process = subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -108,7 +108,7 @@ def time_start(
     reader = threading.Thread(target=_read, args=(process.stdout, printed), daemon=True)
     reader.start()
     try:
-        while not (log.exists() and "\n" in log.read_text()):
+        while not runlog.read_points(workdir / runlog.METRICS_FILE):
             if process.poll() is not None or time.perf_counter() - start_s > _LIMIT_S:
                 raise ValueError(f"{' '.join(command)}: ended before its first step")
             time.sleep(_POLL_S)

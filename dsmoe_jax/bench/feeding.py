@@ -8,14 +8,13 @@ trains a student for one epoch and reads `perf/data_wait_share`.
 import argparse
 import contextlib
 import itertools
-import json
 import pathlib
 import sys
 import tempfile
 import time
 from typing import Any
 
-from dsmoe_jax import features
+from dsmoe_jax import features, runlog
 from dsmoe_jax.bench import pairs
 from dsmoe_jax.capacity import cases
 from dsmoe_jax.config import load, schema
@@ -104,9 +103,9 @@ def train_epoch(experiment: schema.Experiment, workdir: pathlib.Path) -> dict[st
     # Validation is not measured.
     experiment.eval.validation_queries = 50
     api.train(experiment, workdir, mode="student", progress=True)
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    points = [point for point in map(json.loads, lines) if "perf/data_wait_share" in point]
-    return summarise(points, experiment.train.batch_size)
+    points = runlog.read_points(workdir / runlog.METRICS_FILE)
+    waits = [point for point in points if "perf/data_wait_share" in point]
+    return summarise(waits, experiment.train.batch_size)
 
 
 def summarise(points: list[dict[str, Any]], batch_size: int) -> dict[str, float]:

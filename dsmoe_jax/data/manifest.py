@@ -21,6 +21,8 @@ from dsmoe_jax import runlog
 FORMAT = 1
 FILE = "manifest.json"
 _REQUIRED = ("spec", "columns", "settings", "inputs", "files", "data_hash", "versions")
+# A hash of all else that the manifest holds; stores from before there was one lack it.
+_OWN_HASH = "manifest_hash"
 _HASH_BLOCK = 1 << 22
 
 
@@ -80,6 +82,18 @@ def data_hash(files: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def seal(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with a hash of what it holds, by which `read` finds any change."""
+    return {**manifest, _OWN_HASH: _content_hash(manifest)}
+
+
+def _content_hash(manifest: dict[str, Any]) -> str:
+    """64 hexadecimal digits that name what JSON keeps of a manifest, but for its own hash."""
+    content = json.loads(json.dumps(manifest))
+    content.pop(_OWN_HASH, None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def versions() -> dict[str, str]:
     """Versions of what wrote a store, for the record: they do not decide whether it is reused."""
     return {
@@ -102,15 +116,22 @@ def read(root: pathlib.Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise _damaged(path, "JSON", str(error)) from None
+        raise damaged(path, "JSON in UTF-8", str(error)) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise _damaged(path, f"format {FORMAT}", f"format {found!r}")
+        raise damaged(path, f"format {FORMAT}", f"format {found!r}")
     missing = [name for name in _REQUIRED if name not in manifest]
     if missing:
-        raise _damaged(path, f"the key {missing[0]!r}", "none")
-    if data_hash(manifest["files"]) != manifest["data_hash"]:
-        raise _damaged(path, f"data hash {manifest['data_hash'][:12]}", "another")
+        raise damaged(path, f"the key {missing[0]!r}", "none")
+    try:
+        found = data_hash(manifest["files"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise damaged(path, "names, bytes and sha256 of files", repr(error)) from None
+    if found != manifest["data_hash"]:
+        raise damaged(path, f"data hash {str(manifest['data_hash'])[:12]}", "another")
+    own = manifest.get(_OWN_HASH)
+    if own is not None and own != _content_hash(manifest):
+        raise damaged(path, f"content of hash {str(own)[:12]}", "another")
     return manifest
 
 
@@ -123,20 +144,21 @@ def check_files(root: pathlib.Path, manifest: dict[str, Any], verify: bool) -> N
     for name, expected in manifest["files"].items():
         path = root / name
         if not path.is_file():
-            raise _damaged(path, f"a file of {expected['bytes']} bytes", "none")
+            raise damaged(path, f"a file of {expected['bytes']} bytes", "none")
         size = path.stat().st_size
         if size != expected["bytes"]:
-            raise _damaged(path, f"{expected['bytes']} bytes", f"{size}")
+            raise damaged(path, f"{expected['bytes']} bytes", f"{size}")
     if verify:
         for name, found in fingerprint(root / name for name in manifest["files"]).items():
             expected = manifest["files"][name]["sha256"]
             if found["sha256"] != expected:
-                raise _damaged(
+                raise damaged(
                     root / name, f"sha256 {expected[:12]}...", f"{found['sha256'][:12]}..."
                 )
 
 
-def _damaged(path: pathlib.Path, expected: str, got: str) -> ValueError:
+def damaged(path: pathlib.Path, expected: str, got: str) -> ValueError:
+    """The error of a store that is not what was written."""
     return ValueError(
         f"{path}: the store is damaged: expected {expected}, got {got}; delete {path.parent} "
         "and prepare again"

@@ -35,7 +35,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsmoe_jax import features
+from dsmoe_jax import disk, features
+from dsmoe_jax.data import kept
 from dsmoe_jax.data import manifest as manifest_lib
 
 SPLITS = ("validation", "test")
@@ -138,7 +139,13 @@ class Store:
         root = pathlib.Path(path)
         manifest = manifest_lib.read(root)
         manifest_lib.check_files(root, manifest, verify)
-        return cls(root, manifest)
+        try:
+            return cls(root, manifest)
+        except (AttributeError, EOFError, KeyError, TypeError, ValueError) as error:
+            # A store from before its manifest had a hash, or an array of equal size.
+            raise manifest_lib.damaged(
+                root / manifest_lib.FILE, "the store that was written", str(error) or repr(error)
+            ) from error
 
     def load(self, name: str) -> np.ndarray:
         """The array `<name>.npy`, memory-mapped and read-only."""
@@ -195,18 +202,19 @@ class GrowingArray:
                 f"{self._stream.name}: expected {self._dtype} rows of shape {self._row_shape}, got "
                 f"{block.dtype} {block.shape}"
             )
-        self._stream.write(np.ascontiguousarray(block).tobytes())
+        with disk.writing(self._stream.name, block.nbytes):
+            self._stream.write(np.ascontiguousarray(block).tobytes())
         self.rows += len(block)
 
     def close(self) -> None:
         """Writes the final number of rows; may be called twice."""
         if self._stream.closed:
             return
-        self._stream.seek(0)
-        self._write_header()
-        # NumPy pads the header so that a longer shape still fits.
-        assert self._stream.tell() == self._start
-        self._stream.close()
+        with disk.writing(self._stream.name), self._stream:
+            self._stream.seek(0)
+            self._write_header()
+            # NumPy pads the header so that a longer shape still fits.
+            assert self._stream.tell() == self._start
 
     def _write_header(self) -> None:
         np.lib.format.write_array_header_1_0(
@@ -247,7 +255,8 @@ class StoreWriter:
     """Writes a store beside its place and renames it into place when everything is there.
 
     Use as a context manager; call `manifest` once inside. When the block raises, nothing remains;
-    an older store at the same path stays until the new one is complete.
+    an older store at the same path stays until the new one is complete, and is then kept beside it
+    by its content, see `kept.py`.
 
         with StoreWriter(path) as writer:
             writer.array("users_sparse", users_sparse_UF)
@@ -273,8 +282,8 @@ class StoreWriter:
                 raise ValueError(f"{self.root}: expected a folder for the store, got a file")
             if any(self.root.iterdir()):
                 raise ValueError(
-                    f"{self.root}: expected a store or an empty folder, got other files; "
-                    "choose another folder"
+                    f"{self.root}: expected a store or an empty folder, got other files and no "
+                    f"{manifest_lib.FILE}; delete the folder if it was a store, or choose another"
                 )
         self.partial = self._stack.enter_context(open_partial(self.root, "preparing this store"))
         return self
@@ -282,7 +291,9 @@ class StoreWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._stack:
             for growing in self._growing:
-                growing.close()
+                # What is removed may be incomplete.
+                with contextlib.suppress(*([OSError] if kind else [])):
+                    growing.close()
             if kind is None:
                 self._finish()
 
@@ -291,7 +302,10 @@ class StoreWriter:
         if array.dtype.hasobject:
             raise ValueError(f"{name}: expected a plain dtype, got {array.dtype}")
         self._add(name)
-        np.save(self.partial / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+        path = self.partial / f"{name}.npy"
+        with disk.writing(path, array.nbytes), path.open("wb") as stream:
+            disk.allocate(stream.fileno(), array.nbytes)
+            np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
 
     def append_array(self, name: str, dtype: Any, num_columns: int = 0) -> "GrowingArray":
         """Creates `<name>.npy`, [rows] or [rows, num_columns], to be written block after block."""
@@ -319,22 +333,17 @@ class StoreWriter:
         files = manifest_lib.fingerprint(
             self.partial / f"{name}.npy" for name in sorted(self._names)
         )
-        manifest = {
-            "format": manifest_lib.FORMAT,
-            **self._manifest,
-            "files": files,
-            "data_hash": manifest_lib.data_hash(files),
-            "versions": manifest_lib.versions(),
-        }
+        manifest = manifest_lib.seal(
+            {
+                "format": manifest_lib.FORMAT,
+                **self._manifest,
+                "files": files,
+                "data_hash": manifest_lib.data_hash(files),
+                "versions": manifest_lib.versions(),
+            }
+        )
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        (self.partial / manifest_lib.FILE).write_text(text, encoding="utf-8")
-        _replace(self.partial, self.root)
-
-
-def _replace(new: pathlib.Path, root: pathlib.Path) -> None:
-    old = root.with_name(root.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if root.exists():
-        root.rename(old)
-    new.rename(root)
-    shutil.rmtree(old, ignore_errors=True)
+        path = self.partial / manifest_lib.FILE
+        with disk.writing(path, len(text)):
+            path.write_text(text, encoding="utf-8")
+        kept.replace(self.partial, self.root)

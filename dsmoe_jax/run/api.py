@@ -6,7 +6,6 @@ unless `progress` asks for it.
 
 import contextlib
 import functools
-import json
 import os
 import pathlib
 import shutil
@@ -64,8 +63,7 @@ class Model:
             raise ValueError(
                 f"{path}: expected the results of a run, found none; train with mode='evaluate'"
             )
-        record: dict[str, Any] = json.loads(path.read_text())
-        return record
+        return results.read(path)
 
     def evaluate(
         self, log: own_log.Frame | None = None, *, split: str = "test", progress: bool = False

@@ -3,7 +3,6 @@
 Owns what a bundle says of its run. The bundle itself is `serving/export.py`'s.
 """
 
-import json
 import pathlib
 from typing import Any
 
@@ -74,7 +73,7 @@ def make_stages(experiment: schema.Experiment, workdir: pathlib.Path) -> stages.
     return stages.Stages(
         experiment,
         workdir,
-        workdir_lib.store_folder(experiment, workdir),
+        workdir_lib.find_store(experiment, workdir),
         runlog.RunLog(workdir, is_main=False),
         interrupt.Interrupt(handle_signals=False),
         prepare_s=0.0,
@@ -96,5 +95,5 @@ def _read_results(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / results.FILE
     if not path.is_file():
         return {}
-    found: dict[str, Any] = json.loads(path.read_text())
+    found = results.read(path)
     return {name: found[name] for name in _KEPT}

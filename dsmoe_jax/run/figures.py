@@ -8,7 +8,6 @@ Letters: S scenarios, K experts, R SAP rank.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from dsmoe_jax import runlog
 from dsmoe_jax.run import results as results_lib
 
 Arrays = Mapping[str, Any]
@@ -57,8 +57,7 @@ def draw_all(
         written += draw_recall(folder / f"recall_at_{k}", results, k)
     names = ("fig4a_scenario_similarity", "fig4b_gate_weights")
     written += draw_fig4(folder, names, fig4, scenarios)
-    lines = metrics_path.read_text().splitlines() if metrics_path.exists() else []
-    if points := [json.loads(line) for line in lines if line]:
+    if points := runlog.read_points(metrics_path):
         written += draw_curves(folder / "learning_curves", points, results["k"][0])
     return written
 

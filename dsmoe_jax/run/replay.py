@@ -119,8 +119,8 @@ def _read_run(workdir: pathlib.Path) -> tuple[store_lib.Store, dict[str, Any]]:
     experiment, path = workdir_lib.read_config(workdir), workdir / results.FILE
     if not path.is_file():
         raise ValueError(f"{path}: expected the results of an evaluated run, found none")
-    store = store_lib.Store.open(workdir_lib.store_folder(experiment, workdir))
-    return store, json.loads(path.read_text())
+    store = store_lib.Store.open(workdir_lib.find_store(experiment, workdir))
+    return store, results.read(path)
 
 
 def _check_same(

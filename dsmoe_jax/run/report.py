@@ -67,7 +67,7 @@ def write(run: stages.Stages) -> None:
         figures.draw_all(
             run.workdir / "figures",
             results=summary,
-            metrics_path=run.workdir / "metrics.jsonl",
+            metrics_path=run.workdir / runlog.METRICS_FILE,
             fig4=views,
         )
     for line in results.table(summary):

@@ -30,6 +30,7 @@ import dsmoe_jax
 from dsmoe_jax import runlog
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import protocol
+from dsmoe_jax.run import workdir as workdir_lib
 
 FILE = "results.json"
 ARRAYS_FILE = "arrays.npz"
@@ -56,6 +57,21 @@ def describe(store: store_lib.Store, test: protocol.Evaluation, **run: Any) -> d
 def save(path: pathlib.Path, results: dict[str, Any]) -> None:
     """Writes the file beside its place, then renames it there."""
     runlog.replace_text(path, json.dumps(plain(results), indent=1, allow_nan=False) + "\n")
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """What `save` wrote.
+
+    Raises:
+      ValueError: When the file is damaged.
+    """
+    record = workdir_lib.read_record(path, "run --mode evaluate again, which writes it anew")
+    if missing := [name for name in ("scenarios", "macro", "k", "data_hash") if name not in record]:
+        raise ValueError(
+            f"{path}: the file is damaged: expected the key {missing[0]!r}, got none; run --mode "
+            "evaluate again, which writes it anew"
+        )
+    return record
 
 
 def query_arrays(test: protocol.Evaluation) -> dict[str, np.ndarray]:

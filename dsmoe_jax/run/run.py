@@ -3,10 +3,11 @@
 Owns the order of things and what each mode leaves in the workdir. Every part resumes from there.
 """
 
+import contextlib
 import copy
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from dsmoe_jax import runlog
 from dsmoe_jax.config import schema
-from dsmoe_jax.run import export, report, stages
+from dsmoe_jax.run import drift, export, lock, report, stages
 from dsmoe_jax.run import workdir as workdir_lib
 from dsmoe_jax.training import interrupt
 
@@ -38,20 +39,25 @@ def run(
       handle_signals: Whether SIGTERM and Ctrl-C save the state of training and end the run.
 
     Raises:
-      ValueError: On bad data, or when a part needs one that is not there.
+      ValueError: On bad data, when a part needs one that is not there, and, before anything is
+        written, when another run works in the folder or its checkpoints are of other fields.
       interrupt.InterruptedRunError: When asked to stop.
       loop.DivergedError: When training diverges.
     """
     experiment = resolve(experiment)
-    workdir.mkdir(parents=True, exist_ok=True)
-    start_s = time.perf_counter()
-    store_dir = prepare(experiment, workdir)
-    prepare_s = time.perf_counter() - start_s
-    log = runlog.RunLog(workdir, is_main=jax.process_index() == 0)
-    try:
+    is_main = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        _in_main_process(lambda: _begin(experiment, workdir, mode, stack), "begin the run")
+        start_s = time.perf_counter()
+        store_dir = prepare(experiment, workdir)
+        prepare_s = time.perf_counter() - start_s
+        log = runlog.RunLog(workdir, is_main=is_main)
+        stack.callback(log.close)
         with interrupt.Interrupt(handle_signals) as stop:
             shared = stages.Stages(experiment, workdir, store_dir, log, stop, prepare_s)
-            if jax.process_index() == 0:
+            if mode != "prepare":
+                drift.check_data(experiment, workdir, mode, shared.store.data_hash)
+            if is_main:
                 workdir_lib.write_config(experiment, workdir, overrides or {})
             shared.describe()
             if mode in ("all", "teacher") and (shared.needs_teacher or mode == "teacher"):
@@ -65,8 +71,15 @@ def run(
             report.write(shared)
         if mode == "export" or (mode == "all" and experiment.checkpoint.bundle):
             export.write(shared)
-    finally:
-        log.close()
+
+
+def _begin(
+    experiment: schema.Experiment, workdir: pathlib.Path, mode: str, stack: contextlib.ExitStack
+) -> None:
+    """Refuses a run before it writes anything: of a folder in use, and of other fields."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(lock.hold(workdir))
+    drift.check_fields(experiment, workdir, mode)
 
 
 def resolve(experiment: schema.Experiment) -> schema.Experiment:
@@ -85,14 +98,19 @@ def prepare(experiment: schema.Experiment, workdir: pathlib.Path) -> pathlib.Pat
       The folder of the store.
     """
     store_dir = workdir_lib.store_folder(experiment, workdir)
-    prepared = False
+    _in_main_process(lambda: experiment.data.prepare(str(store_dir)), "prepare the data")
+    return store_dir
+
+
+def _in_main_process(work: Callable[[], None], what: str) -> None:
+    """Does work in process 0; the others wait, and end too when it could not be done."""
+    done = False
     try:
         if jax.process_index() == 0:
-            experiment.data.prepare(str(store_dir))
-        prepared = True
+            work()
+        done = True
     finally:
         if jax.process_count() > 1:
-            prepared = bool(multihost_utils.broadcast_one_to_all(np.int32(prepared)))
-    if not prepared:
-        raise ValueError("process 0 could not prepare the data; its own message says why")
-    return store_dir
+            done = bool(multihost_utils.broadcast_one_to_all(np.int32(done)))
+    if not done:
+        raise ValueError(f"process 0 could not {what}; its own message says why")

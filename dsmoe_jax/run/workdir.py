@@ -1,9 +1,10 @@
 """A run's folder: where its prepared data lie, and the configuration that it keeps.
 
-store/  config.json  checkpoints/<stage>/  metrics.jsonl  tensorboard/
-results.json  arrays.npz  figures/  bundle/
+store/  store-<data hash>/  config.json  checkpoints/<stage>/  metrics.jsonl  tensorboard/
+results.json  arrays.npz  figures/  bundle/  run.lock
 """
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import Any
 
 from dsmoe_jax import runlog
 from dsmoe_jax.config import fingerprint, restore, schema
+from dsmoe_jax.data import kept
+from dsmoe_jax.training import checkpoint
 
 CONFIG_FILE = "config.json"
 
@@ -20,15 +23,27 @@ def store_folder(experiment: schema.Experiment, workdir: pathlib.Path) -> pathli
     return pathlib.Path(experiment.data.store_dir or workdir / "store").expanduser()
 
 
+def find_store(experiment: schema.Experiment, workdir: pathlib.Path) -> pathlib.Path:
+    """Where the data lie that a run's student was trained on; the newest before it is trained.
+
+    Raises:
+      ValueError: When they are gone.
+    """
+    folder = store_folder(experiment, workdir)
+    identity = checkpoint.read_identity(workdir, "student") or {}
+    return kept.find(folder, identity["data_hash"]) if "data_hash" in identity else folder
+
+
 def write_config(
     experiment: schema.Experiment, workdir: pathlib.Path, overrides: Mapping[str, Any]
 ) -> None:
     """Keeps a run's configuration, and which fields differ from its file."""
-    record = {
+    record: dict[str, Any] = {
         "overrides": dict(overrides),
         "config": fingerprint.as_dict(experiment),
         "classes": restore.class_names(experiment),
     }
+    record["sha256"] = _hash(record)
     runlog.replace_text(workdir / CONFIG_FILE, json.dumps(record, indent=1) + "\n")
 
 
@@ -36,10 +51,39 @@ def read_config(workdir: pathlib.Path) -> schema.Experiment:
     """The configuration that a run keeps.
 
     Raises:
-      ValueError: When the folder holds no run.
+      ValueError: When the folder holds no run, or its configuration is damaged.
     """
     path = workdir / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"{path}: expected the configuration of a run, found none; train one")
-    record = json.loads(path.read_text())
-    return restore.restore(record["config"], record["classes"])
+    way_out = "run the training command again with the same --workdir, which writes it anew"
+    record = read_record(path, way_out)
+    # Configurations from before there was a hash lack it.
+    if record.get("sha256", _hash(record)) != _hash(record):
+        raise ValueError(f"{path}: the file is damaged: expected another hash; {way_out}")
+    try:
+        return restore.restore(record["config"], record["classes"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: the file is damaged: {error!r}; {way_out}") from error
+
+
+def read_record(path: pathlib.Path, way_out: str) -> dict[str, Any]:
+    """A JSON object of a run's folder.
+
+    Raises:
+      ValueError: When the file holds something else, with what to do.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: the file is damaged: expected JSON, got {error}; {way_out}"
+        ) from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: the file is damaged: expected a JSON object; {way_out}")
+    return record
+
+
+def _hash(record: Mapping[str, Any]) -> str:
+    content = json.loads(json.dumps({**record, "sha256": None}))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

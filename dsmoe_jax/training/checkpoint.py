@@ -316,6 +316,21 @@ def stage_folder(workdir: pathlib.Path, stage: str) -> pathlib.Path:
     return workdir.absolute() / "checkpoints" / stage
 
 
+def read_identity(workdir: pathlib.Path, stage: str) -> dict[str, Any] | None:
+    """The identity that the newest readable checkpoint of a stage was written with; None without.
+
+    Nothing is opened or made: the metadata are JSON.
+    """
+    folder = stage_folder(workdir, stage) / "latest"
+    steps = [path for path in folder.glob("*") if path.name.isdigit()]
+    for path in sorted(steps, key=lambda path: int(path.name), reverse=True):
+        try:
+            return dict(json.loads((path / "meta" / "metadata").read_text())["identity"])
+        except (KeyError, OSError, TypeError, ValueError):
+            continue
+    return None
+
+
 def describe_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
     """`field: checkpoint X, run Y` for every flat field that differs; empty when none does."""
     missing = "absent"

@@ -1,11 +1,15 @@
+import errno
 import fcntl
 import json
 import os
+import re
+import resource
+import signal
 
 import numpy as np
 import pytest
 
-from dsmoe_jax import features
+from dsmoe_jax import disk, features
 from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
 
@@ -131,11 +135,21 @@ def test_failure_keeps_the_older_store(root):
     assert entries(root.parent) == ["store"]
 
 
-def test_success_replaces_the_older_store(root):
+def test_success_replaces_the_older_store_and_keeps_it_by_its_content(root):
     before = store_lib.Store.open(root).data_hash
+    for shift in (1, 1, 0):
+        with store_lib.StoreWriter(root) as writer:
+            fill(writer, shift=shift)
+        assert (store_lib.Store.open(root, verify=True).data_hash == before) == (shift == 0)
+    [other] = set(entries(root.parent)) - {"store", f"store-{before[:12]}"}
+    assert store_lib.Store.open(root.parent / f"store-{before[:12]}", verify=True)
+    assert store_lib.Store.open(root.parent / other, verify=True).data_hash != before
+
+
+def test_a_damaged_store_is_replaced_and_not_kept(root):
+    (root / "manifest.json").write_text("{")
     with store_lib.StoreWriter(root) as writer:
-        fill(writer, shift=1)
-    assert store_lib.Store.open(root, verify=True).data_hash != before
+        fill(writer)
     assert entries(root.parent) == ["store"]
 
 
@@ -232,6 +246,9 @@ def edit(key, value):
         ("train.npy", os.remove, r"train.npy: .*expected a file of 176 bytes, got none"),
         ("train.npy", flip, r"train.npy: .*expected sha256 [0-9a-f]{12}"),
         ("manifest.json", lambda p: p.write_text("{"), r"manifest.json: .*expected JSON"),
+        ("manifest.json", lambda p: p.write_bytes(b"\xff"), r"manifest.json: .*expected JSON"),
+        ("manifest.json", edit("counts", {"users": 3}), r"manifest.json: .*content of hash"),
+        ("manifest.json", edit("files", {"train.npy": {}}), r"names, bytes and sha256 of files"),
         ("manifest.json", edit("format", 99), r"expected format 1, got format 99"),
         ("manifest.json", edit("data_hash", "00"), r"expected data hash 00"),
         ("manifest.json", lambda p: p.write_text('{"format": 1}'), r"expected the key 'spec'"),
@@ -243,6 +260,84 @@ def test_damage_is_refused_in_one_line(root, name, damage, message):
         store_lib.Store.open(root, verify=True)
     assert "\n" not in str(caught.value)
     assert "prepare again" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["spec", "columns", "settings", "inputs", "versions"])
+def test_every_bit_of_a_manifest_counts(root, name):
+    path = root / "manifest.json"
+    text = path.read_text()
+    start = text.index(f'"{name}"') + len(name) + 5
+    for place in (start, start + 3, start + 6):
+        content = bytearray(text.encode())
+        content[place] ^= 1
+        path.write_bytes(bytes(content))
+        try:
+            same = json.loads(bytes(content)) == json.loads(text)
+        except ValueError:
+            same = False
+        if not same:
+            with pytest.raises(ValueError, match=r"manifest.json: the store is damaged"):
+                store_lib.Store.open(root)
+
+
+def test_a_store_from_before_its_manifest_had_a_hash_is_opened(root):
+    path = root / "manifest.json"
+    tree = json.loads(path.read_text())
+    del tree["manifest_hash"]
+    path.write_text(json.dumps(tree))
+    assert store_lib.Store.open(root, verify=True).spec == SPEC
+    # A damaged key is then found where it is read.
+    path.write_text(json.dumps(tree).replace('"num_ids"', '"num_idt"'))
+    with pytest.raises(ValueError, match=r"manifest.json: the store is damaged"):
+        store_lib.Store.open(root)
+
+
+def test_no_room_for_an_array_is_said_before_it_is_written(tmp_path, monkeypatch):
+    asked = []
+
+    def no_room(descriptor, start, num_bytes):
+        asked.append(num_bytes)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    with pytest.raises(disk.FullDiskError) as caught, store_lib.StoreWriter(tmp_path / "s") as w:
+        w.array("x", np.zeros(1000))
+    assert asked == [8000]
+    assert re.fullmatch(
+        r".*x\.npy: the disk is full.*: expected room for 8,000 bytes, got [\d,]+ free; make room "
+        r"and run the same command again",
+        str(caught.value),
+    )
+    assert entries(tmp_path) == []
+
+
+def test_a_file_system_that_cannot_allocate_is_written_to(tmp_path, monkeypatch):
+    def unsupported(descriptor, start, num_bytes):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    with store_lib.StoreWriter(tmp_path / "store") as writer:
+        fill(writer)
+    assert store_lib.Store.open(tmp_path / "store", verify=True).spec == SPEC
+
+
+def test_no_room_for_rows_is_one_line_and_nothing_remains(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with (
+            pytest.raises(disk.FullDiskError) as caught,
+            store_lib.StoreWriter(tmp_path / "s") as w,
+        ):
+            growing = w.append_array("rows", np.int64, 2)
+            for _ in range(9):
+                growing.append(np.zeros((500, 2), np.int64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "rows.npy: the disk is full" in str(caught.value)
+    assert entries(tmp_path) == []
 
 
 def test_opening_without_verification_checks_sizes(root):

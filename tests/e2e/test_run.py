@@ -154,13 +154,16 @@ def test_a_part_without_the_one_before_says_what_to_run(tmp_path):
     )
 
 
-def test_another_configuration_is_refused_in_one_line(whole):
+def test_another_configuration_is_refused_in_one_line_and_writes_nothing(whole):
+    before = (whole / "config.json").read_bytes()
     output = commands.run(
         *ARGUMENTS, f"--workdir={whole}", "--config.model.rank=4", "--mode=student", status=2
     )
     line = output.splitlines()[-1]
     assert line.startswith("error: ")
     assert "model.rank: checkpoint 2, run 4" in line
+    assert "store " not in output
+    assert (whole / "config.json").read_bytes() == before
 
 
 def run_two_processes(*arguments: str, status: int = 0) -> list[str]:

@@ -3,11 +3,13 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import copy
 import gc
 import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +136,32 @@ def test_a_second_training_in_one_process_gives_the_same(model, tmp_path, capsys
     again = dsmoe_jax.train(model.experiment, tmp_path, progress=True)
     assert again.results["macro"] == model.results["macro"]
     assert "positives" in capsys.readouterr().out
+
+
+def test_a_day_that_is_appended_to_the_log_leaves_the_model_its_store(model, tmp_path):
+    folder = shutil.copytree(model.workdir, tmp_path / "run")
+    raw = shutil.copytree(model.experiment.data.raw_dir, tmp_path / "raw")
+    experiment = copy.deepcopy(model.experiment)
+    experiment.data.raw_dir = str(raw)
+    files = [*raw.glob("*.csv"), *raw.glob("*.parquet")]
+    [log] = [path for path in files if path.name.startswith("log")]
+    later = make_log(first_day=12, days=1, seed=1)
+    read, write = (
+        (pl.read_csv, "write_csv") if log.suffix == ".csv" else (pl.read_parquet, "write_parquet")
+    )
+    before = read(log)
+    getattr(pl.concat([before, later.cast(before.schema)]), write)(log)
+    config = (folder / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"data_hash: .*; its data are in .*store-[0-9a-f]{12}\)"):
+        dsmoe_jax.train(experiment, folder)
+    assert (folder / "config.json").read_bytes() == config
+    # Today's store is there, and yesterday's model opens its own.
+    assert dsmoe_jax.prepare(experiment, folder) == folder / "store"
+    assert dsmoe_jax.load(folder).evaluate()["macro"] == model.results["macro"]
+    # Yesterday's log brings yesterday's store back.
+    getattr(before, write)(log)
+    dsmoe_jax.train(experiment, folder, mode="student")
+    assert len(list(folder.glob("store*"))) == 2
 
 
 def test_parts_are_trained_one_by_one(model, tmp_path):

@@ -40,6 +40,7 @@ import polars as pl
 
 from dsmoe_jax import features, runlog
 from dsmoe_jax.config import fields, schema
+from dsmoe_jax.data import kept
 from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import entities, events, histories, splits
@@ -113,7 +114,8 @@ def prepare(
     """Writes the store, or says that the one in place can be used as it is.
 
     All fields of the section but the folders, and `inputs`, the files that decide the content,
-    decide whether a store in place is reused; `load` is called only when one has to be written.
+    decide whether a store in place is reused, or one that was kept from before; `load` is called
+    only when one has to be written.
 
     Raises:
       ValueError: On bad input, or a damaged store in `store_dir`. Nothing half-written remains.
@@ -126,14 +128,20 @@ def prepare(
     settings |= {"class": type(section).__name__, "preparation": STORE_VERSION}
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Without a store to compare with, files are hashed while they are read.
-        hashes = pool.submit(manifest_lib.fingerprint, inputs)
+        hashes, what = pool.submit(manifest_lib.fingerprint, inputs), ""
         if manifest_lib.exists(store_dir):
             changed = manifest_lib.differences(store_dir, settings, hashes.result())
             store_lib.Store.open(store_dir, verify=True)
             if not changed:
                 runlog.say(f"store {store_dir}: reused, inputs and settings are unchanged")
                 return
-            runlog.say(f"store {store_dir}: prepared again, {'; '.join(changed)}")
+            what = f"again, {'; '.join(changed)}"
+        if kept.bring_back(store_dir, settings, hashes.result):
+            store_lib.Store.open(store_dir, verify=True)
+            runlog.say(f"store {store_dir}: used {what}, as it was kept from before")
+            return
+        if what:
+            runlog.say(f"store {store_dir}: prepared {what}")
         dataset = load()
         counts = write(dataset, section, store_dir, settings, hashes.result())
     runlog.say(

@@ -1,5 +1,6 @@
 import dataclasses
 import datetime
+import shutil
 
 import numpy as np
 import polars as pl
@@ -462,6 +463,34 @@ def test_changed_settings_or_inputs_prepare_again(tmp_path, raw, capsys):
     raw.write_text("other rows")
     prepare(tmp_path / "store", raw, dataclasses.replace(SECTION, test_days=1))
     assert "prepared again, input raw.csv changed" in capsys.readouterr().out
+
+
+def test_a_store_of_earlier_settings_is_kept_and_used_again(tmp_path, raw, capsys):
+    prepare(tmp_path / "store", raw)
+    before = store_lib.Store.open(tmp_path / "store").data_hash
+    prepare(tmp_path / "store", raw, dataclasses.replace(SECTION, test_days=1))
+    assert (tmp_path / f"store-{before[:12]}" / "train.npy").exists()
+    capsys.readouterr()
+
+    def load():
+        raise AssertionError("reads the files again")
+
+    prepare(tmp_path / "store", raw, load=load)
+    assert "used again, test_days 1 -> 2, as it was kept" in capsys.readouterr().out
+    assert store_lib.Store.open(tmp_path / "store", verify=True).data_hash == before
+    # Also where the folder was lost.
+    prepare(tmp_path / "store", raw, dataclasses.replace(SECTION, test_days=1), load)
+    shutil.rmtree(tmp_path / "store")
+    prepare(tmp_path / "store", raw, load=load)
+
+
+def test_a_damaged_kept_store_is_passed_over(tmp_path, raw):
+    prepare(tmp_path / "store", raw)
+    prepare(tmp_path / "store", raw, dataclasses.replace(SECTION, test_days=1))
+    [kept] = tmp_path.glob("store-*")
+    (kept / "manifest.json").write_text("{")
+    prepare(tmp_path / "store", raw)
+    assert store_lib.Store.open(tmp_path / "store", verify=True)
 
 
 def test_a_store_from_before_a_field_was_added_is_reused(tmp_path, raw, capsys):
