@@ -1,45 +1,48 @@
 """Room on the disk: allocated before a file is written, and one line where there is none."""
 
-import contextlib
 import errno
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 
-# What a write says when the disk, the user's share of it or the file's limit is full.
+# What a write says when the disk, the user's share of it or the file's limit is full; libraries
+# that are not written in Python keep the text alone.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TEXTS = (*(os.strerror(number) for number in _FULL), " requested and ")  # the last is NumPy's
 
 
 class FullDiskError(OSError):
     """No room for a file: its name, and the bytes needed and free."""
 
 
-@contextlib.contextmanager
-def writing(path: str | os.PathLike[str], num_bytes: int | None = None) -> Iterator[None]:
-    """Says in one line that there is no room, when the block that writes a file or folder says so.
+class Writing:
+    """Says in one line that there is no room, whatever error the block that writes says it with."""
 
-    Args:
-      path: What is written.
-      num_bytes: Bytes that it needs, where they are known.
+    def __init__(self, path: str | os.PathLike[str], num_bytes: int | None = None):
+        """Nothing is done yet.
 
-    Raises:
-      FullDiskError: In place of the library's own error.
-    """
-    try:
-        yield
-    except FullDiskError:
-        raise
-    except OSError as error:
-        if not is_full(error):
-            raise
-        raise full(path, num_bytes) from error
+        Args:
+          path: The file or folder that is written.
+          num_bytes: Bytes that it needs, where they are known.
+        """
+        self._path, self._num_bytes = path, num_bytes
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, FullDiskError) and is_full(error):
+            raise full(self._path, self._num_bytes) from error
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error says that there is no room, or was caused by one that does."""
+    """Whether an error says that there is no room, or comes from one that does."""
     while error is not None:
         if isinstance(error, FullDiskError) or getattr(error, "errno", None) in _FULL:
+            return True
+        if any(text in str(error) for text in _TEXTS):
             return True
         error = error.__cause__ or error.__context__
     return False

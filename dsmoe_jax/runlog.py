@@ -81,7 +81,7 @@ class RunLog:
         if self._board is None:
             return
         line = json.dumps({"stage": stage, "step": step, **values}) + "\n"
-        with disk.writing(self._path, len(line)), self._path.open("a") as file:
+        with disk.Writing(self._path, len(line)), self._path.open("a") as file:
             file.write(line)
         self._board.add(stage, step, values)
 
@@ -134,7 +134,7 @@ class _Board:
             scalar = summary.scalar(f"{stage}/{name}", value)
             events.append(event_pb2.Event(wall_time=now_s, step=step, summary=scalar))
         content = b"".join(_record(event.SerializeToString()) for event in events)
-        with disk.writing(self._path, len(content)), self._path.open("ab") as file:
+        with disk.Writing(self._path, len(content)), self._path.open("ab") as file:
             file.write(content)
 
 
@@ -190,7 +190,7 @@ def replace_text(path: pathlib.Path, text: str) -> None:
     """Writes a file beside its place, then renames it there."""
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with disk.writing(path, len(text)):
+        with disk.Writing(path, len(text)):
             partial.write_text(text)
     except OSError:
         partial.unlink(missing_ok=True)

@@ -202,7 +202,7 @@ class GrowingArray:
                 f"{self._stream.name}: expected {self._dtype} rows of shape {self._row_shape}, got "
                 f"{block.dtype} {block.shape}"
             )
-        with disk.writing(self._stream.name, block.nbytes):
+        with disk.Writing(self._stream.name, block.nbytes):
             self._stream.write(np.ascontiguousarray(block).tobytes())
         self.rows += len(block)
 
@@ -210,7 +210,7 @@ class GrowingArray:
         """Writes the final number of rows; may be called twice."""
         if self._stream.closed:
             return
-        with disk.writing(self._stream.name), self._stream:
+        with disk.Writing(self._stream.name), self._stream:
             self._stream.seek(0)
             self._write_header()
             # NumPy pads the header so that a longer shape still fits.
@@ -303,7 +303,7 @@ class StoreWriter:
             raise ValueError(f"{name}: expected a plain dtype, got {array.dtype}")
         self._add(name)
         path = self.partial / f"{name}.npy"
-        with disk.writing(path, array.nbytes), path.open("wb") as stream:
+        with disk.Writing(path, array.nbytes), path.open("wb") as stream:
             disk.allocate(stream.fileno(), array.nbytes)
             np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
 
@@ -344,6 +344,6 @@ class StoreWriter:
         )
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         path = self.partial / manifest_lib.FILE
-        with disk.writing(path, len(text)):
+        with disk.Writing(path, len(text)):
             path.write_text(text, encoding="utf-8")
         kept.replace(self.partial, self.root)

@@ -8,8 +8,10 @@ Letters: S scenarios, K experts, R SAP rank.
 """
 
 import contextlib
+import functools
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
@@ -35,7 +37,31 @@ _STYLE: Any = {
     "legend.frameon": False,
     # Equal data give equal files.
     "svg.hashsalt": "dsmoe_jax",
+    # Names are text, whatever dollars they hold.
+    "text.parse_math": False,
 }
+# Fonts that have what the first lacks, where they are installed.
+_FONTS = (
+    "DejaVu Sans",
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Micro Hei",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "Noto Emoji",
+    "Symbola",
+)
+# What drawing may raise of odd numbers, odd names, fonts and full disks.
+_DRAWING_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def draw_all(
@@ -48,17 +74,27 @@ def draw_all(
     """Draws every figure that a run has numbers for; returns the files.
 
     Without metrics.jsonl there are no learning curves. `fig4` holds `scenario_coefficients` ([S, R]
-    by layer) and `gate_weights` ([S, K] by tower), as far as the model has them.
+    by layer) and `gate_weights` ([S, K] by tower), as far as the model has them. A figure that
+    cannot be drawn is named in one line, and the others are drawn.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     scenarios = list(results["scenarios"])
-    written = []
+    drawings: dict[str, Callable[[], list[pathlib.Path]]] = {}
     for k in results["k"]:
-        written += draw_recall(folder / f"recall_at_{k}", results, k)
+        name = f"recall_at_{k}"
+        drawings[name] = functools.partial(draw_recall, folder / name, results, k)
     names = ("fig4a_scenario_similarity", "fig4b_gate_weights")
-    written += draw_fig4(folder, names, fig4, scenarios)
+    drawings["fig4"] = lambda: draw_fig4(folder, names, fig4, scenarios)
     if points := runlog.read_points(metrics_path):
-        written += draw_curves(folder / "learning_curves", points, results["k"][0])
+        name = "learning_curves"
+        drawings[name] = lambda: draw_curves(folder / name, points, results["k"][0])
+    written = []
+    for name, draw in drawings.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            written += draw()
+        except _DRAWING_ERRORS as error:
+            what = (str(error).strip() or type(error).__name__).splitlines()[0]
+            runlog.say(f"{folder / name}: the figure is not drawn: {what}")
     return written
 
 
@@ -126,7 +162,7 @@ def draw_similarity(
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
         figure.colorbar(image, ax=axes, label="cosine", shrink=0.8, pad=0.02)
-        figure.suptitle("Similarity of scenarios: cosine of the SAP coefficients $b_s$")
+        figure.suptitle("Similarity of scenarios: cosine of the SAP coefficients b_s")
         return save(figure, path)
 
 
@@ -302,9 +338,13 @@ def new_figure(width: float, height: float) -> Iterator[Any]:
     """A matplotlib figure of that size in inches, in the house's style, without a display."""
     # Imported here: a run that stops early should not wait for it.
     import matplotlib
-    from matplotlib import figure
+    from matplotlib import figure, font_manager
 
-    with matplotlib.rc_context(_STYLE):
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    fonts = [name for name in _FONTS if name in there]
+    with matplotlib.rc_context({**_STYLE, "font.family": fonts}), warnings.catch_warnings():
+        # A character that no font has is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield figure.Figure(figsize=(width, height), layout="constrained")
 
 

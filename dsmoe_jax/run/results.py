@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 import dsmoe_jax
-from dsmoe_jax import runlog
+from dsmoe_jax import disk, runlog
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import protocol
 from dsmoe_jax.run import workdir as workdir_lib
@@ -98,7 +98,7 @@ def save_arrays(
     tables = {f"{kind}/{name}": v for kind, entry in views.items() for name, v in entry.items()}
     arrays: dict[str, Any] = {**query_arrays(test), **tables}
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
+    with disk.Writing(path), partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
     os.replace(partial, path)
 

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from dsmoe_jax import features
+from dsmoe_jax import disk, features
 from dsmoe_jax.data import manifest as manifest_lib
 
 FORMAT = 2
@@ -196,7 +196,7 @@ def write(
     """
     root = pathlib.Path(path).expanduser()
     check_place(root)
-    with _replacing(root) as partial:
+    with disk.Writing(root), _replacing(root) as partial:
         for name, array in arrays.items():
             np.save(partial / f"{name}.npy", np.asarray(array, order="C"), allow_pickle=False)
         for name, blob in blobs.items():
@@ -224,7 +224,7 @@ def extend(
     """
     root, names = bundle.root, {*files, *(f"{name}.npy" for name in arrays)}
     kept = {n: entry for n, entry in bundle.manifest["files"].items() if n not in names}
-    with _replacing(root) as partial:
+    with disk.Writing(root), _replacing(root) as partial:
         for name in kept:
             try:
                 os.link(root / name, partial / name)

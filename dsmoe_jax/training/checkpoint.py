@@ -13,14 +13,12 @@ latest one that names it is written. A state's digests lie beside it and are com
 read.
 """
 
+import contextlib
 import dataclasses
-import gc
 import hashlib
 import json
-import logging
 import pathlib
-import sys
-import traceback
+import shutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -29,12 +27,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dsmoe_jax.training import digest, sharding, train_state
+from dsmoe_jax import disk
+from dsmoe_jax.training import digest, orbax_errors, sharding, train_state
 
 Found = TypeVar("Found")
 
 # The newest, and one to fall back to.
 KEPT_STEPS = 2
+# What a saved state takes beside its arrays.
+_OVERHEAD_BYTES = 1 << 19
 _WAY_OUT = (
     "; delete this folder and train again with the same --workdir, which continues from an older "
     "state where there is one"
@@ -107,13 +108,15 @@ class Checkpoint:
             "identity": self._identity,
             "digests": digest.of_tree(parts),
         }
-        self.manager.save(
-            progress.step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(parts),
-                meta=ocp.args.JsonSave({**meta, "sha256": _hash(meta)}),
-            ),
-        )
+        self._check_room(progress.step, parts)
+        with disk.Writing(self.path / str(progress.step)):
+            self.manager.save(
+                progress.step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(parts),
+                    meta=ocp.args.JsonSave({**meta, "sha256": _hash(meta)}),
+                ),
+            )
 
     def restore(
         self, like: train_state.TrainState, mesh: jax.sharding.Mesh, step: int | None = None
@@ -147,7 +150,13 @@ class Checkpoint:
 
     def wait(self) -> None:
         """Returns once every save is on disk."""
-        self.manager.wait_until_finished()
+        with disk.Writing(self.path):
+            self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the manager's threads."""
+        with disk.Writing(self.path):
+            self.manager.close()
 
     def drop_after(self, step: int) -> None:
         """Deletes the states past a step."""
@@ -178,6 +187,19 @@ class Checkpoint:
                     step, f"{name} is not as saved: {expected.get(name)} -> {found.get(name)}"
                 )
 
+    def _check_room(self, step: int, parts: dict[str, Any]) -> None:
+        """Refuses a save for which there may be no room, before anything of it is written.
+
+        Raises:
+          FullDiskError: In all processes alike.
+        """
+        needed = _OVERHEAD_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
+        is_short = shutil.disk_usage(self.path).free < needed
+        if jax.process_count() > 1:
+            is_short = bool(multihost_utils.broadcast_one_to_all(np.int32(is_short)))
+        if is_short:
+            raise disk.full(self.path / str(step), needed)
+
     def _parse_meta(self, step: int) -> tuple[dict[str, Any], str]:
         """The metadata of a step, and how their identity differs from this run's."""
         if step not in self.steps:
@@ -192,7 +214,7 @@ class Checkpoint:
     def _attempt(self, step: int, read: Callable[[], Found]) -> Found:
         """What is read; what goes wrong at damaged files is one line, in all processes alike."""
         found: list[Found] = []
-        with _Attempt() as attempt:
+        with orbax_errors.Attempt() as attempt:
             found.append(read())
         failed = not found
         if jax.process_count() > 1:
@@ -202,50 +224,16 @@ class Checkpoint:
         return found[0]
 
 
-class _Attempt:
-    """Keeps what goes wrong with damaged files from the console, but for its first line.
-
-    Orbax and TensorStore raise errors of any class at them, `Exception` itself among them, log
-    what they see, and leave coroutines behind, of which Python tells when they are collected.
-    """
-
-    def __init__(self) -> None:
-        self.failure = ""
-        self._logger = logging.getLogger("absl")
-
-    def __enter__(self) -> "_Attempt":
-        self._hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-        self._level = self._logger.level
-        self._logger.setLevel(logging.CRITICAL)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: object
-    ) -> bool:
-        # What says nothing of the files: signals, memory, and rights to read.
-        others = (PermissionError, MemoryError, jax.errors.JaxRuntimeError)
-        is_damage = isinstance(error, Exception) and not isinstance(error, others)
-        if error is not None and is_damage:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            self.failure = lines[0][:200]
-            # The frames hold the coroutines.
-            traceback.clear_frames(error.__traceback__)
-            error.__cause__ = error.__context__ = error.__traceback__ = None
-            gc.collect()
-        self._logger.setLevel(self._level)
-        sys.unraisablehook = self._hook
-        return is_damage
-
-
 class StageCheckpoints:
     """The checkpoints of one stage in a workdir: `latest` to resume from, `best` to keep."""
 
     def __init__(self, workdir: pathlib.Path, stage: str, identity: dict[str, Any]):
         """Opens the folders; a resumed run must share the identity: flat fields and a data hash."""
         self.root = stage_folder(workdir, stage)
-        self.latest, self.best = (
-            Checkpoint(self.root / name, identity) for name in ("latest", "best")
-        )
+        self._closing = contextlib.ExitStack()
+        # Every failed save is told of by the next call.
+        self._closing.enter_context(orbax_errors.quiet())
+        self.latest, self.best = (self._open(name, identity) for name in ("latest", "best"))
 
     def resume(
         self, like: train_state.TrainState, mesh: jax.sharding.Mesh, say: Callable[[str], None]
@@ -307,8 +295,12 @@ class StageCheckpoints:
 
     def close(self) -> None:
         """Waits and releases the managers' threads."""
-        self.latest.manager.close()
-        self.best.manager.close()
+        self._closing.close()
+
+    def _open(self, name: str, identity: dict[str, Any]) -> Checkpoint:
+        return self._closing.enter_context(
+            contextlib.closing(Checkpoint(self.root / name, identity))
+        )
 
 
 def stage_folder(workdir: pathlib.Path, stage: str) -> pathlib.Path:

@@ -122,6 +122,37 @@ def test_a_scenario_without_queries_is_left_empty(tmp_path):
     assert sum(text == "31.4" for text in shown) == 2
 
 
+def test_names_are_text(tmp_path):
+    names = ("$0_$10", "首页", "🛒 cart", "a\\frac{b", "_x^y")
+    draw(tmp_path / "f", results=make_results(names), fig4=make_fig4(len(names)))
+    for name in ("recall_at_5", "fig4a_scenario_similarity"):
+        assert (tmp_path / "f" / "figures" / f"{name}.png").stat().st_size > 0
+    # Mathematics would be many small texts, or no figure at all.
+    figure = tmp_path / "f" / "figures" / "recall_at_5.svg"
+    assert "$0_$10" in figure.read_text(encoding="utf-8")
+
+
+def test_a_figure_that_cannot_be_drawn_is_one_line_and_the_others_are_drawn(
+    tmp_path, monkeypatch, capsys
+):
+    def fail(*arguments):
+        raise ValueError("no such glyph\nin any font")
+
+    monkeypatch.setattr(figures, "draw_recall", fail)
+    written = draw(tmp_path / "f")
+    names = {path.stem for path in written}
+    assert "learning_curves" in names and "fig4b_gate_weights" in names
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.endswith("recall_at_5: the figure is not drawn: no such glyph")
+
+
+def test_no_room_for_figures_ends_no_run(tmp_path, capsys):
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "figures").write_text("a file is in the way")
+    assert draw(tmp_path / "f") == []
+    assert capsys.readouterr().out.count("the figure is not drawn") == 3
+
+
 def test_towers_that_do_not_know_the_scenario_have_no_similarity(tmp_path):
     fig4 = make_fig4()
     fig4["scenario_coefficients"]["item/forward"] = np.ones((1, 4))

@@ -1,11 +1,15 @@
 import json
 import pathlib
+import resource
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsmoe_jax import disk
 from dsmoe_jax.training import checkpoint, sharding, train_state
 
 
@@ -224,3 +228,38 @@ def test_a_checkpoint_from_before_there_were_digests_is_read(checkpoints, tmp_pa
     state, progress = checkpoints.latest.restore(make_state(0.0), sharding.make_mesh())
     assert (progress.step, progress.judged_by) == (3, {})
     assert float(state.opt_state[0][0]) == 3.0
+
+
+def test_a_state_that_has_no_room_is_refused_before_it_is_written(
+    checkpoints, tmp_path, monkeypatch
+):
+    save(checkpoints, (3,))
+    free = shutil.disk_usage(tmp_path)._replace(free=600_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(disk.FullDiskError) as caught:
+        checkpoints.latest.save(make_state(6.0), checkpoint.Progress("student", 6))
+    needed = 2**19 + sum(leaf.nbytes for leaf in jax.tree.leaves(make_state(6.0)))
+    step = tmp_path / "checkpoints" / "student" / "latest" / "6"
+    assert str(caught.value).startswith(f"{step}: the disk is full")
+    assert f"expected room for {needed:,} bytes, got 600,000 free" in str(caught.value)
+    assert checkpoints.latest.steps == [3]
+
+
+def test_a_disk_that_fills_while_a_state_is_written_is_one_line(tmp_path, capfd):
+    opened = checkpoint.StageCheckpoints(tmp_path, "student", {"seed": 1})
+    save(opened, (3,))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    try:
+        with pytest.raises(disk.FullDiskError, match=r"latest.*: the disk is full") as caught:
+            opened.latest.save(make_state(6.0), checkpoint.Progress("student", 6))
+            opened.wait()
+        assert "\n" not in str(caught.value)
+        opened.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert capfd.readouterr().err == ""
+    state, progress = resume(tmp_path, [])
+    assert (progress.step, float(state.opt_state[0][0])) == (3, 3.0)

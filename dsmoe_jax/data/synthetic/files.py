@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float, Int, Real
 
-from dsmoe_jax import runlog
+from dsmoe_jax import disk, runlog
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import read
 
@@ -77,7 +77,8 @@ def generate(
             return folder
     start_s = time.monotonic()
     with store_lib.open_partial(folder, "generating these files") as partial:
-        write(partial)
+        with disk.Writing(folder):
+            write(partial)
         (partial / NOTE_NAME).write_text(_note(title, note, settings))
         files = {p.name: p.stat().st_size for p in sorted(partial.iterdir())}
         text = json.dumps({**identity, "files": files}, indent=1, sort_keys=True)
