@@ -1,7 +1,42 @@
 """Exit status of commands: what a user can mend is one line, and so is Ctrl-C."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
+
+_INTERRUPTED = "interrupted; what was saved before stays"
+# Whether the line above was printed.
+_told: list[bool] = []
+
+
+def end_at_signals() -> None:
+    """Lets Ctrl-C and SIGTERM end the process at once, in one line and with status 130.
+
+    For the time of imports, which swallow a KeyboardInterrupt or show where it came from: nothing
+    is written yet. `interrupt_at_signals` ends that time.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Who ignores Ctrl-C, as a shell's background does, goes on ignoring it.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
+
+
+def interrupt_at_signals(*, sigterm: bool) -> None:
+    """Lets Ctrl-C raise KeyboardInterrupt again, and a second one end the process at once.
+
+    Handlers that are not those of `end_at_signals` stay, but for SIGTERM's if it is asked for.
+
+    Args:
+      sigterm: Whether SIGTERM does as Ctrl-C; otherwise it has its usual effect.
+    """
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, _interrupt)
+    if sigterm:
+        signal.signal(signal.SIGTERM, _interrupt)
+    elif signal.getsignal(signal.SIGTERM) is _end:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def exit_status(work: Callable[[], int | None], *, show_traceback: bool = False) -> int:
@@ -17,7 +52,7 @@ def exit_status(work: Callable[[], int | None], *, show_traceback: bool = False)
     try:
         return work() or 0
     except KeyboardInterrupt:
-        print("interrupted; what was saved before stays", file=sys.stderr)
+        _tell()
         return 130
     except (ValueError, OSError) as error:
         # One line is a message for the user; more lines come from a library and need their trace.
@@ -25,3 +60,24 @@ def exit_status(work: Callable[[], int | None], *, show_traceback: bool = False)
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(each) is _interrupt:
+            signal.signal(each, _end)
+    raise KeyboardInterrupt
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    if not _told:
+        # Not through a buffer, whose lock the interrupted code may hold.
+        os.write(2, f"{_INTERRUPTED}\n".encode())
+    os._exit(130)
+
+
+def _tell() -> None:
+    print(_INTERRUPTED, file=sys.stderr)
+    if signal.getsignal(signal.SIGINT) is _end:
+        # What follows in this process ends without a second line.
+        _told.append(True)

@@ -11,7 +11,7 @@ import importlib
 import os
 import pathlib
 import re
-import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -174,7 +174,9 @@ def main(argv: list[str]) -> int:
     """Runs a command line, program name first; see `exit_status` for what it returns."""
     command = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else ""
     if command in MODULE_OF:
-        return int(importlib.import_module(MODULE_OF[command]).main(argv[2:]))
+        module = importlib.import_module(MODULE_OF[command])
+        console.interrupt_at_signals(sigterm=False)
+        return int(module.main(argv[2:]))
     if command in PLAIN_MODULE_OF:
         return run_plain(PLAIN_MODULE_OF[command], argv[2:])
     if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
@@ -198,12 +200,12 @@ def main(argv: list[str]) -> int:
             traceback.print_exc()
         print(f"error: {load.one_line(error)} (--help shows examples)", file=sys.stderr)
         return 2
-    if not start_jax(options):
-        # Before the loop takes the signal over, being asked to end cleans up as Ctrl-C does. With
-        # several processes the signal belongs to JAX's preemption service.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    is_connected = start_jax(options)
     from dsmoe_jax.run import run
 
+    # Before the loop takes the signal over, being asked to end cleans up as Ctrl-C does. With
+    # several processes the signal belongs to JAX's preemption service.
+    console.interrupt_at_signals(sigterm=not is_connected)
     return exit_status(
         lambda: run.run(
             options.experiment,
@@ -230,6 +232,7 @@ def run_plain(module: str, arguments: list[str]) -> int:
         command = importlib.import_module(module)
         options = command.parse(arguments)
         start_jax()
+        console.interrupt_at_signals(sigterm=False)
         found: int | None = command.run(options)
         return found
 
@@ -238,6 +241,7 @@ def run_plain(module: str, arguments: list[str]) -> int:
 
 def entry_point() -> None:
     """The console script."""
+    console.end_at_signals()
     sys.exit(main(sys.argv))
 
 
@@ -301,14 +305,41 @@ def start_jax(options: Options | None = None) -> bool:
         # Many short compilations take as long as a long one.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if options and options.processes:
+        address, _, index = options.processes
         # All is given, so that neither SLURM's variables nor Kubernetes' API are asked.
-        jax.distributed.initialize(*options.processes, cluster_detection_method="deactivate")
+        jax.distributed.initialize(
+            *options.processes,
+            cluster_detection_method="deactivate",
+            coordinator_bind_address=None if index else bind_address(address),
+        )
         return True
     in_slurm = all(variable in os.environ for variable in SLURM_VARIABLES)
     if in_slurm and int(os.environ["SLURM_NTASKS"]) > 1:
         jax.distributed.initialize()
         return True
     return False
+
+
+def bind_address(coordinator: str) -> str | None:
+    """Where process 0 listens: the address it was given, and no other that its host has.
+
+    None, for all of them, where the given one is not this host's, as that of a service in front of
+    it, or names the host by a loopback address, as /etc/hosts may, which no other host reaches.
+    """
+    host, _, port = coordinator.rpartition(":")
+    host = host.strip("[]")
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        family, _, _, _, address = found[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((address[0], 0))
+    except OSError:
+        return None
+    number = str(address[0])
+    is_loopback = number == "::1" or number.startswith("127.")
+    if is_loopback and host not in ("localhost", number):
+        return None
+    return f"[{number}]:{port}" if family == socket.AF_INET6 else f"{number}:{port}"
 
 
 def _processes(flags: dict[str, str]) -> tuple[str, int, int] | None:

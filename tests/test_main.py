@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -391,7 +392,39 @@ def test_given_processes_are_used_as_they_are(
         monkeypatch.setenv(name, value)
     flags = ["--coordinator=host0:1", "--num_processes=3", "--process_id=2"]
     assert main.start_jax(parse("--config=stub.py", *flags))
-    assert connections == [(("host0:1", 3, 2), {"cluster_detection_method": "deactivate"})]
+    more = {"cluster_detection_method": "deactivate", "coordinator_bind_address": None}
+    assert connections == [(("host0:1", 3, 2), more)]
+
+
+def test_the_coordinator_listens_where_it_was_told(connections: list) -> None:
+    flags = ["--coordinator=127.0.0.1:123", "--num_processes=2", "--process_id=0"]
+    assert main.start_jax(parse("--config=stub.py", *flags))
+    assert connections[0][1]["coordinator_bind_address"] == "127.0.0.1:123"
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ("127.0.0.1", "127.0.0.1:7"),
+        ("localhost", "127.0.0.1:7"),
+        # /etc/hosts of Debian: no other host reaches it.
+        ("node0", None),
+        # A service in front of the host, and a name that nobody knows.
+        ("192.0.2.1", None),
+        ("nowhere.invalid", None),
+    ],
+)
+def test_an_address_that_others_cannot_use_is_not_bound_to(
+    found: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(host: str, port: None, type: int) -> list[tuple]:
+        if host == "nowhere.invalid":
+            raise socket.gaierror
+        number = host if host[0].isdigit() else "127.0.0.1"
+        return [(socket.AF_INET, type, 6, "", (number, 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert main.bind_address(f"{found}:7") == expected
 
 
 def test_slurm_tasks_are_detected(connections: list, monkeypatch: pytest.MonkeyPatch) -> None:

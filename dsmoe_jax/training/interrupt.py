@@ -55,6 +55,11 @@ class Interrupt:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._requested:
+            # A third one is for whoever handled signals before.
+            handler = self._previous.get(number)
+            self.__exit__()
+            if callable(handler):
+                handler(number, frame)
             raise KeyboardInterrupt
         self._requested = True
         if jax.process_count() > 1:
