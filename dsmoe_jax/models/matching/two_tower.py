@@ -9,7 +9,7 @@ tower output, S scenarios.
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -83,7 +83,8 @@ class Matcher(nn.Module):
     @classmethod
     def with_known_prior(cls) -> "type[Matcher]":
         """The method with the scenarios' popularity in its inner product; see `KnownPrior`."""
-        return _add_known_prior(cls)
+        found: type[Matcher] = _add_known_prior(cls)
+        return found
 
     def complete_user(self, user: Float[jax.Array, "... D"]) -> Float[jax.Array, "... _"]:
         """A user's vector as it is compared; a loss of the method's own calls it too."""
@@ -214,7 +215,7 @@ class KnownPrior(Matcher):
 
 
 @functools.cache
-def _add_known_prior(method: type[Matcher]) -> type[Matcher]:
+def _add_known_prior(method: Any) -> Any:
     """The subclass of a method that `KnownPrior` makes, under the method's name."""
     return type(method.__name__, (KnownPrior, method), {"__module__": method.__module__})
 
