@@ -38,6 +38,8 @@ def interrupt_at_signals(*, sigterm: bool) -> None:
     elif signal.getsignal(signal.SIGTERM) is _end:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+from dsmoe_jax import terminal
+
 
 def exit_status(work: Callable[[], int | None], *, show_traceback: bool = False) -> int:
     """Does the work of a command.
@@ -58,7 +60,7 @@ def exit_status(work: Callable[[], int | None], *, show_traceback: bool = False)
         # One line is a message for the user; more lines come from a library and need their trace.
         if show_traceback or "\n" in str(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {terminal.printable(str(error))}", file=sys.stderr)
         return 2
 
 

@@ -22,6 +22,8 @@ from tensorboardX.proto import event_pb2
 
 from dsmoe_jax import disk
 
+from dsmoe_jax import terminal
+
 METRICS_FILE = "metrics.jsonl"
 # Calls that want no console output and have not ended; in all threads, since work has threads.
 _quiet_calls: list[bool] = []
@@ -40,7 +42,7 @@ def quiet(is_quiet: bool = True) -> Iterator[None]:
 def say(text: str) -> None:
     """Prints one line above the progress bars."""
     if not _quiet_calls:
-        tqdm.tqdm.write(text)
+        tqdm.tqdm.write(terminal.printable(text))
         sys.stdout.flush()
 
 

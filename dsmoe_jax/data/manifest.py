@@ -34,24 +34,23 @@ def exists(path: str | os.PathLike[str]) -> bool:
 def fingerprint(paths: Iterable[str | os.PathLike[str]]) -> dict[str, dict[str, Any]]:
     """`{file name: {"bytes", "sha256"}}` of each file, with a progress bar when it takes long.
 
-    Raises:
-      ValueError: When two files share a name.
+    Where two share a name all are named by their path below the folder that they share.
     """
     files = [pathlib.Path(path) for path in paths]
+    names = [file.name for file in files]
+    if len(set(names)) < len(names):
+        shared = os.path.commonpath([file.parent for file in files])
+        names = [os.path.relpath(file, shared) for file in files]
     found: dict[str, dict[str, Any]] = {}
     total = sum(file.stat().st_size for file in files)
     with runlog.bar(total=total, desc="hash", unit="B", unit_scale=True, delay=2) as bar:
-        for file in files:
-            if file.name in found:
-                raise ValueError(
-                    f"{file}: expected files of different names, got {file.name} twice"
-                )
+        for name, file in zip(names, files, strict=True):
             digest = hashlib.sha256()
             with file.open("rb") as stream:
                 while block := stream.read(_HASH_BLOCK):
                     digest.update(block)
                     bar.update(len(block))
-            found[file.name] = {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+            found[name] = {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
     return found
 
 

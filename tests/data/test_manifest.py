@@ -48,12 +48,16 @@ def test_a_fingerprint_is_size_and_sha256(tmp_path):
     }
 
 
-def test_a_fingerprint_needs_distinct_names(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x.csv").write_bytes(b"abc")
-    with pytest.raises(ValueError, match=r"got x\.csv twice"):
-        manifest_lib.fingerprint([tmp_path / "a" / "x.csv", tmp_path / "b" / "x.csv"])
+def test_files_of_one_name_are_named_by_their_folders(tmp_path):
+    paths = [tmp_path / name / "x.csv" for name in ("day=1", "day=2")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(path.parent.name.encode())
+    found = manifest_lib.fingerprint(paths)
+    assert {name: entry["bytes"] for name, entry in found.items()} == {
+        "day=1/x.csv": 5,
+        "day=2/x.csv": 5,
+    }
 
 
 def test_the_package_and_its_metadata_agree_on_the_version():

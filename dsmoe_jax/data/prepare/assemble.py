@@ -48,9 +48,11 @@ from dsmoe_jax.data.prepare import entities, events, histories, splits
 # Raised when the same inputs and settings give another content than before, so that stores in place
 # are prepared again; the package's own version is ignored.
 STORE_VERSION = 1
+# What the windows of a scenario each may need where there are many.
+_MANY_SCENARIOS, _MOST_WINDOW_BYTES = 64, 1 << 33
+_QUERIES = tuple(f"{split}_queries" for split in store_lib.SPLITS)
 # Rows written at once.
 _BLOCK_ROWS = 1 << 20
-_EPOCH = datetime.date(1970, 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +162,7 @@ def make_split(dataset: Dataset, section: schema.DataConfig) -> splits.Split:
     if dataset.split not in splits.RULES:
         raise ValueError(f"split: expected one of {splits.RULES}, got {dataset.split!r}")
     if dataset.split == "days":
-        return _split_days(dataset.days, section, dataset.utc_offset_s)
+        return splits.by_day(dataset.days, section, dataset.utc_offset_s)
     if section.drop_last_days:
         raise ValueError(
             f"data.drop_last_days: expected 0 with the split leave_one_out, got "
@@ -177,27 +179,6 @@ def make_split(dataset: Dataset, section: schema.DataConfig) -> splits.Split:
             "exposures are cut by days"
         )
     return splits.LeaveOneOut()
-
-
-def _split_days(
-    days: Sequence[datetime.date], section: schema.DataConfig, utc_offset_s: int
-) -> splits.ByDay:
-    ordered = sorted({(day - _EPOCH).days for day in days})
-    ordered = ordered[: len(ordered) - section.drop_last_days]
-    held_out = section.validation_days + section.test_days
-    if section.validation_days < 1 or section.test_days < 1 or len(ordered) <= held_out:
-        raise ValueError(
-            f"data.validation_days, data.test_days: expected at least 1 each and fewer than the "
-            f"{len(ordered)} days that the log has after data.drop_last_days="
-            f"{section.drop_last_days}, got {section.validation_days} + {section.test_days}; "
-            "add log files or hold out fewer days"
-        )
-    return splits.ByDay(
-        train=ordered[:-held_out],
-        validation=ordered[-held_out : -section.test_days],
-        test=ordered[-section.test_days :],
-        utc_offset_s=utc_offset_s,
-    )
 
 
 def write(
@@ -217,6 +198,11 @@ def write(
     users = entities.encode_table(dataset.users, "user_id", {})
     items = entities.encode_table(dataset.items, "item_id", dataset.extra_values, kept)
     _check_names(users, items)
+    if len(items.raw_id) < 3:
+        raise ValueError(
+            f"items: expected at least 2 candidates, got {len(items.raw_id) - 1}; with one there "
+            "is nothing to rank: add log files, or a table of items (data.items_file)"
+        )
     S = len(dataset.scenarios)
     positives = rule.order(
         histories.number_positives(dataset.positives, users, items, S, rule.last_day)
@@ -227,6 +213,10 @@ def write(
     }
     of_scenarios = splits.count(positives, rule, queries, dataset.scenarios)
     splits.check(of_scenarios, rule)
+    _check_windows(of_scenarios, S)
+    described = splits.describe(positives, rule)
+    if isinstance(rule, splits.ByDay):
+        runlog.say(splits.name_days(described, rule))
     counts = {"users": len(users.raw_id) - 1, "items": len(items.raw_id) - 1, **of_scenarios}
     with store_lib.StoreWriter(store_dir) as writer:
         exposures = None
@@ -246,7 +236,7 @@ def write(
             spec=_make_spec(dataset, users, items),
             columns={"examples": columns},
             counts=counts,
-            split=splits.describe(positives, rule),
+            split=described,
             settings=settings,
             inputs=inputs,
             vocabularies={n: len(v) for n, v in (users.vocabularies | items.vocabularies).items()},
@@ -254,6 +244,18 @@ def write(
             raw_forms={name: dict(form) for name, form in dataset.raw_forms.items()},
         )
     return counts
+
+
+def _check_windows(counts: dict[str, dict[str, int]], num_scenarios: int) -> None:
+    """Refuses what many scenarios would need: a window in each of every example and query."""
+    rows = sum(sum(counts[name].values()) for name in ("train", *_QUERIES))
+    needed = 16 * rows * num_scenarios
+    if num_scenarios > _MANY_SCENARIOS and needed > _MOST_WINDOW_BYTES:
+        raise ValueError(
+            f"scenarios: expected fewer than {num_scenarios} for {rows:,} examples and queries, "
+            f"whose histories of every scenario need {needed / 2**30:.1f} GiB of memory; set "
+            "data.least_positives, with data.rare_scenarios='merge' to keep all rows"
+        )
 
 
 def _check_names(users: entities.EncodedTable, items: entities.EncodedTable) -> None:

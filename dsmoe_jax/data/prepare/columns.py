@@ -20,27 +20,44 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 # Name of the extra column with the row number in the file (int64).
 ROW = "__row__"
 CORRECT = "correct or remove the row"
+UNKNOWN = "leave the cell empty where the number is unknown, or name it in data.null_values"
+# Characters of a cell that a message shows at most.
+_SHOWN = 80
 _INTEGER = re.compile(r"\s*-?\d+\s*")
 
-Kind = Literal["int", "code", "float", "str", "yyyymmdd"]
+# From here on numbers mean "unknown" in some libraries, and the models' numbers have no such sizes.
+_MOST = float(np.finfo(np.float32).max)
+
+Kind = Literal["int", "code", "float", "str", "yyyymmdd", "list", "label", "time", "clock"]
+# What a text file is parsed as, and what it may be where that fails.
 RAW_TYPE: dict[str, Any] = {
     "int": pl.Int64,
     "code": pl.Float64,
     "float": pl.Float64,
     "str": pl.String,
     "yyyymmdd": pl.Int64,
+    "list": pl.String,
+    "label": pl.String,
+    "time": pl.Int64,
+    "clock": pl.String,
 }
+TEXT_TYPE: dict[str, Any] = {**RAW_TYPE, "time": pl.String}
 _NOUN = {
     "int": "an integer",
     "code": "a whole number",
     "float": "a finite number",
     "str": "text",
     "yyyymmdd": "a date as YYYYMMDD",
+    "list": "text or a list of texts",
+    "label": "text or a number",
+    "time": "a time",
+    "clock": "a time",
 }
 
 
@@ -51,11 +68,14 @@ class Column:
     Attributes:
       name: Header name; spaces around a header name in the file do not count.
       kind: "int" (int64); "code" (int64 from a whole number that may be written `1.0`, as a
-        column with nulls often is); "float" (float64, finite); "str"; "yyyymmdd" (`pl.Date` from
-        an integer).
+        column with nulls often is); "float" (float64, finite, of float32's range); "str";
+        "yyyymmdd" (`pl.Date` from an integer); "list" (text, or lists of text where the file has
+        lists); "label" (text, or numbers where the file has them typed); "time" (text, numbers or
+        dates, whatever the file has, of text int64 where all cells are) and "clock" (the same,
+        always text of a text file).
       nullable: Whether an empty cell is allowed; it becomes null.
       low, high: Allowed range, inclusive, of "int", "code" and "float".
-      null: Text that means null beside the empty cell, e.g. "NULL"; CSV only.
+      null: Text that means null beside the empty cell, e.g. "NULL"; text files only.
     """
 
     name: str
@@ -90,16 +110,20 @@ def error(
 def check(
     path: pathlib.Path,
     frame: pl.DataFrame,
-    violated: pl.Expr,
+    violated: pl.Expr | pl.Series,
     column: str,
     expected: str,
     todo: str = CORRECT,
 ) -> None:
     """Refuses the first row (by `ROW`) of `frame` for which `violated` is true.
 
+    A series is of the frame's length.
+
     Raises:
       ValueError: Naming the file, the row, `column`, what was expected and what it holds.
     """
+    if isinstance(violated, pl.Series):
+        violated = pl.lit(violated)
     if not frame.select(violated.fill_null(False).any()).item():
         return
     first = frame.filter(violated).sort(ROW).row(0, named=True)
@@ -134,12 +158,15 @@ def check_known(
 
 
 def _show(value: object) -> str:
-    return "nothing" if value is None or value == "" else repr(value)
+    if value is None or value == "":
+        return "nothing"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def parses(cell: str, kind: Kind) -> bool:
     """Whether the text of a cell can be read as its column's raw type."""
-    if kind == "str":
+    if TEXT_TYPE[kind] == pl.String:
         return True
     if RAW_TYPE[kind] == pl.Int64:
         return bool(_INTEGER.fullmatch(cell)) and abs(int(cell)) < 2**63
@@ -156,11 +183,13 @@ def to_types(path: pathlib.Path, frame: pl.DataFrame, columns: Sequence[Column])
     Raises:
       ValueError: Naming the first cell that is null, not finite, out of range or no date.
     """
-    violations = {column.name: _violated(column) for column in columns}
-    found = frame.select(rule.fill_null(False).any().alias(n) for n, rule in violations.items())
+    violations = {column.name: _violated(column, frame.schema[column.name]) for column in columns}
+    either = {c.name: violations[c.name] | _is_huge(c) for c in columns}
+    found = frame.select(rule.fill_null(False).any().alias(n) for n, rule in either.items())
     for column in columns:
         if found[column.name].item():
             check(path, frame, violations[column.name], column.name, column.expected)
+            check(path, frame, _is_huge(column), column.name, column.expected, UNKNOWN)
     final = []
     for column in columns:
         value = pl.col(column.name)
@@ -168,17 +197,22 @@ def to_types(path: pathlib.Path, frame: pl.DataFrame, columns: Sequence[Column])
             value = value.cast(pl.Int64)
         elif column.kind == "yyyymmdd":
             value = _to_date(value)
-        elif column.kind == "str":
+        elif frame.schema[column.name] == pl.String:
             value = pl.when(value != "").then(value)
         final.append(value.alias(column.name))
     return frame.select(*final, ROW)
 
 
-def _violated(column: Column) -> pl.Expr:
+def _is_huge(column: Column) -> pl.Expr:
+    """Where a number is so large that it stands for something else."""
+    return pl.col(column.name).abs() >= _MOST if column.kind == "float" else pl.lit(False)
+
+
+def _violated(column: Column, dtype: Any) -> pl.Expr:
     value = pl.col(column.name)
     rules = []
     if not column.nullable:
-        rules.append(value.is_null() if column.kind != "str" else value.fill_null("") == "")
+        rules.append(value.is_null() if dtype != pl.String else value.fill_null("") == "")
     if column.kind in ("code", "float"):
         rules.append(~value.is_finite())
     if column.kind == "code":
@@ -196,12 +230,62 @@ def _to_date(value: pl.Expr) -> pl.Expr:
     return value.cast(pl.String).str.to_date("%Y%m%d", strict=False)
 
 
-def fits(dtype: Any, kind: Kind) -> bool:
-    """Whether a typed column (of a Parquet file) can serve as `kind`."""
+def drop_values(frame: pl.DataFrame, null_values: Sequence[str]) -> pl.DataFrame:
+    """The frame with null in place of those texts, and of the numbers that they are."""
+    if not null_values:
+        return frame
+    numbers = [float(text) for text in null_values if parses(text, "float")]
+    changed = []
+    for name, dtype in frame.schema.items():
+        if name != ROW and (dtype == pl.String or (dtype.is_numeric() and numbers)):
+            known: list[Any] = list(null_values) if dtype == pl.String else numbers
+            changed.append(pl.when(~pl.col(name).is_in(known)).then(pl.col(name)).alias(name))
+    return frame.with_columns(changed)
+
+
+def fits(dtype: Any, column: Column) -> bool:
+    """Whether a typed column (of a Parquet file) can serve as `column`."""
+    kind = column.kind
+    if dtype == pl.Null:
+        return True
+    whole = bool(dtype.is_integer() or (dtype.is_decimal() and dtype.scale == 0))
+    # Ids, categories and times all have one text each; real numbers have several.
+    texts = (pl.String, pl.Categorical, pl.Enum, pl.Boolean)
+    is_text = bool(dtype in texts or whole or dtype.is_temporal())
     if kind == "str":
-        # Ids, categories and times all have one text each; real numbers have several.
-        texts = (pl.String, pl.Categorical, pl.Enum, pl.Boolean)
-        return bool(dtype in texts or dtype.is_integer() or dtype.is_temporal())
+        return is_text
+    if kind == "list":
+        inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else dtype
+        return bool(inner == pl.Null or inner in texts or inner.is_integer())
+    if kind == "label":
+        return bool(is_text or dtype.is_numeric())
+    if kind in ("time", "clock"):
+        return bool(dtype == pl.String or dtype.is_numeric() or dtype in (pl.Date, pl.Datetime))
     if RAW_TYPE[kind] == pl.Int64:
-        return bool(dtype.is_integer() or dtype == pl.Boolean)
+        return bool(whole or dtype == pl.Boolean)
     return bool(dtype.is_numeric())
+
+
+def hint(dtype: Any, column: Column) -> str:
+    """What to do about a typed column that does not fit."""
+    if dtype.is_float() and column.kind in ("str", "list"):
+        return "write whole numbers as integers or texts"
+    return "write the column with another type"
+
+
+def from_typed(dtype: Any, column: Column) -> pl.Expr:
+    """A column of a Parquet file, which fits, as parsed text would be; see `Column.kind`."""
+    value, kind = pl.col(column.name), column.kind
+    if kind == "list":
+        if isinstance(dtype, pl.Array):
+            value = value.arr.to_list()
+        return value.cast(pl.List(pl.String) if dtype.is_nested() else pl.String)
+    if kind == "label" and dtype.is_numeric():
+        return value
+    if kind in ("time", "clock") and (dtype.is_numeric() or dtype.is_temporal()):
+        return value.cast(pl.Float64 if dtype.is_decimal() else dtype)
+    if RAW_TYPE[kind] == pl.String or kind == "time":
+        if dtype == pl.Datetime and dtype.time_zone is not None:
+            value = value.dt.convert_time_zone("UTC").dt.to_string("%Y-%m-%dT%H:%M:%S%.fZ")
+        return value.cast(pl.String)
+    return value.cast(RAW_TYPE[kind])

@@ -14,6 +14,12 @@ import polars as pl
 from dsmoe_jax import features
 
 _ROW = "__table_row__"
+# Below the first, squares lose digits; the second is the least number with all of them.
+_LEAST_STD, _LEAST_NORMAL = 1e-150, float(np.finfo(np.float64).tiny)
+# Of the largest number, a spread that is nothing but its last digit.
+_ROUNDING = 4 * float(np.finfo(np.float64).eps)
+# Padded arrays of this size are no matter; larger ones may be so many times what they hold.
+_SMALL_BYTES, _MOST_PADDING = 1 << 26, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +99,9 @@ def bucket(value: pl.Series, edges: np.ndarray) -> pl.Series:
 
 def make_vocabulary(*values: pl.Series) -> pl.Series:
     """The distinct non-null values, ascending; value i has id i + 1."""
-    return pl.concat([value.rename("value") for value in values]).drop_nulls().unique().sort()
+    return (
+        pl.concat([value.rename(values[0].name) for value in values]).drop_nulls().unique().sort()
+    )
 
 
 def encode(raw: pl.Series, vocabulary: pl.Series) -> np.ndarray:
@@ -113,9 +121,23 @@ def encode(raw: pl.Series, vocabulary: pl.Series) -> np.ndarray:
 
 
 def as_array(vocabulary: pl.Series) -> np.ndarray:
-    """A vocabulary or key column as int64 or fixed-width text, with a row 0 of -1 or ""."""
+    """A vocabulary or key column as int64 or fixed-width text, with a row 0 of -1 or "".
+
+    Raises:
+      ValueError: On what fixed-width text cannot hold, or not within reason.
+    """
     if vocabulary.dtype.is_integer():
         return np.concatenate([[-1], vocabulary.to_numpy()]).astype(np.int64)
+    if vocabulary.str.contains("\0", literal=True).any():
+        raise ValueError(
+            f"column {vocabulary.name!r}: expected text without zero characters, got one; remove "
+            "them, or set data.encoding where the file is not of UTF-8"
+        )
+    if len(vocabulary):
+        lengths = vocabulary.str.len_chars()
+        longest, total = int(str(lengths.max())), int(lengths.sum())
+        mend = "shorten it, or leave the column out where it is no category"
+        check_padding(vocabulary.name, "characters", longest, len(vocabulary), total, mend)
     return np.array(["", *vocabulary.to_list()], dtype=np.str_)
 
 
@@ -204,13 +226,58 @@ def _encode_dense(
             value = np.log1p(value)
         if not known.any() or np.ptp(value[known]) == 0:
             continue
-        mean, std = float(value[known].mean()), float(value[known].std())
+        mean, std = _moments(name, value[known])
         scaled = np.where(known, (value - mean) / std, 0.0).astype(np.float32)
         columns.append(np.append(np.float32(0), scaled))
         moments[name] = {"transform": transform, "mean": mean, "std": std}
         found.append(features.DenseFeature(name))
     empty = np.zeros((frame.height + 1, 0), np.float32)
     return found, np.stack(columns, axis=1) if columns else empty, moments
+
+
+def _moments(name: str, value: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of numbers that are not all equal, however small or large.
+
+    Raises:
+      ValueError: When they differ by less than rounding, or are too small to be told apart.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        mean, std = float(value.mean()), float(value.std())
+    largest = float(np.abs(value).max())
+    if not (np.isfinite(std) and std >= _LEAST_STD):
+        # Squares of such numbers are 0 or infinite.
+        unit = value / largest
+        mean, std = float(unit.mean()) * largest, float(unit.std()) * largest
+    if not (np.isfinite(mean) and _LEAST_NORMAL <= std < np.inf and std > largest * _ROUNDING):
+        raise ValueError(
+            f"column {name!r}: expected numbers with a spread, got mean {mean:g} and standard "
+            f"deviation {std:g}, which double precision cannot tell from a constant; write it in "
+            "another unit or leave the column out"
+        )
+    return mean, std
+
+
+def check_padding(name: str, what: str, length: int, rows: int, total: int, mend: str) -> None:
+    """Refuses an array whose rows are padded to the longest, when nearly all of it is padding.
+
+    Args:
+      name: The column.
+      what: What the lengths count.
+      length: The longest row's.
+      rows: Number of rows.
+      total: Sum of all lengths.
+      mend: What to do about it.
+
+    Raises:
+      ValueError: When the array is large, and large beside what it holds.
+    """
+    size = 4 * length * rows
+    if size > max(_SMALL_BYTES, _MOST_PADDING * 4 * total):
+        raise ValueError(
+            f"column {name!r}: expected cells of about the same length, got one of {length:,} "
+            f"{what} among {rows:,} rows with {total / rows:.1f} on average, which would need "
+            f"{size / 2**20:,.0f} MiB; {mend}"
+        )
 
 
 def _encode_bag(bag: pl.Series) -> tuple[pl.Series, np.ndarray]:
@@ -221,11 +288,13 @@ def _encode_bag(bag: pl.Series) -> tuple[pl.Series, np.ndarray]:
         .explode("value")
         .drop_nulls("value")
     )
-    value = _plain(flat["value"])
+    value = _plain(flat["value"]).rename(bag.name)
     vocabulary = make_vocabulary(value)
     row = flat[_ROW].to_numpy()
     first = np.searchsorted(row, row, side="left")
     column = np.arange(len(row)) - first
-    ids_XP = np.zeros((len(bag) + 1, int(column.max(initial=0)) + 1), np.int32)
+    longest, mend = int(column.max(initial=0)) + 1, "shorten it or set data.bag_limit"
+    check_padding(bag.name, "values", longest, len(bag), len(row), mend)
+    ids_XP = np.zeros((len(bag) + 1, longest), np.int32)
     ids_XP[row, column] = encode(value, vocabulary)
     return vocabulary, ids_XP

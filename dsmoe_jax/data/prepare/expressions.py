@@ -1,42 +1,85 @@
-"""Text as polars expressions: conditions that a configuration states, and ISO 8601 times.
+"""Conditions that a configuration states, such as `rating >= 4`, exactly as they are written.
 
-Owns the two small grammars. Does not own where they are used (`custom.py`).
+Owns the small grammar and what fulfils it. Does not own where it is used (`own_rows.py`).
 """
 
 import dataclasses
+import decimal
 import operator
 import re
+from typing import Any
 
 import polars as pl
 
 _CONDITION = re.compile(r"\s*(.+?)\s*(==|!=|>=|<=|>|<)\s*([^\s=<>!].*?)\s*")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# Numbers as programs write them: 007 is a code, and +7 is not how a 7 is stored.
+_WRITTEN = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _OPERATORS = {
     "==": operator.eq, "!=": operator.ne, ">=": operator.ge, "<=": operator.le,
     ">": operator.gt, "<": operator.lt,
 }  # fmt: skip
-_ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """`column operator value`, which rows fulfil or not; the operator is of `_OPERATORS`."""
+    """`column operator value`, which cells fulfil or not; the operator is of `_OPERATORS`.
+
+    Equal is what is written the same, or is the same number: 4 and 4.0, but neither 007 and 7 nor
+    integers that only their 64-bit floating-point numbers share.
+    """
 
     column: str
     operator: str
-    value: float | str
+    value: str
 
     @property
-    def is_number(self) -> bool:
-        """Whether the column is compared as numbers."""
-        return isinstance(self.value, float)
+    def is_ordered(self) -> bool:
+        """Whether it compares sizes, so that every cell has to be a number."""
+        return self.operator not in ("==", "!=")
 
-    @property
-    def expression(self) -> pl.Expr:
-        """True in the rows that fulfil it; null cells do not."""
-        column, value = pl.col(self.column), pl.lit(self.value)
-        compared: pl.Expr = _OPERATORS[self.operator](column, value)
-        return compared.fill_null(False)
+    def is_bad(self, cells: pl.Series) -> pl.Series:
+        """Of each cell, whether it should be a finite number and is none; an empty one may be."""
+        if not self.is_ordered:
+            return pl.Series([False]).new_from_index(0, len(cells))
+        number = _floats(cells)
+        return cells.is_not_null() & ~number.is_finite().fill_null(False)
+
+    def holds(self, cells: pl.Series) -> pl.Series:
+        """Of each cell, whether it fulfils the condition; empty ones do not."""
+        if not cells.dtype.is_numeric() and cells.dtype != pl.String:
+            cells = cells.cast(pl.String)
+        is_text = cells.dtype == pl.String
+        if not (_WRITTEN.fullmatch(self.value) or self.is_ordered):
+            equal = cells.cast(pl.String) == self.value
+            return (equal if self.operator == "==" else ~equal).fill_null(False)
+        number = decimal.Decimal(self.value)
+        # Rounding keeps the order, so only what rounds to the same may have been compared wrongly.
+        near, value = _floats(cells), float(number)
+        close = cells.filter((near == value).fill_null(False)).unique()
+        compare: Any = _OPERATORS[self.operator]
+        right = [cell for cell in close.to_list() if self._holds_exactly(cell, number)]
+        found: pl.Series = compare(near, value) & (near != value)
+        found |= cells.is_in(pl.Series(right, dtype=cells.dtype))
+        if self.operator == "!=" and is_text:
+            found |= near.is_null() & cells.is_not_null()
+        return found.fill_null(False)
+
+    def _holds_exactly(self, cell: Any, number: decimal.Decimal) -> bool:
+        """Whether a cell does that is `number` to floating-point precision."""
+        compare: Any = _OPERATORS[self.operator]
+        if isinstance(cell, float) and number != number.to_integral_value():
+            # 4.1 is stored as the nearest floating-point number.
+            return bool(compare(number, number))
+        if isinstance(cell, str):
+            cell = cell.strip()
+            if not self.is_ordered and not _WRITTEN.fullmatch(cell):
+                return self.operator == "!="
+        return bool(compare(decimal.Decimal(cell), number))
+
+
+def _floats(cells: pl.Series) -> pl.Series:
+    return cells.cast(pl.Float64, strict=False).fill_nan(None)
 
 
 def parse_condition(text: str) -> Condition | None:
@@ -54,29 +97,7 @@ def parse_condition(text: str) -> Condition | None:
             f"'rating >= 4', got {text!r}"
         )
     column, symbol, value = match.groups()
-    if _NUMBER.fullmatch(value):
-        return Condition(column, symbol, float(value))
-    if symbol not in ("==", "!="):
+    condition = Condition(column, symbol, value)
+    if condition.is_ordered and not _NUMBER.fullmatch(value):
         raise ValueError(f"data.positive: expected a number after {symbol}, got {value!r}")
-    return Condition(column, symbol, value)
-
-
-def parse_iso(text: pl.Expr, utc_offset_s: int) -> pl.Expr:
-    """Unix seconds of ISO 8601 times; null where the text is none.
-
-    For instance `2024-05-01T12:30:00.5+02:00`, `2024-05-01 12:30` or `2024-05-01`; times without a
-    zone are on the clock of the offset.
-    """
-    zone = text.str.extract(r"(Z|[+-]\d{2}:?\d{2})$")
-    digits = zone.str.replace(":", "")
-    minutes = digits.str.slice(1, 2).cast(pl.Int64, strict=False) * 60
-    minutes += digits.str.slice(3, 2).cast(pl.Int64, strict=False)
-    sign = pl.when(zone.str.starts_with("-")).then(-1).otherwise(1)
-    offset_s = (
-        pl.when(zone == "Z").then(0).when(zone.is_null()).then(utc_offset_s)
-        .otherwise(sign * minutes * 60)
-    )  # fmt: skip
-    # The day of a bare date ("-01") is too short to be taken for a zone.
-    clock = text.str.replace(r"(Z|[+-]\d{2}:?\d{2})$", "").str.replace("T", " ", literal=True)
-    parsed = pl.coalesce(clock.str.to_datetime(f, strict=False) for f in _ISO_FORMATS)
-    return parsed.dt.epoch("s") - offset_s
+    return condition

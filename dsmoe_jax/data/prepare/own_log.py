@@ -9,6 +9,7 @@ tenth of all, 1 to 7, and more where a scenario would have no query.
 import dataclasses
 import os
 import pathlib
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,21 @@ import polars as pl
 
 from dsmoe_jax.config import load
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import custom, expressions
+from dsmoe_jax.data.prepare import custom, expressions, own_rows, read, streams, times
 
 # A polars or pandas frame, or a path of a CSV or Parquet file.
 Frame = Any
 
 _LOG = "log.parquet"
-# The one scenario of a log without.
-_EVERYWHERE = "everywhere"
 # A character that no text of a list holds.
 _SEPARATOR = "\x1f"
-# Units of a time per second, with the least number of such a unit: 1973 in milliseconds.
-_UNITS = ((10**17, 10**9), (10**14, 10**6), (10**11, 10**3), (0, 1))
+# The least number of each unit of a time that is taken for it: 1973 in milliseconds.
+_LEAST = {"ns": 10**17, "us": 10**14, "ms": 10**11, "s": 0}
 _SPLIT_SHARE, _MOST_DAYS = 10, 7
+# Separators are guessed.
+_FORM = read.Form(separator="")
+# Cells that are codes although they are digits.
+_CODE = r"^-?0\d"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Roles:
     @classmethod
     def of(cls, section: custom.CustomConfig) -> "Roles":
         """The roles that a configuration names."""
-        scenario = None if section.scenario == _EVERYWHERE else section.scenario
+        is_one = section.scenario in ("", own_rows.EVERYWHERE)
+        scenario = None if is_one else section.scenario
         return cls(
             section.user_id, section.item_id, section.time, scenario, section.positive or None
         )
@@ -91,13 +95,13 @@ def infer(
     tables = {}
     for side, frame, key in (("user", users, roles.user), ("item", items, roles.item)):
         if frame is not None:
-            table = to_polars(frame, f"{side}s")
+            table = to_polars(frame, f"{side}s", {key, roles.scenario})
             _check_columns(table, (key,), f"{side}s")
             left_out = {key, roles.scenario if side == "user" else None}
             tables[side] = table = _write_table(table, key, left_out, section, side)
             table.write_parquet(folder / f"{side}s.parquet")
             setattr(section, f"{side}s_file", f"{side}s.parquet")
-    events = to_polars(log, "log")
+    events = to_polars(log, "log", _texts(roles))
     section.scenario_in_users = (
         roles.scenario not in (None, *events.columns)
         and "user" in tables
@@ -128,7 +132,9 @@ def read_positives(log: Frame, section: custom.CustomConfig) -> dict[str, np.nda
     users = None
     if section.scenario_in_users:
         path = pathlib.Path(section.raw_dir, section.users_file)
-        users = to_polars(path, "users").with_columns(pl.col(section.user_id).cast(pl.String))
+        users = to_polars(path, "users", set()).with_columns(
+            pl.col(section.user_id).cast(pl.String)
+        )
     positives = _positives(events, section, users)
     return {name: positives[name].to_numpy() for name in ("user", "item", "scenario", "time_s")}
 
@@ -137,15 +143,15 @@ def _normalise(
     log: Frame, roles: Roles, section: custom.CustomConfig
 ) -> tuple[pl.DataFrame, custom.CustomConfig]:
     """The log with ids as text and times in seconds, and the configuration that reads it."""
-    events = to_polars(log, "log")
+    events = to_polars(log, "log", _texts(roles))
     positive, truth = roles.positive or "", []
     if positive in events.columns:
         truth, positive = [pl.col(positive).cast(pl.Float64, strict=False)], f"{positive} == 1"
     condition = expressions.parse_condition(positive)
-    scenario = roles.scenario or _EVERYWHERE
+    scenario = roles.scenario or own_rows.EVERYWHERE
     in_log = [] if section.scenario_in_users else [scenario]
     if roles.scenario is None:
-        events = events.with_columns(pl.lit(_EVERYWHERE).alias(_EVERYWHERE))
+        events = events.with_columns(pl.lit(scenario).alias(scenario))
     wanted = [roles.user, roles.item, roles.time, *in_log]
     wanted += [condition.column] if condition else []
     _check_columns(events, wanted, "log")
@@ -164,8 +170,18 @@ def _normalise(
     )
 
 
-def to_polars(frame: Frame, name: str) -> pl.DataFrame:
-    """The table of a frame or of a file.
+def _texts(roles: Roles) -> set[str | None]:
+    """The columns of a log whose cells count as they are written: 007 is not 7."""
+    condition = expressions.parse_condition(roles.positive or "") if _is_condition(roles) else None
+    return {roles.user, roles.item, roles.scenario, condition.column if condition else None}
+
+
+def _is_condition(roles: Roles) -> bool:
+    return any(symbol in (roles.positive or "") for symbol in "=<>")
+
+
+def to_polars(frame: Frame, name: str, texts: Set[str | None]) -> pl.DataFrame:
+    """The table of a frame or of a file; `texts` are columns that a text file's cells are kept of.
 
     Raises:
       ValueError: When it is neither, or the file cannot be read.
@@ -177,11 +193,11 @@ def to_polars(frame: Frame, name: str) -> pl.DataFrame:
     if isinstance(frame, str | os.PathLike):
         path = pathlib.Path(frame).expanduser()
         try:
-            if path.suffix == ".parquet":
-                return pl.read_parquet(path)
-            # Types are those of all rows.
-            return pl.read_csv(path, infer_schema_length=None)
-        except (OSError, pl.exceptions.PolarsError) as error:
+            read.check_file(path)
+            if streams.is_parquet(path):
+                return pl.read_parquet(path, glob=False, hive_partitioning=False)
+            return _typed(read.read_texts(path, _FORM), texts)
+        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
             raise ValueError(
                 f"{name}: expected a CSV or Parquet file, got {path}: {str(error).splitlines()[0]}"
             ) from error
@@ -190,6 +206,23 @@ def to_polars(frame: Frame, name: str) -> pl.DataFrame:
     raise ValueError(
         f"{name}: expected a polars or pandas frame or a path, got {type(frame).__name__}"
     )
+
+
+def _typed(table: pl.DataFrame, texts: Set[str | None]) -> pl.DataFrame:
+    """The table with numbers and truth values where a column holds nothing else."""
+    found = []
+    for column in table.get_columns():
+        known = column.drop_nulls()
+        if column.name not in texts and len(known):
+            if known.is_in(["true", "false"]).all():
+                column = column == "true"
+            elif not known.str.contains(_CODE).any():
+                for kind in (pl.Int64, pl.Float64):
+                    if not known.cast(kind, strict=False).null_count():
+                        column = column.cast(kind)
+                        break
+        found.append(column)
+    return pl.DataFrame(found)
 
 
 def _from_pandas(name: str, values: Any) -> pl.Series:
@@ -219,26 +252,25 @@ def _as_id(frame: pl.DataFrame, column: str) -> pl.Expr:
     return value.cast(pl.String)
 
 
-def _seconds(times: pl.Series, utc_offset_hours: float) -> pl.Series:
+def _seconds(cells: pl.Series, utc_offset_hours: float) -> pl.Series:
     """Unix seconds of a column of the log; text without a zone is on the clock of the offset."""
-    frame = times.to_frame()
-    value = pl.col(times.name)
-    if times.dtype.is_temporal():
-        value = value.cast(pl.Datetime("us")).dt.epoch("s")
-    elif times.dtype == pl.String:
-        value = expressions.parse_iso(value, round(3600 * utc_offset_hours))
-    elif times.dtype.is_numeric():
-        largest = float(np.nanmax(times.cast(pl.Float64).to_numpy(), initial=0))
-        per_s = next(per_s for least, per_s in _UNITS if largest >= least)
-        value = (value // per_s).cast(pl.Int64)
-    seconds = frame.select(value).to_series()
-    if not seconds.dtype.is_integer() or seconds.null_count():
-        bad = seconds.is_null().arg_true() if seconds.dtype.is_integer() else pl.Series([0])
-        raise ValueError(
-            f"log: row {bad[0] + 1}, column {times.name!r}: expected a date, text like "
-            f"2024-05-01T12:30:00 or a number since 1970, got {times[bad[0]]!r}"
-        )
-    return seconds
+    unit = "iso"
+    if cells.dtype.is_numeric():
+        # One wrong time does not decide the unit of all others.
+        usual = cells.cast(pl.Float64).fill_nan(None).median()
+        usual = usual if isinstance(usual, float) else 0.0
+        unit = next(name for name, least in _LEAST.items() if usual >= least)
+    fits = cells.dtype.is_numeric() or cells.dtype in (pl.String, pl.Date, pl.Datetime)
+    bad = 0
+    if fits:
+        seconds = times.to_seconds(cells, unit, round(3600 * utc_offset_hours))
+        if not seconds.null_count():
+            return seconds.alias(cells.name)
+        bad = int(seconds.is_null().arg_true()[0])
+    raise ValueError(
+        f"log: row {bad + 1}, column {cells.name!r}: expected a date, text like "
+        f"2024-05-01T12:30:00 or a number since 1970, got {cells[bad]!r}"
+    )
 
 
 def _write_table(
@@ -282,9 +314,7 @@ def _positives(
     """Columns user, item, scenario, time_s and day of the positives."""
     condition = expressions.parse_condition(section.positive)
     if condition:
-        kind = pl.Float64 if condition.is_number else pl.String
-        of_kind = pl.col(condition.column).cast(kind, strict=False)
-        events = events.with_columns(of_kind).filter(condition.expression)
+        events = events.filter(condition.holds(events[condition.column]))
     if section.scenario_in_users and users is not None:
         events = events.join(users.select(section.user_id, section.scenario), on=section.user_id)
     return events.select(
@@ -304,30 +334,33 @@ def _choose_split(
     Raises:
       ValueError: When the log has fewer than three days.
     """
-    days = (events[section.time] // store_lib.DAY_S).unique().sort()
-    if len(days) < 3:
+    day = events[section.time] // store_lib.DAY_S
+    first, last = int(str(day.min())), int(str(day.max()))
+    if (number := last - first + 1) < 3:
         raise ValueError(
-            f"log: expected at least 3 days, one each to train, validate and test, got {len(days)}"
+            f"log: expected at least 3 days, one each to train, validate and test, got {number}"
         )
     first_day = pl.col("day").min().over("user", "item")
     clicks = positives.with_columns(first_day.alias("first"))
     all_scenarios = positives["scenario"].unique()
-    fewest = min(_MOST_DAYS, max(1, len(days) // _SPLIT_SHARE))
+    fewest = min(_MOST_DAYS, max(1, number // _SPLIT_SHARE))
     evaluable: dict[int, pl.Series] = {}
-    for held_out in range(fewest, max(fewest, len(days) // 3) + 1):
-        evaluable[held_out] = _evaluable_scenarios(clicks, days[-2 * held_out], days[-held_out])
+    for held_out in range(fewest, max(fewest, number // 3) + 1):
+        test = last - held_out + 1
+        evaluable[held_out] = _evaluable_scenarios(clicks, test - held_out, test)
         if len(evaluable[held_out]) == len(all_scenarios):
             break
     chosen = max(evaluable, key=lambda held_out: (len(evaluable[held_out]), -held_out))
     section.validation_days = section.test_days = chosen
     notes = [
-        f"log: {events.height:,} rows, {positives.height:,} positives, {len(days):,} days; the "
+        f"log: {events.height:,} rows, {positives.height:,} positives, {number:,} days, "
+        f"{day.n_unique():,} with rows; the "
         f"last {chosen} test, the {chosen} before them validate"
     ]
     without = sorted(set(all_scenarios) - set(evaluable[chosen]))
     if without and len(evaluable[chosen]):
         kept = positives.filter(pl.col("scenario").is_in(evaluable[chosen].implode()))
-        section.scenarios = tuple(custom.by_count(kept["scenario"]))
+        section.scenarios = tuple(own_rows.by_count(kept["scenario"]))
         notes.append(f"scenarios left out, with too few positives: {', '.join(without)}")
     return notes
 

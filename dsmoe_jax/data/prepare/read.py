@@ -1,31 +1,32 @@
 """Raw tables, read in typed blocks of rows.
 
-Owns reading of comma-separated files (`.csv`, `.csv.gz`) and Parquet, also one block ahead, and
-finding the row that is to blame when that fails. Does not own what a cell may hold (`columns.py`).
+Owns reading of separated text and Parquet, also one block ahead, and finding the row that is to
+blame when that fails. Does not own what a cell may hold (`columns.py`), archives and encodings
+(`streams.py`) nor quotes (`records.py`).
 
-Rows are numbered as a person sees them in the file: in a CSV file the header is row 1; in a
-Parquet file the first record is row 1. Blocks keep memory bounded whatever the file's size. A line
-break inside a quoted field is refused, so that a row is a line.
+Rows are numbered as a person sees them in a spreadsheet: in a text file the header is row 1, and a
+row is one whatever line breaks its quotes hold; in a Parquet file the first record is row 1. Blocks
+keep memory bounded whatever the file's size.
 
     for frame in read.iterate(path, COLUMNS):   # pl.DataFrame, typed and checked, see `columns.py`
         ...
 """
 
 import concurrent.futures
-import csv
-import gzip
+import dataclasses
 import io
 import json
 import pathlib
-import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, TypeVar, cast
+import stat
+import types
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
-import numpy as np
 import polars as pl
 
-from dsmoe_jax import runlog
+from dsmoe_jax import runlog, terminal
 from dsmoe_jax.data.prepare import columns as columns_lib
+from dsmoe_jax.data.prepare import records, streams
 
 T = TypeVar("T")
 
@@ -33,8 +34,8 @@ BLOCK_BYTES = 1 << 23
 # Beside files that `data/synthetic/` generated.
 SYNTHETIC_FILE = "synthetic.json"
 _PARQUET_BLOCK_ROWS = 1 << 20
-# Comparisons stay in the cache.
-_COUNTED_AT_ONCE = 1 << 18
+# Guessed in this order from a header.
+SEPARATORS = (",", "\t", ";", "|")
 
 
 def find(folder: str | pathlib.Path, name: str) -> pathlib.Path | None:
@@ -57,33 +58,98 @@ def label(name: str, folder: str | pathlib.Path) -> str:
     return name if read_synthetic(folder) is None else f"{name} (synthetic)"
 
 
-def read(path: pathlib.Path, columns: Sequence[columns_lib.Column]) -> pl.DataFrame:
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How text files of a table are written; Parquet files say so themselves.
+
+    Attributes:
+      separator: One character between cells; "" takes the first of `SEPARATORS` by which the header
+        has the columns that are asked for.
+      encoding: Name of a text encoding; UTF-16 with a byte order mark is told from it.
+      null_values: Texts that mean an empty cell, in Parquet too.
+    """
+
+    separator: str = ","
+    encoding: str = "utf-8"
+    null_values: tuple[str, ...] = ()
+
+
+PLAIN = Form()
+
+
+def read(
+    path: pathlib.Path, columns: Sequence[columns_lib.Column], form: Form = PLAIN
+) -> pl.DataFrame:
     """The whole table: the columns asked for, then `columns.ROW`; see `iterate`."""
-    return pl.concat(list(iterate(path, columns)))
+    return pl.concat(list(iterate(path, columns, form=form)))
 
 
 def iterate(
-    path: pathlib.Path, columns: Sequence[columns_lib.Column], block_bytes: int = BLOCK_BYTES
+    path: pathlib.Path,
+    columns: Sequence[columns_lib.Column],
+    block_bytes: int = BLOCK_BYTES,
+    *,
+    form: Form = PLAIN,
+    constants: Mapping[str, str | None] = types.MappingProxyType({}),
+    may_be_empty: bool = False,
 ) -> Iterator[pl.DataFrame]:
-    """Yields a `.csv`, `.csv.gz` or `.parquet` table in blocks of rows, typed and checked.
+    """Yields a table in blocks of rows, typed and checked.
 
     Frames have the columns asked for, in that order, and `columns.ROW`; `block_bytes` are parsed at
-    once from a CSV file.
+    once from a text file. A column that the file lacks may be one of `constants`, its text in every
+    row. A file without rows, or of no bytes, is refused unless it `may_be_empty`.
 
     Raises:
       ValueError: Missing file or column, a row too short or too long, a cell that is not what its
         column expects, a truncated archive, a table without rows.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a file, found none; check the folder and the name")
-    blocks = _parquet_blocks if path.suffix == ".parquet" else _csv_blocks
+    check_file(path)
+    if not path.stat().st_size and may_be_empty:
+        return
+    blocks = _parquet_blocks if streams.is_parquet(path) else _csv_blocks
     rows = 0
-    for frame in one_ahead(blocks(path, columns, block_bytes)):
+    for frame in one_ahead(blocks(path, columns, block_bytes, form, constants)):
         rows += frame.height
         yield frame
-    if not rows:
+    if not rows and not may_be_empty:
         raise ValueError(f"{path}: expected at least one row, found none; add rows to the file")
+
+
+def read_texts(path: pathlib.Path, form: Form = PLAIN) -> pl.DataFrame:
+    """The whole table of a text file, all columns as text, without `columns.ROW`.
+
+    Raises:
+      ValueError: As `iterate`.
+    """
+    with streams.open_text(path, form.encoding) as stream:
+        names, _ = _read_names(path, stream, BLOCK_BYTES)
+    guess = form.separator or max(SEPARATORS, key=names.count)
+    named = [name.strip() for name in records.split_cells(names, guess)]
+    wanted = [columns_lib.Column(name, "str", nullable=True) for name in named]
+    chosen = dataclasses.replace(form, separator=guess)
+    return pl.concat(list(iterate(path, wanted, form=chosen))).drop(columns_lib.ROW)
+
+
+def check_file(path: pathlib.Path) -> None:
+    """Refuses what is no plain file before anything waits for it.
+
+    Raises:
+      ValueError: Saying what is there instead: nothing, a folder, a named pipe.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        found = "a symbolic link to nothing" if path.is_symlink() else "none"
+        raise ValueError(
+            f"{path}: expected a file, found {found}; check the folder and the name"
+        ) from None
+    except OSError as failure:
+        raise ValueError(f"{path}: expected a file, got {failure.strerror}") from None
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        found = kinds.get(stat.S_IFMT(mode), "a device")
+        raise ValueError(f"{path}: expected a file, got {found}; write its content to a file")
 
 
 def one_ahead(values: Generator[T, None, None]) -> Iterator[T]:
@@ -106,200 +172,235 @@ def one_ahead(values: Generator[T, None, None]) -> Iterator[T]:
 
 
 def _csv_blocks(
-    path: pathlib.Path, columns: Sequence[columns_lib.Column], block_bytes: int
+    path: pathlib.Path,
+    columns: Sequence[columns_lib.Column],
+    block_bytes: int,
+    form: Form,
+    constants: Mapping[str, str | None],
 ) -> Generator[pl.DataFrame, None, None]:
     size = path.stat().st_size
     with (
-        path.open("rb") as raw,
+        streams.open_text(path, form.encoding) as stream,
         runlog.bar(total=size, desc=path.name, unit="B", unit_scale=True, delay=2) as bar,
     ):
-        stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-        names = _read_header(path, _read_some(path, stream, lambda s: s.readline()), columns)
-        row, rest = 2, b""
+        table, rest = _read_header(path, stream, columns, block_bytes, form, constants)
+        row, separator = 2, table.separator.encode()
         while True:
-            text = _read_some(path, stream, lambda s: s.read(block_bytes))
-            end = not text
-            text, rest = _cut_lines(rest, text, end)
-            if text:
-                frame = _parse_block(path, text, row, names, columns)
+            read_text = stream.read(block_bytes)
+            end = not read_text
+            try:
+                block = records.cut(rest, read_text, separator, end=end)
+            except records.QuoteError as failure:
+                raise ValueError(
+                    f"{path}: row {row + failure.rows}: {failure}; {columns_lib.CORRECT}"
+                ) from None
+            rest = block.rest
+            if block.text:
+                frame = _parse_block(path, block, row, table)
                 row += frame.height
                 yield frame
-            bar.update(raw.tell() - bar.n)
+            if (end and block.is_open) or len(rest) > records.LONGEST_RECORD:
+                expected = "every quoted field to end" if block.is_open else "a shorter row"
+                raise ValueError(
+                    f"{path}: row {row}: expected {expected}, got {records.shorten(rest[:400])}; "
+                    f"{columns_lib.CORRECT}"
+                )
+            bar.update(stream.position - bar.n)
             if end:
                 return
 
 
-def _cut_lines(rest: bytes, text: bytes, end: bool) -> tuple[bytes, bytes]:
-    """Whole lines of `rest + text` to parse, and what is left; empty lines wait for what follows.
+class _Table(NamedTuple):
+    """A text file's header, and what is asked of it."""
 
-    Blocks are large, so each byte is copied once.
-    """
-    if end:
-        return (rest + text).rstrip(b"\r\n"), b""
-    last = text.rfind(b"\n") + 1
-    while last and text[last - 1] in b"\r\n":
-        last -= 1
-    if not last:
-        # A short block without the end of a line of its own may end one of the rest.
-        whole = rest + text
-        last = len(whole[: whole.rfind(b"\n") + 1].rstrip(b"\r\n"))
-        cut = whole.find(b"\n", last) + 1 if last else 0
-        return whole[:cut], whole[cut:]
-    cut = text.find(b"\n", last) + 1
-    return b"".join((rest, memoryview(text)[:cut])), text[cut:]
-
-
-def _read_some(
-    path: pathlib.Path, stream: io.BufferedIOBase, read_from: Callable[[io.BufferedIOBase], bytes]
-) -> bytes:
-    try:
-        return read_from(stream)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as failure:
-        early = isinstance(failure, EOFError)
-        found = "one that ends early" if early else f"damaged content ({failure})"
-        raise ValueError(
-            f"{path}: expected a whole gzip file, got {found}; copy or download it again"
-        ) from None
+    names: list[str]
+    separator: str
+    wanted: Mapping[str, columns_lib.Column]
+    columns: Sequence[columns_lib.Column]
+    null_values: tuple[str, ...]
+    constants: Mapping[str, str | None]
 
 
 def _read_header(
-    path: pathlib.Path, line: bytes, columns: Sequence[columns_lib.Column]
-) -> list[str]:
-    text = line.decode("utf-8-sig", errors="replace")
-    names = [name.strip() for name in next(csv.reader([text]), [])]
+    path: pathlib.Path,
+    stream: streams.Text,
+    columns: Sequence[columns_lib.Column],
+    block_bytes: int,
+    form: Form,
+    constants: Mapping[str, str | None],
+) -> tuple[_Table, bytes]:
+    """The header, and the text after it that was read with it."""
+    line, rest = _read_names(path, stream, block_bytes)
+    asked = [column.name for column in columns if column.name not in constants]
+    tried = [form.separator] if form.separator else SEPARATORS
+    split = {s: [name.strip() for name in records.split_cells(line, s)] for s in tried}
+    separator = max(tried, key=lambda s: sum(name in split[s] for name in asked))
+    names = split[separator]
     for column in columns:
-        if column.name not in names:
+        if column.name not in names and column.name not in constants:
+            if stream.promised:
+                raise ValueError(
+                    f"{path}: expected a whole {stream.promised} file, got damaged content (other "
+                    "first bytes); copy or download it again"
+                )
+            guess = "" if len(names) > 1 else f" in one cell, split by {separator!r}"
+            shown = terminal.one_line(", ".join(names)) or "an empty line"
             raise ValueError(
                 f"{path}: row 1, column {column.name!r}: expected it in the header, got "
-                f"{', '.join(names) or 'an empty line'}; check that this is the right file"
+                f"{shown}{guess}; check that this is the right file"
+                + (", or set data.separator" if guess else "")
             )
         if names.count(column.name) > 1:
             raise ValueError(
                 f"{path}: row 1, column {column.name!r}: expected it once in the header, got it "
                 f"{names.count(column.name)} times; rename the others"
             )
-    return names
+    wanted = {column.name: column for column in columns if column.name in names}
+    table = _Table(names, separator, wanted, columns, form.null_values, constants)
+    return table, rest
 
 
-def _parse_block(
-    path: pathlib.Path,
-    text: bytes,
-    row: int,
-    names: list[str],
-    columns: Sequence[columns_lib.Column],
-) -> pl.DataFrame:
-    """Types a block of whole lines; only when that fails it is searched for the reason."""
-    lines = _count(text, b"\n") + (not text.endswith(b"\n"))
-    wanted = {column.name: column for column in columns}
-    # Columns nobody asked for may share a name.
-    schema = {n if n in wanted else f"{n}@{i}": pl.String for i, n in enumerate(names)}
-    schema |= {name: columns_lib.RAW_TYPE[column.kind] for name, column in wanted.items()}
-    try:
-        frame = pl.read_csv(
-            io.BytesIO(text),
-            has_header=False,
-            schema=schema,
-            columns=[names.index(column.name) for column in columns],
-            null_values={column.name: column.null for column in columns},
-        )
-    except pl.exceptions.PolarsError as failure:
-        reason = str(failure).split("\n")[0]
-    else:
+def _read_names(path: pathlib.Path, stream: streams.Text, block_bytes: int) -> tuple[str, bytes]:
+    """The line of the header, and the text after it that was read with it."""
+    text = b""
+    while (end := records.first_end(text)) == len(text):
+        more = stream.read(block_bytes)
+        text += more
+        if not more:
+            break
+        if len(text) > records.LONGEST_RECORD:
+            raise ValueError(f"{path}: row 1: expected a shorter header")
+    return text[:end].decode("utf-8", errors="replace"), text[end + 1 :]
+
+
+def _parse_block(path: pathlib.Path, block: records.Block, row: int, table: _Table) -> pl.DataFrame:
+    """Types a block of whole records; only when that fails it is searched for the reason."""
+    text, rows = block.text, block.rows
+    wanted, names = table.wanted, table.names
+    reason = "rows of different lengths"
+    # Times that left-out rows have need not be numbers: such a block is read as text.
+    for raw_type in (columns_lib.RAW_TYPE, columns_lib.TEXT_TYPE):
+        # Columns nobody asked for may share a name.
+        schema = {n if n in wanted else f"{n}@{i}": pl.String for i, n in enumerate(names)}
+        schema |= {name: raw_type[column.kind] for name, column in wanted.items()}
+        try:
+            frame = pl.read_csv(
+                io.BytesIO(text),
+                has_header=False,
+                schema=schema,
+                columns=[names.index(name) for name in wanted],
+                separator=table.separator,
+                quote_char='"' if b'"' in text else None,
+                null_values=["", *table.null_values]
+                if table.null_values
+                else {name: column.null for name, column in wanted.items()},
+            )
+        except pl.exceptions.PolarsError as failure:
+            reason = str(failure).split("\n")[0]
+            continue
         # A short row arrives as nulls, so the separators are counted.
-        if frame.height == lines and _separators(text) == lines * (len(names) - 1):
+        if frame.height == rows and block.separators == rows * (len(names) - 1):
             numbered = frame.with_columns(
                 pl.int_range(row, row + frame.height).alias(columns_lib.ROW)
             )
-            return columns_lib.to_types(path, numbered, columns)
-        reason = "rows of different lengths"
-    _locate(path, text, row, names, wanted)
+            return _finish(path, numbered, table.columns, table.constants, table.null_values)
+        break
+    _locate(path, text, row, table)
     raise ValueError(
-        f"{path}: rows {row} to {row + lines - 1}: expected {len(names)} well-formed columns, "
+        f"{path}: rows {row} to {row + rows - 1}: expected {len(names)} well-formed columns, "
         f"got an error of the parser ({reason}); correct the rows"
     )
 
 
-def _separators(text: bytes) -> int:
-    """Commas outside quotes."""
-    if b'"' not in text:
-        return _count(text, b",")
-    byte = np.frombuffer(text, np.uint8)
-    inside = np.bitwise_xor.accumulate(byte == ord('"'))
-    return int(np.count_nonzero((byte == ord(",")) & ~inside))
-
-
-def _count(text: bytes, character: bytes) -> int:
-    """Occurrences of one byte, several times faster than `bytes.count` where there are many."""
-    byte = np.frombuffer(text, np.uint8)
-    parts = (byte[i : i + _COUNTED_AT_ONCE] for i in range(0, len(byte), _COUNTED_AT_ONCE))
-    return sum(int(np.count_nonzero(part == ord(character))) for part in parts)
-
-
-def _locate(
-    path: pathlib.Path,
-    text: bytes,
-    row: int,
-    names: list[str],
-    wanted: dict[str, columns_lib.Column],
-) -> None:
-    """Raises the error of the first line that does not parse."""
-    for number, line in enumerate(text.splitlines(), start=row):
-        if line.count(b'"') % 2:
-            raise ValueError(
-                f"{path}: row {number}: expected every quoted field to end on its line, "
-                f"got {_shorten(line)}; {columns_lib.CORRECT}"
-            )
+def _locate(path: pathlib.Path, text: bytes, row: int, table: _Table) -> None:
+    """Raises the error of the first row that does not parse."""
+    names = table.names
+    for number, line in enumerate(records.split_rows(text), start=row):
         try:
-            cells = next(csv.reader([line.decode("utf-8")]), [])
+            cells = records.split_cells(line.decode("utf-8"), table.separator)
         except UnicodeDecodeError:
             raise ValueError(
-                f"{path}: row {number}: expected UTF-8 text, got {_shorten(line)}; "
-                "convert the file to UTF-8"
+                f"{path}: row {number}: expected UTF-8 text, got {records.shorten(line)}; "
+                "set data.encoding, such as 'latin-1', or convert the file to UTF-8"
             ) from None
+        if not line.rstrip(b"\r"):
+            cells = []
         if len(cells) != len(names):
             raise ValueError(
                 f"{path}: row {number}: expected {len(names)} columns, got {len(cells)}: "
-                f"{_shorten(line)}; {columns_lib.CORRECT}"
+                f"{records.shorten(line)}; {columns_lib.CORRECT}"
             )
         for name, cell in zip(names, cells, strict=True):
-            column = wanted.get(name)
-            if not column or cell in ("", column.null):
+            column = table.wanted.get(name)
+            if not column or cell in ("", column.null, *table.null_values):
                 continue
             if not columns_lib.parses(cell, column.kind):
-                raise columns_lib.error(path, number, name, column.expected, repr(cell))
+                got = records.shorten(cell.encode())
+                raise columns_lib.error(path, number, name, column.expected, got)
 
 
-def _shorten(line: bytes) -> str:
-    text = line.decode("utf-8", errors="replace")
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+def _finish(
+    path: pathlib.Path,
+    frame: pl.DataFrame,
+    columns: Sequence[columns_lib.Column],
+    constants: Mapping[str, str | None],
+    null_values: tuple[str, ...],
+) -> pl.DataFrame:
+    """Adds the constants that the file lacks; checks all cells and gives them their types."""
+    added = [
+        pl.lit(constants[column.name], dtype=pl.String)
+        .cast(columns_lib.TEXT_TYPE[column.kind], strict=False)
+        .alias(column.name)
+        for column in columns
+        if column.name not in frame.columns
+    ]
+    frame = columns_lib.drop_values(frame.with_columns(added), null_values)
+    return columns_lib.to_types(path, frame, columns)
 
 
 def _parquet_blocks(
-    path: pathlib.Path, columns: Sequence[columns_lib.Column], block_bytes: int
+    path: pathlib.Path,
+    columns: Sequence[columns_lib.Column],
+    block_bytes: int,
+    form: Form,
+    constants: Mapping[str, str | None],
 ) -> Generator[pl.DataFrame, None, None]:
     del block_bytes  # records are counted instead
     try:
-        table = pl.scan_parquet(path)
+        # A name may hold what is a pattern elsewhere, and folders are no columns here.
+        table = pl.scan_parquet(path, glob=False, hive_partitioning=False)
         schema = table.collect_schema()
         height = table.select(pl.len()).collect().item()
-    except (pl.exceptions.PolarsError, OSError) as failure:
-        reason = str(failure).split("\n")[0]
-        raise ValueError(f"{path}: expected a Parquet file, got {reason}; write it again") from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as failure:
+        raise _damaged_parquet(path, failure) from None
     for column in columns:
-        if column.name not in schema:
+        if column.name not in schema and column.name not in constants:
             raise ValueError(
                 f"{path}: column {column.name!r}: expected it in the file, got "
-                f"{', '.join(schema)}; check that this is the right file"
+                f"{terminal.one_line(', '.join(schema))}; check that this is the right file"
             )
-        if not columns_lib.fits(schema[column.name], column.kind):
+        # Parts without rows may have types of their own.
+        if height and column.name in schema and not columns_lib.fits(schema[column.name], column):
             raise ValueError(
                 f"{path}: column {column.name!r}: expected {column.expected}, got the type "
-                f"{schema[column.name]}; write the column with another type"
+                f"{schema[column.name]}; {columns_lib.hint(schema[column.name], column)}"
             )
-    casts = [pl.col(column.name).cast(columns_lib.RAW_TYPE[column.kind]) for column in columns]
+    casts = [
+        columns_lib.from_typed(schema[column.name], column)
+        for column in columns
+        if column.name in schema
+    ]
     for offset in range(0, height, _PARQUET_BLOCK_ROWS):
-        frame = table.select(casts).slice(offset, _PARQUET_BLOCK_ROWS).collect()
+        try:
+            frame = table.select(casts).slice(offset, _PARQUET_BLOCK_ROWS).collect()
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as failure:
+            raise _damaged_parquet(path, failure) from None
         numbered = frame.with_columns(
             pl.int_range(offset + 1, offset + 1 + pl.len()).alias(columns_lib.ROW)
         )
-        yield columns_lib.to_types(path, numbered, columns)
+        yield _finish(path, numbered, columns, constants, form.null_values)
+
+
+def _damaged_parquet(path: pathlib.Path, failure: BaseException) -> ValueError:
+    reason = str(failure).split("\n")[0]
+    return ValueError(f"{path}: expected a Parquet file, got {reason}; write it again")

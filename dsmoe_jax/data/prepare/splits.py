@@ -8,10 +8,12 @@ X  rows (training examples or queries)     E  events or positives
 
 import dataclasses
 import datetime
+from collections.abc import Sequence, Set
 from typing import Any, ClassVar
 
 import numpy as np
 
+from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import histories
 
@@ -29,13 +31,16 @@ class ByDay:
     A query's past is every day before its split.
 
     Attributes:
-      train, validation, test: Ascending days of each split, as days since 1970-01-01.
+      train, validation, test: Calendar days of each split, as days since 1970-01-01, whether they
+        have rows or not.
+      with_rows: The days of all three that have.
       utc_offset_s: Seconds that the days' midnight is ahead of UTC's.
     """
 
-    train: list[int]
-    validation: list[int]
-    test: list[int]
+    train: Sequence[int]
+    validation: Sequence[int]
+    test: Sequence[int]
+    with_rows: Set[int]
     utc_offset_s: int = 0
 
     @property
@@ -70,6 +75,34 @@ class ByDay:
         columns = (0, time_s, histories.END_OF_DAY, first_day - 1)
         filled = (np.full(len(query.user_Q), value, np.int64) for value in columns)
         return histories.Rows(query.user_Q, query.scenario_Q, *filled)
+
+
+def by_day(days: Sequence[datetime.date], section: schema.DataConfig, utc_offset_s: int) -> ByDay:
+    """The split by calendar days of a log whose rows have `days`.
+
+    Raises:
+      ValueError: When no day is left to train on.
+    """
+    with_rows = {(day - _EPOCH).days for day in days}
+    last = max(with_rows, default=0) - section.drop_last_days
+    with_rows = {day for day in with_rows if day <= last}
+    first, held_out = min(with_rows, default=last), section.validation_days + section.test_days
+    number = last - first + 1 if with_rows else 0
+    if section.validation_days < 1 or section.test_days < 1 or number <= held_out:
+        raise ValueError(
+            f"data.validation_days, data.test_days: expected at least 1 each and fewer than the "
+            f"{number} days that the log has after data.drop_last_days="
+            f"{section.drop_last_days}, got {section.validation_days} + {section.test_days}; "
+            "add log files or hold out fewer days"
+        )
+    test, validation = last - section.test_days + 1, last - held_out + 1
+    return ByDay(
+        train=range(first, validation),
+        validation=range(validation, test),
+        test=range(test, last + 1),
+        with_rows=frozenset(with_rows),
+        utc_offset_s=utc_offset_s,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,29 +206,37 @@ def check(counts: dict[str, dict[str, int]], rule: Split) -> None:
     for split in ("train", *store_lib.SPLITS):
         if not sum(counts["train" if split == "train" else f"{split}_positives"].values()):
             raise ValueError(
-                f"split {split!r}{_span(rule, split)}: expected at least one positive, got none; "
+                f"split {split!r}{_span(rule, split)}: expected at least one positive, got none"
+                f"{_have_rows(rule, split)}; "
                 + _mend(rule, "add log files or change data.validation_days, data.test_days")
             )
-    for name, number in counts["train"].items():
-        if not number:
-            raise ValueError(
-                f"scenario {name!r}: expected at least one training positive"
-                f"{_span(rule, 'train')}, got none; add log files or leave the scenario out"
-            )
+    named = counts["train"]
+    if empty := [name for name, number in named.items() if not number]:
+        raise ValueError(
+            f"{_scenarios(empty)}: expected at least one training positive"
+            f"{_span(rule, 'train')}, got none; add log files or leave {_them(empty)} out"
+        )
     for split in store_lib.SPLITS:
-        for name, number in counts[f"{split}_queries"].items():
-            if not number:
-                mend = _mend(rule, f"hold out more days (data.{split}_days)")
-                raise ValueError(
-                    f"scenario {name!r}: expected at least one {split} query (a user with a "
-                    f"positive not clicked before), got none; {mend} or leave the scenario out"
+        queries = counts[f"{split}_queries"]
+        if empty := [name for name, number in queries.items() if not number]:
+            mend = _mend(rule, f"hold out more days (data.{split}_days)")
+            only = [name for name in empty if counts[f"{split}_positives"][name]]
+            if only == empty:
+                mend = (
+                    "what a user had clicked before is no target, and all positives of those days "
+                    f"are such repeats; {mend}"
                 )
+            raise ValueError(
+                f"{_scenarios(empty)}: expected at least one {split} query (a user with a "
+                f"positive not clicked before), got none; {mend} or leave {_them(empty)} out"
+            )
 
 
 def describe(positives: histories.Positives, rule: Split) -> dict[str, dict[str, Any]]:
     """Days (ISO dates) and number of positives of each split.
 
-    By day they are all days, else the first and the last by UTC's midnight.
+    By day they are all calendar days, and beside them the number of those with rows where some have
+    none; else the first and the last by UTC's midnight.
     """
     found = {}
     for split in ("train", *store_lib.SPLITS):
@@ -206,7 +247,33 @@ def describe(positives: histories.Positives, rule: Split) -> dict[str, dict[str,
             time_E = positives.time_E[mine]
             days = [int(time // store_lib.DAY_S) for time in (time_E.min(), time_E.max())]
         found[split] = {"days": [_iso(day) for day in days], "examples": int(mine.sum())}
+        if isinstance(rule, ByDay):
+            with_rows = sum(day in rule.with_rows for day in days)
+            if with_rows < len(days):
+                found[split]["days_with_rows"] = with_rows
     return found
+
+
+def name_days(described: dict[str, dict[str, Any]], rule: Split) -> str:
+    """What `describe` found, as one line."""
+    parts = []
+    for split, entry in described.items():
+        days, have = entry["days"], ""
+        if isinstance(rule, ByDay):
+            number = entry.get("days_with_rows", len(days))
+            have = f" ({len(days):,} days, {number:,} with rows)"
+        parts.append(f"{split} {days[0]} to {days[-1]}{have}")
+    clock = f"days of UTC{rule.utc_offset_s / 3600:+g} h" if isinstance(rule, ByDay) else "split"
+    return f"{clock}: {', '.join(parts)}"
+
+
+def _scenarios(names: list[str]) -> str:
+    """All of them, as messages begin."""
+    return f"scenario{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
+
+
+def _them(names: list[str]) -> str:
+    return "them" if len(names) > 1 else "the scenario"
 
 
 def _take(positives: histories.Positives, chosen: np.ndarray) -> histories.Positives:
@@ -222,6 +289,16 @@ def _span(rule: Split, split: str) -> str:
         return ""
     days = getattr(rule, split)
     return f" ({_iso(days[0])} to {_iso(days[-1])})"
+
+
+def _have_rows(rule: Split, split: str) -> str:
+    if not isinstance(rule, ByDay):
+        return ""
+    days = getattr(rule, split)
+    number = sum(day in rule.with_rows for day in days)
+    return (
+        f", in {len(days)} calendar days, {number} of them with rows" if len(days) > number else ""
+    )
 
 
 def _iso(day: int) -> str:

@@ -312,17 +312,18 @@ BAD_FILES = {
         {"log": make_log().with_columns(time=pl.lit("soon"))},
         {},
         r"log\.csv: row 2, column 'time': expected a time like 2024-05-01T12:30:00, from 1970 to "
-        r"2037, got 'soon'",
+        r"2037, got 'soon'; correct or remove",
     ),
     "milliseconds as seconds": (
         {"log": make_log().with_columns(time=(pl.col("second") + START_S) * 1000)},
         {"time_unit": "s"},
-        r"row 2, column 'time': expected unix seconds from 1 to 2147483646, got 1714",
+        r"row 2, column 'time': expected unix seconds from 1 to 2147483646, got 1714\d+; "
+        r"this looks like milliseconds: set data\.time_unit='ms'",
     ),
     "text as seconds": (
         {},
         {"time_unit": "s"},
-        r"row 2, column 'time': expected an integer, got '2024-05-01T",
+        r"row 2, column 'time': expected unix seconds .*, got '2024-05-01T.*data\.time_unit='iso'",
     ),
     "column missing": (
         {},
@@ -366,7 +367,10 @@ def test_bad_files_are_named_and_leave_nothing(case, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"time_unit": "us"}, r"data\.time_unit: expected 's', 'ms' or 'iso', got 'us'"),
+        (
+            {"time_unit": "min"},
+            r"data\.time_unit: expected 's', 'ms', 'us', 'ns' or 'iso', got 'min'",
+        ),
         ({"utc_offset_hours": 30.0}, r"data\.utc_offset_hours: expected between -24 and 24"),
         ({"scenarios": ("a", "a")}, r"data\.scenarios: expected distinct values"),
         ({"positive": "stars"}, r"data\.positive: expected a column"),

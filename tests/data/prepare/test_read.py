@@ -78,8 +78,8 @@ def test_columns_that_nobody_asks_for_may_share_a_name(tmp_path):
         (b"1,2,q,x,1", "row 3: expected 6 columns, got 5: '1,2,q,x,1'"),
         (b"1,2,q,x,1,20220401,5", "row 3: expected 6 columns, got 7"),
         (b"", "row 3: expected 6 columns, got 0"),
-        (b'1,2,q,"x,1,20220401', "row 3: expected every quoted field to end on its line"),
-        (b'1,2,q,"x\ny",1,20220401', "row 3: expected every quoted field to end on its line"),
+        (b'1,2,q,"x,1,20220401', "row 3: expected every quoted field to end, got '1,2,q,"),
+        (b'1,2,q,"x\ny"z,1,20220401', "row 3: expected a separator after the closing quote"),
         (b"1,2,q,\xff,1,20220401", "row 3: expected UTF-8 text"),
     ],
 )
@@ -99,10 +99,21 @@ def test_a_short_row_is_found_although_its_missing_cells_may_be_empty(tmp_path):
         read.read(path, nullable)
 
 
-def test_a_line_break_in_quotes_is_found_without_separators_to_count(tmp_path):
-    path = write(tmp_path / "t.csv", b'a\n"x"\n"y\nz"\n')
-    with pytest.raises(ValueError, match="row 3: expected every quoted field to end on its line"):
-        read.read(path, [columns.Column("a", "str")])
+@pytest.mark.parametrize("block_bytes", [1, 7, 1 << 20])
+def test_a_line_break_in_quotes_is_text_and_its_row_is_one(tmp_path, block_bytes):
+    path = write(tmp_path / "t.csv", b'a,b\n"x",1\n"y\n\nz, ""w""",2\nv,3\n')
+    wanted = [columns.Column("a", "str"), columns.Column("b", "int")]
+    found = pl.concat(list(read.iterate(path, wanted, block_bytes)))
+    assert found.rows() == [("x", 1, 2), ('y\n\nz, "w"', 2, 3), ("v", 3, 4)]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7, 1 << 20])
+def test_a_quote_inside_a_field_is_text(tmp_path, block_bytes):
+    path = write(tmp_path / "t.csv", b'a,b\n12" disc,1\n"7"" disc",2\r\n5"6",3\n"a"b,4\n')
+    wanted = [columns.Column("a", "str"), columns.Column("b", "int")]
+    found = pl.concat(list(read.iterate(path, wanted, block_bytes)))
+    assert found["a"].to_list() == ['12" disc', '7" disc', '5"6"', "ab"]
+    assert found["b"].to_list() == [1, 2, 3, 4]
 
 
 def test_a_short_and_a_long_row_do_not_hide_each_other(tmp_path):

@@ -6,7 +6,7 @@ from dsmoe_jax.data.prepare import histories, splits
 from tests.data.prepare import test_histories
 
 number, ROWS = test_histories.number, test_histories.ROWS
-BY_DAY = splits.ByDay(train=[1, 2], validation=[3], test=[4], utc_offset_s=3_600)
+BY_DAY = splits.ByDay([1, 2], [3], [4], with_rows={1, 2, 3, 4}, utc_offset_s=3_600)
 LEAVE_ONE_OUT = splits.LeaveOneOut()
 
 

@@ -1,0 +1,85 @@
+"""Files of an own log: patterns and folders below one folder, and partitions in paths.
+
+Owns which files are read. Does not own their content (`read.py`).
+"""
+
+import pathlib
+import urllib.parse
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from dsmoe_jax.data.prepare import own_config, read
+
+# What Hive writes for a partition of empty cells.
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+class Log(NamedTuple):
+    """One file of a log.
+
+    Attributes:
+      path: Where it is.
+      constants: The values that its path states, by column, as `page=home/day=3/part.parquet`.
+    """
+
+    path: pathlib.Path
+    constants: dict[str, str | None]
+
+
+def find(section: own_config.LogConfig) -> tuple[list[Log], dict[str, pathlib.Path]]:
+    """The logs, and the tables that are named, by "user" and "item".
+
+    Raises:
+      ValueError: In one line, when one is missing or is no plain file.
+    """
+    folder = pathlib.Path(section.raw_dir)
+    if not section.raw_dir or not folder.is_dir():
+        raise ValueError(
+            f"data.raw_dir: expected a folder with {', '.join(section.log_files)}, "
+            f"got {section.raw_dir!r}"
+        )
+    if not section.log_files:
+        raise ValueError("data.log_files: expected at least one name or pattern, got none")
+    paths: list[pathlib.Path] = []
+    for pattern in section.log_files:
+        found = list(_expand(folder, pattern))
+        if not found:
+            raise ValueError(f"data.log_files: expected {folder / pattern} to exist, found no file")
+        paths += [path for path in found if path not in paths]
+    for path in paths:
+        read.check_file(path)
+    tables = {"user": section.users_file, "item": section.items_file}
+    named = {side: folder / name for side, name in tables.items() if name}
+    for side, path in named.items():
+        if not path.is_file() and not path.exists() and not path.is_symlink():
+            raise ValueError(f"data.{side}s_file: expected {path} to exist, found no file")
+        read.check_file(path)
+    return [Log(path, partitions(path.relative_to(folder).parts[:-1])) for path in paths], named
+
+
+def _expand(folder: pathlib.Path, pattern: str) -> Iterator[pathlib.Path]:
+    """The files of a pattern, sorted; of a folder all that are no notes of what wrote it."""
+    if not pattern or pathlib.PurePath(pattern).is_absolute():
+        raise ValueError(
+            f"data.log_files: expected names or patterns below data.raw_dir, got {pattern!r}"
+        )
+    for path in sorted(folder.glob(pattern)):
+        if not path.is_dir():
+            yield path
+            continue
+        for inside in sorted(path.rglob("*")):
+            below = inside.relative_to(path).parts
+            if not inside.is_dir() and not any(part[0] in "._" for part in below):
+                yield inside
+
+
+def partitions(parts: Iterable[str]) -> dict[str, str | None]:
+    """The columns that folders named `column=value` state."""
+    found: dict[str, str | None] = {}
+    for part in parts:
+        name, is_one, value = part.partition("=")
+        if is_one and name:
+            found[urllib.parse.unquote(name)] = (
+                None if value == _HIVE_NULL else urllib.parse.unquote(value)
+            )
+    return found

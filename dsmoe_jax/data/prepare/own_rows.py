@@ -1,0 +1,299 @@
+"""Rows of an own log: which are positives, of which scenario, when; checks of those that count.
+
+Owns the way from blocks of a log to positives and exposures. Rows that become neither are not
+checked. Does not own files (`own_files.py`) nor how a time is written (`times.py`).
+"""
+
+import collections
+import datetime
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import polars as pl
+
+from dsmoe_jax import runlog
+from dsmoe_jax.data.prepare import columns, expressions, own_config, own_files, read, times
+
+# The one scenario of a log without, and that of rare ones.
+EVERYWHERE, OTHER = "everywhere", "other"
+# Values of a column that a message shows.
+_SHOWN_VALUES = 5
+# Columns that are added; a log may have columns of the plain names.
+_SCENARIO, _TIME, _POSITIVE, _NEEDED = "__scenario__", "__time_s__", "__positive__", "__needed__"
+
+
+class Place(NamedTuple):
+    """A cell of a file."""
+
+    path: pathlib.Path
+    row: int
+    column: str
+
+
+class Rows(NamedTuple):
+    """A log's rows that count.
+
+    Attributes:
+      positives, exposures: Columns user, item and scenario (texts), time_s and day; the scenario of
+        an exposure may be null. Exposures are empty unless they are asked for.
+      days: The days of all rows that have a time.
+      needed: The days of positives, and where the first row of each was found.
+    """
+
+    positives: pl.DataFrame
+    exposures: pl.DataFrame
+    days: set[datetime.date]
+    needed: dict[datetime.date, Place]
+
+
+def read_logs(
+    section: own_config.LogConfig,
+    logs: list[own_files.Log],
+    paths: Mapping[str, pathlib.Path],
+    tables: Mapping[str, pl.DataFrame],
+) -> Rows:
+    """Reads the log's files.
+
+    Raises:
+      ValueError: In one line, on the first row of a positive that is not valid, or when there is no
+        positive.
+    """
+    reader = _Reader(section, paths, tables)
+    for log in logs:
+        blocks = read.iterate(
+            log.path,
+            reader.columns,
+            form=section.form,
+            constants=log.constants,
+            may_be_empty=len(logs) > 1,
+        )
+        for frame in blocks:
+            reader.add(log.path, frame)
+    if not reader.num_rows:
+        raise ValueError(
+            f"data.log_files: expected at least one row in the {len(logs)} files, found none"
+        )
+    return reader.finish()
+
+
+class _Reader:
+    """Collects positives and exposures block by block."""
+
+    def __init__(
+        self,
+        section: own_config.LogConfig,
+        paths: Mapping[str, pathlib.Path],
+        tables: Mapping[str, pl.DataFrame],
+    ):
+        self.num_rows = 0
+        self._section, self._paths, self._tables = section, paths, tables
+        self._condition = expressions.parse_condition(section.positive)
+        self._positives: list[pl.DataFrame] = []
+        self._exposures: list[pl.DataFrame] = []
+        self._days: set[datetime.date] = set()
+        self._needed: dict[datetime.date, Place] = {}
+        # Positives by what was unknown or missing about them.
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._labels: collections.Counter[str] = collections.Counter()
+        self._scenarios: collections.Counter[str] = collections.Counter()
+
+    @property
+    def columns(self) -> list[columns.Column]:
+        """The columns to read; any cell may be empty, until it is known whether its row counts."""
+        section = self._section
+        wanted = {n: columns.Column(n, "str", True) for n in (section.user_id, section.item_id)}
+        kind: columns.Kind = "clock" if section.time_unit == "iso" else "time"
+        wanted[section.time] = columns.Column(section.time, kind, True)
+        if section.scenario and not section.scenario_in_users:
+            wanted[section.scenario] = columns.Column(section.scenario, "str", True)
+        if self._condition is not None:
+            label = self._condition.column
+            wanted[label] = columns.Column(label, "label", True)
+        return list(wanted.values())
+
+    def add(self, path: pathlib.Path, frame: pl.DataFrame) -> None:
+        """Adds a block of a file.
+
+        Raises:
+          ValueError: On the first row of a positive that is not valid.
+        """
+        section = self._section
+        self.num_rows += frame.height
+        time_s = times.to_seconds(frame[section.time], section.time_unit, section.utc_offset_s)
+        local = pl.from_epoch(pl.col(_TIME) + section.utc_offset_s, time_unit="s")
+        frame = frame.with_columns(time_s.alias(_TIME)).with_columns(day=local.dt.date())
+        self._days.update(frame["day"].drop_nulls().unique().to_list())
+        frame = self._with_scenario(frame)
+        frame = self._with_labels(path, frame)
+        chosen = pl.col(_POSITIVE) & pl.col(_NEEDED)
+        positives = self._check(path, frame.filter(chosen))
+        for day, row in _first_rows(positives).items():
+            self._needed.setdefault(day, Place(path, row, section.time))
+        self._positives.append(self._select(positives))
+        if section.exposures:
+            whole = [pl.col(n).is_not_null() for n in (section.user_id, section.item_id, _TIME)]
+            self._exposures.append(self._select(frame.filter(~pl.col(_POSITIVE), *whole)))
+
+    def _with_scenario(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Adds each row's scenario, and whether it is one that is kept, or not known yet."""
+        section = self._section
+        if not section.scenario:
+            return frame.with_columns(
+                pl.lit(EVERYWHERE).alias(_SCENARIO), pl.lit(True).alias(_NEEDED)
+            )
+        scenario, unknown = pl.col(section.scenario).alias(_SCENARIO), pl.lit(False)
+        if section.scenario_in_users:
+            users, key = self._tables["user"], section.key_of("user")
+            of_user = users.select(pl.col(key).alias(section.user_id), scenario)
+            frame = frame.join(of_user, on=section.user_id, how="left", maintain_order="left")
+            known = pl.col(section.user_id).is_in(users[key].implode()).fill_null(False)
+            scenario, unknown = pl.col(_SCENARIO), ~known
+        frame = frame.with_columns(scenario)
+        self._scenarios.update(frame[_SCENARIO].drop_nulls().unique().head(50).to_list())
+        kept = pl.col(_SCENARIO).is_not_null()
+        if section.scenarios:
+            kept = pl.col(_SCENARIO).is_in(list(section.scenarios)).fill_null(False)
+        return frame.with_columns((kept | unknown).alias(_NEEDED))
+
+    def _with_labels(self, path: pathlib.Path, frame: pl.DataFrame) -> pl.DataFrame:
+        """Adds whether each row is a positive."""
+        if self._condition is None:
+            return frame.with_columns(pl.lit(True).alias(_POSITIVE))
+        cells = frame[self._condition.column]
+        bad = self._condition.is_bad(cells) & frame[_NEEDED]
+        if bad.any():
+            columns.check(path, frame, bad, cells.name, "a finite number or nothing")
+        if len(self._labels) < _SHOWN_VALUES:
+            self._labels.update(cells.drop_nulls().unique().head(50).cast(pl.String).to_list())
+        return frame.with_columns(self._condition.holds(cells).alias(_POSITIVE))
+
+    def _check(self, path: pathlib.Path, rows: pl.DataFrame) -> pl.DataFrame:
+        """The positives that count."""
+        section = self._section
+        for side in own_config.SIDES:
+            name, policy = getattr(section, f"{side}_id"), getattr(section, f"unknown_{side}s")
+            missing = pl.col(name).is_null()
+            if policy == "drop":
+                rows = self._drop(rows, missing, f"no {side}")
+            todo = f"correct or remove the row, or set data.unknown_{side}s='drop'"
+            columns.check(path, rows, missing, name, "text", todo)
+            if side not in self._tables:
+                continue
+            known, source = self._tables[side][section.key_of(side)], self._paths[side].name
+            unknown = ~pl.col(name).is_in(known.implode())
+            if policy == "drop":
+                rows = self._drop(rows, unknown, f"a {side} that is not in {source}")
+            elif policy == "keep":
+                self._count(rows, unknown, f"a {side} that is not in {source}, kept")
+            else:
+                todo = f"add it to {source}, or set data.unknown_{side}s to 'drop' or 'keep'"
+                columns.check(path, rows, unknown, name, f"an id that is in {source}", todo)
+        late = rows[_TIME].is_null()
+        if late.any():
+            cell = rows.filter(late).sort(columns.ROW)[section.time][0]
+            todo = times.mend(cell, section.time_unit, columns.CORRECT)
+            columns.check(path, rows, late, section.time, times.expected(section.time_unit), todo)
+        # A user that is kept without features has no scenario of the users' table.
+        return rows.drop_nulls(_SCENARIO) if section.scenario_in_users else rows
+
+    def _drop(self, rows: pl.DataFrame, which: pl.Expr, what: str) -> pl.DataFrame:
+        self._count(rows, which, f"{what}, dropped")
+        return rows.filter(~which)
+
+    def _count(self, rows: pl.DataFrame, which: pl.Expr, what: str) -> None:
+        self._counts[what] += rows.select(which.sum()).item()
+
+    def _select(self, rows: pl.DataFrame) -> pl.DataFrame:
+        section = self._section
+        return rows.select(
+            user=section.user_id, item=section.item_id, scenario=_SCENARIO, time_s=_TIME, day="day"
+        )
+
+    def finish(self) -> Rows:
+        """All of it; says how many positives were of unknown users or items.
+
+        Raises:
+          ValueError: When there is no positive, with values that the columns have.
+        """
+        for what, number in self._counts.items():
+            if number:
+                runlog.say(f"log: {number:,} positives of {what}")
+        positives = pl.concat(self._positives)
+        if not positives.height:
+            raise ValueError(f"positives: expected at least one {self._why_none()}")
+        exposures = pl.concat(self._exposures) if self._exposures else positives.clear()
+        return Rows(positives, exposures, self._days, self._needed)
+
+    def _why_none(self) -> str:
+        section, parts = self._section, []
+        if self._condition is not None:
+            seen = _list(self._labels)
+            parts.append(
+                f"with data.positive={section.positive!r}, where column "
+                f"{self._condition.column!r} holds {seen}"
+            )
+        if section.scenarios:
+            parts.append(
+                f"in data.scenarios={tuple(section.scenarios)!r}, where column "
+                f"{section.scenario!r} holds {_list(self._scenarios)}"
+            )
+        return f"{' and '.join(parts) or 'that is in a scenario'}, got none"
+
+
+def _first_rows(rows: pl.DataFrame) -> dict[datetime.date, int]:
+    return dict(rows.group_by("day").agg(pl.col(columns.ROW).min()).iter_rows())
+
+
+def _list(values: Iterable[str]) -> str:
+    """A few values as a message shows them."""
+    ordered = sorted(values)
+    shown = [repr(v if len(v) <= 40 else f"{v[:37]}...") for v in ordered[:_SHOWN_VALUES]]
+    more = ", ..." if len(ordered) > _SHOWN_VALUES else ""
+    return f"{', '.join(shown) or 'nothing'}{more}"
+
+
+def choose_scenarios(
+    section: own_config.LogConfig, positives: pl.DataFrame
+) -> tuple[pl.DataFrame, list[str]]:
+    """The positives, rare scenarios merged if that is asked for, and the scenarios in their order.
+
+    Raises:
+      ValueError: When none has enough positives, or one has the name of the mean.
+    """
+    values = list(section.scenarios) or by_count(positives["scenario"])
+    if own_config.MEAN in values:
+        raise ValueError(
+            f"column {section.scenario!r}: expected no scenario {own_config.MEAN!r}, which "
+            "results call the mean over scenarios; rename it in the log, or leave it out of "
+            "data.scenarios"
+        )
+    if not section.least_positives:
+        return positives, values
+    counts = dict(positives.group_by("scenario").len().iter_rows())
+    rare = [name for name in values if counts.get(name, 0) < section.least_positives]
+    values = [name for name in values if name not in rare]
+    shown = ", ".join(f"{name} {counts.get(name, 0):,}" for name in rare)
+    if rare and section.rare_scenarios == "merge":
+        if OTHER in values:
+            raise ValueError(
+                f"data.rare_scenarios: expected no scenario of the name {OTHER!r} to merge into, "
+                "got one in the log; rename it or set 'leave_out'"
+            )
+        merged = pl.col("scenario").replace(dict.fromkeys(rare, OTHER))
+        positives, values = positives.with_columns(merged), [*values, OTHER]
+        runlog.say(f"scenarios merged into {OTHER!r}, with too few positives: {shown}")
+    elif rare:
+        runlog.say(f"scenarios left out, with too few positives: {shown}")
+    if not values:
+        raise ValueError(
+            "data.least_positives: expected a scenario with "
+            f"{section.least_positives:,} positives, got {shown}"
+        )
+    return positives, values
+
+
+def by_count(values: pl.Series) -> list[str]:
+    """The distinct values, most frequent first; ties in alphabetical order."""
+    counts = pl.DataFrame({"value": values}).group_by("value").len()
+    return counts.sort(["len", "value"], descending=[True, False])["value"].to_list()
