@@ -234,12 +234,18 @@ def drop_values(frame: pl.DataFrame, null_values: Sequence[str]) -> pl.DataFrame
     """The frame with null in place of those texts, and of the numbers that they are."""
     if not null_values:
         return frame
-    numbers = [float(text) for text in null_values if parses(text, "float")]
     changed = []
     for name, dtype in frame.schema.items():
-        if name != ROW and (dtype == pl.String or (dtype.is_numeric() and numbers)):
-            known: list[Any] = list(null_values) if dtype == pl.String else numbers
-            changed.append(pl.when(~pl.col(name).is_in(known)).then(pl.col(name)).alias(name))
+        known: list[Any] = []
+        if dtype == pl.String:
+            known = list(null_values)
+        elif dtype.is_integer() and name != ROW:
+            known = [int(text) for text in null_values if parses(text, "int")]
+        elif dtype.is_float():
+            known = [float(text) for text in null_values if parses(text, "float")]
+        if known:
+            value = pl.col(name)
+            changed.append(pl.when(~value.is_in(known)).then(value).alias(name))
     return frame.with_columns(changed)
 
 

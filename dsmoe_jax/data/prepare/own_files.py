@@ -63,7 +63,11 @@ def _expand(folder: pathlib.Path, pattern: str) -> Iterator[pathlib.Path]:
         raise ValueError(
             f"data.log_files: expected names or patterns below data.raw_dir, got {pattern!r}"
         )
-    for path in sorted(folder.glob(pattern)):
+    found = sorted(folder.glob(pattern))
+    if not found and (folder / pattern).is_symlink():
+        # One that leads nowhere, or to itself.
+        found = [folder / pattern]
+    for path in found:
         if not path.is_dir():
             yield path
             continue

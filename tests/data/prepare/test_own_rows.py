@@ -1,0 +1,243 @@
+"""Rows of own logs beside a reader of a few lines of plain Python."""
+
+import csv
+import datetime
+import decimal
+import os
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dsmoe_jax.data.prepare import custom, own_files, own_rows, tags
+
+SECOND = 1_714_521_600
+FIELDS = {"user_id": "user", "item_id": "item", "scenario": "page", "positive": "label == 7"}
+NAMES = ("user", "item", "time", "page", "label")
+
+IDS = st.sampled_from(["u1", "007", "7", "a,b", 'x "y"', "é", '12" disc', "line\nbreak", "u;2"])
+PAGES = st.sampled_from(["home", "search", "$1/2", "", "NULL"])
+LABELS = st.sampled_from(["7", "7.0", "007", "8", "", "7 ", "buy", "9007199254740993"])
+SECONDS = st.integers(SECOND, SECOND + 10**6)
+UNITS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
+
+
+def read_rows(section, folder):
+    """What `own_rows` makes of a folder's log: user, item, scenario, second and day."""
+    section.raw_dir = str(folder)
+    section.validate()
+    logs, paths = own_files.find(section)
+    found = own_rows.read_logs(section, logs, paths, {})
+    return found.positives.rows()
+
+
+def plainly(rows, *, per_s, offset_h, nulls=(), equal=lambda label: label in ("7", "7.0")):
+    """The same by definition; rows that count for nothing may hold anything."""
+    found = []
+    for user, item, time, page, label in rows:
+        if label in nulls or not equal(label) or page in ("", *nulls):
+            continue
+        second = int(time) // per_s
+        zone = datetime.timezone(datetime.timedelta(hours=offset_h))
+        day = datetime.datetime.fromtimestamp(second, zone).date()
+        found.append((user, item, page, second, day))
+    return found
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.lists(st.tuples(IDS, IDS, SECONDS, PAGES, LABELS), min_size=1, max_size=30),
+    broken=st.lists(
+        st.tuples(st.just(""), IDS, st.sampled_from(["soon", "", "1e99"]), PAGES, st.just("8")),
+        max_size=3,
+    ),
+    unit=st.sampled_from([*UNITS]),
+    offset_h=st.integers(-12, 14),
+    separator=st.sampled_from(",;\t|"),
+    encoding=st.sampled_from(["utf-8", "utf-16", "latin-1"]),
+    nulls=st.sampled_from([(), ("NULL",)]),
+)
+def test_positives_of_text_are_those_of_a_plain_reader(
+    tmp_path_factory, rows, broken, unit, offset_h, separator, encoding, nulls
+):
+    folder, per_s = tmp_path_factory.mktemp("log"), UNITS[unit]
+    rows = [(u, i, str(t * per_s + per_s // 2), p, label) for u, i, t, p, label in rows]
+    written = [("u1", "u1", str(SECOND * per_s), "home", "7"), *rows, *broken]
+    with (folder / "log.csv").open("w", newline="", encoding=encoding) as file:
+        csv.writer(file, delimiter=separator).writerows([NAMES, *written])
+    section = custom.CustomConfig(
+        **FIELDS,
+        time_unit=unit,
+        utc_offset_hours=float(offset_h),
+        encoding=encoding,
+        null_values=nulls,
+    )
+    found = read_rows(section, folder)
+    assert found == plainly(written, per_s=per_s, offset_h=offset_h, nulls=nulls)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(1, 5), IDS, SECONDS, PAGES, st.sampled_from([7, 8, 2**53 + 1, 2**53, None])
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    value=st.sampled_from([7, 2**53 + 1]),
+    kinds=st.sampled_from(["plain", "decimal", "typed"]),
+)
+def test_positives_of_parquet_are_those_of_a_plain_reader(tmp_path_factory, rows, value, kinds):
+    folder = tmp_path_factory.mktemp("log")
+    written = [(1, "u1", SECOND, "home", value), *rows]
+    frame = pl.DataFrame(written, NAMES, orient="row")
+    if kinds == "decimal":
+        ids = [decimal.Decimal(user) for user in frame["user"]]
+        frame = frame.with_columns(user=pl.Series(ids, dtype=pl.Decimal(10, 0)))
+    if kinds == "typed":
+        time = pl.from_epoch("time").dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo")
+        frame = frame.with_columns(pl.col("page").cast(pl.Categorical), time=time)
+    frame.write_parquet(folder / "log.parquet")
+    fields = FIELDS | {"positive": f"label == {value}"}
+    section = custom.CustomConfig(**fields, log_files=("log.parquet",), utc_offset_hours=2.0)
+    texts = [
+        (str(u), i, t, p, "" if label is None else str(label)) for u, i, t, p, label in written
+    ]
+    expected = plainly(texts, per_s=1, offset_h=2, equal=str(value).__eq__)
+    assert read_rows(section, folder) == expected
+
+
+def write(folder, rows, name="log.csv", header=NAMES):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return folder
+
+
+GOOD = ("u1", "i1", SECOND, "home", "7")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (("", "i1", SECOND, "home", "7"), "row 3, column 'user': expected text, got nothing; .*"
+         "data.unknown_users='drop'"),
+        (("u1", "", SECOND, "home", "7"), "row 3, column 'item': expected text, got nothing; .*"
+         "data.unknown_items='drop'"),
+        (("u1", "i1", "", "home", "7"), "row 3, column 'time': expected unix .* got nothing"),
+        (("u1", "i1", SECOND * 1000, "home", "7"), "milliseconds: set data.time_unit='ms'"),
+    ],
+)  # fmt: skip
+def test_a_positive_has_to_be_whole_and_other_rows_have_not(row, message, tmp_path):
+    write(tmp_path, [GOOD, row])
+    with pytest.raises(ValueError, match=message):
+        read_rows(custom.CustomConfig(**FIELDS), tmp_path)
+    for left_out in ((*row[:4], "8"), (*row[:3], "", "7"), (*row[:3], "moon", "7")):
+        write(tmp_path, [GOOD, left_out])
+        section = custom.CustomConfig(**FIELDS, scenarios=("home",))
+        assert len(read_rows(section, tmp_path)) == 1
+
+
+def test_empty_files_among_others_are_none_and_all_empty_are_refused(tmp_path):
+    write(tmp_path, [GOOD], "log_1.csv")
+    write(tmp_path, [], "log_2.csv")
+    (tmp_path / "log_3.csv").touch()
+    section = custom.CustomConfig(**FIELDS, log_files=("log_*.csv",))
+    assert len(read_rows(section, tmp_path)) == 1
+    (tmp_path / "log_1.csv").unlink()
+    with pytest.raises(
+        ValueError, match=r"data\.log_files: expected at least one row in the 2 files"
+    ):
+        read_rows(section, tmp_path)
+
+
+def test_folders_of_partitions_are_columns(tmp_path):
+    header = ("user", "item", "time", "label")
+    for page in ("home", "a%2Fb", "__HIVE_DEFAULT_PARTITION__"):
+        row = ("u1", "i1", SECOND, "7")
+        write(tmp_path, [row], f"log/page={page}/part-0.csv", header)
+    write(tmp_path, [], "log/page=home/_temporary/part-1.csv", header)
+    (tmp_path / "log" / "_SUCCESS").touch()
+    for pattern in ("log", "log/*/part-*.csv"):
+        section = custom.CustomConfig(**FIELDS, log_files=(pattern,))
+        assert [row[2] for row in read_rows(section, tmp_path)] == ["a/b", "home"]
+
+
+@pytest.mark.parametrize("where", ["log.csv", "items.csv"])
+def test_a_pipe_a_loop_and_a_folder_are_refused_at_once(tmp_path, where):
+    write(tmp_path, [GOOD])
+    write(tmp_path, [("i1",)], "items.csv", ("item",))
+    section = custom.CustomConfig(**FIELDS, items_file="items.csv", raw_dir=str(tmp_path))
+    path = tmp_path / where
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=rf"{where}: expected a file, got a named pipe"):
+        own_files.find(section)
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(ValueError, match=rf"{where}: expected a file, got Too many levels"):
+        own_files.find(section)
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=rf"{where}: expected a file, found a symbolic link"):
+        own_files.find(section)
+
+
+@pytest.mark.parametrize("pattern", ["", "/etc/log.csv"])
+def test_patterns_are_below_the_folder(tmp_path, pattern):
+    section = custom.CustomConfig(**FIELDS, raw_dir=str(tmp_path), log_files=(pattern,))
+    with pytest.raises(ValueError, match=r"data\.log_files: expected names or patterns below"):
+        own_files.find(section)
+
+
+PARTS = st.lists(st.text(st.sampled_from("ab27 é'."), min_size=1, max_size=4), max_size=5)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    cells=st.lists(PARTS, min_size=1, max_size=8),
+    form=st.sampled_from(["joined", "padded", "repr"]),
+)
+def test_tags_are_their_parts_however_they_are_joined(tmp_path, cells, form):
+    cells = [[part.strip() for part in cell if part.strip()] for cell in cells]
+    if form == "repr":
+        texts = [repr(cell) for cell in cells]
+        if any("\\" in text for text in texts):
+            return
+    else:
+        padded = form == "padded"
+        texts = [(" |  | " if padded else "|").join(cell) + " |" * padded for cell in cells]
+    frame = pl.DataFrame({"tags": texts}, schema={"tags": pl.String}).with_row_index("__row__", 2)
+    found = tags.split(tmp_path / "items.csv", frame, "tags", "|", 0)
+    assert found.to_list() == cells
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["[27, 9]", "[]", None], [["27", "9"], [], None]),
+        (["{27,9}", '{"a b",c}'], [["27", "9"], ["a b", "c"]]),
+        (["[0 1\n 2]", "[ 3 ]"], [["0", "1", "2"], ["3"]]),
+        (["['a' 'b']", "[None, nan, 'c']"], [["a", "b"], ["c"]]),
+        (['["a, b", "c"]', "('d',)"], [["a, b", "c"], ["d"]]),
+        (["[Official]", "rock|pop"], [["[Official]"], ["rock", "pop"]]),
+    ],
+)
+def test_lists_in_brackets_are_read_where_all_cells_are_some(tmp_path, cells, expected):
+    frame = pl.DataFrame({"tags": cells}).with_row_index("__row__", 2)
+    assert tags.split(tmp_path, frame, "tags", "|", 0).to_list() == expected
+
+
+@pytest.mark.parametrize("cell", ["[27, 9]", "[27]", "[[1], [2]]", "['a\\\\'b']"])
+def test_lists_beside_other_cells_are_refused(tmp_path, cell):
+    frame = pl.DataFrame({"tags": ["a|b", cell]}).with_row_index("__row__", 2)
+    with pytest.raises(ValueError, match=r"row 3, column 'tags': .*set data\.bag_separator"):
+        tags.split(tmp_path / "items.csv", frame, "tags", "|", 0)
+
+
+def test_the_first_tags_of_a_long_cell_can_be_kept(tmp_path):
+    frame = pl.DataFrame({"tags": [["a", "", " b ", None, "c"]]}).with_row_index("__row__", 1)
+    assert tags.split(tmp_path, frame, "tags", ",", 2).to_list() == [["a", "b"]]
