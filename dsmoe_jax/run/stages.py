@@ -113,6 +113,11 @@ class Stages:
         for name in self.spec.scenarios:
             row = [counts[key][name] for key in ("train", "validation_queries", "test_queries")]
             line(f"  {name:<10} {row[0]:>11,} {row[1]:>11,} {row[2]:>11,}")
+        if beyond := [k for k in self.experiment.eval.k if k >= counts["items"]]:
+            line(
+                f"eval.k: {', '.join(map(str, beyond))} of {counts['items']:,} candidates finds "
+                "every item, so that recall there says nothing; set smaller ones"
+            )
         line(f"devices: {results.describe_devices()}, {jax.process_count()} process(es)")
 
     def train_teacher(self) -> Trained:

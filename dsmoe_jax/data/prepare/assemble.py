@@ -51,6 +51,8 @@ STORE_VERSION = 1
 # What the windows of a scenario each may need where there are many.
 _MANY_SCENARIOS, _MOST_WINDOW_BYTES = 64, 1 << 33
 _QUERIES = tuple(f"{split}_queries" for split in store_lib.SPLITS)
+# Of a line on all.
+_SHOWN_SCENARIOS = 20
 # Rows written at once.
 _BLOCK_ROWS = 1 << 20
 
@@ -149,8 +151,15 @@ def prepare(
     runlog.say(
         f"store {store_dir}: {dataset.name} prepared in {time.monotonic() - start_s:.1f} s: "
         f"{counts['users']:,} users, {counts['items']:,} items, training positives "
-        + ", ".join(f"{name} {n:,}" for name, n in counts["train"].items())
+        + _name_some(counts["train"])
     )
+
+
+def _name_some(numbers: dict[str, int]) -> str:
+    """The first of some named numbers."""
+    parts = [f"{name} {n:,}" for name, n in list(numbers.items())[:_SHOWN_SCENARIOS]]
+    more = len(numbers) - len(parts)
+    return ", ".join(parts) + (f" and {more} more scenarios" if more else "")
 
 
 def make_split(dataset: Dataset, section: schema.DataConfig) -> splits.Split:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dsmoe_jax import features
+from dsmoe_jax import features, runlog
 
 _ROW = "__table_row__"
+# How many times all others a number is that is asked about.
+_DWARFS = 1e6
 # Below the first, squares lose digits; the second is the least number with all of them.
 _LEAST_STD, _LEAST_NORMAL = 1e-150, float(np.finfo(np.float64).tiny)
 # Of the largest number, a spread that is nothing but its last digit.
@@ -227,12 +229,26 @@ def _encode_dense(
         if not known.any() or np.ptp(value[known]) == 0:
             continue
         mean, std = _moments(name, value[known])
+        _warn_of_outlier(name, frame[name].drop_nulls())
         scaled = np.where(known, (value - mean) / std, 0.0).astype(np.float32)
         columns.append(np.append(np.float32(0), scaled))
         moments[name] = {"transform": transform, "mean": mean, "std": std}
         found.append(features.DenseFeature(name))
     empty = np.zeros((frame.height + 1, 0), np.float32)
     return found, np.stack(columns, axis=1) if columns else empty, moments
+
+
+def _warn_of_outlier(name: str, value: pl.Series) -> None:
+    """Says so where one number dwarfs all others: it may mean "unknown"."""
+    size = value.cast(pl.Float64).fill_nan(None).abs()
+    largest = float(str(size.max()))
+    others = size.filter(size < largest).max()
+    if others is not None and largest > _DWARFS * max(float(str(others)), 1e-12):
+        number = value.filter(size == largest)
+        runlog.say(
+            f"column {name!r}: {len(number):,} cells hold {number[0]!r}, and no other is above "
+            f"{others:g}; where it means unknown, name it in data.null_values"
+        )
 
 
 def _moments(name: str, value: np.ndarray) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 Owns the fields of that configuration. Does not own what is done with them (`custom.py`).
 """
 
-import codecs
 import dataclasses
 
 from dsmoe_jax.config import fields, schema
@@ -130,7 +129,7 @@ class LogConfig(schema.DataConfig):
         if not self.separator.isascii():
             raise ValueError(f"data.separator: expected a character of ASCII, got {self.separator}")
         try:
-            codecs.lookup(self.encoding)
+            "".encode(self.encoding)
         except (LookupError, ValueError):
             raise ValueError(
                 "data.encoding: expected the name of a text encoding such as 'utf-8' or 'latin-1', "

@@ -63,10 +63,10 @@ def _expand(folder: pathlib.Path, pattern: str) -> Iterator[pathlib.Path]:
         raise ValueError(
             f"data.log_files: expected names or patterns below data.raw_dir, got {pattern!r}"
         )
-    found = sorted(folder.glob(pattern))
-    if not found and (folder / pattern).is_symlink():
-        # One that leads nowhere, or to itself.
-        found = [folder / pattern]
+    found, named = sorted(folder.glob(pattern)), folder / pattern
+    # A name may hold what is a pattern elsewhere, and a link lead nowhere or to itself.
+    if not found and (named.is_symlink() or named.exists()):
+        found = [named]
     for path in found:
         if not path.is_dir():
             yield path

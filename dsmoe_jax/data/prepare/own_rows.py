@@ -175,7 +175,7 @@ class _Reader:
             name, policy = getattr(section, f"{side}_id"), getattr(section, f"unknown_{side}s")
             missing = pl.col(name).is_null()
             if policy == "drop":
-                rows = self._drop(rows, missing, f"no {side}")
+                rows = self._drop(rows, missing, f"that have no {side}")
             todo = f"correct or remove the row, or set data.unknown_{side}s='drop'"
             columns.check(path, rows, missing, name, "text", todo)
             if side not in self._tables:
@@ -183,9 +183,11 @@ class _Reader:
             known, source = self._tables[side][section.key_of(side)], self._paths[side].name
             unknown = ~pl.col(name).is_in(known.implode())
             if policy == "drop":
-                rows = self._drop(rows, unknown, f"a {side} that is not in {source}")
+                rows = self._drop(rows, unknown, f"whose {side} is not in {source}")
             elif policy == "keep":
-                self._count(rows, unknown, f"a {side} that is not in {source}, kept")
+                self._count(
+                    rows, unknown, f"whose {side} is not in {source}, kept without features"
+                )
             else:
                 todo = f"add it to {source}, or set data.unknown_{side}s to 'drop' or 'keep'"
                 columns.check(path, rows, unknown, name, f"an id that is in {source}", todo)
@@ -218,7 +220,7 @@ class _Reader:
         """
         for what, number in self._counts.items():
             if number:
-                runlog.say(f"log: {number:,} positives of {what}")
+                runlog.say(f"log: {number:,} positives {what}")
         positives = pl.concat(self._positives)
         if not positives.height:
             raise ValueError(f"positives: expected at least one {self._why_none()}")

@@ -243,7 +243,8 @@ def _read_header(
                     f"{path}: expected a whole {stream.promised} file, got damaged content (other "
                     "first bytes); copy or download it again"
                 )
-            guess = "" if len(names) > 1 else f" in one cell, split by {separator!r}"
+            is_one = len(names) == 1 and names[0]
+            guess = f" in one cell, split by {separator!r}" if is_one else ""
             shown = terminal.one_line(", ".join(names)) or "an empty line"
             raise ValueError(
                 f"{path}: row 1, column {column.name!r}: expected it in the header, got "

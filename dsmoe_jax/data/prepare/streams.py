@@ -73,15 +73,16 @@ class Text:
         self.promised = "" if kind else _SUFFIXES.get(path.suffix, "")
         self._path, self._raw, self._source = path, raw, source
         self._ready = b""
+        self._encoding = ""
         self._decode: Any = None
         self._returns = False
 
     def start(self, encoding: str) -> None:
         """Looks at the first bytes for the encoding and the line ends."""
         first = self._source(_FIRST_BYTES)
-        name = codecs.lookup(encoding).name
+        self._encoding = name = codecs.lookup(encoding).name
         if name == "utf-8" and first.startswith(_UTF_16):
-            name = "utf-16"
+            self._encoding = name = "utf-16"
         if name not in _PLAIN_ENCODINGS:
             self._decode = codecs.getincrementaldecoder(name)()
             first = self._recode(first, end=not first)
@@ -118,10 +119,10 @@ class Text:
     def _recode(self, data: bytes, *, end: bool) -> bytes:
         try:
             text: str = self._decode.decode(data, end)
-        except UnicodeDecodeError as failure:
+        except UnicodeError as failure:
             raise ValueError(
-                f"{self._path}: expected text in the encoding {failure.encoding}, got the bytes "
-                f"{failure.object[failure.start : failure.start + 8]!r}; set data.encoding"
+                f"{self._path}: expected text in the encoding {self._encoding}, got other bytes "
+                f"({failure}); set data.encoding"
             ) from None
         return text.encode("utf-8", errors="replace")
 

@@ -1,6 +1,7 @@
 """What is inferred from frames of a log, users and items."""
 
 import datetime
+import os
 
 import numpy as np
 import pandas as pd
@@ -169,6 +170,30 @@ def test_what_is_wrong_is_one_line(tmp_path, change, message):
         infer(tmp_path, change(log_of()))
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
+
+
+def test_ids_and_labels_of_a_text_file_count_as_they_are_written(tmp_path):
+    log = log_of().with_columns(
+        user_id=pl.format("00{}", "user_id"), act=pl.Series(["7", "007"] * 60), size=pl.lit("1.5")
+    )
+    log.write_csv(tmp_path / "log.csv", separator=";")
+    found = infer(tmp_path, tmp_path / "log.csv", positive="act == 007")
+    assert found.num_positives == 60
+    assert "000" in prepared(tmp_path, found).users_raw_id.tolist()
+
+
+def test_one_wrong_time_does_not_decide_the_unit(tmp_path):
+    log = log_of().with_row_index("n")
+    wrong = pl.when(pl.col("n") == 5).then(pl.col("timestamp") * 1000)
+    log = log.with_columns(timestamp=wrong.otherwise(pl.col("timestamp"))).drop("n")
+    with pytest.raises(ValueError, match="log: row 6, column 'timestamp': expected a date"):
+        infer(tmp_path, log)
+
+
+def test_a_named_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "log.csv")
+    with pytest.raises(ValueError, match="expected a file, got a named pipe"):
+        infer(tmp_path, tmp_path / "log.csv")
 
 
 def test_a_type_without_a_role_is_named(tmp_path):
