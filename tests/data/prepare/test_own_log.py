@@ -174,11 +174,11 @@ def test_what_is_wrong_is_one_line(tmp_path, change, message):
 
 def test_ids_and_labels_of_a_text_file_count_as_they_are_written(tmp_path):
     log = log_of().with_columns(
-        user_id=pl.format("00{}", "user_id"), act=pl.Series(["7", "007"] * 60), size=pl.lit("1.5")
+        user_id=pl.format("00{}", "user_id"), act=pl.Series((["7"] + ["007"] * 4) * 24), size=pl.lit("1.5")
     )
     log.write_csv(tmp_path / "log.csv", separator=";")
     found = infer(tmp_path, tmp_path / "log.csv", positive="act == 007")
-    assert found.num_positives == 60
+    assert found.num_positives == 96
     assert "000" in prepared(tmp_path, found).users_raw_id.tolist()
 
 
