@@ -281,7 +281,7 @@ class Encoder:
         """Ids [B, P] of each bag, right-padded, and which are given."""
         separator = self._manifest["raw_forms"].get(feature.name, {}).get("separator", ",")
         parts = [
-            value.split(separator)
+            [part.strip() for part in value.split(separator)]
             if isinstance(value, str)
             else values_lib.read_list(value, feature.name)
             for value in values

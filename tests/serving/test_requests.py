@@ -73,6 +73,12 @@ def test_raw_features_of_all_users_and_items_are_the_stores(store, encoder):
     np.testing.assert_array_equal(got.sparse_VF[:, 1:], store.items_sparse[row_N, 1:])
     np.testing.assert_array_equal(got.dense_VF, store.items_dense[row_N])
     np.testing.assert_array_equal(got.bags["colours"], store.items_bags["colours"][row_N])
+    # Blanks around a value do not count, as in preparation.
+    padded = items.drop("item_id").with_columns(
+        pl.col("colours").str.replace_all("|", " | ", literal=True)
+    )
+    got = encoder.encode_items(frames.read_users(padded))
+    np.testing.assert_array_equal(got.bags["colours"], store.items_bags["colours"][row_N])
 
 
 def test_raw_features_of_every_packaged_row_are_the_stores(tmp_path):

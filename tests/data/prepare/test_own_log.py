@@ -174,7 +174,9 @@ def test_what_is_wrong_is_one_line(tmp_path, change, message):
 
 def test_ids_and_labels_of_a_text_file_count_as_they_are_written(tmp_path):
     log = log_of().with_columns(
-        user_id=pl.format("00{}", "user_id"), act=pl.Series((["7"] + ["007"] * 4) * 24), size=pl.lit("1.5")
+        user_id=pl.format("00{}", "user_id"),
+        act=pl.Series((["7"] + ["007"] * 4) * 24),
+        size=pl.lit("1.5"),
     )
     log.write_csv(tmp_path / "log.csv", separator=";")
     found = infer(tmp_path, tmp_path / "log.csv", positive="act == 007")
