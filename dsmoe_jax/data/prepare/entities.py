@@ -242,8 +242,9 @@ def _warn_of_outlier(name: str, value: pl.Series) -> None:
     """Says so where one number dwarfs all others: it may mean "unknown"."""
     size = value.cast(pl.Float64).fill_nan(None).abs()
     largest = float(str(size.max()))
-    others = size.filter(size < largest).max()
-    if others is not None and largest > _DWARFS * max(float(str(others)), 1e-12):
+    smaller = size.filter(size < largest)
+    others = float(str(smaller.max())) if len(smaller) else largest
+    if largest > _DWARFS * max(others, 1e-12):
         number = value.filter(size == largest)
         runlog.say(
             f"column {name!r}: {len(number):,} cells hold {number[0]!r}, and no other is above "

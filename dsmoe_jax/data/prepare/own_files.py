@@ -8,7 +8,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from dsmoe_jax.data.prepare import own_config, read
+from dsmoe_jax.data.prepare import own_config, streams
 
 # What Hive writes for a partition of empty cells.
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -47,13 +47,13 @@ def find(section: own_config.LogConfig) -> tuple[list[Log], dict[str, pathlib.Pa
             raise ValueError(f"data.log_files: expected {folder / pattern} to exist, found no file")
         paths += [path for path in found if path not in paths]
     for path in paths:
-        read.check_file(path)
+        streams.check_file(path)
     tables = {"user": section.users_file, "item": section.items_file}
     named = {side: folder / name for side, name in tables.items() if name}
     for side, path in named.items():
         if not path.is_file() and not path.exists() and not path.is_symlink():
             raise ValueError(f"data.{side}s_file: expected {path} to exist, found no file")
-        read.check_file(path)
+        streams.check_file(path)
     return [Log(path, partitions(path.relative_to(folder).parts[:-1])) for path in paths], named
 
 

@@ -193,7 +193,7 @@ def to_polars(frame: Frame, name: str, texts: Set[str | None]) -> pl.DataFrame:
     if isinstance(frame, str | os.PathLike):
         path = pathlib.Path(frame).expanduser()
         try:
-            read.check_file(path)
+            streams.check_file(path)
             if streams.is_parquet(path):
                 return pl.read_parquet(path, glob=False, hive_partitioning=False)
             return _typed(read.read_texts(path, _FORM), texts)

@@ -17,7 +17,6 @@ import dataclasses
 import io
 import json
 import pathlib
-import stat
 import types
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
@@ -104,7 +103,7 @@ def iterate(
         column expects, a truncated archive, a table without rows.
     """
     path = pathlib.Path(path)
-    check_file(path)
+    streams.check_file(path)
     if not path.stat().st_size and may_be_empty:
         return
     blocks = _parquet_blocks if streams.is_parquet(path) else _csv_blocks
@@ -129,27 +128,6 @@ def read_texts(path: pathlib.Path, form: Form = PLAIN) -> pl.DataFrame:
     wanted = [columns_lib.Column(name, "str", nullable=True) for name in named]
     chosen = dataclasses.replace(form, separator=guess)
     return pl.concat(list(iterate(path, wanted, form=chosen))).drop(columns_lib.ROW)
-
-
-def check_file(path: pathlib.Path) -> None:
-    """Refuses what is no plain file before anything waits for it.
-
-    Raises:
-      ValueError: Saying what is there instead: nothing, a folder, a named pipe.
-    """
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        found = "a symbolic link to nothing" if path.is_symlink() else "none"
-        raise ValueError(
-            f"{path}: expected a file, found {found}; check the folder and the name"
-        ) from None
-    except OSError as failure:
-        raise ValueError(f"{path}: expected a file, got {failure.strerror}") from None
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-        found = kinds.get(stat.S_IFMT(mode), "a device")
-        raise ValueError(f"{path}: expected a file, got {found}; write its content to a file")
 
 
 def one_ahead(values: Generator[T, None, None]) -> Iterator[T]:

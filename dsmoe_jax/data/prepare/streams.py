@@ -10,6 +10,7 @@ import contextlib
 import io
 import lzma
 import pathlib
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -152,6 +153,27 @@ def open_text(path: pathlib.Path, encoding: str = "utf-8") -> Iterator[Text]:
         text = Text(path, raw, source, name)
         text.start(encoding)
         yield text
+
+
+def check_file(path: pathlib.Path) -> None:
+    """Refuses what is no plain file before anything waits for it.
+
+    Raises:
+      ValueError: Saying what is there instead: nothing, a folder, a named pipe.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        found = "a symbolic link to nothing" if path.is_symlink() else "none"
+        raise ValueError(
+            f"{path}: expected a file, found {found}; check the folder and the name"
+        ) from None
+    except OSError as failure:
+        raise ValueError(f"{path}: expected a file, got {failure.strerror}") from None
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        found = kinds.get(stat.S_IFMT(mode), "a device")
+        raise ValueError(f"{path}: expected a file, got {found}; write its content to a file")
 
 
 def is_parquet(path: pathlib.Path) -> bool:
