@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
+from dsmoe_jax import terminal
+
 _INTERRUPTED = "interrupted; what was saved before stays"
 # Whether the line above was printed.
 _told: list[bool] = []
@@ -37,8 +39,6 @@ def interrupt_at_signals(*, sigterm: bool) -> None:
         signal.signal(signal.SIGTERM, _interrupt)
     elif signal.getsignal(signal.SIGTERM) is _end:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-from dsmoe_jax import terminal
 
 
 def exit_status(work: Callable[[], int | None], *, show_traceback: bool = False) -> int:

@@ -20,9 +20,7 @@ import tqdm
 from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
 
-from dsmoe_jax import disk
-
-from dsmoe_jax import terminal
+from dsmoe_jax import disk, terminal
 
 METRICS_FILE = "metrics.jsonl"
 # Calls that want no console output and have not ended; in all threads, since work has threads.

@@ -83,7 +83,8 @@ class Matcher(nn.Module):
     @classmethod
     def with_known_prior(cls) -> "type[Matcher]":
         """The method with the scenarios' popularity in its inner product; see `KnownPrior`."""
-        found: type[Matcher] = _add_known_prior(cls)
+        method: Any = cls
+        found: type[Matcher] = _add_known_prior(method)
         return found
 
     def complete_user(self, user: Float[jax.Array, "... D"]) -> Float[jax.Array, "... _"]:
