@@ -246,11 +246,7 @@ class Protocol:
         item_BT: Int[np.ndarray | jax.Array, "rows T"],
     ) -> None:
         """Evaluates retrieved lists of at least `list_length` entries; rows past B are padding."""
-        B = len(query_B)
-        score_BT, item_BT = np.asarray(score_BT)[:B], np.asarray(item_BT)[:B]
-        if len(self._removed.items):
-            removed_BT = metrics.find_members(item_BT, metrics.take_rows(self._removed, query_B))
-            score_BT, item_BT = index_lib.drop(score_BT, item_BT, removed_BT, self._length)
+        _, item_BT = self.cut_lists(query_B, score_BT, item_BT)
         relevant = metrics.take_rows(self._table.relevant, query_B)
         relevant_B = np.diff(relevant.indptr)
         hit_BT = metrics.find_members(item_BT, relevant)
@@ -261,6 +257,20 @@ class Protocol:
         if self._config.mrr_depth:
             part["mrr"] = metrics.reciprocal_rank(hit_BT, self._config.mrr_depth)
         self._parts.append(part)
+
+    def cut_lists(
+        self,
+        query_B: Int[np.ndarray, "B"],
+        score_BT: Float[np.ndarray | jax.Array, "rows T"],
+        item_BT: Int[np.ndarray | jax.Array, "rows T"],
+    ) -> tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]]:
+        """What is evaluated of retrieved lists: their first entries that are not removed."""
+        B = len(query_B)
+        score_BT, item_BT = np.asarray(score_BT)[:B], np.asarray(item_BT)[:B]
+        if not len(self._removed.items):
+            return score_BT[:, : self._length], item_BT[:, : self._length]
+        removed_BT = metrics.find_members(item_BT, metrics.take_rows(self._removed, query_B))
+        return index_lib.drop(score_BT, item_BT, removed_BT, self._length)
 
     def add_scores(self, query_B: Int[np.ndarray, "B"], score_BV: Float[np.ndarray, "B V"]) -> None:
         """Evaluates scores of the whole corpus; writes -inf over removed items in `score_BV`."""
