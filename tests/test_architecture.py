@@ -12,9 +12,15 @@ PACKAGE = ROOT / "dsmoe_jax"
 
 # Where a library may be imported, by the end of the file's path or a folder in it.
 HOMES = {
-    "faiss": ("retrieval/faiss_index.py", "retrieval/ann.py", "retrieval/choice.py"),
+    "faiss": (
+        *("retrieval/faiss_index.py", "retrieval/ann.py", "retrieval/choice.py"),
+        "bench/million.py",
+    ),
     "orbax": ("dsmoe_jax/training/checkpoint.py",),
-    "polars": ("data/prepare/", "data/synthetic/", "compare/hits.py", "dsmoe_jax/serving/"),
+    "polars": (
+        *("data/prepare/", "data/synthetic/", "compare/hits.py", "dsmoe_jax/serving/"),
+        "bench/million.py",
+    ),
     "matplotlib": ("/figures.py", "compare/report/sweeps.py"),
     "optuna": ("compare/search.py",),
     "submitit": ("compare/cluster.py",),

@@ -64,7 +64,7 @@ def test_metadata_has_the_command_and_exclusive_extras(built: zipfile.ZipFile) -
     assert fields["Requires-Python"] == ">=3.11"
     assert set(fields.get_all("Provides-Extra")) == {
         *("baselines", "bench", "cluster", "cpu", "cuda12", "dev", "docs", "lancedb"),
-        *("milvus", "onnx", "qdrant", "serve", "tune"),
+        *("milvus", "onnx", "qdrant", "ray", "serve", "tune"),
     }
     links = dict(link.split(", ") for link in fields.get_all("Project-URL"))
     assert links == {"Paper": "https://arxiv.org/abs/2601.02368", "Data": "https://kuairand.com"}

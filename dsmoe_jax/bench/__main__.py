@@ -21,6 +21,7 @@ COMMANDS = {
     "pipeline": "training batches per second, and how long a training run waits for them",
     "cold": "process start to the end of the first training step, cold and warm cache",
     "evaluate": "full-corpus search against FAISS and PyTorch",
+    "million": "a bundle of a million generated items: opened, indexed, asked for lists in bulk",
     "serving": "the service of a bundle under 1 to 64 clients, and its cost above tower and search",
     "prepare": "preparation of Alimama's files against one in pandas: time and memory",
     "scale": "a step on 1, 2, 4 and 8 simulated devices: bytes moved and held",
