@@ -14,6 +14,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from dsmoe_jax.nn import dropout as dropout_lib
@@ -58,8 +59,27 @@ def make_timeline(
     time_BL = jnp.where(events_BL, time_BL, 0)
     next_BL = follow(time_BL, time_B, mask_BL)
     seconds_BLL = jnp.maximum(jnp.abs(next_BL[:, :, None] - time_BL[:, None, :]), 1)
-    bucket_BLL = jnp.log(seconds_BLL.astype(jnp.float32)) / BUCKET_WIDTH
-    return Timeline(mask_BL, jnp.clip(bucket_BLL, 0, NUM_BUCKETS - 1).astype(jnp.uint8))
+    return Timeline(mask_BL, find_bucket(seconds_BLL))
+
+
+def find_bucket(seconds: Int[jax.Array, "..."]) -> UInt8[jax.Array, "..."]:
+    """The bucket of at least one second."""
+    bucket = jnp.log(seconds.astype(jnp.float32)) / BUCKET_WIDTH
+    return jnp.clip(bucket, 0, NUM_BUCKETS - 1).astype(jnp.uint8)
+
+
+def bucket_starts() -> Int[np.ndarray, "T"]:
+    """The least seconds of each bucket that int32 reaches, for readers without this logarithm."""
+    most = np.iinfo(np.int32).max
+    find = jax.jit(find_bucket)
+    target_T = np.arange(1, int(find(jnp.int32(most))) + 1)
+    below_T, start_T = np.ones(len(target_T), np.int64), np.full(len(target_T), most, np.int64)
+    while (start_T - below_T > 1).any():
+        middle_T = (below_T + start_T) // 2
+        is_reached_T = np.asarray(find(jnp.asarray(middle_T, jnp.int32))) >= target_T
+        start_T = np.where(is_reached_T, middle_T, start_T)
+        below_T = np.where(is_reached_T, below_T, middle_T)
+    return np.concatenate([[1], start_T])
 
 
 def follow(

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
@@ -172,7 +173,9 @@ class Embedder(nn.Module):
         for sequence in self.spec.pooled_sequences if side == "user" else ():
             for column, field in enumerate(sequence.fields):
                 table = f"item_table_{field}"
-                slots.append(tables.Slot("sequence", sequence.name, column, table, 0))
+                is_mean = sequence.name != features.HISTORY or self.spec.history_encoder == "mean"
+                kind = "sequence" if is_mean else "encoded"
+                slots.append(tables.Slot(kind, sequence.name, column, table, 0))
         return slots
 
     def arrays(self) -> dict[str, Float[jax.Array, "V E"]]:
@@ -183,6 +186,34 @@ class Embedder(nn.Module):
             if getattr(self.spec, f"{side}_dense"):
                 found[f"{side}_dense"] = getattr(self, f"{side}_dense")
         return found
+
+    def history_form(self) -> dict[str, Any]:
+        """What `history_arrays` means, for readers that hold no model; see `serving/histories.py`.
+
+        Empty where histories are means.
+        """
+        if self.spec.history_encoder == "mean":
+            return {}
+        clicks = next(s for s in self.spec.sequences if s.name == features.HISTORY)
+        encoder = self.history_encoder.encoder
+        form: dict[str, Any] = {
+            "kind": self.spec.history_encoder,
+            "num_blocks": encoder.num_blocks,
+            "max_len": encoder.max_len,
+            "tables": [f"item_table_{field}" for field in clicks.fields],
+        }
+        if isinstance(encoder, fuxi_encoder.Encoder):
+            form["num_subspaces"] = encoder.num_subspaces
+            form["experts_per_token"] = encoder.experts_per_token
+        return form
+
+    def history_arrays(self) -> dict[str, jax.Array]:
+        """Parameters of the history encoder by path."""
+        if self.spec.history_encoder == "mean":
+            return {}
+        params = self.history_encoder.variables["params"]["encoder"]
+        flat = traverse_util.flatten_dict(params, sep="_")
+        return {f"history_{name}": value for name, value in flat.items()}
 
     def scenarios(self) -> Float[jax.Array, "S E"]:
         """The scenario embeddings, shared by both towers; needs a `scenario_std`."""

@@ -81,7 +81,7 @@ class Slot(NamedTuple):
 
     # "sparse": a row of the table; "bag": the mean of the rows of the ids above 0; "sequence": the
     # same over the events; "dense": the value times the row; "pooled": what a linear form beside
-    # the tower makes of a sequence.
+    # the tower makes of a sequence; "encoded": a field's share of what an encoder makes of one.
     kind: str
     name: str  # Of the feature
     column: int  # Of the sparse or dense matrix, or the field of the sequence's events; 0 for a bag

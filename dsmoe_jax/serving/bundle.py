@@ -14,6 +14,7 @@ what comes out of it `retriever.py`'s.
     test_relevant.npy, _indptr    item ids that these are to find, query after query
     <side>_table_<field>.npy, <side>_dense.npy, <side>_first.npy, ..., linear_*.npy
                                   folded towers, see `towers.py`
+    history_*.npy                 a causal history encoder, see `histories.py`
     <side>_tower.stablehlo, variables_<n>.npy
                                   towers that do not fold, see `compiled.py`
 

@@ -40,12 +40,17 @@ def explain(
     """The parts of <user vector, item vector> of one user.
 
     Raises:
-      ValueError: When the tower is a program, whose score is no sum of parts.
+      ValueError: When the score is no sum of parts: of a program, or of an encoded history.
     """
     if not isinstance(tower, towers.FoldedUserTower):
         raise ValueError(
             "explain: expected a tower that folds, whose score is a sum of parts; this one is a "
             "compiled program of the whole history"
+        )
+    if tower.history:
+        raise ValueError(
+            "explain: expected a tower whose score is a sum of parts; this one encodes the whole "
+            "history at once"
         )
     score = float(tower(users, np.array([scenario]))[0, 0] @ item_D)
     rows: list[tuple[str, str, Any, float]] = []

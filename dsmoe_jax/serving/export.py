@@ -24,9 +24,9 @@ from dsmoe_jax import runlog
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.nn import mixture
+from dsmoe_jax.nn import causal, mixture
 from dsmoe_jax.serving import bundle as bundle_lib
-from dsmoe_jax.serving import compiled, state, towers
+from dsmoe_jax.serving import compiled, histories, state, towers
 from dsmoe_jax.training import train_state
 
 # Largest difference, relative to the largest output, between a folded tower and the model, on
@@ -112,7 +112,7 @@ def write_bundle(
     probes = _embed_probes(matcher, frozen, users, scenario_Q)
     bundle_lib.write(root, arrays, blobs, described)
     _check(root, users, scenario_Q, probes.vector_QMD)
-    exported = _count(matcher, arrays) if folds(matcher) else probes.operations
+    exported = _count(matcher, form, arrays) if folds(matcher) else probes.operations
     return Cost(probes.operations, exported)
 
 
@@ -124,7 +124,6 @@ def folds(matcher: two_tower.Matcher) -> bool:
         return False
     return (
         hasattr(matcher, "fold_tower")
-        and matcher.spec.history_encoder == "mean"
         and getattr(matcher.cfg, "gate_input", "scenario") == "scenario"
     )
 
@@ -197,7 +196,8 @@ def _fold(
     """Adds the arrays of folded towers; returns what the manifest says about them."""
     form: dict[str, Any] = {"kind": "arrays"}
     linear = matcher.linear_form() if hasattr(matcher, "linear_form") else None
-    methods = [m for m in ("linear_arrays", "embedding_arrays") if hasattr(matcher, m)]
+    names = ("linear_arrays", "embedding_arrays", "history_arrays")
+    methods = [m for m in names if hasattr(matcher, m)]
     read = jax.jit(lambda frozen: [_apply(matcher, frozen, method=m) for m in methods])
     for found in read(frozen):
         arrays |= jax.tree.map(_to_host, found)
@@ -208,6 +208,12 @@ def _fold(
             form[side]["slots"] = [slot._asdict() for slot in slots]
             for name, array in fold_tower(matcher, frozen, side)._asdict().items():
                 arrays[f"{side}_{name.rpartition('_')[0]}"] = array
+    if hasattr(matcher, "history_form"):
+        history = _apply(matcher, frozen, method="history_form")
+        if history:
+            arrays[f"{histories.PREFIX}bucket_starts"] = causal.bucket_starts()
+            names = sorted(name for name in arrays if name.startswith(histories.PREFIX))
+            form["user"]["history"] = {**history, "parameters": names}
     if hasattr(matcher, "fold_tower"):
         form["num_experts"] = matcher.cfg.num_experts
     return form
@@ -338,11 +344,15 @@ def _compare(side: str, got: np.ndarray, expected: np.ndarray) -> None:
         raise RuntimeError(f"export: the {side} tower differs from the model by {error:.3g}")
 
 
-def _count(matcher: two_tower.Matcher, arrays: dict[str, np.ndarray]) -> float:
+def _count(
+    matcher: two_tower.Matcher, form: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> float:
     """Operations of a folded user tower's products for one query."""
     total = 0.0
     if "user_first" in arrays:
         total += 2.0 * (arrays["user_first"][0].size + arrays["user_second"][0].size)
+    if "history" in form["user"]:
+        total += histories.count_operations(form["user"]["history"], arrays)
     if "linear_covariance" in arrays:
         # The padding of a history is multiplied too.
         events = sum(sequence.max_len for sequence in matcher.spec.sequences)

@@ -51,12 +51,19 @@ def write_onnx(bundle: bundle_lib.Bundle, path: str | os.PathLike[str], *, k: in
       The file.
 
     Raises:
-      ValueError: When its towers are a program, k is below 1 or one file cannot hold it.
+      ValueError: When its towers are a program or encode histories, k is below 1 or one file cannot
+        hold it.
     """
     if bundle.manifest["towers"]["kind"] != "arrays":
         raise ValueError(
             f"{bundle.root}: expected towers that fold into arrays for ONNX, got the compiled "
             f"program of {bundle.manifest['method']}"
+        )
+    if "history" in bundle.manifest["towers"]["user"]:
+        raise ValueError(
+            f"{bundle.root}: expected means of histories for ONNX, got the encoder "
+            f"{bundle.manifest['towers']['user']['history']['kind']!r}; train with "
+            "features.history_encoder='mean'"
         )
     if k < 1:
         raise ValueError(f"k: expected an integer >= 1, got {k}")

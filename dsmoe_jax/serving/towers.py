@@ -1,7 +1,8 @@
 """Folded towers: a bundle's arrays and manifest as user and item vectors, in NumPy alone.
 
 Owns the arithmetic that every reader of a bundle has to do. A tower has one of two parts, or both,
-whose outputs are joined:
+whose outputs are joined. A perceptron may read a history that a causal encoder reads first, see
+`histories.py`:
 
     linear       of a user [c_s [a, 1], 1] with a = linear_kind[s] + sum of the pooled sequences and
                  c_s = linear_scale[s] / sqrt([a, 1] linear_covariance [a, 1]); of an item
@@ -27,6 +28,10 @@ from jaxtyping import Float, Int
 from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.serving import bundle as bundle_lib
+from dsmoe_jax.serving import histories
+
+# Kinds of slots that read a sequence.
+_SEQUENCE_SLOTS = ("sequence", "encoded")
 
 
 @runtime_checkable
@@ -80,6 +85,9 @@ class Perceptron:
             elif kind == "sequence":
                 ids_BLF = sequences[name].ids_BLF
                 blocks.append(_mean(table[ids_BLF[..., column] + row], ids_BLF[..., 0] > 0))
+            elif kind == "encoded":
+                E = table.shape[1]
+                blocks.append(pooled[name][:, column * E : (column + 1) * E])
             else:
                 blocks.append(pooled[name])
         return np.concatenate(blocks, axis=1)
@@ -168,6 +176,7 @@ class FoldedUserTower:
         self.num_experts: int = bundle.manifest["towers"].get("num_experts", 0)
         self.linear = Linear(bundle, form["linear"]) if form["linear"] else None
         self.perceptron = Perceptron(bundle, "user", form["slots"]) if form["slots"] else None
+        self.history = histories.Encoder(bundle, form["history"]) if "history" in form else None
 
     def __call__(
         self, users: batch_lib.Users, scenario_B: Int[np.ndarray, "B"]
@@ -177,6 +186,8 @@ class FoldedUserTower:
         if self.linear:
             pooled = self.linear.pool(users.sequences)
             parts.append(self.linear.users(pooled, scenario_B))
+        if self.history:
+            pooled[features.HISTORY] = self.history(users.sequences[features.HISTORY], users.time_B)
         if self.perceptron:
             input_BI = self.perceptron.embed(
                 users.sparse_BF, users.dense_BF, users.bags, users.sequences, pooled
@@ -230,7 +241,7 @@ def read_spec(bundle: bundle_lib.Bundle) -> features.FeatureSpec:
     form, spec = bundle.manifest["towers"], bundle.spec
     if form["kind"] != "arrays":
         return spec
-    read = {slot["name"] for slot in form["user"]["slots"] if slot["kind"] == "sequence"}
+    read = {slot["name"] for slot in form["user"]["slots"] if slot["kind"] in _SEQUENCE_SLOTS}
     read |= {bag["sequence"] for bag in (form["user"]["linear"] or {"bags": []})["bags"]}
     return dataclasses.replace(
         spec, sequences=tuple(sequence for sequence in spec.sequences if sequence.name in read)

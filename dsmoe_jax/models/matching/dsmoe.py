@@ -165,6 +165,14 @@ class DSMOE(two_tower.SymmetricMatcher):
         """The arrays that `input_slots` names."""
         return self.embedder.arrays()
 
+    def history_form(self) -> dict[str, Any]:
+        """The history encoder, where there is one; see `embed.Embedder.history_form`."""
+        return self.embedder.history_form()
+
+    def history_arrays(self) -> dict[str, jax.Array]:
+        """The history encoder's arrays."""
+        return self.embedder.history_arrays()
+
     def _side(self, side: str) -> tuple[mixture.ScenarioMixture, Float[jax.Array, "S C"]]:
         """A side's tower and the scenario embeddings it reads: one row where it is shared."""
         if side == "user":
