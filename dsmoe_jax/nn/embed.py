@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jaxtyping import Bool, Float, Int
 
 from dsmoe_jax import batch as batch_lib
@@ -212,8 +211,10 @@ class Embedder(nn.Module):
         if self.spec.history_encoder == "mean":
             return {}
         params = self.history_encoder.variables["params"]["encoder"]
-        flat = traverse_util.flatten_dict(params, sep="_")
-        return {f"history_{name}": value for name, value in flat.items()}
+        return {
+            "_".join(["history", *(key.key for key in path)]): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        }
 
     def scenarios(self) -> Float[jax.Array, "S E"]:
         """The scenario embeddings, shared by both towers; needs a `scenario_std`."""

@@ -196,8 +196,8 @@ def _fold(
     """Adds the arrays of folded towers; returns what the manifest says about them."""
     form: dict[str, Any] = {"kind": "arrays"}
     linear = matcher.linear_form() if hasattr(matcher, "linear_form") else None
-    names = ("linear_arrays", "embedding_arrays", "history_arrays")
-    methods = [m for m in names if hasattr(matcher, m)]
+    known = ("linear_arrays", "embedding_arrays", "history_arrays")
+    methods = [m for m in known if hasattr(matcher, m)]
     read = jax.jit(lambda frozen: [_apply(matcher, frozen, method=m) for m in methods])
     for found in read(frozen):
         arrays |= jax.tree.map(_to_host, found)

@@ -82,7 +82,7 @@ class Encoder:
         next_BL[np.arange(len(count_B)), count_B - 1] = time_B
         seconds_BLL = np.maximum(np.abs(next_BL[:, :, None] - time_BL[:, None, :]), 1)
         starts_X = self._arrays["bucket_starts"]
-        return np.searchsorted(starts_X, seconds_BLL, side="right") - 1
+        return np.asarray(np.searchsorted(starts_X, seconds_BLL, side="right") - 1)
 
 
 def count_operations(form: Mapping[str, Any], arrays: Mapping[str, Array]) -> float:
@@ -103,7 +103,7 @@ def count_operations(form: Mapping[str, Any], arrays: Mapping[str, Array]) -> fl
             # u is three times as wide, and so are the channels that attention mixes.
             total += 2.0 * E * (7 * R * E + 2 * L * E + 4 * R * L)
             total += 2.0 * E * R * (3 * K * hidden + router)
-    return total * form.get("num_subspaces", 1)
+    return total * float(form.get("num_subspaces", 1))
 
 
 def _below(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
@@ -132,8 +132,8 @@ def _run_hstu(
     weight_BRL = _silu(logit_BRL + position_BRL + time_BRL) * mask_BRL
     mixed_BRE = (weight_BRL / np.float32(form["max_len"])) @ value_BLE
     mixed_BRE = _silu(normed_BRE @ gate_EE) * _layer_norm(mixed_BRE)
-    changed: Array = mixed_BRE @ own["output_kernel"] + own["output_bias"]
-    return _take(x_BLE, row_BR) + changed
+    changed_BRE = mixed_BRE @ own["output_kernel"] + own["output_bias"]
+    return np.asarray(_take(x_BLE, row_BR) + changed_BRE)
 
 
 def _run_fuxi(
@@ -163,7 +163,7 @@ def _run_fuxi(
     for k in range(gate_BRK.shape[-1]):
         inner_BRI = _silu(normed_BRE @ own["ffn_first"][k]) * (normed_BRE @ own["ffn_third"][k])
         y_BRE = y_BRE + (inner_BRI * gate_BRK[..., k, None]) @ own["ffn_second"][k]
-    return y_BRE
+    return np.asarray(y_BRE)
 
 
 def _route(own: Mapping[str, Array], form: Mapping[str, Any], y_BRE: Array) -> Array:
