@@ -237,7 +237,7 @@ def test_every_field_can_be_set_to_the_value_it_has() -> None:
         ),
         (
             ["--config=stub.py", "--config.model=mmoe"],
-            "'config.model' is a section; set its fields, e.g. --config.model.num_experts=...",
+            "'config.model' is a section; set its fields, e.g. --config.model.known_prior=...",
         ),
         (
             ["--config=stub.py", "--config.train.learning_rate=fast"],
