@@ -126,6 +126,18 @@ class Case:
             return f"a traceback: {error!r}"[:200]
         return self.judge(workdir, status, said.getvalue())
 
+    def alone(self, workdir: pathlib.Path) -> str:
+        """Ends the command in a process of its own, as the run was that nothing happened to.
+
+        What trains again has to be compiled as that was, and this process may do otherwise.
+        """
+        process = self.start(workdir)
+        said, _ = process.communicate()
+        if "Traceback" in said:
+            return f"a traceback: {said[-200:]!r}"
+        errors = said[said.index("error: ") :] if "error: " in said else said[-200:]
+        return self.judge(workdir, process.returncode, errors)
+
     def judge(self, workdir: pathlib.Path, status: int, said: str) -> str:
         """`equal` or `refused`, or what is wrong with an end."""
         if status == 0:
@@ -187,7 +199,7 @@ def _end(
         if "Traceback" in said:
             yield Trial(what, f"a traceback: {said[-200:]!r}")
         else:
-            yield Trial(what, case.again(workdir))
+            yield Trial(what, case.alone(workdir))
 
 
 def full_disk(case: Case) -> Iterator[Trial]:
@@ -204,7 +216,7 @@ def full_disk(case: Case) -> Iterator[Trial]:
         elif (end := case.judge(workdir, process.returncode, errors)) != "refused":
             yield Trial(what, end)
         else:
-            yield Trial(what, case.again(workdir))
+            yield Trial(what, case.alone(workdir))
 
 
 def damage(case: Case) -> Iterator[Trial]:
@@ -252,7 +264,7 @@ def two(case: Case) -> Iterator[Trial]:
         ends = [(process.communicate()[0], process.returncode) for process in pair]
         refused = [said for said, status in ends if status == 2]
         is_sound = len(refused) == 1 and "another run works in this folder" in refused[0]
-        yield Trial("two at once", case.again(workdir) if is_sound else f"{ends!r}"[-200:])
+        yield Trial("two at once", case.alone(workdir) if is_sound else f"{ends!r}"[-200:])
 
 
 KINDS: dict[str, Callable[[Case], Iterator[Trial]]] = {

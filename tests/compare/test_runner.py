@@ -72,6 +72,11 @@ class Comparison:
         monkeypatch.setattr(processes, "command", command)
         monkeypatch.setattr(runner.Runner, "store", lambda work, job: data)
         monkeypatch.setattr(runner.costs, "count", lambda experiment, store: {"user": 7})
+        # No store, and so no queries of which something is known.
+        self.kept = []
+        monkeypatch.setattr(
+            runner.queries, "keep", lambda folder, days, store: self.kept.append((folder, days))
+        )
 
     def make(self, **overrides):
         jobs = plan.make_jobs(["table4"], CONFIG, plan.BUDGETS["small"], overrides=overrides)
@@ -104,6 +109,7 @@ def test_a_record_holds_what_tables_need(comparison):
     record = json.loads((comparison.folder / "records" / "dsmoe-seed0.json").read_text())
     assert record["teacher_job"] == "teacher-seed0"
     assert record["costs"] == {"user": 7}
+    assert (comparison.folder / "records", 0) in comparison.kept
     assert record["views"]["gate_weights/user"][0] == [0.33333] * 3
     system = record["systems"]["dsmoe"]
     assert system["scenarios"]["K1"] == {"queries": 2, "recall@5": 0.5}
