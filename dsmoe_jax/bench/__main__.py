@@ -24,6 +24,7 @@ COMMANDS = {
     "million": "a bundle of a million generated items: opened, indexed, asked for lists in bulk",
     "serving": "the service of a bundle under 1 to 64 clients, and its cost above tower and search",
     "prepare": "preparation of Alimama's files against one in pandas: time and memory",
+    "device": "one accelerator in eight minutes: peaks, steps, search, evaluation",
     "scale": "a step on 1, 2, 4 and 8 simulated devices: bytes moved and held",
     "faults": "injected faults: what runs that are killed, filled up or damaged end with",
     "plan": "what a run of any size would hold and move, without running it",

@@ -29,6 +29,8 @@ _MODULES = {
     "serving": "dsmoe_jax.bench.service_load",
     "plan": "dsmoe_jax.capacity.estimate",
 }
+# Its table is shown by itself, by device, not as lines of a console.
+_DEVICE = "device"
 _VERSIONS = ("jax", "torch", "faiss-cpu", "polars", "pandas")
 
 
@@ -71,6 +73,7 @@ def blocks(folder: pathlib.Path) -> dict[str, Callable[[], generated.Block]]:
         raise ValueError(f"{folder}: expected measurements (*.json), found none")
     records = [json.loads(path.read_text()) for path in paths]
     return {
+        "device": lambda: generated.Block(show_devices(records)),
         "measurements": lambda: generated.Block(show_all(records)),
         "speed": lambda: generated.Block(summarise(records)),
     }
@@ -103,8 +106,9 @@ def summarise(records: Sequence[dict[str, Any]]) -> str:
 
 
 def show_all(records: Sequence[dict[str, Any]]) -> str:
-    """The lines that each measurement printed, in the records' order."""
+    """The lines that each measurement printed, in the records' order, but for devices' tables."""
     lines = []
+    records = [record for record in records if record["command"] != _DEVICE]
     for record in records:
         module = load(record["command"])
         command = shlex.join([record["command"], *record["arguments"]])
@@ -114,3 +118,24 @@ def show_all(records: Sequence[dict[str, Any]]) -> str:
     days = sorted({record["date"] for record in records})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     return f"{body}\n\nMade by `python -m dsmoe_jax.bench render`; {'; '.join(machines)}; {when}."
+
+
+def show_devices(records: Sequence[dict[str, Any]]) -> str:
+    """The table of every accelerator that was measured, with its command and day."""
+    parts = []
+    for record in records:
+        if record["command"] != _DEVICE:
+            continue
+        command = shlex.join([_DEVICE, *record["arguments"]])
+        first, *rest = load(_DEVICE).describe(record["found"])
+        parts.append(
+            "\n".join(
+                [
+                    f"### {record['found']['device']['kind']}",
+                    "",
+                    f"`python -m dsmoe_jax.bench {command}`, {record['date']}: {first}",
+                    *rest,
+                ]
+            )
+        )
+    return "\n\n".join(parts) or "No accelerator was measured yet."

@@ -126,7 +126,7 @@ def build(wanted: Wanted, folder: pathlib.Path | None) -> tuple[pairs.Turn, dict
     bench = Bench(wanted)
     state = bench.init(bench.updater)
     if folder is not None:
-        _leave_for_twins(bench, state, folder)
+        leave_for_twins(bench, state, folder)
     notes = {
         "matmul_flop": count_matmul_flops(bench),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -178,7 +178,7 @@ def build_parts(wanted: Wanted) -> tuple[pairs.Turn, dict[str, Any]]:
     return lambda repetitions: None, notes
 
 
-def _leave_for_twins(bench: Bench, state: train_state.TrainState, folder: pathlib.Path) -> None:
+def leave_for_twins(bench: Bench, state: train_state.TrainState, folder: pathlib.Path) -> None:
     """Weights, and the loss and gradient of the first batch."""
     # A step whose optimiser does nothing but keep the gradient.
     keep = optimizer.Dense(optax.trace(decay=0.0))

@@ -19,7 +19,7 @@ from dsmoe_jax.bench import pairs
 
 OURS = "dsmoe_jax exact"
 # Queries on which lists are compared.
-_CHECKED = 64
+CHECKED = 64
 # Scores closer than this, relative to the best, are ties.
 _TOLERANCE = 1e-5
 # Scores of PyTorch held at once.
@@ -112,7 +112,7 @@ def build(
     score_QT, item_QT = search(query_QD)
     # Memory that the index took to build and did not give back counts as well.
     notes = {"peak_bytes": pairs.read_memory("VmHWM") - base_bytes - vector_bytes}
-    score_QT, item_QT = score_QT[:_CHECKED], item_QT[:_CHECKED]
+    score_QT, item_QT = score_QT[:CHECKED], item_QT[:CHECKED]
     if title == OURS:
         np.savez(expected, score=score_QT, item=item_QT)
     else:

@@ -39,6 +39,8 @@ def to_torch(tree: Any) -> Any:
         return {name: to_torch(leaf) for name, leaf in tree.items()}
     if isinstance(tree, tuple):
         return type(tree)(*(to_torch(leaf) for leaf in tree))
+    if tree is None:  # what a batch may have and has not
+        return None
     array = torch.tensor(np.asarray(tree))
     return array.long() if not array.is_floating_point() else array
 
