@@ -186,7 +186,8 @@ def test_the_corpus_is_embedded_in_chunks_that_move_and_hold_what_they_need(stor
     assert memory[1].output_size_in_bytes == pytest.approx(vectors, rel=0.01)
 
 
-def test_a_sharded_search_moves_lists_only():
+@pytest.mark.parametrize("keeper", exact.KEEPERS)
+def test_a_sharded_search_moves_lists_only(keeper):
     mesh, k, queries = sharding.make_mesh(), 10, 16
     found = []
     for rows in (SMALL, LARGE):
@@ -195,7 +196,7 @@ def test_a_sharded_search_moves_lists_only():
             (queries, 1, 4), "float32", sharding=sharding.replicated(mesh)
         )
         compiled = exact._search.lower(
-            query_QMD, item_VD, rows, k=k, chunk=4096, mesh=mesh
+            query_QMD, item_VD, rows, k=k, chunk=4096, mesh=mesh, keeper=keeper
         ).compile()
         found.append(collectives.read(compiled.as_text(), devices=8))
         assert compiled.memory_analysis().temp_size_in_bytes < 2 * TABLE_BYTES
