@@ -25,19 +25,20 @@ def end_at_signals() -> None:
             signal.signal(number, _end)
 
 
-def interrupt_at_signals(*, sigterm: bool) -> None:
+def interrupt_at_signals(*, sigterm: bool | None) -> None:
     """Lets Ctrl-C raise KeyboardInterrupt again, and a second one end the process at once.
 
     Handlers that are not those of `end_at_signals` stay, but for SIGTERM's if it is asked for.
 
     Args:
-      sigterm: Whether SIGTERM does as Ctrl-C; otherwise it has its usual effect.
+      sigterm: Whether SIGTERM does as Ctrl-C; False gives it its usual effect again, None leaves it
+        to a library that listens to it without Python's knowledge, as JAX's preemption service.
     """
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, _interrupt)
     if sigterm:
         signal.signal(signal.SIGTERM, _interrupt)
-    elif signal.getsignal(signal.SIGTERM) is _end:
+    elif sigterm is False and signal.getsignal(signal.SIGTERM) is _end:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -205,7 +205,7 @@ def main(argv: list[str]) -> int:
 
     # Before the loop takes the signal over, being asked to end cleans up as Ctrl-C does. With
     # several processes the signal belongs to JAX's preemption service.
-    console.interrupt_at_signals(sigterm=not is_connected)
+    console.interrupt_at_signals(sigterm=None if is_connected else True)
     return exit_status(
         lambda: run.run(
             options.experiment,
