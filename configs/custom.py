@@ -12,9 +12,9 @@ The example reads a folder with
     u7,DE,34,music|travel                            a row of users.csv
     i42,acme,19.99,shoes|sale                        a row of items.csv
 
-Files may as well be compressed, of another separator or Parquet; the guide "Your own data" says what
-else is read as it is. Users and items may go without a table: leave `users_file` or `items_file`
-empty, with no features named for them.
+Files may as well be compressed, of another separator or Parquet; the guide "Your own data" says
+what else is read as it is. Users and items may go without a table: leave `users_file` or
+`items_file` empty, with no features named for them.
 
 Variants, at most one token per axis, in any order:
     method     another than DSMOE: a name in `models.registry.MATCHERS`; trained without a teacher

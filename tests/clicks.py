@@ -23,6 +23,7 @@ def write_store(
     users: int,
     items: int,
     scenarios: tuple[str, ...] = ("A", "B"),
+    repeats: bool = False,
 ) -> store_lib.Store:
     """Clicks (user, scenario, item, day) from day 1 on; the last day tests, the one before
     validates. `earlier` holds (user, item) from before the log. Ids are row numbers, from 1.
@@ -43,8 +44,8 @@ def write_store(
         exposures=None if shown is None else _events(shown),
         pre_exposures=None if earlier_shown is None else _pairs(earlier_shown),
     )
-    section = schema.DataConfig(validation_days=1, test_days=1)
-    assemble.write(dataset, section, str(path), {}, {})
+    section = schema.DataConfig(validation_days=1, test_days=1, repeats=repeats)
+    assemble.write(dataset, section, str(path), {"repeats": True} if repeats else {}, {})
     return store_lib.Store.open(path)
 
 

@@ -39,6 +39,9 @@ class DataConfig:
         same configuration can be evaluated on earlier days.
       exposures: Whether what users were shown and what is no positive is kept: the sequence
         `exposures`, read as histories are.
+      repeats: Whether what a user had clicked before is relevant when clicked again in a held-out
+        split; asks for `eval.remove_seen` "none". Which queries there are depends on it, so that it
+        is a matter of the store.
     """
 
     raw_dir: str = fields.field("", resumable=True, unhashed=True)
@@ -47,6 +50,7 @@ class DataConfig:
     test_days: int = fields.field(2, at_least=1)
     drop_last_days: int = fields.field(0, at_least=0)
     exposures: bool = fields.field(False, added_later=True)
+    repeats: bool = fields.field(False, added_later=True)
 
     def prepare(self, store_dir: str) -> None:
         """Writes the store (see `data/store.py`) of this data set into `store_dir`.
@@ -428,6 +432,11 @@ class Experiment:
         """
         fields.validate(self)
         self._validate_loss()
+        if self.data.repeats and self.eval.remove_seen != "none":
+            raise ValueError(
+                "eval.remove_seen: expected 'none' with data.repeats, whose relevant items "
+                f"would be removed from lists, got {self.eval.remove_seen!r}"
+            )
         if self.loss.distill_weight and self.model.objective().loss_method:
             raise ValueError(
                 f"loss.distill_weight: expected 0 with {type(self.model).__name__}, whose loss has "

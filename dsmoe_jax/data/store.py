@@ -86,7 +86,8 @@ class QueryTable(NamedTuple):
     Attributes:
       rows_QC: int64, columns as `Store.columns`; `item` is 0, `time_s` is the split's start, or
         with leave-one-out when the item held out was clicked.
-      relevant: What the user clicked in that scenario in the split and had not clicked before it.
+      relevant: What the user clicked in that scenario in the split and, unless `Store.repeats`,
+        had not clicked before it.
       seen: What the user clicked, in any kept scenario, before the split's first day or the item
         held out.
       cold_Q: bool, the user has no training positive.
@@ -173,6 +174,11 @@ class Store:
             seen=Ragged(self.load(f"{split}_seen_indptr"), self.load(f"{split}_seen")),
             cold_Q=self.load(f"{split}_cold"),
         )
+
+    @property
+    def repeats(self) -> bool:
+        """Whether what a user had clicked before is relevant again, see `schema.DataConfig`."""
+        return bool(self.manifest["settings"].get("repeats", False))
 
     @property
     def data_hash(self) -> str:

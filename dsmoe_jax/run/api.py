@@ -271,7 +271,9 @@ def fit(
     with contextlib.ExitStack() as undo:
         if workdir is None:
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
-        found = own_log.infer(folder / "raw", log, users, items, roles)
+        given = fingerprint.flatten(fields)
+        repeats = given.get("data.repeats") is True
+        found = own_log.infer(folder / "raw", log, users, items, roles, repeats=repeats)
         experiment = load_lib.load_config(f"custom:{variant}")
         experiment.data, experiment.dataset = found.data, found.data.name
         known = load_lib.field_names(experiment)
@@ -282,7 +284,7 @@ def fit(
             # Its batches may be of users, of whom there are fewer than rows.
             size = min(own.get("train.batch_size", _LARGEST_BATCH), suited["train.batch_size"])
             suited |= {**own, "train.batch_size": size}
-        for name, value in {**suited, **fingerprint.flatten(fields)}.items():
+        for name, value in {**suited, **given}.items():
             load_lib.override(experiment, name, value)
         with runlog.quiet(not progress):
             for note in found.notes:

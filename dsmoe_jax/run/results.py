@@ -50,6 +50,7 @@ def describe(store: store_lib.Store, test: protocol.Evaluation, **run: Any) -> d
         "candidates": test.num_candidates,
         "seen_items_removed": test.remove_seen != "none",
         "remove_seen": test.remove_seen,
+        **({"repeats": True} if store.repeats else {}),
         "k": list(test.hits),
     }
 
@@ -130,7 +131,8 @@ def plain(value: Any) -> Any:
 def removal(results: Mapping[str, Any]) -> str:
     """Which items were removed from lists, also of results from before there was a third rule."""
     usual = "positives" if results["seen_items_removed"] else "none"
-    return protocol.RULES[results.get("remove_seen", usual)]
+    rule = protocol.RULES[results.get("remove_seen", usual)]
+    return f"{rule}, repeats are relevant" if results.get("repeats") else rule
 
 
 def table(results: dict[str, Any]) -> list[str]:

@@ -11,6 +11,13 @@ from dsmoe_jax.config import fingerprint, load, restore
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+def test_repeats_are_not_removed_from_the_lists_that_are_to_find_them():
+    load.load_config("custom", {"data.repeats": True, "eval.remove_seen": "none"})
+    for rule in ("positives", "shown"):
+        with pytest.raises(ValueError, match=r"eval\.remove_seen: expected 'none' with data\.rep"):
+            load.load_config("custom", {"data.repeats": True, "eval.remove_seen": rule})
+
+
 def test_a_name_a_path_and_the_text_of_a_value_mean_the_same(monkeypatch):
     monkeypatch.chdir(ROOT)
     by_name = load.load_config("kuairand:sample", {"train.learning_rate": 3e-4, "eval.k": [10, 20]})

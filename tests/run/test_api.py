@@ -21,6 +21,8 @@ import pytest
 
 import dsmoe_jax
 from dsmoe_jax.config import fingerprint
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.run import replay
 
 ROOT = pathlib.Path(__file__).parents[2]
 DAY_S = 86_400
@@ -200,6 +202,25 @@ def test_a_method_keeps_the_training_that_it_asks_for(model):
     recipe = {**own.model.recipe, "max_epochs": 1, "batch_size": 32}
     assert {name: getattr(own.train, name) for name in recipe} == recipe
     assert recipe["learning_rate"] == 1e-2
+
+
+def test_repeats_are_found_by_the_evaluation_and_by_the_bundle_alike(tmp_path):
+    fields = FIELDS | {"data.repeats": True, "eval.remove_seen": "none", "eval.k": (3, 10)}
+    model = dsmoe_jax.fit(
+        make_log(), scenario="page", variant="no_distill", workdir=tmp_path / "run", **fields
+    )
+    assert model.results["repeats"] and model.results["remove_seen"] == "none"
+    table = store_lib.Store.open(dsmoe_jax.prepare(model.experiment, model.workdir)).queries("test")
+    again = [
+        np.intersect1d(*(part.items[slice(*part.indptr[q : q + 2])] for part in table[1:3]))
+        for q in range(len(table.cold_Q))
+    ]
+    # 8 items and 30 events a user: most of what is held out was clicked before.
+    assert sum(map(len, again)) > 20
+    assert replay.replay(model.save(), model.workdir).is_equal
+    assert model.retriever.usual_exclude is None
+    # A later log of nothing but what was clicked before.
+    assert model.evaluate(make_log().with_columns(pl.col("timestamp") + 20 * DAY_S))["macro"]
 
 
 def test_a_temporary_folder_goes_with_its_model(tmp_path):

@@ -217,7 +217,9 @@ def write(
         histories.number_positives(dataset.positives, users, items, S, rule.last_day)
     )
     queries = {
-        split: splits.split_queries(positives, rule, split, len(items.raw_id))
+        split: splits.split_queries(
+            positives, rule, split, len(items.raw_id), repeats=section.repeats
+        )
         for split in store_lib.SPLITS
     }
     of_scenarios = splits.count(positives, rule, queries, dataset.scenarios)

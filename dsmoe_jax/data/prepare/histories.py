@@ -84,20 +84,22 @@ def make_queries(
     before_E: np.ndarray,
     in_train_E: np.ndarray,
     num_items: int,
+    *,
+    repeats: bool = False,
 ) -> QuerySet:
     """Groups the positives of a split into (user, scenario) queries.
 
-    Relevant is what was clicked in the split and scenario, less what was seen: clicked in any
-    scenario before the split. A pair with nothing relevant left is no query. Of every positive
-    `in_split_E` says whether it belongs to the split, `before_E` whether it is known to the split's
-    queries, `in_train_E` whether it is a training example; `num_items` counts row 0.
+    Relevant is what was clicked in the split and scenario, less what was seen unless `repeats`:
+    clicked in any scenario before the split. A pair with nothing relevant left is no query. Of
+    every positive `in_split_E` says whether it belongs to the split, `before_E` whether it is known
+    to the split's queries, `in_train_E` whether it is a training example; `num_items` counts row 0.
     """
     num_scenarios = int(scenario_E.max(initial=0)) + 1
     pair_E = user_E * num_items + item_E
     seen_pair = np.unique(pair_E[before_E])
-    fresh_E = in_split_E & ~np.isin(pair_E, seen_pair)
+    found_E = in_split_E if repeats else in_split_E & ~np.isin(pair_E, seen_pair)
     query_E = user_E * num_scenarios + scenario_E
-    hit = np.unique(query_E[fresh_E] * num_items + item_E[fresh_E])
+    hit = np.unique(query_E[found_E] * num_items + item_E[found_E])
     query_Q, first_Q = np.unique(hit // num_items, return_index=True)
     user_Q = query_Q // num_scenarios
     # The seen items of each query are a slice of `seen_pair`, which is sorted by user and item.

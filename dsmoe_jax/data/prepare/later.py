@@ -32,8 +32,8 @@ class LaterStore(store_lib.Store):
 def add_queries(store: store_lib.Store, positives: Mapping[str, np.ndarray]) -> LaterStore:
     """The store with the queries of later positives.
 
-    A history holds what the store knows from before the first of them, and what was clicked then is
-    not to be found again.
+    A history holds what the store knows from before the first of them; what was clicked then is not
+    to be found again, unless the store was prepared with `data.repeats`.
 
     Positives are `user`, `item` and `scenario` as text and `time_s`; those whose user, item or
     scenario the store does not know are left out.
@@ -64,6 +64,7 @@ def add_queries(store: store_lib.Store, positives: Mapping[str, np.ndarray]) -> 
         before_E=np.concatenate([before_E, no_P]),
         in_train_E=np.concatenate([np.isin(user_E, trained_N), no_P]),
         num_items=store.spec.num_items,
+        repeats=store.repeats,
     )
     if not len(found.user_Q):
         raise ValueError("log: expected a positive that its user had not clicked before, got none")

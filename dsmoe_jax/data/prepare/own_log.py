@@ -81,16 +81,29 @@ class Found:
 
 
 def infer(
-    folder: pathlib.Path, log: Frame, users: Frame | None, items: Frame | None, roles: Roles
+    folder: pathlib.Path,
+    log: Frame,
+    users: Frame | None,
+    items: Frame | None,
+    roles: Roles,
+    *,
+    repeats: bool = False,
 ) -> Found:
     """Writes the frames as files of a folder and says which column is what.
+
+    With `repeats` (see `schema.DataConfig`) the days held out need no positive that is new to its
+    user.
 
     Raises:
       ValueError: In one line, when a column is missing or its type has no role.
     """
     folder.mkdir(parents=True, exist_ok=True)
     section = custom.CustomConfig(
-        name="own log", raw_dir=str(folder), log_files=(_LOG,), bag_separator=_SEPARATOR
+        name="own log",
+        raw_dir=str(folder),
+        log_files=(_LOG,),
+        bag_separator=_SEPARATOR,
+        repeats=repeats,
     )
     tables = {}
     for side, frame, key in (("user", users, roles.user), ("item", items, roles.item)):
@@ -340,7 +353,9 @@ def _choose_split(
         raise ValueError(
             f"log: expected at least 3 days, one each to train, validate and test, got {number}"
         )
-    first_day = pl.col("day").min().over("user", "item")
+    first_day = pl.col("day")
+    if not section.repeats:
+        first_day = first_day.min().over("user", "item")
     clicks = positives.with_columns(first_day.alias("first"))
     all_scenarios = positives["scenario"].unique()
     fewest = min(_MOST_DAYS, max(1, number // _SPLIT_SHARE))

@@ -160,7 +160,12 @@ Split = ByDay | LeaveOneOut
 
 
 def split_queries(
-    positives: histories.Positives, rule: Split, split: str, num_items: int
+    positives: histories.Positives,
+    rule: Split,
+    split: str,
+    num_items: int,
+    *,
+    repeats: bool = False,
 ) -> histories.QuerySet:
     """The queries of `split`; see `histories.make_queries`."""
     return histories.make_queries(
@@ -171,6 +176,7 @@ def split_queries(
         before_E=rule.before(positives, split),
         in_train_E=rule.members(positives, "train"),
         num_items=num_items,
+        repeats=repeats,
     )
 
 
@@ -224,7 +230,8 @@ def check(counts: dict[str, dict[str, int]], rule: Split) -> None:
             if only == empty:
                 mend = (
                     "what a user had clicked before is no target, and all positives of those days "
-                    f"are such repeats; {mend}"
+                    "are such repeats; set data.repeats=True and eval.remove_seen='none', which "
+                    f"make them targets, or {mend}"
                 )
             raise ValueError(
                 f"{_scenarios(empty)}: expected at least one {split} query (a user with a "

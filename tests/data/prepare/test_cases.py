@@ -39,7 +39,8 @@ REFUSED = {
     r"got none, in 3 calendar days, 0 of them with rows; .*data\.validation_days",
     "ms-as-s": r"row 2, column 'time': .*milliseconds: set data\.time_unit='ms'",
     "one-item": r"items: expected at least 2 candidates, got 1",
-    "repeat-purchases": r"scenarios 'home', 'search': .*what a user had clicked before is no",
+    "repeat-purchases": r"scenarios 'home', 'search': .*what a user had clicked before is no .*"
+    r"set data\.repeats=True and eval\.remove_seen='none'",
     "s-as-ms": r"row 2, column 'time': .*this looks like seconds: set data\.time_unit='s'",
     "scenario-case": r"data\.scenarios=\('Home', 'Search'\), where column 'page' holds 'home', 's",
     "sentinel-dense": r"items\.csv: row 5, column 'price': .*1\.797.*name it in data\.null_values",
@@ -96,5 +97,13 @@ def test_the_settings_that_messages_name_mend_them(tmp_path):
     prepare("ms-as-s", tmp_path / "ms", time_unit="ms")
     prepare("s-as-ms", tmp_path / "s", time_unit="s", validation_days=365, test_days=365)
     prepare("scenario-case", tmp_path / "case", scenarios=("home", "search"))
+    store = prepare("repeat-purchases", tmp_path / "repeats", repeats=True)
+    assert store.repeats
+    counts = store.manifest["counts"]
+    for split in ("validation", "test"):
+        # Every held-out positive is relevant: each is another pair of user and item.
+        assert len(store.queries(split).relevant.items) == sum(
+            counts[f"{split}_positives"].values()
+        )
     store = prepare("sentinel-dense", tmp_path / "dense", null_values=("1.7976931348623157e308",))
     assert np.abs(store.items_dense).max() < 10

@@ -148,6 +148,18 @@ def test_literal_queries():
     assert queries.relevant.indptr.dtype == np.int64
 
 
+def test_with_repeats_what_was_seen_is_relevant_again():
+    user, scenario = np.array([1, 1, 1, 2, 2]), np.array([0, 0, 1, 0, 0])
+    item, split = np.array([5, 5, 7, 3, 3]), np.array([False, True, True, False, True])
+    queries = histories.make_queries(
+        user, scenario, item, split, ~split, ~split, num_items=10, repeats=True
+    )
+    np.testing.assert_array_equal(queries.user_Q, [1, 1, 2])
+    assert [ragged(queries.relevant, q) for q in range(3)] == [[5], [7], [3]]
+    # What was seen stays what it is.
+    assert [ragged(queries.seen, q) for q in range(3)] == [[5], [5], [3]]
+
+
 POSITIVE = st.tuples(
     st.integers(1, 4), st.integers(0, 2), st.integers(1, 6), st.integers(0, 3)
 )  # user, scenario, item, day: 0, 1 train, 2 validation, 3 test

@@ -57,6 +57,12 @@ def test_queries_are_users_in_scenarios_with_what_they_had_not_clicked(store):
     assert len(store.queries("test").rows_QC) == 2
 
 
+def test_a_store_with_repeats_finds_them_in_a_later_log(tmp_path):
+    store = clicks.write_store(tmp_path / "again", CLICKS, users=4, items=6, repeats=True)
+    view = later.add_queries(store, positives((1, "A", 4), (1, "A", 1)))
+    assert view.queries("later").relevant.items.tolist() == [1, 4]
+
+
 def test_histories_hold_the_whole_store_before_the_log(store):
     view = later.add_queries(store, positives((1, "A", 4), (3, "B", 1), (2, "A", 5)))
     assert [found(view, "history_{}", q) for q in range(3)] == [[1, 2, 3], [2, 4, 1], [4, 5]]

@@ -143,6 +143,17 @@ def test_more_days_are_held_out_where_a_scenario_would_have_no_query(tmp_path):
     assert infer(tmp_path, log_of(12)).data.test_days == 2
 
 
+def test_with_repeats_a_scenario_of_repeats_alone_is_kept(tmp_path):
+    # What is clicked on page "again" was clicked five days earlier.
+    again = log_of(7).with_columns(page=pl.lit("again"), timestamp=pl.col("timestamp") + 5 * DAY_S)
+    log, roles = pl.concat([log_of(12), again]), own_log.Roles(**vars(ROLES))
+    found = own_log.infer(tmp_path / "new", log, None, None, roles)
+    assert set(found.data.scenarios) == {"a", "b"}
+    found = own_log.infer(tmp_path / "raw", log, None, None, roles, repeats=True)
+    assert found.data.repeats and found.data.scenarios == ()
+    assert sorted(prepared(tmp_path, found).spec.scenarios) == ["a", "again", "b"]
+
+
 def test_a_scenario_that_cannot_be_evaluated_is_left_out_and_said_so(tmp_path):
     rare = log_of(1).with_columns(page=pl.lit("rare"), item_id=pl.lit("i0_1"))
     found = infer(tmp_path, pl.concat([log_of(12), rare]))
