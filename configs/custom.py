@@ -78,6 +78,9 @@ def get_config(variant: str = "") -> schema.Experiment:
         dataset=data.name,
         variant=variant,
         data=data,
+        # Batch size, step size, epochs and so on by the number of positives, where they are not set
+        # below or on the command line; the run prints them.
+        by_size=True,
         model=registry.make_matcher(chosen),
         teacher=schema.TeacherConfig(
             model=mmoe_din.MMoEDINConfig(use_log_prior=True, collaborative=True)

@@ -206,16 +206,17 @@ def main(argv: list[str]) -> int:
     # Before the loop takes the signal over, being asked to end cleans up as Ctrl-C does. With
     # several processes the signal belongs to JAX's preemption service.
     console.interrupt_at_signals(sigterm=None if is_connected else True)
-    return exit_status(
-        lambda: run.run(
+
+    def work() -> None:
+        run.run(
             options.experiment,
             options.workdir,
             options.mode,
             overrides=options.overrides,
             handle_signals=True,
-        ),
-        show_traceback=show_traceback,
-    )
+        )
+
+    return exit_status(work, show_traceback=show_traceback)
 
 
 def run_plain(module: str, arguments: list[str]) -> int:

@@ -407,6 +407,9 @@ class Experiment:
       dataset: Name of the data set, as printed with results; synthetic rows say so here.
       variant: The variant string the config file was asked for.
       seed: Seed of initial parameters, example order, negatives and dropout.
+      by_size: Whether fields of training that hold their default, which is the paper's for millions
+        of examples, get values that suit the number of positives once the data are prepared
+        (`run/sizes.py`). The run prints and keeps them; a hash knows the values alone.
     """
 
     dataset: str
@@ -415,6 +418,7 @@ class Experiment:
     teacher: TeacherConfig
     variant: str = fields.field("", resumable=True, unhashed=True)
     seed: int = fields.field(0, at_least=0)
+    by_size: bool = fields.field(False, resumable=True, unhashed=True)
     features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig, metadata=_STUDENT)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from dsmoe_jax import runlog
@@ -22,12 +21,11 @@ from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.config import load as load_lib
 from dsmoe_jax.data.prepare import custom, later, own_log
 from dsmoe_jax.evaluation import protocol
-from dsmoe_jax.run import export, results, run, stages
+from dsmoe_jax.run import export, results, run, sizes, stages
 from dsmoe_jax.run import workdir as workdir_lib
 from dsmoe_jax.serving import bundle, retriever
 
 Folder = str | os.PathLike[str]
-_LARGEST_BATCH = 4096  # Of examples, that `fit` chooses
 
 
 class Model:
@@ -187,7 +185,7 @@ def train(
     folder = pathlib.Path(workdir or tempfile.mkdtemp(prefix="dsmoe_jax_")).expanduser()
     model = Model(experiment, folder, is_temporary=workdir is None)
     with runlog.quiet(not progress):
-        run.run(experiment, folder, mode)
+        model.experiment = run.run(experiment, folder, mode)
     return model
 
 
@@ -276,44 +274,15 @@ def fit(
         found = own_log.infer(folder / "raw", log, users, items, roles, repeats=repeats)
         experiment = load_lib.load_config(f"custom:{variant}")
         experiment.data, experiment.dataset = found.data, found.data.name
-        known = load_lib.field_names(experiment)
-        # A method lacks some of the fields that suit others, and keeps what it asks for itself.
-        suited = {name: value for name, value in _suited(found).items() if name in known}
-        own = {f"train.{name}": value for name, value in experiment.model.recipe.items()}
-        if own:
-            # Its batches may be of users, of whom there are fewer than rows.
-            size = min(own.get("train.batch_size", _LARGEST_BATCH), suited["train.batch_size"])
-            suited |= {**own, "train.batch_size": size}
-        for name, value in {**suited, **given}.items():
+        notes = list(found.notes)
+        for name, value in given.items():
             load_lib.override(experiment, name, value)
+        if experiment.by_size:
+            experiment, chosen = sizes.fill(experiment, found.num_positives, found.num_items, given)
+            notes += [sizes.describe(chosen, found.num_positives)]
         with runlog.quiet(not progress):
-            for note in found.notes:
+            for note in notes:
                 runlog.say(note)
         model = train(experiment, folder, progress=progress)
         undo.pop_all()
     return Model(model.experiment, folder, is_temporary=workdir is None)
-
-
-def _suited(found: own_log.Found) -> dict[str, Any]:
-    """Fields whose defaults, the paper's for millions of rows, do not suit fewer or far more."""
-    rows = found.num_positives
-    # Some two hundred steps an epoch, and a multiple of the devices.
-    size = min(_LARGEST_BATCH, max(32, 1 << (rows // 200).bit_length()))
-    values: dict[str, Any] = {
-        "train.batch_size": -(-size // jax.device_count()) * jax.device_count(),
-        "train.learning_rate": 1e-3,
-        "train.max_epochs": 50 if rows < 10**6 else 20 if rows < 10**7 else 5,
-        "eval.k": (50, 100) if found.num_items >= 1000 else (10, 50),
-    }
-    if rows < 10**6:
-        # Few rows: the user id and wide layers over-fit, see `configs/kuairand.py`.
-        values |= {
-            "train.average_decay": 0.995 if rows > 20_000 else 0.9,
-            "features.exclude": ("user_id",),
-            "features.scenario_history_length": 20,
-            "model.output_dim": 64,
-            "model.input_dropout": 0.3,
-            "teacher.model.input_dropout": 0.3,
-            "teacher.patience": 3,
-        }
-    return values

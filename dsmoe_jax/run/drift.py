@@ -1,7 +1,7 @@
 """Drift of a configuration: a run that its own checkpoints refuse, found before it writes."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import kept
@@ -9,8 +9,16 @@ from dsmoe_jax.run import workdir as workdir_lib
 from dsmoe_jax.training import checkpoint
 
 
-def check_fields(experiment: schema.Experiment, workdir: pathlib.Path, mode: str) -> None:
+def check_fields(
+    experiment: schema.Experiment,
+    workdir: pathlib.Path,
+    mode: str,
+    *,
+    unknown: Collection[str] = (),
+) -> None:
     """Compares the configuration with those of the checkpoints that a run would go on with.
+
+    Fields that are `unknown` so far are left out.
 
     Raises:
       ValueError: When one differs in a field that decides its numbers, with the difference.
@@ -19,7 +27,9 @@ def check_fields(experiment: schema.Experiment, workdir: pathlib.Path, mode: str
         saved = checkpoint.read_identity(folder, stage)
         if saved is not None:
             wanted = fingerprint.of_stage(experiment, stage=stage)
-            saved.pop("data_hash", None)
+            for name in ("data_hash", *unknown):
+                saved.pop(name, None)
+                wanted.pop(name, None)
             _refuse(folder, stage, checkpoint.describe_difference(saved, wanted))
 
 

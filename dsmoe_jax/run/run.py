@@ -16,7 +16,8 @@ from jax.experimental import multihost_utils
 
 from dsmoe_jax import runlog
 from dsmoe_jax.config import schema
-from dsmoe_jax.run import drift, export, lock, report, stages
+from dsmoe_jax.data import store as store_lib
+from dsmoe_jax.run import drift, export, lock, report, sizes, stages
 from dsmoe_jax.run import workdir as workdir_lib
 from dsmoe_jax.training import interrupt
 
@@ -28,15 +29,19 @@ def run(
     *,
     overrides: Mapping[str, Any] | None = None,
     handle_signals: bool = False,
-) -> None:
+) -> schema.Experiment:
     """Runs one mode of an experiment.
 
     Args:
       experiment: The validated configuration; it is not changed.
       workdir: The run's folder; made if missing.
       mode: `all`, `prepare`, `teacher`, `student`, `evaluate` or `export`.
-      overrides: Fields that differ from the configuration file, for the record.
+      overrides: Fields that differ from the configuration file, for the record; they count as set
+        where `experiment.by_size` fills those that are not.
       handle_signals: Whether SIGTERM and Ctrl-C save the state of training and end the run.
+
+    Returns:
+      The experiment as it ran.
 
     Raises:
       ValueError: On bad data, when a part needs one that is not there, and, before anything is
@@ -44,21 +49,23 @@ def run(
       interrupt.InterruptedRunError: When asked to stop.
       loop.DivergedError: When training diverges.
     """
-    experiment = resolve(experiment)
+    experiment, overrides = resolve(experiment), overrides or {}
     is_main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        _in_main_process(lambda: _begin(experiment, workdir, mode, stack), "begin the run")
+        _in_main_process(lambda: _begin(experiment, workdir, mode, stack, overrides), "begin")
         start_s = time.perf_counter()
         store_dir = prepare(experiment, workdir)
         prepare_s = time.perf_counter() - start_s
         log = runlog.RunLog(workdir, is_main=is_main)
         stack.callback(log.close)
+        if experiment.by_size:
+            experiment = _fill(experiment, workdir, mode, store_dir, log, overrides)
         with interrupt.Interrupt(handle_signals) as stop:
             shared = stages.Stages(experiment, workdir, store_dir, log, stop, prepare_s)
             if mode != "prepare":
                 drift.check_data(experiment, workdir, mode, shared.store.data_hash)
             if is_main:
-                workdir_lib.write_config(experiment, workdir, overrides or {})
+                workdir_lib.write_config(experiment, workdir, overrides)
             shared.describe()
             if mode in ("all", "teacher") and (shared.needs_teacher or mode == "teacher"):
                 shared.train_teacher()
@@ -71,15 +78,45 @@ def run(
             report.write(shared)
         if mode == "export" or (mode == "all" and experiment.checkpoint.bundle):
             export.write(shared)
+    return experiment
 
 
 def _begin(
-    experiment: schema.Experiment, workdir: pathlib.Path, mode: str, stack: contextlib.ExitStack
+    experiment: schema.Experiment,
+    workdir: pathlib.Path,
+    mode: str,
+    stack: contextlib.ExitStack,
+    given: Mapping[str, Any],
 ) -> None:
     """Refuses a run before it writes anything: of a folder in use, and of other fields."""
     workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(lock.hold(workdir))
-    drift.check_fields(experiment, workdir, mode)
+    unknown = sizes.unset(experiment, given) if experiment.by_size else ()
+    drift.check_fields(experiment, workdir, mode, unknown=unknown)
+
+
+def _fill(
+    experiment: schema.Experiment,
+    workdir: pathlib.Path,
+    mode: str,
+    store_dir: pathlib.Path,
+    log: runlog.RunLog,
+    given: Mapping[str, Any],
+) -> schema.Experiment:
+    """The experiment with values by the size of the prepared data, see `sizes.fill`.
+
+    Raises:
+      ValueError: When the data, or then the values, are not those of the checkpoints.
+    """
+    store = store_lib.Store.open(store_dir)
+    if mode != "prepare":
+        drift.check_data(experiment, workdir, mode, store.data_hash)
+    positives = sum(entry["examples"] for entry in store.manifest["split"].values())
+    filled, values = sizes.fill(experiment, positives, store.manifest["counts"]["items"], given)
+    filled.validate()
+    drift.check_fields(filled, workdir, mode)
+    log.line(sizes.describe(values, positives))
+    return filled
 
 
 def resolve(experiment: schema.Experiment) -> schema.Experiment:

@@ -182,6 +182,9 @@ def test_the_readmes_own_data_example_runs(tmp_path):
     )
     results = check(tmp_path / "run")
     assert results["dataset"] == "my shop"
+    # What is set stays, what is not is by size.
+    train = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["train"]
+    assert (train["batch_size"], train["learning_rate"]) == (16, 1e-3)
     assert list(results["scenarios"]) == ["home", "search", "cart"]
 
 

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from dsmoe_jax.config import fingerprint, load
-from dsmoe_jax.run import lock, run
+from dsmoe_jax.run import lock, run, workdir
 from dsmoe_jax.training import interrupt
 
 
@@ -52,7 +52,7 @@ def start(monkeypatch, tmp_path):
         monkeypatch.setattr(run.stages, "Stages", lambda *arguments: stages)
         monkeypatch.setattr(run.report, "write", lambda of: of.report())
         monkeypatch.setattr(run.export, "write", lambda of: of.export())
-        run.run(experiment, tmp_path, "all", handle_signals=handle_signals)
+        return run.run(experiment, tmp_path, "all", handle_signals=handle_signals)
 
     return start
 
@@ -130,6 +130,34 @@ def test_a_run_on_other_data_is_refused_before_it_writes(start, tmp_path):
         start(stages)
     assert stages.done == ["prepare"]
     assert not (tmp_path / "config.json").exists()
+
+
+def test_values_by_size_are_kept_and_compared_once_the_data_are_prepared(
+    start, tmp_path, monkeypatch, capsys
+):
+    manifest = {"split": {"train": {"examples": 9000}}, "counts": {"items": 50}}
+    store = types.SimpleNamespace(data_hash="ab", manifest=manifest)
+    monkeypatch.setattr(run.store_lib.Store, "open", lambda folder: store)
+    fields = {"by_size": True, "train.learning_rate": 0.5}
+    given = load.load_config("kuairand:sample,no_distill", fields | {"features.exclude": ("age",)})
+    ran = start(Stages(None), given)
+    assert (ran.train.batch_size, ran.train.learning_rate) == (64, 0.5)
+    assert ran.features.exclude == ("age",) and given.train.batch_size == 816
+    assert fingerprint.as_dict(workdir.read_config(tmp_path)) == fingerprint.as_dict(ran)
+    assert "by_size, for 9,000 positives: train.batch_size=64, " in capsys.readouterr().out
+    # A second run resumes; one whose data now want other batches does not.
+    write_checkpoint(tmp_path, ran)
+    start(Stages(None), given)
+    manifest["split"]["train"]["examples"] = 90_000
+    stages = Stages(None)
+    with pytest.raises(ValueError, match=r"train\.batch_size: checkpoint 64, run 512"):
+        start(stages, given)
+    assert stages.done == ["prepare"]
+    # Fields that are known before are compared before.
+    stages, given.seed = Stages(None), 5
+    with pytest.raises(ValueError, match=r"checkpoint \(seed: checkpoint 0, run 5\)"):
+        start(stages, given)
+    assert stages.done == []
 
 
 def test_a_teacher_of_another_workdir_is_compared_too(start, tmp_path):
