@@ -26,6 +26,7 @@ HOMES = {
     "submitit": ("compare/cluster.py",),
     "onnx": ("serving/onnx_graph.py", "serving/onnx_nodes.py"),
     "onnxruntime": ("serving/tools.py",),
+    "fsspec": ("data/prepare/objects.py",),
     "lancedb": ("serving/vector_stores.py",),
     "qdrant_client": ("serving/vector_stores.py",),
     "pymilvus": ("serving/vector_stores.py",),

@@ -63,8 +63,8 @@ def test_metadata_has_the_command_and_exclusive_extras(built: zipfile.ZipFile) -
     fields = email.message_from_bytes(built.read(metadata))
     assert fields["Requires-Python"] == ">=3.11"
     assert set(fields.get_all("Provides-Extra")) == {
-        *("baselines", "bench", "cluster", "cpu", "cuda12", "dev", "docs", "lancedb"),
-        *("milvus", "onnx", "qdrant", "ray", "serve", "tune"),
+        *("azure", "baselines", "bench", "cluster", "cpu", "cuda12", "dev", "docs", "gcs"),
+        *("lancedb", "milvus", "onnx", "qdrant", "ray", "s3", "serve", "tune"),
     }
     links = dict(link.split(", ") for link in fields.get_all("Project-URL"))
     assert links == {"Paper": "https://arxiv.org/abs/2601.02368", "Data": "https://kuairand.com"}

@@ -120,9 +120,9 @@ def _fill(
 
 
 def resolve(experiment: schema.Experiment) -> schema.Experiment:
-    """A copy whose folder of raw files begins with no `~`."""
+    """A copy whose folder of raw files, if it is no address, begins with no `~`."""
     experiment, data = copy.copy(experiment), copy.copy(experiment.data)
-    if data.raw_dir:
+    if data.raw_dir and "://" not in data.raw_dir:
         data.raw_dir = str(pathlib.Path(data.raw_dir).expanduser())
     experiment.data = data
     return experiment

@@ -17,6 +17,7 @@ from dsmoe_jax.data.prepare import (
     assemble,
     columns,
     entities,
+    objects,
     own_config,
     own_days,
     own_files,
@@ -36,9 +37,16 @@ class CustomConfig(own_config.LogConfig):
     def prepare(self, store_dir: str) -> None:
         """Writes the store; see `schema.DataConfig.prepare`."""
         self.validate()
-        logs, tables = own_files.find(self)
-        inputs = [*(log.path for log in logs), *tables.values()]
-        assemble.prepare(self, store_dir, inputs, lambda: self._load(logs, tables))
+        section: own_config.LogConfig = self
+        if objects.is_url(self.raw_dir):
+            names = [("data.log_files", name) for name in self.log_files]
+            tables = (("data.users_file", self.users_file), ("data.items_file", self.items_file))
+            names += [(field, name) for field, name in tables if name]
+            folder = objects.copy(self.raw_dir, names, pathlib.Path(store_dir))
+            section = dataclasses.replace(self, raw_dir=str(folder))
+        logs, paths = own_files.find(section)
+        inputs = [*(log.path for log in logs), *paths.values()]
+        assemble.prepare(self, store_dir, inputs, lambda: self._load(logs, paths))
 
     def _load(self, logs: list[own_files.Log], paths: dict[str, pathlib.Path]) -> assemble.Dataset:
         tables = {side: self._read_table(side, path) for side, path in paths.items()}

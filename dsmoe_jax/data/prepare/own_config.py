@@ -18,7 +18,8 @@ _UNKNOWN = ("refuse", "drop", "keep")
 class LogConfig(schema.DataConfig):
     """A data set of your own: separated text, also in gzip, zip, zstd, bzip2 or xz, or Parquet.
 
-    Rows that `positive` or `scenarios` leave out need not be valid.
+    Rows that `positive` or `scenarios` leave out need not be valid. `raw_dir` is a folder or an
+    address in an object store, `s3://bucket/folder`, `gs://...` or `az://...`.
 
     Attributes:
       name: What results are labelled with.
