@@ -35,7 +35,8 @@ def run(tmp_path_factory):
     )
     placed = train_state.Frozen(*sharding.put_replicated(mesh, tuple(frozen)))
     found = evaluate(placed, "test", protocol.sample_queries(store, "test", None, 0))
-    record = {"k": [3, tool_bundle.K], "config_hash": HASH, "remove_seen": "positives"}
+    record = {"k": [3, tool_bundle.K], "config_hash": HASH, "data_hash": store.data_hash}
+    record |= {"remove_seen": "positives"}
     record |= results.plain(found.summarise())
     tool_bundle.write(folder, "fism", run={"results": record})
     (folder / "results.json").write_text(json.dumps(record))
