@@ -2,7 +2,8 @@
 
 An array's digest is a sum over its elements, modulo 2**32, of each one's bits mixed with its place.
 Mixing is one-to-one, so that one changed element always changes the sum, and a sum is the same for
-every layout: nothing is moved to the host, and several processes compute it together.
+every layout. Arrays on accelerators, or of several processes, are summed where they lie; those that
+the host has in its memory are summed by NumPy, which compiles nothing.
 """
 
 import math
@@ -14,6 +15,8 @@ import numpy as np
 
 # Two sums of 32 bits each.
 _SEEDS = (0x9E3779B9, 0x7F4A7C15)
+# Elements that the host mixes at once.
+_CHUNK = 1 << 20
 
 
 def of_tree(tree: Any) -> dict[str, str]:
@@ -24,6 +27,19 @@ def of_tree(tree: Any) -> dict[str, str]:
     }
     if not leaves:
         return {}
+    if all(_is_on_host(leaf) for leaf in leaves.values()):
+        sums: Any = [_digest_on_host(np.asarray(leaf)) for leaf in leaves.values()]
+    else:
+        sums = _sum_where_they_lie(leaves)
+    return {
+        name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}] "
+        + "".join(f"{int(word):08x}" for word in words)
+        for (name, leaf), words in zip(leaves.items(), sums, strict=True)
+    }
+
+
+def _sum_where_they_lie(leaves: dict[str, Any]) -> Any:
+    """The sums of all leaves, uint32 [leaves, 2]."""
     meshes = [
         leaf.sharding.mesh
         for leaf in leaves.values()
@@ -31,12 +47,29 @@ def of_tree(tree: Any) -> dict[str, str]:
     ]
     # Every process reads the sums.
     whole = jax.sharding.NamedSharding(meshes[0], jax.sharding.PartitionSpec()) if meshes else None
-    sums = jax.device_get(jax.jit(_digest_all, out_shardings=whole)(list(leaves.values())))
-    return {
-        name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}] "
-        + "".join(f"{int(word):08x}" for word in words)
-        for (name, leaf), words in zip(leaves.items(), sums, strict=True)
-    }
+    return jax.device_get(jax.jit(_digest_all, out_shardings=whole)(list(leaves.values())))
+
+
+def _is_on_host(leaf: Any) -> bool:
+    """Whether NumPy reads the array without moving it."""
+    if not isinstance(leaf, jax.Array):
+        return True
+    return leaf.is_fully_addressable and all(d.platform == "cpu" for d in leaf.devices())
+
+
+def _digest_on_host(array: np.ndarray) -> np.ndarray:
+    """As `_digest`, of an array in the host's memory, chunk by chunk."""
+    bits = array.astype(np.uint8) if array.dtype == np.bool_ else array
+    width = min(bits.dtype.itemsize, 4)
+    # An element of eight bytes becomes two, of places one after the other.
+    bits = np.ascontiguousarray(bits).reshape(-1).view(f"uint{8 * width}")
+    sums = np.zeros(len(_SEEDS), np.uint64)
+    for start in range(0, len(bits), _CHUNK):
+        chunk = bits[start : start + _CHUNK].astype(np.uint32)
+        place = np.arange(start, start + len(chunk)).astype(np.uint32)
+        for n, seed in enumerate(_SEEDS):
+            sums[n] += _mix(_mix(place + np.uint32(seed)) ^ chunk).sum(dtype=np.uint64)
+    return sums.astype(np.uint32)
 
 
 def _digest_all(leaves: list[jax.Array]) -> jax.Array:
@@ -58,7 +91,7 @@ def _digest(leaf: jax.Array) -> jax.Array:
     )
 
 
-def _mix(word: jax.Array) -> jax.Array:
+def _mix(word: Any) -> Any:
     """MurmurHash3's finaliser: one-to-one on 32 bits."""
     word = (word ^ (word >> 16)) * np.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * np.uint32(0xC2B2AE35)

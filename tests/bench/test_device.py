@@ -49,6 +49,7 @@ def test_peaks_and_searches_are_timed_and_what_a_cpu_cannot_do_is_left_out(tmp_p
     assert "expected an NVIDIA GPU, got cpu" in said.out
 
 
+@pytest.mark.slow
 def test_steps_have_their_operations_bytes_and_share_of_the_right_peak(steps):
     entries = {entry["name"]: entry for entry in steps["entries"] if entry["part"] != "peaks"}
     assert list(entries) == [
@@ -69,6 +70,7 @@ def test_steps_have_their_operations_bytes_and_share_of_the_right_peak(steps):
     assert entries["200 dense, 2 steps a dispatch"]["steps_per_dispatch"] == 2
 
 
+@pytest.mark.slow
 def test_evaluation_counts_its_queries():
     found = small_run.measure(device, "--small", "--parts", "evaluation")
     [entry] = found["entries"]

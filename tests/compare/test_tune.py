@@ -120,6 +120,7 @@ class Search:
         stand_in(self.log, lambda: self.behavior, monkeypatch.setattr)
         data = types.SimpleNamespace(root=tmp_path / "store", data_hash="d" * 64)
         monkeypatch.setattr(runner.Runner, "store", lambda work, job: data)
+        monkeypatch.setattr(runner.queries, "keep", lambda folder, days, store: None)
 
     def run(
         self, num_trials=4, workers=2, config=CONFIG, fixed=FIXED, stage="student", machine=None

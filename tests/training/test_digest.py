@@ -57,6 +57,15 @@ def test_every_flipped_bit_changes_the_digest():
         assert digest.of_tree(jnp.asarray(flipped)) != before
 
 
+@pytest.mark.parametrize("name", ARRAYS)
+def test_the_host_and_the_devices_find_the_same(name, monkeypatch):
+    tree = {"x": jnp.asarray(ARRAYS[name])}
+    monkeypatch.setattr(digest, "_CHUNK", 7)
+    on_host = digest.of_tree(tree)
+    monkeypatch.setattr(digest, "_is_on_host", lambda leaf: False)
+    assert digest.of_tree(tree) == on_host
+
+
 def test_elements_that_change_places_change_the_digest():
     table = ARRAYS["table"]
     assert digest.of_tree(jnp.asarray(table)) != digest.of_tree(jnp.asarray(table[::-1]))
