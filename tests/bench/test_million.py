@@ -17,6 +17,7 @@ def path(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_short_form_is_measured_and_described():
     flags = (f"--items={ITEMS}", f"--users={USERS}", f"--k={K}", "--held_out=128")
     found = small_run.measure(million, *flags, "--exact_queries=256", "--near_queries=512")
