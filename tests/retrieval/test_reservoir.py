@@ -82,7 +82,8 @@ def test_memory_of_a_search_is_a_chunk_and_its_reservoir_whatever_the_corpus(num
     shapes = [(queries, 1, 16), (num_rows, 16), ()]
     kinds = [jnp.float32, jnp.float32, jnp.int32]
     arguments = [jax.ShapeDtypeStruct(*both) for both in zip(shapes, kinds, strict=True)]
-    compiled = exact._search.lower(*arguments, k=k, chunk=chunk, mesh=None).compile()
+    settings = {"k": k, "chunk": chunk, "mesh": None, "keeper": "reservoir"}
+    compiled = exact._search.lower(*arguments, **settings).compile()
     chunk_bytes = 4 * chunk * (queries + 16)
     reservoir_bytes = sum(leaf.nbytes for leaf in reservoir.make(k, queries))
     # Tests compile without most optimisations, so several copies live at once.
