@@ -1,4 +1,4 @@
-"""Fingerprint of a run: the fields that a checkpoint or a record must share with it.
+"""Fingerprints: the fields that a checkpoint or a record must share with a run, and of records.
 
 Owns the flat view of a configuration; which of its fields decide numbers, the fields declare.
 """
@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from dsmoe_jax.config import fields, schema
@@ -57,6 +58,15 @@ def config_hash(experiment: schema.Experiment) -> str:
     named = _without(_deciding_fields(experiment), experiment, "unhashed")
     text = json.dumps(named, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def of_record(record: Mapping[str, Any], own: str) -> str:
+    """64 hexadecimal digits that name what JSON keeps of a record, but for the entry `own`.
+
+    That entry is where the record keeps them.
+    """
+    rest = json.loads(json.dumps({name: v for name, v in record.items() if name != own}))
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _deciding_fields(experiment: schema.Experiment) -> dict[str, Any]:

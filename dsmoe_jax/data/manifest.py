@@ -17,6 +17,7 @@ import numpy as np
 
 import dsmoe_jax
 from dsmoe_jax import runlog
+from dsmoe_jax.config import fingerprint as config_fingerprint
 
 FORMAT = 1
 FILE = "manifest.json"
@@ -83,14 +84,7 @@ def data_hash(files: dict[str, dict[str, Any]]) -> str:
 
 def seal(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest with a hash of what it holds, by which `read` finds any change."""
-    return {**manifest, _OWN_HASH: _content_hash(manifest)}
-
-
-def _content_hash(manifest: dict[str, Any]) -> str:
-    """64 hexadecimal digits that name what JSON keeps of a manifest, but for its own hash."""
-    content = json.loads(json.dumps(manifest))
-    content.pop(_OWN_HASH, None)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {**manifest, _OWN_HASH: config_fingerprint.of_record(manifest, _OWN_HASH)}
 
 
 def versions() -> dict[str, str]:
@@ -129,7 +123,7 @@ def read(root: pathlib.Path) -> dict[str, Any]:
     if found != manifest["data_hash"]:
         raise damaged(path, f"data hash {str(manifest['data_hash'])[:12]}", "another")
     own = manifest.get(_OWN_HASH)
-    if own is not None and own != _content_hash(manifest):
+    if own is not None and own != config_fingerprint.of_record(manifest, _OWN_HASH):
         raise damaged(path, f"content of hash {str(own)[:12]}", "another")
     return manifest
 

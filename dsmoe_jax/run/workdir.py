@@ -4,7 +4,6 @@ store/  store-<data hash>/  config.json  checkpoints/<stage>/  metrics.jsonl  te
 results.json  arrays.npz  figures/  bundle/  run.lock
 """
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ from dsmoe_jax.data import kept
 from dsmoe_jax.training import checkpoint
 
 CONFIG_FILE = "config.json"
+# Where a configuration keeps a hash of the rest.
+_OWN = "sha256"
 
 
 def store_folder(experiment: schema.Experiment, workdir: pathlib.Path) -> pathlib.Path:
@@ -43,7 +44,7 @@ def write_config(
         "config": fingerprint.as_dict(experiment),
         "classes": restore.class_names(experiment),
     }
-    record["sha256"] = _hash(record)
+    record[_OWN] = fingerprint.of_record(record, _OWN)
     runlog.replace_text(workdir / CONFIG_FILE, json.dumps(record, indent=1) + "\n")
 
 
@@ -59,7 +60,7 @@ def read_config(workdir: pathlib.Path) -> schema.Experiment:
     way_out = "run the training command again with the same --workdir, which writes it anew"
     record = read_record(path, way_out)
     # Configurations from before there was a hash lack it.
-    if record.get("sha256", _hash(record)) != _hash(record):
+    if (found := fingerprint.of_record(record, _OWN)) != record.get(_OWN, found):
         raise ValueError(f"{path}: the file is damaged: expected another hash; {way_out}")
     try:
         return restore.restore(record["config"], record["classes"])
@@ -82,8 +83,3 @@ def read_record(path: pathlib.Path, way_out: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{path}: the file is damaged: expected a JSON object; {way_out}")
     return record
-
-
-def _hash(record: Mapping[str, Any]) -> str:
-    content = json.loads(json.dumps({**record, "sha256": None}))
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

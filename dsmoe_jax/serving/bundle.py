@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from dsmoe_jax import disk, features
+from dsmoe_jax.config import fingerprint
 from dsmoe_jax.data import manifest as manifest_lib
 
 FORMAT = 2
@@ -149,8 +150,7 @@ def read_manifest(root: pathlib.Path) -> dict[str, Any]:
 
 def digest(manifest: dict[str, Any]) -> str:
     """The hash of a manifest, and by the hashes in it of all files; its own entry is left out."""
-    rest = {name: value for name, value in manifest.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return fingerprint.of_record(manifest, "digest")
 
 
 def check_files(root: pathlib.Path, manifest: dict[str, Any], *, verify: bool) -> None:

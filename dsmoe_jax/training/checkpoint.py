@@ -15,7 +15,6 @@ read.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import pathlib
 import shutil
@@ -28,12 +27,15 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from dsmoe_jax import disk
+from dsmoe_jax.config import fingerprint
 from dsmoe_jax.training import digest, orbax_errors, sharding, train_state
 
 Found = TypeVar("Found")
 
 # The newest, and one to fall back to.
 KEPT_STEPS = 2
+# Where the metadata of a state keep a hash of the rest.
+_OWN = "sha256"
 # What a saved state takes beside its arrays.
 _OVERHEAD_BYTES = 1 << 19
 _WAY_OUT = (
@@ -114,7 +116,7 @@ class Checkpoint:
                 progress.step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(parts),
-                    meta=ocp.args.JsonSave({**meta, "sha256": _hash(meta)}),
+                    meta=ocp.args.JsonSave({**meta, _OWN: fingerprint.of_record(meta, _OWN)}),
                 ),
             )
 
@@ -206,7 +208,7 @@ class Checkpoint:
             raise FileNotFoundError("expected this folder, found none")
         read = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = dict(self.manager.restore(step, args=read)["meta"])
-        if meta.pop("sha256", _hash(meta)) != _hash(meta):
+        if (found := fingerprint.of_record(meta, _OWN)) != meta.pop(_OWN, found):
             raise ValueError("its metadata have another hash")
         Progress(**meta["progress"])
         return meta, describe_difference(meta["identity"], self._identity)
@@ -337,9 +339,3 @@ def describe_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
 def _present(state: train_state.TrainState) -> dict[str, Any]:
     """The parts that a state has, by name."""
     return {name: part for name, part in state._asdict().items() if part is not None}
-
-
-def _hash(meta: dict[str, Any]) -> str:
-    """64 hexadecimal digits that name what JSON keeps of the metadata."""
-    text = json.dumps(json.loads(json.dumps(meta)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
