@@ -72,6 +72,7 @@ _KINDS = {
     "retrieval/test_host": "unit",
     "retrieval/test_index": "unit",
     "run": "e2e",
+    "run/test_calibration": "unit",
     "serving": "model",
     "serving/test_page": "e2e",
     "serving/test_serve": "e2e",

@@ -38,6 +38,27 @@ ABLATIONS: dict[str, Change] = {
     "no_dsbn": ("no_dsbn", "without DSBN", {}),
     "no_norm": ("no_norm", "without any normalisation", {}),
 }
+# The same of DSMOE beside FISM: what it is told, what it learns from, and its towers.
+PLUS_ABLATIONS: dict[str, Change] = {
+    "no_exposures": ("", "without exposures, in the prior too", {"data.exposures": False}),
+    "no_exposure_history": (
+        "",
+        "with exposures in the prior alone",
+        {"features.exclude": ("user_id", "exposures")},
+    ),
+    "no_exposure_targets": ("", "without exposures as targets", {"model.exposure_weight": 0.0}),
+    "no_earlier_targets": (
+        "",
+        "without positives of before the log as targets",
+        {"model.earlier_weight": 0.0},
+    ),
+    "no_recency": (
+        "",
+        "every event weighs the same, however old",
+        {"model.recency": 1.0, "model.exposure_recency": 1.0},
+    ),
+    "shared_norm": ("", "without DSBN: one batch normalisation", {"model.norm": "bn"}),
+}
 # What the paper leaves open, or what this project decided otherwise.
 DECISIONS: dict[str, Change] = {
     "shared_item_tower": ("shared_item_tower", "one item index for all scenarios", {}),
@@ -191,7 +212,8 @@ def systems_of(table: str, config: str) -> tuple[System, ...]:
       load.UsageError: When the file or the variant is wrong, or another method's.
     """
     _check_own(config)
-    own = System(METHOD, _label_of(_load(config).model), config)
+    model = _load(config).model
+    own = System(METHOD, _label_of(model), config)
     if table in ("table2", "table3"):
         methods = {name: registry.LABELS.get(name, name) for name in registry.METHOD_TOKENS}
         baselines = (
@@ -210,7 +232,9 @@ def systems_of(table: str, config: str) -> tuple[System, ...]:
             else System(f"{field}{value}", str(value), config, {f"model.{field}": value})
             for value in sorted({*values, usual})
         )
-    changes = {"table4": ABLATIONS, DECIDED: DECISIONS, "fig4": {}}
+    is_plus = type(model) is registry.MATCHERS[registry.PLUS_MATCHER]
+    ablations = PLUS_ABLATIONS if is_plus else ABLATIONS
+    changes = {"table4": ablations, DECIDED: DECISIONS, "fig4": {}}
     return (own, *_variants(config, changes[table])) if table in changes else ()
 
 

@@ -209,6 +209,13 @@ class MatcherConfig(MethodConfig):
         """The stages before the main one, in their order."""
         return ()
 
+    def calibrated(self) -> str:
+        """The parameter that holds the log of the score's weight beside the prior, by scenario.
+
+        Its start in the main stage is chosen on validation queries; empty where there is none.
+        """
+        return ""
+
 
 @dataclasses.dataclass
 class RankerConfig(MethodConfig):

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import evaluators, protocol
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.models.ranking import ranker
-from dsmoe_jax.run import results
+from dsmoe_jax.run import calibration, results
 from dsmoe_jax.training import (
     checkpoint,
     interrupt,
@@ -132,10 +133,12 @@ class Stages:
         Raises:
           ValueError: When it is to be distilled and there is no trained teacher.
         """
-        start_from, spent_s = None, 0.0
+        start_from: Callable[[], train_state.Frozen] | None = None
+        spent_s = 0.0
         for stage in self.pretraining_stages():
             trained = self._train(dataclasses.replace(stage, start_from=start_from))
-            start_from, spent_s = trained.frozen, spent_s + trained.progress.train_s
+            start_from = functools.partial(self._calibrate, trained.frozen)
+            spent_s += trained.progress.train_s
         teacher = self.load_teacher().frozen if self.needs_teacher else None
         stage = self.student_stage(teacher)
         return self._train(
@@ -143,6 +146,24 @@ class Stages:
                 stage, start_from=start_from, max_train_s=stage.max_train_s - spent_s
             )
         )
+
+    def _calibrate(self, frozen: train_state.Frozen) -> train_state.Frozen:
+        """A pretrained student with the weight of its score chosen, where its method wants that."""
+        experiment = self.experiment
+        name, score_name = experiment.model.calibrated(), f"recall@{experiment.eval.k[0]}"
+        if not name:
+            return frozen
+
+        def score(factor: float) -> float:
+            scaled = calibration.scale(frozen, name, factor)
+            found = self._validate(
+                self.evaluate_matcher, scaled, experiment.eval.validation_queries
+            )
+            return float(found["macro"][score_name])
+
+        found = calibration.climb(score)
+        self.log.line(calibration.describe(found, score_name))
+        return calibration.scale(frozen, name, calibration.choose(found))
 
     def load_teacher(self) -> Trained:
         """The best teacher of this workdir, or of the one the configuration names."""

@@ -72,8 +72,9 @@ class Stage:
     # Fields of evaluation that the score depends on; scores of other fields are not compared.
     judged_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loss_method: str = ""  # The model's method that gives the loss; empty for logits and their BCE
-    # What an earlier stage trained; None starts from initial parameters.
-    start_from: train_state.Frozen | None = None
+    # Gives what an earlier stage trained, where no checkpoint is; None starts from initial
+    # parameters.
+    start_from: Callable[[], train_state.Frozen] | None = None
     last_only: bool = False  # Whether only the last example of every user is read
     # Seconds of training after which no further epoch begins; what is evaluated and kept is the
     # best state until then.
@@ -149,6 +150,7 @@ class _Loop:
             self._judge_anew()
         else:
             self._progress = checkpoint.Progress(stage=stage.name)
+            start = stage.start_from() if stage.start_from else None
             self._state = train_state.init_state(
                 stage.model,
                 stage.updater,
@@ -157,8 +159,8 @@ class _Loop:
                 constants=stage.make_constants(),
                 averaged=averaged,
             )
-            if stage.start_from is not None:
-                self._state = train_state.start_from(self._state, stage.start_from)
+            if start is not None:
+                self._state = train_state.start_from(self._state, start)
         self._steps = self._compile_steps()
         self._epoch_key = init_key
         self._end_epoch = train_step.make_end_epoch(stage.model, setting.mesh, self._like)

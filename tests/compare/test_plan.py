@@ -31,6 +31,18 @@ def test_with_other_inputs_every_row_has_them_and_dsmoe_no_teacher():
     assert registry.PLUS_MATCHER in components and "dsmoe" not in components
 
 
+def test_dsmoe_beside_fism_has_ablations_of_its_own():
+    systems = {s.name: s for s in plan.systems_of("table4", f"{CONFIG},plus")}
+    assert [*systems] == ["dsmoe", *plan.PLUS_ABLATIONS]
+    own = load.load_experiment(*load.split(systems.pop("dsmoe").config))
+    jobs = {job.system.name: job for job in plan.make_jobs(["table4"], f"{CONFIG},plus", SMALL)}
+    hashes = {fingerprint.config_hash(jobs[name].experiment) for name in systems}
+    assert len(hashes) == len(systems) and fingerprint.config_hash(own) not in hashes
+    assert not jobs["no_exposures"].experiment.data.exposures
+    assert jobs["no_exposure_targets"].experiment.model.exposure_weight == 0
+    assert jobs["no_exposure_history"].experiment.features.exclude == ("user_id", "exposures")
+
+
 def test_baselines_of_libraries_have_a_job_for_each_seed():
     found = names(plan.make_jobs(["table2"], CONFIG, SMALL))
     assert {f"{name}-seed{seed}" for name in catalogue.EXTERNAL for seed in (0, 1)} <= set(found)

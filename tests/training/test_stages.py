@@ -139,7 +139,7 @@ def test_a_stage_starts_from_what_an_earlier_one_trained(store, tmp_path):
     frozen = train_state.freeze(trained)
     later = make_trainer(store, tmp_path / "later", max_epochs=1, average_decay=0.9)
     fresh = make_trainer(store, tmp_path / "fresh", max_epochs=1)
-    later.stage = dataclasses.replace(later.stage, start_from=frozen, max_epochs=1)
+    later.stage = dataclasses.replace(later.stage, start_from=lambda: frozen, max_epochs=1)
     state, _ = later.run()
     fresh.run()
     assert later.curve()[0] < 0.95 * fresh.curve()[0]

@@ -18,7 +18,8 @@ from dsmoe_jax.evaluation import metrics
 CONFIG = "configs/kuairand.py:sample,plus"
 _ALL = "all queries"
 _POPULARITY = "popularity in scenario"
-
+# DSMOE beside FISM without its towers.
+_PLAIN = "fism"
 
 # Users with fewer positives than these have a row of their own.
 _FEW = 3
@@ -70,6 +71,17 @@ def show_shown(source: build.Source) -> list[formats.Table]:
     return [
         make_recall(systems, "plus_shown", "Recall, all shown items removed"),
         make_leads(systems, "plus_shown_leads", "Leads, all shown items removed"),
+    ]
+
+
+def show_parts(source: build.Source) -> list[formats.Table]:
+    """What each part of the recipe earns: recall without it, and DSMOE's lead over that."""
+    ablated = [system.on_days(0) for system in source.systems("table4")]
+    plain = [system for system in load(source) if system.name == _PLAIN]
+    systems = [system for system in (*ablated, *plain) if system.entries]
+    return [
+        make_recall(systems, "plus_parts", "Recall without a part"),
+        make_leads(systems, "plus_parts_leads", "What a part earns"),
     ]
 
 

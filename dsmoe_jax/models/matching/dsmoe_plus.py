@@ -86,6 +86,10 @@ class DSMOEPlusConfig(fism.FISMConfig):
         )
         return (stage,)
 
+    def calibrated(self) -> str:
+        """The scale of FISM's score, which changes little in the few epochs after it."""
+        return "log_scale"
+
     def reads(self, spec: features.FeatureSpec) -> features.FeatureSpec:
         """FISM's sequences and every field of users and items."""
         linear = super().reads(spec)

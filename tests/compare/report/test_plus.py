@@ -109,6 +109,18 @@ def test_earlier_days_and_another_rule_have_tables_of_their_own(tmp_path):
         assert [row[0].text for row in tables[1].rows] == ["FISM"]
 
 
+def test_what_a_part_earns_is_the_lead_over_the_row_without_it(tmp_path):
+    for system, mean in (("dsmoe", 0.5), ("fism", 0.45), ("shared_norm", 0.3), ("dssm", 0.1)):
+        values = {system: made_up.system((mean, mean))}
+        made_up.save(tmp_path, made_up.record(system, values))
+    recall, leads = plus.show_parts(build.Source(tmp_path, plus.CONFIG))
+    without = "without DSBN: one batch normalisation"
+    assert [row[0].text for row in recall.rows] == ["DSMOE beside FISM", without, "FISM"]
+    assert [row[0].text for row in leads.rows] == [without, "FISM"]
+    found = {r["row"]: r["difference"] for r in leads.records if r["part"] == "macro"}
+    assert found["shared_norm"] > found["fism"] > 0
+
+
 def test_the_page_of_users_wants_what_a_job_leaves(tmp_path):
     with pytest.raises(ValueError, match=r"expected queries-drop0\.npz, which a job leaves"):
         plus.show_users(build.Source(tmp_path, plus.CONFIG))

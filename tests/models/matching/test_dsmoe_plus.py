@@ -166,6 +166,15 @@ def test_fism_is_trained_first_over_users():
     assert not CONFIG.objective().last_only
 
 
+def test_the_weight_of_its_score_is_chosen_before_the_towers_learn():
+    assert VARIABLES["params"][CONFIG.calibrated()].shape == (S,)
+    halved = np.asarray(VARIABLES["params"]["log_scale"]) + np.log(0.5)
+    user_BD, _ = vectors(with_params(log_scale=halved))
+    whole_BD, _ = vectors()
+    np.testing.assert_allclose(user_BD[:, :PRIOR], 0.5 * whole_BD[:, :PRIOR], rtol=1e-6)
+    np.testing.assert_array_equal(user_BD[:, PRIOR:], whole_BD[:, PRIOR:])
+
+
 @pytest.mark.parametrize("norm", ["bn", "none"])
 def test_other_normalisations_run(norm):
     model = dataclasses.replace(CONFIG, norm=norm).make(SPEC)
