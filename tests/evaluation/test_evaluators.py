@@ -252,7 +252,7 @@ def test_evaluating_again_compiles_nothing_anew(store, spec):
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_ranker_equals_its_full_score_matrix(store, spec, devices, monkeypatch):
-    monkeypatch.setattr(evaluators, "_PAIRS_PER_DEVICE", 100)  # several chunks of the catalogue
+    monkeypatch.setattr(evaluators, "_PAIRS_PER_CPU", 100)  # several chunks of the catalogue
     ranker = TableRanker(spec)
     mesh = make_mesh(devices)
     frozen = make_tables(mesh)

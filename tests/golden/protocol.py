@@ -194,7 +194,7 @@ def models(store: store_lib.Store) -> dict[str, Any]:
         )
         return train_state.Frozen(variables.pop("params"), variables)
 
-    for name, patched in (("", {}), (", in chunks", {"_PAIRS_PER_DEVICE": 100})):
+    for name, patched in (("", {}), (", in chunks", {"_PAIRS_PER_CPU": 100})):
         with contextlib.ExitStack() as stack:
             for constant, value in patched.items():
                 stack.enter_context(mock.patch.object(evaluators, constant, value))
