@@ -282,7 +282,7 @@ def _temporary(compiled: Any) -> int:
 
 
 def _find_whole_tables(setup: abstract.Setup) -> list[str]:
-    """A line for each large table that every device would hold whole."""
+    """A line for each large table, of a model's own making, that every device would hold whole."""
     return [
         f"{jax.tree_util.keystr(path)}: every device holds all {leaf.shape[0]:,} rows, which "
         f"{setup.mesh.size} devices do not divide; take a power of two"

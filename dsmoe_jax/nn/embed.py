@@ -181,7 +181,9 @@ class Embedder(nn.Module):
         """Every table and every matrix of dense features' vectors, by name."""
         found = {}
         for side, fields in (("user", self.user_tables), ("item", self.item_tables)):
-            found.update({f"{side}_table_{k}": v for k, v in fields.tables.items()})
+            found.update(
+                {f"{side}_table_{k}": v[: fields.rows[k]] for k, v in fields.tables.items()}
+            )
             if getattr(self.spec, f"{side}_dense"):
                 found[f"{side}_dense"] = getattr(self, f"{side}_dense")
         return found

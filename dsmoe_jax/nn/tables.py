@@ -19,8 +19,8 @@ from dsmoe_jax import features
 
 # A field with fewer ids shares one fused table with the other small fields of its side.
 LARGE_TABLE_IDS = 4_096
-# Rows of a large table are padded to a multiple of this, whatever the device count, so that a
-# checkpoint restores on any of them.
+# Rows of a large table are padded to a multiple of this, whatever the device count; devices that
+# do not divide it pad further, in training alone (`training/sharding.py`).
 TABLE_ROW_MULTIPLE = 1_024
 TABLE_STD = 0.02
 
@@ -110,7 +110,9 @@ class FieldTables(nn.Module):
         if offsets:
             sizes[SMALL_FIELDS] = tuple(f.num_ids for f in all_fields if f.name in offsets)
         self.tables = {name: self._read(name, num_ids) for name, num_ids in sizes.items()}
-        self.masked = {n for n, s in sizes.items() if masks_lookups(padded_rows(sum(s)))}
+        # Their own height: in training, devices may pad them further.
+        self.rows = {name: padded_rows(sum(num_ids)) for name, num_ids in sizes.items()}
+        self.masked = {name for name, rows in self.rows.items() if masks_lookups(rows)}
 
     def _read(self, name: str, num_ids: tuple[int, ...]) -> Float[jax.Array, "V E"]:
         rows = padded_rows(sum(num_ids))

@@ -108,7 +108,7 @@ class Checkpoint:
         meta = {
             "progress": dataclasses.asdict(progress),
             "identity": self._identity,
-            "digests": digest.of_tree(parts),
+            "digests": digest.of_tree(parts, sharding.own_shape),
         }
         self._check_room(progress.step, parts)
         with disk.Writing(self.path / str(progress.step)):
@@ -127,17 +127,21 @@ class Checkpoint:
 
         Raises:
           DamagedError: When it is not what was written, naming the folder and what to do.
-          ValueError: When another configuration or other data wrote it, with the difference.
+          ValueError: When another configuration, another model or other data wrote it, with the
+            difference.
         """
         step = self.step if step is None else step
         if step is None:
             return None
         meta = self._read_meta(step)
-        wanted = _present(like)
+        wanted, digests = _present(like), meta.get("digests", {})
+        self._check_types(wanted, digests, step)
         target = sharding.abstract(wanted, sharding.state_sharding(mesh, wanted))
-        read = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        # Not strict: rows of padding are cut off or added; see `sharding.pad_tables`.
+        restore = ocp.args.StandardRestore(target, strict=not digests)
+        read = ocp.args.Composite(state=restore)
         restored = self._attempt(step, lambda: self.manager.restore(step, args=read)["state"])
-        self._check(restored, meta.get("digests", {}), step)
+        self._check(restored, digests, step)
         return train_state.TrainState(**restored), Progress(**meta["progress"])
 
     def progress(self, step: int | None = None) -> Progress | None:
@@ -180,9 +184,20 @@ class Checkpoint:
             )
         return meta
 
+    def _check_types(self, wanted: dict[str, Any], digests: dict[str, str], step: int) -> None:
+        """Refuses a state of another model, whose arrays would be cut off or filled up to fit."""
+        own = digest.types_of(wanted, sharding.own_shape)
+        for path, saved in digests.items():
+            found = saved.split()[0]
+            if own.get(path, found) != found:
+                raise ValueError(
+                    f"{self.path / str(step)}: expected {path} as {own[path]}, got {found}; "
+                    "another model wrote this checkpoint: choose a new --workdir"
+                )
+
     def _check(self, state: dict[str, Any], expected: dict[str, str], step: int) -> None:
         """Compares a state's digests with those that were kept, if any were."""
-        found = digest.of_tree(state) if expected else {}
+        found = digest.of_tree(state, sharding.own_shape) if expected else {}
         for name in sorted({*expected, *found}):
             if expected.get(name) != found.get(name):
                 raise self.damaged(

@@ -11,14 +11,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from dsmoe_jax.nn import tables
 
 AXIS = "data"
 
 # Tables below this many rows cost less replicated than gathered from.
 MIN_SHARDED_ROWS = 16_384
+# In the path of every leaf that has a row for each of a table of `nn.tables`.
+FIELD_TABLES = "_tables"
 
 
 # Devices, or only their number: layouts can be planned for machines that are not there.
@@ -50,7 +55,7 @@ def state_sharding(mesh: AnyMesh, tree: Any) -> Any:
     """The sharding of each leaf of a training state, parameters or optimiser moments alike.
 
     A leaf is sharded by rows when `table` is part of its path, it has at least `MIN_SHARDED_ROWS`
-    rows and the devices divide them (tables are padded to a multiple of 1,024 rows).
+    rows and the devices divide them, which `pad_tables` sees to.
     """
 
     def rule(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -61,6 +66,35 @@ def state_sharding(mesh: AnyMesh, tree: Any) -> Any:
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(rule, tree)
+
+
+def pad_tables(mesh: AnyMesh, tree: Any) -> Any:
+    """A training state whose large tables, and what is kept of their rows, the devices divide.
+
+    Tables of fields come with a multiple of 1,024 rows, whatever the devices; rows of zeros are
+    added, fewer than there are devices, that no id points to and no step moves. Tables that a model
+    makes itself stay as they are: it insists on their height. So do all on more than 1,024 devices
+    that do not divide them.
+    """
+
+    def pad(path: tuple[Any, ...], leaf: Any) -> Any:
+        rows = leaf.shape[0] if leaf.ndim else 0
+        missing = -rows % mesh.size
+        is_table = FIELD_TABLES in jax.tree_util.keystr(path)
+        is_fitting = 0 < missing < tables.TABLE_ROW_MULTIPLE
+        if not (is_fitting and is_table and rows >= MIN_SHARDED_ROWS):
+            return leaf
+        return jnp.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
+
+    return jax.tree_util.tree_map_with_path(pad, tree)
+
+
+def own_shape(path: str, leaf: Any) -> tuple[int, ...]:
+    """The shape of a leaf of a training state without the rows that `pad_tables` adds."""
+    shape: tuple[int, ...] = tuple(leaf.shape)
+    if FIELD_TABLES in path and shape and shape[0] >= MIN_SHARDED_ROWS:
+        return (shape[0] - shape[0] % tables.TABLE_ROW_MULTIPLE, *shape[1:])
+    return shape
 
 
 def splits_table(mesh: AnyMesh, rows: int) -> bool:

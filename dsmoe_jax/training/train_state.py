@@ -98,7 +98,7 @@ def init_state(
     if declared != given:
         raise ValueError(f"constants: the model declares {declared}, got {given}")
     layout = sharding.state_sharding(mesh, like)
-    init = make_init(model, updater, averaged)
+    init = _make_padded_init(model, updater, averaged, mesh)
     state: TrainState = jax.jit(init, out_shardings=layout)(key)
     if constants:
         placed = sharding.put_replicated(mesh, constants)
@@ -125,7 +125,7 @@ def abstract_state(
     averaged: bool = False,
 ) -> TrainState:
     """Shapes, types and layout of what `init_state` makes, on devices that need not exist."""
-    shapes = jax.eval_shape(make_init(model, updater, averaged), jax.random.key(0))
+    shapes = jax.eval_shape(_make_padded_init(model, updater, averaged, mesh), jax.random.key(0))
     layout = sharding.state_sharding(mesh, shapes)
     like: TrainState = sharding.abstract(shapes, layout)
     return like
@@ -154,6 +154,19 @@ def make_init(
         return state._replace(average=_averaged(state)) if averaged else state
 
     return init
+
+
+def _make_padded_init(
+    model: nn.Module, updater: optimizer.Updater, averaged: bool, mesh: sharding.AnyMesh
+) -> Callable[[jax.Array], TrainState]:
+    """As `make_init`, with tables that the devices divide and the values of any other number."""
+    init = make_init(model, updater, averaged)
+
+    def padded(key: jax.Array) -> TrainState:
+        state: TrainState = sharding.pad_tables(mesh, init(key))
+        return state
+
+    return padded
 
 
 def example_inputs(

@@ -53,9 +53,20 @@ def test_the_largest_batch_nearly_fills_the_memory():
     assert 0.9 * memory_bytes < again["total_bytes"] <= memory_bytes
 
 
-def test_tables_that_the_devices_do_not_divide_are_told_of():
+def test_any_number_of_devices_splits_the_tables_of_fields():
     setup = make_setup()
-    assert estimate._find_whole_tables(setup) == []
+    six = abstract.Setup(
+        setup.model, setup.updater, sharding.make_mesh(jax.devices()[:6]), 12, setup.num_negatives
+    )
+    assert estimate._find_whole_tables(six) == []
+    held, on_eight = (estimate.count_parts(one)["tables"] for one in (six, setup))
+    assert held == pytest.approx(on_eight * 8 / 6, rel=0.01)
+
+
+def test_tables_of_a_models_own_making_are_told_of_where_they_stay_whole(monkeypatch):
+    setup = make_setup()
+    # As those are, which a model insists on.
+    monkeypatch.setattr(sharding, "FIELD_TABLES", "none of this name")
     six = abstract.Setup(
         setup.model, setup.updater, sharding.make_mesh(jax.devices()[:6]), 12, setup.num_negatives
     )

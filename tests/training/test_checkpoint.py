@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dsmoe_jax import disk
-from dsmoe_jax.training import checkpoint, sharding, train_state
+from dsmoe_jax.training import checkpoint, row_sparse, sharding, train_state
 
 
 def make_state(value: float) -> train_state.TrainState:
@@ -48,6 +48,53 @@ def test_state_and_progress_survive_on_fewer_devices(checkpoints):
     assert table.sharding.shard_shape(table.shape)[0] == sharding.MIN_SHARDED_ROWS // 4
     for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(make_state(7.0)), strict=True):
         np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+
+
+def make_padded(devices, *, value=7.0, rows=None, width=2):
+    """A state with a table of a field, as so many devices split it, and its moments."""
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    rows = rows or sharding.MIN_SHARDED_ROWS
+    tree = train_state.TrainState(
+        step=jnp.asarray(3, jnp.int32),
+        params={"item_tables": {"item_id": jnp.full((rows, width), value)}, "bias": jnp.ones(3)},
+        model_state={},
+        opt_state=row_sparse.OptState(
+            (),
+            {
+                "item_tables/item_id": row_sparse.RowState(
+                    jnp.full((rows, width), value),
+                    jnp.full((rows, width), value),
+                    jnp.full(rows, 5, jnp.int32),
+                )
+            },
+        ),
+    )
+    padded = sharding.pad_tables(mesh, tree)
+    return mesh, jax.device_put(padded, sharding.state_sharding(mesh, padded))
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 6), (6, 8), (6, 5), (8, 1), (1, 6)])
+def test_tables_are_resumed_on_any_number_of_devices(before, after, checkpoints):
+    _, saved = make_padded(before)
+    checkpoints.latest.save(saved, checkpoint.Progress("student", step=3))
+    checkpoints.wait()
+    mesh, like = make_padded(after, value=0.0)
+    _, expected = make_padded(after)
+    state, _ = checkpoints.latest.restore(like, mesh)
+    for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        assert got.sharding.is_equivalent_to(want.sharding, got.ndim)
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+
+
+@pytest.mark.parametrize("other", [{"width": 3}, {"rows": 1024}])
+def test_a_state_of_another_model_is_not_cut_to_fit(other, checkpoints):
+    checkpoints.latest.save(make_padded(8)[1], checkpoint.Progress("student", step=3))
+    checkpoints.wait()
+    mesh, like = make_padded(6, **other)
+    with pytest.raises(
+        ValueError, match=r"expected .*item_tables.* as float32\[.*got .*another model wrote"
+    ):
+        checkpoints.latest.restore(like, mesh)
 
 
 def test_an_average_is_saved_with_the_state(checkpoints):

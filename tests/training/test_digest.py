@@ -86,3 +86,14 @@ def test_a_digest_does_not_depend_on_the_layout():
 
 def test_nothing_has_no_digest():
     assert digest.of_tree({}) == {}
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_rows_of_padding_do_not_count(on_host, monkeypatch):
+    if not on_host:
+        monkeypatch.setattr(digest, "_is_on_host", lambda leaf: False)
+    table = ARRAYS["table"]
+    padded = jnp.pad(table, ((0, 2), (0, 0)), constant_values=3.0)
+    found = digest.of_tree({"x": padded}, lambda path, leaf: (16, 3))
+    assert found == digest.of_tree({"x": jnp.asarray(table)})
+    assert digest.of_tree({"x": padded.at[15, 2].set(0.5)}, lambda path, leaf: (16, 3)) != found

@@ -25,6 +25,30 @@ def test_only_large_tables_are_sharded_and_their_moments_with_them():
     assert specs["step"] == P()
 
 
+def test_large_tables_of_fields_are_padded_until_the_devices_divide_them():
+    mesh = sharding.make_mesh(jax.devices()[:6])
+    rows = sharding.MIN_SHARDED_ROWS
+    tree = {
+        "user_tables": {"large": jnp.ones((rows, 2)), "small": jnp.ones((1024, 2))},
+        "moments": {"user_tables/large": jnp.ones(rows, jnp.int32)},
+        "own_table": jnp.ones((rows, 2)),
+        "step": jnp.zeros(()),
+    }
+    padded = sharding.pad_tables(mesh, tree)
+    large = padded["user_tables"]["large"]
+    assert large.shape == (rows + 2, 2)  # 16,386 is 6 x 2,731
+    assert padded["moments"]["user_tables/large"].shape == (rows + 2,)
+    np.testing.assert_array_equal(large[:rows], 1)
+    np.testing.assert_array_equal(large[rows:], 0)
+    assert padded["user_tables"]["small"].shape == (1024, 2)
+    assert padded["own_table"].shape == (rows, 2)
+    specs = sharding.state_sharding(mesh, padded)
+    assert specs["user_tables"]["large"].spec == P("data")
+    assert specs["own_table"].spec == P()
+    eight = sharding.make_mesh()
+    assert sharding.pad_tables(eight, tree)["user_tables"]["large"].shape == (rows, 2)
+
+
 def test_a_table_whose_rows_the_devices_do_not_divide_is_replicated():
     mesh = sharding.make_mesh(jax.devices()[:3])
     table = {"user_table": jnp.zeros((sharding.MIN_SHARDED_ROWS, 2))}
