@@ -1,6 +1,10 @@
+import pytest
+
 from dsmoe_jax.bench import __main__ as command_line
 
 
+# The steps themselves are timed in test_step_time.py.
+@pytest.mark.slow
 def test_an_epoch_of_each_stage_is_measured_and_extrapolated(capsys):
     flags = ["--impressions=8000", "--hidden_dim=8", "--output_dim=8"]
     assert command_line.main(["epoch", *flags]) == 0

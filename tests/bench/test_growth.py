@@ -3,6 +3,8 @@ import pytest
 from dsmoe_jax.bench import __main__ as command_line
 
 
+# The steps themselves are timed in test_step_time.py.
+@pytest.mark.slow
 def test_steps_with_different_tables_are_compared(capsys):
     command = ["growth", "--rows=64,6_400", "--hidden_dim=8", "--output_dim=8"]
     assert command_line.main([*command, "--rounds=2", "--repetitions=1"]) == 0
