@@ -39,7 +39,7 @@ usage: dsmoe COMMAND ...        (also: python -m dsmoe_jax COMMAND ...)
   plan      what a run of any size would hold and move, see dsmoe plan --help
 
 usage: dsmoe train --config NAME|FILE[:token,token] [--workdir DIR] [--mode MODE]
-                   [--config.FIELD=VALUE ...]
+                   [--continue_from DIR [--anew]] [--config.FIELD=VALUE ...]
 
   --config NAME|FILE[:tokens]
                           a packaged configuration (alimama, custom, kuairand, movielens,
@@ -49,6 +49,11 @@ usage: dsmoe train --config NAME|FILE[:token,token] [--workdir DIR] [--mode MODE
                           command with the same folder resumes
   --mode MODE             all (default), prepare, teacher, student, evaluate or export; each
                           continues from what the earlier ones left
+  --continue_from DIR     go on from the finished run in DIR, on a log that grew: known ids keep
+                          what they learned, new ones are added (train.continue_epochs passes);
+                          the report has yesterday's model too. DIR is only read
+  --anew                  with --continue_from: also trains a model anew, in <workdir>/anew, and
+                          reports it beside (off by default: it takes as long as a whole run)
   --config.FIELD=VALUE    overrides one field, e.g. --config.train.learning_rate=3e-4
   --coordinator HOST:PORT, --num_processes N, --process_id I
                           several processes or hosts, see launch/README.md (also from
@@ -72,6 +77,9 @@ examples:
   # your own log: say which column is what, then train
   dsmoe init my_shop
   dsmoe train --config my_shop.py --config.data.raw_dir=FOLDER
+  # the next day: the grown log, from yesterday's model; DIR/bundle serves it
+  dsmoe train --config my_shop.py --config.data.raw_dir=FOLDER --continue_from runs/monday
+              --workdir runs/tuesday
   # a file of a checkout; without a command, flags train
   python -m dsmoe_jax.main --config configs/kuairand.py:sample
 
@@ -122,6 +130,8 @@ class Options:
       overrides: The fields set on the command line, with their values.
       mode: One of `schema.MODES`.
       processes: `host:port` of process 0, their count and this one's id, where there are others.
+      continue_from: Folder of the run to go on from, if any.
+      anew: Whether a model trained anew is reported beside.
     """
 
     experiment: schema.Experiment
@@ -129,6 +139,8 @@ class Options:
     workdir: pathlib.Path
     mode: str
     processes: tuple[str, int, int] | None
+    continue_from: pathlib.Path | None = None
+    anew: bool = False
 
 
 def parse(argv: list[str], mode: str = "all") -> Options:
@@ -153,7 +165,10 @@ def parse(argv: list[str], mode: str = "all") -> Options:
     experiment.validate()
     run_name = pathlib.Path(path).stem + (f"-{variant.replace(',', '-')}" if variant else "")
     workdir = pathlib.Path(given.get("workdir") or f"runs/{run_name}").expanduser()
-    return Options(experiment, overrides, workdir, mode, processes)
+    earlier = given.get("continue_from")
+    continue_from = pathlib.Path(earlier).expanduser() if earlier else None
+    anew = bool(flags["anew"].value)
+    return Options(experiment, overrides, workdir, mode, processes, continue_from, anew)
 
 
 def _take_config(arguments: list[str]) -> tuple[str, list[str]]:
@@ -214,6 +229,8 @@ def main(argv: list[str]) -> int:
             options.mode,
             overrides=options.overrides,
             handle_signals=True,
+            continue_from=options.continue_from,
+            anew=options.anew,
         )
 
     return exit_status(work, show_traceback=show_traceback)

@@ -26,6 +26,7 @@ COMMANDS = {
     "prepare": "preparation of Alimama's files against one in pandas: time and memory",
     "device": "one accelerator in eight minutes: peaks, steps, search, evaluation",
     "scale": "a step on 1, 2, 4 and 8 simulated devices: bytes moved and held",
+    "daily": "seven rolling days: yesterday's model, one that goes on from it, one trained anew",
     "faults": "injected faults: what runs that are killed, filled up or damaged end with",
     "plan": "what a run of any size would hold and move, without running it",
 }

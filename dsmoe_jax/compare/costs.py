@@ -25,7 +25,7 @@ from dsmoe_jax import features
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.models.matching import two_tower
-from dsmoe_jax.run import stages
+from dsmoe_jax.run import inputs
 from dsmoe_jax.training import train_state
 
 PAIRS = 4096
@@ -33,7 +33,7 @@ PAIRS = 4096
 
 def count(experiment: schema.Experiment, store: store_lib.Store) -> dict[str, int]:
     """MACs of the method of an experiment on its prepared data; see `count_method`."""
-    return count_method(experiment.model, stages.select_features(store, experiment))
+    return count_method(experiment.model, inputs.select_features(store, experiment))
 
 
 def count_method(

@@ -21,8 +21,8 @@ from dsmoe_jax.config import fingerprint, schema
 MODULE_PREFIX = "dsmoe_config_"
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Flags of a command line beside the fields.
-FLAGS = ("workdir", "mode", "coordinator", "num_processes", "process_id")
-SWITCHES = ("traceback",)
+FLAGS = ("workdir", "mode", "coordinator", "num_processes", "process_id", "continue_from")
+SWITCHES = ("traceback", "anew")
 
 
 class UsageError(ValueError):

@@ -33,6 +33,8 @@ class DataConfig:
     Attributes:
       raw_dir: Folder with the data set's official files; empty means the data set's own default.
       store_dir: Folder of the prepared store; empty means `<workdir>/store`.
+      standard_file: File with another store's moments of numbers and bounds of ranges, which are
+        used in place of this log's own; `--continue_from` sets it. Its content counts.
       validation_days: Days before the test days that validate, at least 1.
       test_days: Last days, held out for the final report, at least 1.
       drop_last_days: Days at the end of the log that are left out before splitting, so that the
@@ -46,6 +48,7 @@ class DataConfig:
 
     raw_dir: str = fields.field("", resumable=True, unhashed=True)
     store_dir: str = fields.field("", resumable=True, unhashed=True)
+    standard_file: str = fields.field("", resumable=True, unhashed=True)
     validation_days: int = fields.field(2, at_least=1)
     test_days: int = fields.field(2, at_least=1)
     drop_last_days: int = fields.field(0, at_least=0)
@@ -322,6 +325,10 @@ class TrainConfig:
       steps_per_report: Steps between two points of the logged training curves.
       steps_per_dispatch: Steps that the devices take at a time without the host: for steps that are
         short beside starting one. Reports, saves and stops wait for all of them.
+      continue_epochs: In place of `max_epochs` of student and teacher, and at most in place of
+        `decay_epochs`, where a run goes on from another (`--continue_from`); 0 only carries over.
+      hold_items: Where a run goes on from another, whether everything that the vectors of known
+        items are made of stays as it is, so that a deployed index of them stays valid.
     """
 
     batch_size: int = fields.field(816, at_least=1)
@@ -336,6 +343,8 @@ class TrainConfig:
     average_decay: float = fields.field(0.0, at_least=0, below=1, student_only=True)
     steps_per_report: int = fields.field(20, at_least=1, resumable=True, unhashed=True)
     steps_per_dispatch: int = fields.field(1, at_least=1, added_later=True)
+    continue_epochs: int = fields.field(3, at_least=0, added_later=True)
+    hold_items: bool = fields.field(False, student_only=True, added_later=True)
 
 
 @dataclasses.dataclass
@@ -417,6 +426,7 @@ class Experiment:
       by_size: Whether fields of training that hold their default, which is the paper's for millions
         of examples, get values that suit the number of positives once the data are prepared
         (`run/sizes.py`). The run prints and keeps them; a hash knows the values alone.
+      continued_from: Digest of the checkpoint that the run goes on from; `--continue_from` sets it.
     """
 
     dataset: str
@@ -426,6 +436,7 @@ class Experiment:
     variant: str = fields.field("", resumable=True, unhashed=True)
     seed: int = fields.field(0, at_least=0)
     by_size: bool = fields.field(False, resumable=True, unhashed=True)
+    continued_from: str = fields.field("", added_later=True)
     features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig, metadata=_STUDENT)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -166,6 +166,8 @@ def train(
     workdir: Folder | None = None,
     *,
     mode: str = "all",
+    continue_from: Folder | None = None,
+    anew: bool = False,
     progress: bool = False,
 ) -> Model:
     """Prepares, trains and evaluates; a second call with the same folder continues or reuses.
@@ -174,6 +176,8 @@ def train(
       experiment: The configuration.
       workdir: The run's folder; None takes a temporary one, which lives as long as the model.
       mode: "all", or one part: "prepare", "teacher", "student", "evaluate" or "export".
+      continue_from: Folder of a finished run to go on from, on a log that grew.
+      anew: Whether to train a model anew as well, for the results.
       progress: Whether to show progress.
 
     Raises:
@@ -185,7 +189,8 @@ def train(
     folder = pathlib.Path(workdir or tempfile.mkdtemp(prefix="dsmoe_jax_")).expanduser()
     model = Model(experiment, folder, is_temporary=workdir is None)
     with runlog.quiet(not progress):
-        model.experiment = run.run(experiment, folder, mode)
+        earlier = pathlib.Path(continue_from).expanduser() if continue_from else None
+        model.experiment = run.run(experiment, folder, mode, continue_from=earlier, anew=anew)
     return model
 
 

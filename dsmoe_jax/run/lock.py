@@ -50,6 +50,24 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
             _write(file.fileno(), "")
 
 
+def check_free(workdir: pathlib.Path) -> None:
+    """Refuses a folder that a run works in; writes nothing, and keeps nobody out.
+
+    Raises:
+      ValueError: With the run's process and host.
+    """
+    path = workdir / FILE
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{workdir}: a run works in this folder: {_describe(file.read())}; wait for its end"
+            ) from None
+
+
 def _write(descriptor: int, text: str) -> None:
     os.ftruncate(descriptor, 0)
     # The lock counts, not the note: a full disk has no room for it.

@@ -17,6 +17,9 @@ from dsmoe_jax.evaluation import protocol
 from dsmoe_jax.run import figures, results, stages
 from dsmoe_jax.training import train_state
 
+# The folder of a model trained anew beside a run that goes on from another.
+ANEW = "anew"
+
 
 def write(run: stages.Stages) -> None:
     """Evaluates the best states on all queries; writes results.json and the figures.
@@ -48,6 +51,7 @@ def write(run: stages.Stages) -> None:
         "validation": splits["validation"].summarise(),
         "teacher": of_teacher,
         "references": baselines,
+        **_describe_continuation(run),
         "params": runlog.count_parameters(student.frozen.params),
         "time_s": {
             "prepare": run.prepare_s,
@@ -73,6 +77,40 @@ def write(run: stages.Stages) -> None:
     for line in results.table(summary):
         run.log.line(line)
     run.log.line(f"results: {run.workdir / results.FILE}")
+
+
+def _describe_continuation(run: stages.Stages) -> dict[str, Any]:
+    """What a run went on from, and recall of that model and of one trained anew on the same days.
+
+    A model that is not there any more, or was not asked for, is null.
+    """
+    known = run.continued
+    if known is None:
+        return {}
+    yesterday = anew = None
+    if known.is_there():
+        frozen = run.carry_over(run.student_stage())
+        found = {
+            split: run.evaluate_matcher(frozen, split, run.sample_queries(split, None))
+            for split in ("validation", "test")
+        }
+        yesterday = {
+            **found["test"].summarise(),
+            "validation": found["validation"].summarise(),
+        }
+    else:
+        run.log.line(f"{known.folder}: yesterday's model is not there any more, and is left out")
+    path = run.workdir / ANEW / results.FILE
+    if path.is_file():
+        read = results.read(path)
+        if read["data_hash"] == run.store.data_hash:
+            anew = {name: read[name] for name in ("scenarios", "macro", "validation", "time_s")}
+    described = {
+        "from": str(known.folder),
+        "checkpoint": known.checkpoint,
+        "data_hash": known.data_hash,
+    }
+    return {"continued": {**described, "yesterday": yesterday, "anew": anew}}
 
 
 def _evaluate_baselines(run: stages.Stages, queries: int) -> dict[str, Any]:

@@ -8,6 +8,9 @@ without queries is null. What a run writes, beside `describe`:
     validation                     the same on all validation queries
     teacher                        the teacher's summary on sampled queries, or null without one
     references                     summaries of the baselines by name
+    continued                      of a run that goes on from another: its folder, the digest of its
+                                   checkpoint, its data's hash, and summaries of that model and of
+                                   one trained anew on the same queries, or null without one
     params                         numbers of dense and embedding parameters of the student
     time_s                         seconds of prepare, teacher, pretraining, student, evaluate
     examples_per_s                 positives per second in the student's training
@@ -144,6 +147,8 @@ def table(results: dict[str, Any]) -> list[str]:
         "  " + " ".join([f"{'':<34}", *[f"{name:>6}" for name in names], f"{'macro':>6}"]),
     ]
     rows = {**results["references"], "teacher (sampled queries)": results["teacher"]}
+    continued = results.get("continued", {})
+    rows |= {"yesterday's model": continued.get("yesterday"), "trained anew": continued.get("anew")}
     for label, summary in {**rows, "student": results}.items():
         if summary is None:
             continue

@@ -5,6 +5,7 @@ Owns the order of things and what each mode leaves in the workdir. Every part re
 
 import contextlib
 import copy
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from jax.experimental import multihost_utils
 from dsmoe_jax import runlog
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.run import drift, export, lock, report, sizes, stages
+from dsmoe_jax.run import continuation, drift, export, lock, report, sizes, stages
 from dsmoe_jax.run import workdir as workdir_lib
 from dsmoe_jax.training import interrupt
 
@@ -29,6 +30,8 @@ def run(
     *,
     overrides: Mapping[str, Any] | None = None,
     handle_signals: bool = False,
+    continue_from: pathlib.Path | None = None,
+    anew: bool = False,
 ) -> schema.Experiment:
     """Runs one mode of an experiment.
 
@@ -39,6 +42,9 @@ def run(
       overrides: Fields that differ from the configuration file, for the record; they count as set
         where `experiment.by_size` fills those that are not.
       handle_signals: Whether SIGTERM and Ctrl-C save the state of training and end the run.
+      continue_from: Folder of a finished run to go on from, see `continuation.py`; None goes on
+        from what the workdir was begun with, if from any.
+      anew: Whether a whole run that goes on from another also trains a model anew, for the report.
 
     Returns:
       The experiment as it ran.
@@ -52,7 +58,13 @@ def run(
     experiment, overrides = resolve(experiment), overrides or {}
     is_main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        _in_main_process(lambda: _begin(experiment, workdir, mode, stack, overrides), "begin")
+        begin = functools.partial(
+            _begin, experiment, workdir, mode, stack, overrides, continue_from
+        )
+        _in_main_process(begin, "begin")
+        continued, experiment = continuation.find(experiment, workdir, None, overrides)
+        if anew and continued is None:
+            raise ValueError("--anew: expected --continue_from beside it, got none")
         start_s = time.perf_counter()
         store_dir = prepare(experiment, workdir)
         prepare_s = time.perf_counter() - start_s
@@ -61,7 +73,7 @@ def run(
         if experiment.by_size:
             experiment = _fill(experiment, workdir, mode, store_dir, log, overrides)
         with interrupt.Interrupt(handle_signals) as stop:
-            shared = stages.Stages(experiment, workdir, store_dir, log, stop, prepare_s)
+            shared = stages.Stages(experiment, workdir, store_dir, log, stop, prepare_s, continued)
             if mode != "prepare":
                 drift.check_data(experiment, workdir, mode, shared.store.data_hash)
             if is_main:
@@ -73,6 +85,8 @@ def run(
                 shared.train_student()
         if stop.requested:
             raise interrupt.InterruptedRunError("stopped; the same command resumes")
+        if anew and mode == "all":
+            _train_anew(experiment, workdir, store_dir, handle_signals)
         # Nothing of a report or a bundle can be saved half: a signal ends it at once.
         if mode in ("all", "evaluate"):
             report.write(shared)
@@ -87,12 +101,30 @@ def _begin(
     mode: str,
     stack: contextlib.ExitStack,
     given: Mapping[str, Any],
+    continue_from: pathlib.Path | None,
 ) -> None:
     """Refuses a run before it writes anything: of a folder in use, and of other fields."""
     workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(lock.hold(workdir))
+    continued, experiment = continuation.find(experiment, workdir, continue_from, given)
     unknown = sizes.unset(experiment, given) if experiment.by_size else ()
     drift.check_fields(experiment, workdir, mode, unknown=unknown)
+    if continued is not None:
+        continued.write(workdir)
+
+
+def _train_anew(
+    experiment: schema.Experiment,
+    workdir: pathlib.Path,
+    store_dir: pathlib.Path,
+    handle_signals: bool,
+) -> None:
+    """Trains and evaluates the same model on the same data from initial parameters."""
+    fresh = copy.deepcopy(experiment)
+    fresh.continued_from, fresh.train.hold_items = "", False
+    fresh.data.store_dir = str(store_dir)
+    fresh.checkpoint.bundle = fresh.eval.references = False
+    run(fresh, workdir / report.ANEW, "all", handle_signals=handle_signals)
 
 
 def _fill(

@@ -16,14 +16,14 @@ import jax
 import numpy as np
 
 from dsmoe_jax import batch as batch_lib
-from dsmoe_jax import features, runlog
+from dsmoe_jax import runlog
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import evaluators, protocol
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.models.ranking import ranker
-from dsmoe_jax.run import calibration, results
+from dsmoe_jax.run import calibration, continuation, earlier, inputs, results
 from dsmoe_jax.training import (
     checkpoint,
     interrupt,
@@ -59,12 +59,17 @@ class Stages:
         log: runlog.RunLog,
         stop: interrupt.Interrupt,
         prepare_s: float,
+        continued: continuation.Continuation | None = None,
     ):
-        """Opens the store and puts the corpus on the devices."""
+        """Opens the store and puts the corpus on the devices.
+
+        `continued` is what the run goes on from, as `experiment.continued_from` names it.
+        """
+        self.continued = continued
         self.experiment, self.workdir = experiment, workdir
         self.log, self._stop, self.prepare_s = log, stop, prepare_s
         self.store = store_lib.Store.open(store_dir)
-        self.spec = select_features(self.store, experiment)
+        self.spec = inputs.select_features(self.store, experiment)
         self.mesh = sharding.make_mesh()
         self.corpus: batch_lib.Items = sharding.put_rows(
             self.mesh,
@@ -73,13 +78,23 @@ class Stages:
         )
         self.matcher = experiment.model.make(self.spec)
         # What the method alone reads must not change a teacher, which several methods may share.
-        of_teacher = select_features(self.store, experiment, for_teacher=True)
+        of_teacher = inputs.select_features(self.store, experiment, for_teacher=True)
         self.ranker = experiment.teacher.model.make(of_teacher)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the student is distilled."""
         return self.experiment.loss.distill_weight > 0
+
+    @functools.cached_property
+    def earlier(self) -> earlier.Earlier:
+        """The run that this one goes on from.
+
+        Raises:
+          ValueError: When it is not there any more.
+        """
+        assert self.continued is not None
+        return earlier.Earlier(self.continued, self.store)
 
     @functools.cached_property
     def evaluate_matcher(self) -> evaluators.MatcherEvaluator:
@@ -190,7 +205,9 @@ class Stages:
         )
 
     def pretraining_stages(self) -> list[loop.Stage]:
-        """The stages that the student's method begins with."""
+        """The stages that the student's method begins with: none where a run goes on."""
+        if self.experiment.continued_from:
+            return []
         return [self._pretraining_stage(stage) for stage in self.experiment.model.pretraining()]
 
     def _pretraining_stage(self, stage: schema.Pretraining) -> loop.Stage:
@@ -252,9 +269,8 @@ class Stages:
         last_only: bool = False,
         **more: Any,
     ) -> loop.Stage:
-        decay_epochs, beta_2 = 0, optimizer.BETA_2
-        if isinstance(chosen, schema.TrainConfig):
-            decay_epochs, beta_2 = chosen.decay_epochs, chosen.beta_2
+        max_epochs, decay_epochs = continuation.epochs(self.experiment, chosen)
+        beta_2 = getattr(chosen, "beta_2", optimizer.BETA_2)
         queries = f"{'teacher_' * (name == 'teacher')}validation_queries"
         examples = len(pipeline.choose_examples(self.store, last_only))
         decay_steps = decay_epochs * (examples // self.experiment.train.batch_size)
@@ -266,11 +282,11 @@ class Stages:
             chosen.weight_decay,
             beta_2,
         )
-        return loop.Stage(
+        stage = loop.Stage(
             name,
             model,
             updater,
-            max_epochs=chosen.max_epochs,
+            max_epochs=max_epochs,
             patience=chosen.patience,
             max_train_s=60 * chosen.max_minutes or math.inf,
             score_name=f"recall@{self.experiment.eval.k[0]}",
@@ -283,6 +299,12 @@ class Stages:
             make_constants=lambda: statistics.make_constants(self.store, model.constant_shapes),
             **more,
         )
+        if self.continued is None:
+            return stage
+        # The earlier run is opened where there is something to train, and not before.
+        return dataclasses.replace(
+            stage, carry_over=lambda fresh: self.earlier.carry_over(stage, self.mesh)(fresh)
+        )
 
     def _validate(
         self,
@@ -293,8 +315,23 @@ class Stages:
         query_Q = self.sample_queries("validation", per_scenario)
         return evaluate(frozen, "validation", query_Q).summarise()
 
+    def carry_over(self, stage: loop.Stage) -> train_state.Frozen:
+        """The earlier run's model of a stage, to which ids that it did not see are unknown."""
+        fresh = train_state.init_state(
+            stage.model,
+            stage.updater,
+            key=jax.random.key(0),
+            mesh=self.mesh,
+            constants=stage.make_constants(),
+            averaged=stage.average_decay > 0,
+        )
+        carry = self.earlier.carry_over(stage, self.mesh, keeps_fresh=False)
+        return train_state.freeze(carry(fresh))
+
     def _train(self, stage: loop.Stage) -> Trained:
         experiment = self.experiment
+        if experiment.train.hold_items and stage.name == "student":
+            stage = dataclasses.replace(stage, hold=self.earlier.hold(stage, self.mesh))
         setting = loop.Setting(
             mesh=self.mesh,
             corpus=self.corpus,
@@ -327,7 +364,7 @@ class Stages:
         )
         with self._open_checkpoints(stage, workdir) as checkpoints:
             progress = checkpoints.latest.progress()
-            if progress is None or not progress.best_step:
+            if progress is None or not checkpoint.is_trained(progress):
                 raise ValueError(
                     f"{workdir}: expected a trained {stage.name}, found none; run --mode "
                     f"{stage.name} first"
@@ -341,19 +378,3 @@ class Stages:
         fields = fingerprint.of_stage(self.experiment, stage=stage.name)
         fields["data_hash"] = self.store.data_hash
         return contextlib.closing(checkpoint.StageCheckpoints(workdir, stage.name, fields))
-
-
-def select_features(
-    store: store_lib.Store, experiment: schema.Experiment, *, for_teacher: bool = False
-) -> features.FeatureSpec:
-    """The features that a run's models see; a teacher's without what the student alone reads."""
-    chosen = experiment.features
-    return features.select(
-        store.spec,
-        exclude=tuple(chosen.exclude),
-        history_length=chosen.history_length,
-        scenario_history_length=chosen.scenario_history_length,
-        embedding_dim=chosen.embedding_dim,
-        scenario_histories=experiment.model.scenario_histories and not for_teacher,
-        history_encoder="mean" if for_teacher else chosen.history_encoder,
-    )

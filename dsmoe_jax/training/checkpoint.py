@@ -69,15 +69,22 @@ class Progress:
 class Checkpoint:
     """The newest states in a folder."""
 
-    def __init__(self, directory: pathlib.Path, identity: dict[str, Any]):
-        """Opens the folder, or makes it; see `StageCheckpoints` for the identity."""
+    def __init__(
+        self, directory: pathlib.Path, identity: dict[str, Any] | None, *, read_only: bool = False
+    ):
+        """Opens the folder, or makes it unless it is only read; see `StageCheckpoints`."""
         self._identity = identity
         # Two managers save at the same time; without a prefix of its own, a barrier of one could
         # meet another process's barrier of the other.
         name = f"{directory.parent.name}_{directory.name}"
         processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT_STEPS, create=True, multiprocessing_options=processes
+            # What Orbax sets itself of a folder that is only read, with a warning.
+            max_to_keep=None if read_only else KEPT_STEPS,
+            save_interval_steps=0 if read_only else 1,
+            create=not read_only,
+            read_only=read_only,
+            multiprocessing_options=processes,
         )
         self.manager = ocp.CheckpointManager(
             directory, options=options, item_names=("state", "meta")
@@ -226,6 +233,8 @@ class Checkpoint:
         if (found := fingerprint.of_record(meta, _OWN)) != meta.pop(_OWN, found):
             raise ValueError("its metadata have another hash")
         Progress(**meta["progress"])
+        if self._identity is None:
+            return meta, ""
         return meta, describe_difference(meta["identity"], self._identity)
 
     def _attempt(self, step: int, read: Callable[[], Found]) -> Found:
@@ -244,13 +253,28 @@ class Checkpoint:
 class StageCheckpoints:
     """The checkpoints of one stage in a workdir: `latest` to resume from, `best` to keep."""
 
-    def __init__(self, workdir: pathlib.Path, stage: str, identity: dict[str, Any]):
-        """Opens the folders; a resumed run must share the identity: flat fields and a data hash."""
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        stage: str,
+        identity: dict[str, Any] | None,
+        *,
+        read_only: bool = False,
+    ):
+        """Opens the folders; with `read_only` nothing is made, written or deleted in them.
+
+        A resumed run must share the identity: flat fields and a data hash. None takes any.
+        """
         self.root = stage_folder(workdir, stage)
         self._closing = contextlib.ExitStack()
         # Every failed save is told of by the next call.
         self._closing.enter_context(orbax_errors.quiet())
-        self.latest, self.best = (self._open(name, identity) for name in ("latest", "best"))
+        self.latest, self.best = (
+            self._closing.enter_context(
+                contextlib.closing(Checkpoint(self.root / name, identity, read_only=read_only))
+            )
+            for name in ("latest", "best")
+        )
 
     def resume(
         self, like: train_state.TrainState, mesh: jax.sharding.Mesh, say: Callable[[str], None]
@@ -314,11 +338,6 @@ class StageCheckpoints:
         """Waits and releases the managers' threads."""
         self._closing.close()
 
-    def _open(self, name: str, identity: dict[str, Any]) -> Checkpoint:
-        return self._closing.enter_context(
-            contextlib.closing(Checkpoint(self.root / name, identity))
-        )
-
 
 def stage_folder(workdir: pathlib.Path, stage: str) -> pathlib.Path:
     """Where the checkpoints of a stage lie."""
@@ -338,6 +357,34 @@ def read_identity(workdir: pathlib.Path, stage: str) -> dict[str, Any] | None:
         except (KeyError, OSError, TypeError, ValueError):
             continue
     return None
+
+
+def read_best(workdir: pathlib.Path, stage: str) -> tuple[int, str] | None:
+    """The step of a finished stage's best state and a digest of it, read from the metadata alone.
+
+    None where there is no such state. The digest is of 64 hexadecimal digits.
+    """
+    progress, root = None, stage_folder(workdir, stage)
+    folder = root / "latest"
+    steps = [path for path in folder.glob("*") if path.name.isdigit()]
+    for path in sorted(steps, key=lambda path: int(path.name), reverse=True):
+        with contextlib.suppress(KeyError, OSError, TypeError, ValueError):
+            progress = Progress(**json.loads((path / "meta" / "metadata").read_text())["progress"])
+            break
+    if progress is None or not is_trained(progress):
+        return None
+    with contextlib.suppress(KeyError, OSError, TypeError, ValueError):
+        path = root / "best" / str(progress.best_step) / "meta" / "metadata"
+        meta = json.loads(path.read_text())
+        # Of states from before digests were kept, where they stand has to do.
+        content = {"digests": meta.get("digests") or meta["progress"], "stage": stage}
+        return progress.best_step, fingerprint.of_record(content, "")
+    return None
+
+
+def is_trained(progress: Progress) -> bool:
+    """Whether a stage has a best state; a continued one may keep what it started from."""
+    return progress.best_step > 0 or progress.best_score >= 0
 
 
 def describe_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -5,9 +5,9 @@ and student are stages of this one loop. What a step computes is in `train_step`
 """
 
 import dataclasses
+import functools
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,11 +22,13 @@ from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.training import (
     checkpoint,
+    held,
     interrupt,
     optimizer,
     selection,
     sharding,
     step_metrics,
+    streams,
     train_state,
     train_step,
 )
@@ -34,10 +36,6 @@ from dsmoe_jax.training import (
 # A mean task loss above this is divergence: an untrained model's BCE is at 0.69. Auxiliary losses
 # have scales of their own, so that the total says nothing.
 DIVERGED_LOSS = 100.0
-
-# Stages of published records: their streams are the first four letters of their names, read as a
-# little-endian number. Names that begin alike would share one, so other stages use a checksum.
-_PUBLISHED_STREAMS = {"teacher": 0x63616574, "student": 0x64757473, "contrast": 0x746E6F63}
 
 Summary = dict[str, Any]
 
@@ -75,6 +73,9 @@ class Stage:
     # Gives what an earlier stage trained, where no checkpoint is; None starts from initial
     # parameters.
     start_from: Callable[[], train_state.Frozen] | None = None
+    # Makes the initial state that of an earlier run; it counts as the first epoch's, to be beaten.
+    carry_over: Callable[[train_state.TrainState], train_state.TrainState] | None = None
+    hold: held.Held | None = None  # What of a state stays as it is; None trains all
     last_only: bool = False  # Whether only the last example of every user is read
     # Seconds of training after which no further epoch begins; what is evaluated and kept is the
     # best state until then.
@@ -120,11 +121,6 @@ def train_stage(
     return loop.best()
 
 
-def random_stream(stage: str) -> int:
-    """The number of a stage's random stream, which depends on nothing but its name."""
-    return _PUBLISHED_STREAMS.get(stage, zlib.crc32(stage.encode()) & 0x7FFFFFFF)
-
-
 class _Loop:
     """The mutable part of `train_stage`."""
 
@@ -132,7 +128,7 @@ class _Loop:
         self, stage: Stage, setting: Setting, checkpoints: checkpoint.StageCheckpoints
     ) -> None:
         self._stage, self._setting, self._checkpoints = stage, setting, checkpoints
-        stage_key = jax.random.fold_in(setting.key, random_stream(stage.name))
+        stage_key = jax.random.fold_in(setting.key, streams.of_stage(stage.name))
         init_key, self._step_key = jax.random.split(stage_key)
         averaged = stage.average_decay > 0
         self._like = train_state.abstract_state(
@@ -161,9 +157,17 @@ class _Loop:
             )
             if start is not None:
                 self._state = train_state.start_from(self._state, start)
+            if stage.carry_over is not None:
+                self._state = stage.carry_over(self._state)
+                self._keep_start()
         self._steps = self._compile_steps()
         self._epoch_key = init_key
-        self._end_epoch = train_step.make_end_epoch(stage.model, setting.mesh, self._like)
+        self._end_epoch = train_step.make_end_epoch(
+            stage.model,
+            setting.mesh,
+            self._like,
+            functools.partial(held.hold, held=stage.hold or {}),
+        )
         # Steps before a group, their number, and their metrics, stacked.
         self._pending: list[tuple[int, int, train_step.Metrics]] = []
         self._reported_s = time.perf_counter()
@@ -180,6 +184,14 @@ class _Loop:
         del self._state  # two states may not fit the devices
         best = self._checkpoints.restore_best(self._like, self._setting.mesh, self._progress)
         return best, self._progress
+
+    def _keep_start(self) -> None:
+        """Makes the state that training starts from the best so far."""
+        score, summary = self._score(self._state)
+        self._keep_best(score)
+        self._checkpoints.best.wait()
+        self._checkpoints.latest.save(self._state, self._progress)
+        self._tell(summary, is_best=True)
 
     def _judge_anew(self) -> None:
         """Makes the best score so far one of this run's metric, where it was another's.
@@ -295,6 +307,7 @@ class _Loop:
             average_decay=stage.average_decay,
             loss_method=stage.loss_method,
         )
+        step = held.hold(step, stage.hold) if stage.hold else step
         steps: train_step.Step = train_step.jit_step(
             train_step.make_steps(step, setting.steps_per_dispatch), setting.mesh, self._like
         )
@@ -382,11 +395,19 @@ class _Loop:
         score, summary = self._score(self._state)
         is_best = stage.keeps_last or score > progress.best_score
         if is_best:
-            progress.best_score, progress.best_step, progress.bad_epochs = score, progress.step, 0
-            progress.judged_by = self._judged_by
-            self._checkpoints.best.save(self._state, progress)
+            self._keep_best(score)
         else:
             progress.bad_epochs += 1
+        self._tell(summary, is_best)
+
+    def _keep_best(self, score: float) -> None:
+        progress = self._progress
+        progress.best_score, progress.best_step, progress.bad_epochs = score, progress.step, 0
+        progress.judged_by = self._judged_by
+        self._checkpoints.best.save(self._state, progress)
+
+    def _tell(self, summary: Summary, is_best: bool) -> None:
+        progress, stage, log = self._progress, self._stage, self._setting.log
         log.metrics(stage.name, progress.step, selection.metrics(summary))
         log.line(selection.describe_epoch(progress, stage.score_name, summary, is_best))
 

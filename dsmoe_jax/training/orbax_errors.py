@@ -70,7 +70,9 @@ class Attempt:
 
 
 def _is_of_another(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+    # That a folder is only read was asked for.
+    is_told = record.levelno >= logging.ERROR or "read only" in record.getMessage()
+    return not is_told or "orbax" not in record.pathname
 
 
 def _but_for_theirs(hook: Callable[..., object]) -> Callable[..., None]:

@@ -195,13 +195,14 @@ class RowSparse:
         updates, dense = self.dense.update(rest_gradient, opt_state.dense, rest)
         rest = optax.apply_updates(rest, updates)
         rows = {}
+        taken = _count_taken(opt_state.dense, step)
         for name, table_VE in tables.items():
             state = opt_state.rows[name]
             tables[name], mean_VE, square_VE = self._on_owners(
                 self._update_shard,
                 (table_VE, state.mean_VE, state.square_VE),
                 gathered.touched_rows[name],
-                (gradients[name], step),
+                (gradients[name], step, taken),
             )
             rows[name] = RowState(mean_VE, square_VE, state.slot_V)
         return large_tables.join(tables, rest), OptState(dense, rows)
@@ -233,13 +234,13 @@ class RowSparse:
         first: Int[jax.Array, ""],
         tables: tuple[jax.Array, jax.Array, jax.Array],
         touched: TouchedRows,
-        gradient: tuple[jax.Array, jax.Array],
+        gradient: tuple[jax.Array, jax.Array, jax.Array],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Values and moments of the rows from `first` on, after a step."""
         table_WE, mean_WE, square_WE = tables
-        gradient_TE, step = gradient
+        gradient_TE, step, taken = gradient
         mine = _own(touched, first, table_WE.shape[0])
-        rate = self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
+        rate = self.learning_rate(taken) if callable(self.learning_rate) else self.learning_rate
         value_TE, mean_TE, square_TE = (whole_WE[mine.id_T] for whole_WE in tables)
         gradient_TE = gradient_TE + self.weight_decay * value_TE
         if self.method == "adagrad":
@@ -306,6 +307,17 @@ def make_updater(
     return RowSparse(
         spec, learning_rate, weight_decay, chosen.row_method, chosen.min_rows, mesh, beta_2
     )
+
+
+def _count_taken(dense: Any, step: Int[jax.Array, ""]) -> Int[jax.Array, ""]:
+    """Steps of the learning rate's schedule, which starts anew where a run goes on from another."""
+
+    def is_schedule(state: Any) -> bool:
+        return isinstance(state, optax.ScaleByScheduleState)
+
+    states = [s for s in jax.tree.leaves(dense, is_leaf=is_schedule) if is_schedule(s)]
+    taken: jax.Array = states[0].count if states else step
+    return taken
 
 
 def _deal(parts: list[jax.Array]) -> Callable[[jax.Array], jax.Array]:

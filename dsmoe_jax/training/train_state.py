@@ -140,7 +140,7 @@ def make_init(
       ValueError: When single rows are to be updated of a model that looks items up in other tables
         too: ids that point into what a batch touches would read wrong rows there.
     """
-    if getattr(model, "has_own_tables", False) and getattr(updater, "names", ()):
+    if getattr(model, "own_item_tables", ()) and getattr(updater, "names", ()):
         raise ValueError(
             f"optim.embedding: expected 'dense' for {type(model).__name__}, which looks items up "
             "in tables of its own, got 'row_sparse'"

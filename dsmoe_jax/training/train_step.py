@@ -173,12 +173,15 @@ def make_train_step(
 
 
 def make_end_epoch(
-    model: nn.Module, mesh: sharding.AnyMesh, state: train_state.TrainState
+    model: nn.Module,
+    mesh: sharding.AnyMesh,
+    state: train_state.TrainState,
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda end: end,
 ) -> Callable[[train_state.TrainState, jax.Array], tuple[train_state.TrainState, Metrics]] | None:
     """The jitted `end(state, key)` of a model that does something after an epoch, else None.
 
-    A matcher may declare it, see `two_tower.Matcher.has_end_epoch`. `state` may be shapes alone.
-    Returns the state and the model's metrics of the epoch.
+    A matcher may declare it, see `two_tower.Matcher.has_end_epoch`. `state` may be shapes alone;
+    `wrap` is applied to what is jitted. Returns the state and the model's metrics of the epoch.
     """
     if not (isinstance(model, two_tower.Matcher) and model.has_end_epoch):
         return None
@@ -199,7 +202,7 @@ def make_end_epoch(
         )
         return ended, {f"train/{name}": value for name, value in found.items()}
 
-    jitted: Step = jit_step(end, mesh, state)
+    jitted: Step = jit_step(wrap(end), mesh, state)
     return jitted
 
 

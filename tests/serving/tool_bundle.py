@@ -14,7 +14,7 @@ from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import alimama, custom
 from dsmoe_jax.models.ranking import mmoe_din
-from dsmoe_jax.run import stages
+from dsmoe_jax.run import inputs
 from dsmoe_jax.serving import export
 from dsmoe_jax.training import train_state
 from tests.models import small
@@ -172,7 +172,7 @@ def make_model(
     store: store_lib.Store, experiment: schema.Experiment, seed: int = 0
 ) -> tuple[Any, train_state.Frozen]:
     """The experiment's matcher with random variables."""
-    matcher = experiment.model.make(stages.select_features(store, experiment))
+    matcher = experiment.model.make(inputs.select_features(store, experiment))
     rows_QC = np.asarray(store.queries("test").rows_QC)[:4]
     users = pipeline.UserReader(store, matcher.spec).read(rows_QC)
     items = tiny_features.make_items(matcher.spec, (4, 2))

@@ -9,7 +9,14 @@ import pytest
 
 from dsmoe_jax.data import pipeline
 from dsmoe_jax.models import registry
-from dsmoe_jax.training import interrupt, loop, optimizer, sharding, train_state, train_step
+from dsmoe_jax.training import (
+    interrupt,
+    optimizer,
+    sharding,
+    streams,
+    train_state,
+    train_step,
+)
 from tests import tiny
 from tests.training import test_loop
 
@@ -100,7 +107,7 @@ def test_every_stage_has_a_random_stream_of_its_own():
     names += [
         stage.name for method in registry.MATCHERS.values() for stage in method().pretraining()
     ]
-    streams = {name: loop.random_stream(name) for name in names}
+    streams = {name: streams.of_stage(name) for name in names}
     assert len(set(streams.values())) == len(streams)
     # Those of published records, the first four letters.
     assert streams["teacher"] == int.from_bytes(b"teac", "little")

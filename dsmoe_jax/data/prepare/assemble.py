@@ -43,7 +43,7 @@ from dsmoe_jax.config import fields, schema
 from dsmoe_jax.data import kept
 from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import entities, events, histories, splits
+from dsmoe_jax.data.prepare import entities, events, histories, splits, standard
 
 # Raised when the same inputs and settings give another content than before, so that stores in place
 # are prepared again; the package's own version is ignored.
@@ -130,6 +130,8 @@ def prepare(
         if declared.metadata.get("unhashed") or fields.is_usual(declared, value):
             del settings[name]
     settings |= {"class": type(section).__name__, "preparation": STORE_VERSION}
+    if section.standard_file:
+        settings["standard"] = standard.read(section.standard_file).digest
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Without a store to compare with, files are hashed while they are read.
         hashes, what = pool.submit(manifest_lib.fingerprint, inputs), ""
@@ -204,8 +206,11 @@ def write(
     """
     rule = make_split(dataset, section)
     kept = frozenset(dataset.behavior.fields) if dataset.behavior else frozenset()
-    users = entities.encode_table(dataset.users, "user_id", {})
-    items = entities.encode_table(dataset.items, "item_id", dataset.extra_values, kept)
+    moments = standard.read(section.standard_file).moments
+    users = entities.encode_table(dataset.users, "user_id", {}, moments=moments)
+    items = entities.encode_table(
+        dataset.items, "item_id", dataset.extra_values, kept, moments=moments
+    )
     _check_names(users, items)
     if len(items.raw_id) < 3:
         raise ValueError(

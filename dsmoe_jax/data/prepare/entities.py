@@ -148,12 +148,13 @@ def encode_table(
     id_name: str,
     extra_values: Mapping[str, pl.Series],
     kept: frozenset[str] = frozenset(),
+    moments: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> EncodedTable:
     """Turns raw values into ids and standardised numbers.
 
     The row number becomes the sparse feature `id_name`. `extra_values` need an id although no row
     of the table may hold them (they occur in a behaviour log); the features `kept` stay although
-    they are constant.
+    they are constant. Dense features with given `moments` take those in place of their own.
 
     Raises:
       ValueError: When a key is null or repeated, a name is used twice or a log column is negative.
@@ -177,7 +178,7 @@ def encode_table(
         vocabularies[name] = vocabulary
         sparse.append(features.SparseFeature(name, len(vocabulary) + 1))
         columns.append(np.append(np.int32(0), encode(raw, vocabulary)))
-    dense, dense_XF, moments = _encode_dense(table, frame)
+    dense, dense_XF, found = _encode_dense(table, frame, moments or {})
     bag, bags = [], {}
     for name in table.bags:
         vocabulary, ids_XP = _encode_bag(frame[name])
@@ -194,7 +195,7 @@ def encode_table(
         dense=tuple(dense),
         bag=tuple(bag),
         vocabularies=vocabularies,
-        moments=moments,
+        moments=found,
     )
 
 
@@ -211,7 +212,7 @@ def _plain(value: pl.Series) -> pl.Series:
 
 
 def _encode_dense(
-    table: Table, frame: pl.DataFrame
+    table: Table, frame: pl.DataFrame, given: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[features.DenseFeature], np.ndarray, dict[str, dict[str, Any]]]:
     found, columns, moments = [], [], {}
     for name in (*table.dense, *table.log_dense):
@@ -226,10 +227,14 @@ def _encode_dense(
                     f"{value[known].min()}; use `dense` for it"
                 )
             value = np.log1p(value)
-        if not known.any() or np.ptp(value[known]) == 0:
+        if name in given:
+            mean, std = given[name]["mean"], given[name]["std"]
+        elif not known.any() or np.ptp(value[known]) == 0:
             continue
-        mean, std = _moments(name, value[known])
-        _warn_of_outlier(name, frame[name].drop_nulls())
+        else:
+            mean, std = _moments(name, value[known])
+        if known.any():
+            _warn_of_outlier(name, frame[name].drop_nulls())
         scaled = np.where(known, (value - mean) / std, 0.0).astype(np.float32)
         columns.append(np.append(np.float32(0), scaled))
         moments[name] = {"transform": transform, "mean": mean, "std": std}

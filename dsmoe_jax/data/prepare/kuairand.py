@@ -11,6 +11,7 @@ its split; tabs 1, 4, 2, 0 and a split by day are this project's reading of it.
 import dataclasses
 import datetime
 import pathlib
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import polars as pl
 
 from dsmoe_jax import runlog
 from dsmoe_jax.config import schema
-from dsmoe_jax.data.prepare import assemble, columns, entities, read
+from dsmoe_jax.data.prepare import assemble, columns, entities, read, standard
 
 SAMPLE_DIR = pathlib.Path(__file__).resolve().parent.parent / "sample"
 USERS_FILE = "user_features_pure.csv"
@@ -103,7 +104,8 @@ class KuaiRandConfig(schema.DataConfig):
         assemble.prepare(self, store_dir, inputs, lambda: self._load(files))
 
     def _load(self, files: "Files") -> assemble.Dataset:
-        users, (items, edges) = read_users(files.users), read_items(files.items)
+        users = read_users(files.users)
+        items, edges = read_items(files.items, standard.read(self.standard_file).edges)
         positives, exposures, days = self._read_logs(files, users, items)
         pre_history = pre_exposures = None
         if files.history and min(days) >= _HISTORY_END:
@@ -231,18 +233,22 @@ def read_users(path: pathlib.Path) -> pl.DataFrame:
     return users.with_columns(pl.when(streamer != -124).then(streamer))
 
 
-def read_items(path: pathlib.Path) -> tuple[pl.DataFrame, np.ndarray]:
+def read_items(
+    path: pathlib.Path, known: Mapping[str, list[float]]
+) -> tuple[pl.DataFrame, np.ndarray]:
     """`video_features_basic_pure`, one row a video, with a bucketed duration and tags as lists.
 
-    Beside it the bounds between the buckets.
+    Beside it the bounds between the buckets, which are those `known` of that feature, if any are.
     """
     items = read.read(path, _ITEM_COLUMNS)
     columns.check_unique(path, items, "video_id")
-    edges = entities.quantile_edges(items["video_duration"], _DURATION_BUCKETS)
+    name = "video_duration_bucket"
+    if name in known:
+        edges = np.asarray(known[name])
+    else:
+        edges = entities.quantile_edges(items["video_duration"], _DURATION_BUCKETS)
     duration = entities.bucket(items["video_duration"], edges)
-    items = items.with_columns(
-        duration.alias("video_duration_bucket"), _split_ids(path, items, "tag", ",")
-    )
+    items = items.with_columns(duration.alias(name), _split_ids(path, items, "tag", ","))
     return items, edges
 
 

@@ -186,7 +186,7 @@ class FISM(two_tower.Matcher):
     """
 
     item_uses_scenario = True
-    has_own_tables = True
+    own_item_tables = ("history_table", "exposure_table", "item_table", "bias_table")
 
     cfg: FISMConfig
 

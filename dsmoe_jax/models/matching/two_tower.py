@@ -64,8 +64,9 @@ class Matcher(nn.Module):
 
     # Whether `end_epoch` is to be called: a method that defines it says so.
     has_end_epoch: ClassVar[bool] = False
-    # Whether items are looked up in tables of its own too, which updates of rows do not know.
-    has_own_tables: ClassVar[bool] = False
+    # Names of parameters of its own with a row per item, which updates of rows do not know; those
+    # that are not there are ignored.
+    own_item_tables: ClassVar[tuple[str, ...]] = ()
 
     @property
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:
