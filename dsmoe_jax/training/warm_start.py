@@ -54,6 +54,8 @@ Sources = dict[str, Int[np.ndarray, "V"]]
 def find_blocks(model: nn.Module) -> dict[str, Block]:
     """Every feature's rows in the tables of a model, by table module and feature.
 
+    They are in the order that a tower's input has them in.
+
     A method with tables of items of its own names them, see `two_tower.Matcher.own_item_tables`.
     """
     found: dict[str, Block] = {}
@@ -61,17 +63,17 @@ def find_blocks(model: nn.Module) -> dict[str, Block]:
 
     def look(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        if isinstance(module, tables.FieldTables) and context.method_name != "setup":
-            path, offsets = "/".join(module.path), module.offsets
+        is_used = context.method_name in ("__call__", "field")
+        if is_used and isinstance(module, tables.FieldTables):
+            path = "/".join(module.path)
             side = module.path[-1].partition("_")[0]
             every: list[tables.AnyFeature] = [*module.sparse, *module.bags]
-            for feature in every:
-                name = feature.name
-                table = tables.SMALL_FIELDS if name in offsets else name
-                N = num_ids[side, name]
-                copies = (feature.num_ids - 1) // max(N - 1, 1)
-                found[f"{path}:{name}"] = Block(
-                    f"{path}/{table}", name, offsets.get(name, 0), N, max(copies, 1)
+            total = {feature.name: feature.num_ids for feature in every}
+            for slot in module.slots():
+                N = num_ids[side, slot.name]
+                copies = (total[slot.name] - 1) // max(N - 1, 1)
+                found[f"{path}:{slot.name}"] = Block(
+                    f"{path}/{slot.table}", slot.name, slot.first_row, N, max(copies, 1)
                 )
         return call(*args, **kwargs)
 
@@ -118,7 +120,18 @@ def find_sources(
       new: The same of the new one.
       old_ids: By feature, the earlier id of every new id; 0 from 1 on where there was none.
       rows: Rows of the new tables by path; tables that are not named are left out.
+
+    Raises:
+      ValueError: When a feature outgrew the table that it shared, and its place in the input.
     """
+    for name, before in zip(new, old, strict=False):
+        if name != before:
+            grown = min((name, before), key=lambda name: new[name].leaf == old[name].leaf)
+            raise ValueError(
+                f"warm start: expected the features in the order that the earlier model reads them "
+                f"in, got {new[grown].feature!r} in another place, as it now has a table of its "
+                f"own, from {tables.LARGE_TABLE_IDS:,} ids on; train anew once"
+            )
     found: dict[str, Sources] = {}
     for name, block in new.items():
         if name not in old or block.leaf not in rows:
@@ -144,6 +157,8 @@ def carry_over(
     keeps_fresh: bool = True,
 ) -> train_state.TrainState:
     """An initial state with all that an earlier one learned, in the initial one's layout.
+
+    It takes arrays of both, which are not to be used any more.
 
     Rows of tables that were there before keep their values and moments; the others keep the
     initial ones, or are 0 unless `keeps_fresh`: what an earlier model makes of ids that it does not
@@ -189,8 +204,7 @@ def carry_over(
     if not keeps_fresh:
         values = jax.tree.map(jnp.zeros_like, values)
     moved = jax.jit(move, out_shardings=layout)(values, parts, rows)
-    # A step frees the state that it is given, so that every leaf needs an array of its own.
-    merged = {**flat, **{path: jnp.copy(leaf) for path, leaf in copied.items()}, **moved}
+    merged = {**flat, **copied, **moved}
     state: train_state.TrainState = jax.tree.unflatten(
         jax.tree.structure(fresh), [merged[path] for path in flat]
     )
