@@ -46,6 +46,7 @@ _KINDS = {
     "": "unit",
     "baselines": "model",
     "bench": "e2e",
+    "bench/test_daily": "unit",
     "capacity": "model",
     "compare/report/test_build": "e2e",
     "compare/report/test_documents": "e2e",

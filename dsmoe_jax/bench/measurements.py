@@ -29,8 +29,8 @@ _MODULES = {
     "serving": "dsmoe_jax.bench.service_load",
     "plan": "dsmoe_jax.capacity.estimate",
 }
-# Its table is shown by itself, by device, not as lines of a console.
-_DEVICE = "device"
+# Their tables are shown by themselves, not as lines of a console.
+_DEVICE, _DAILY = "device", "daily"
 _VERSIONS = ("jax", "torch", "faiss-cpu", "polars", "pandas")
 
 
@@ -73,6 +73,7 @@ def blocks(folder: pathlib.Path) -> dict[str, Callable[[], generated.Block]]:
         raise ValueError(f"{folder}: expected measurements (*.json), found none")
     records = [json.loads(path.read_text()) for path in paths]
     return {
+        "daily": lambda: generated.Block(show_days(records)),
         "device": lambda: generated.Block(show_devices(records)),
         "measurements": lambda: generated.Block(show_all(records)),
         "speed": lambda: generated.Block(summarise(records)),
@@ -106,9 +107,10 @@ def summarise(records: Sequence[dict[str, Any]]) -> str:
 
 
 def show_all(records: Sequence[dict[str, Any]]) -> str:
-    """The lines that each measurement printed, in the records' order, but for devices' tables."""
+    """The lines that each measurement printed, in the records' order, but for tables."""
     lines = []
-    records = [record for record in records if record["command"] != _DEVICE]
+    apart = (_DEVICE, _DAILY)
+    records = [record for record in records if record["command"] not in apart]
     for record in records:
         module = load(record["command"])
         command = shlex.join([record["command"], *record["arguments"]])
@@ -139,3 +141,15 @@ def show_devices(records: Sequence[dict[str, Any]]) -> str:
             )
         )
     return "\n\n".join(parts) or "No accelerator was measured yet."
+
+
+def show_days(records: Sequence[dict[str, Any]]) -> str:
+    """The table of every measurement of rolling days, with its command, machine and day."""
+    parts = []
+    for record in records:
+        if record["command"] != _DAILY:
+            continue
+        command = shlex.join([_DAILY, *record["arguments"]])
+        made = f"Made by `python -m dsmoe_jax.bench {command}`; {record['machine']}; {record['date']}."
+        parts.append("\n".join([*load(_DAILY).describe(record["found"]), "", made]))
+    return "\n\n".join(parts) or "Nothing was measured yet."

@@ -15,7 +15,7 @@ from dsmoe_jax import runlog
 from dsmoe_jax.config import fingerprint, load, schema
 from dsmoe_jax.data import kept
 from dsmoe_jax.data import manifest as manifest_lib
-from dsmoe_jax.data.prepare import standard
+from dsmoe_jax.data.prepare import own_config, standard
 from dsmoe_jax.run import lock, sizes
 from dsmoe_jax.run import workdir as workdir_lib
 from dsmoe_jax.training import checkpoint
@@ -38,6 +38,7 @@ class Continuation:
       checkpoint: Digest of the states that are carried over, 64 hexadecimal digits.
       folders: By stage, where its state lies: a teacher may be another run's.
       data_hash: Of the data that they were trained on.
+      scenarios: Names of the earlier store's scenarios, in their order.
       standard: Moments and bounds of the earlier store.
     """
 
@@ -45,6 +46,7 @@ class Continuation:
     checkpoint: str
     folders: dict[str, pathlib.Path]
     data_hash: str
+    scenarios: tuple[str, ...]
     standard: standard.Standard
 
     def write(self, workdir: pathlib.Path) -> None:
@@ -54,6 +56,7 @@ class Continuation:
             "checkpoint": self.checkpoint,
             "folders": {stage: str(folder) for stage, folder in self.folders.items()},
             "data_hash": self.data_hash,
+            "scenarios": self.scenarios,
             standard.KEY: self.standard._asdict(),
         }
         runlog.replace_text(workdir / FILE, json.dumps(record, indent=1) + "\n")
@@ -61,6 +64,10 @@ class Continuation:
     def apply(self, experiment: schema.Experiment, workdir: pathlib.Path) -> schema.Experiment:
         """The experiment with the fields that say what it goes on from."""
         data = dataclasses.replace(experiment.data, standard_file=str(workdir.absolute() / FILE))
+        is_own = isinstance(data, own_config.LogConfig) and data.rare_scenarios != "merge"
+        if is_own and data.scenario and not data.scenarios:
+            # By default they are in the order of their positives, which changes from day to day.
+            data.scenarios = self.scenarios
         return dataclasses.replace(experiment, data=data, continued_from=self.checkpoint)
 
     def is_there(self) -> bool:
@@ -85,6 +92,7 @@ def read(workdir: pathlib.Path) -> Continuation | None:
             record["checkpoint"],
             {stage: pathlib.Path(folder) for stage, folder in record["folders"].items()},
             record["data_hash"],
+            tuple(record["scenarios"]),
             standard.Standard(**record[standard.KEY]),
         )
     except (AttributeError, KeyError, TypeError) as error:
@@ -128,10 +136,13 @@ def find(
     ):
         assert folder is not None
         known = _open(experiment, folder)
-    if (known.folder / workdir_lib.CONFIG_FILE).is_file():
-        earlier = workdir_lib.read_config(known.folder)
-        experiment = _take_sizes(experiment, earlier, given)
-        check_model(experiment, earlier, known.folder)
+    # The earlier folder may be gone by now; what was taken from it is in the run's own.
+    for place in (known.folder, workdir):
+        if (place / workdir_lib.CONFIG_FILE).is_file():
+            earlier = workdir_lib.read_config(place)
+            experiment = _take_sizes(experiment, earlier, given)
+            check_model(experiment, earlier, place)
+            break
     return known, known.apply(experiment, workdir)
 
 
@@ -199,8 +210,15 @@ def _open(experiment: schema.Experiment, folder: pathlib.Path) -> Continuation:
     store = kept.find(workdir_lib.store_folder(earlier, folder), data_hash)
     digest = _digest(folders)
     assert digest is not None
-    found = standard.of_manifest(manifest_lib.read(store))
-    return Continuation(folder.absolute(), digest, folders, data_hash, found)
+    manifest = manifest_lib.read(store)
+    return Continuation(
+        folder.absolute(),
+        digest,
+        folders,
+        data_hash,
+        tuple(manifest["scenarios"]),
+        standard.of_manifest(manifest),
+    )
 
 
 def _digest(folders: dict[str, pathlib.Path]) -> str | None:

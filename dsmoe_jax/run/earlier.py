@@ -53,7 +53,7 @@ class Earlier:
                 "go on from what is there now"
             )
         self._known, self._store = known, store
-        self._ids: dict[str, Int[np.ndarray, "N"]] = {}
+        self._ids: dict[str, Int[np.ndarray, "_"]] = {}
         self._experiment = workdir_lib.read_config(folder)
         place = workdir_lib.store_folder(self._experiment, folder)
         self._old_store = store_lib.Store.open(kept.find(place, known.data_hash))

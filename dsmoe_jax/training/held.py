@@ -19,14 +19,14 @@ from jaxtyping import Bool
 from dsmoe_jax.training import train_state, warm_start
 
 # Which rows of a variable are held, by its path in a state; None holds all of it.
-Held = Mapping[str, Bool[np.ndarray, "V"] | None]
+Held = Mapping[str, Bool[np.ndarray, "_"] | None]
 
 
 def find(
     model: nn.Module,
     like: train_state.TrainState,
     sources: Mapping[str, warm_start.Sources],
-) -> dict[str, Bool[np.ndarray, "V"] | None]:
+) -> dict[str, Bool[np.ndarray, "_"] | None]:
     """What of a state has to stay for the vectors of known items to stay.
 
     Args:
@@ -44,7 +44,7 @@ def find(
             f"train.hold_items: expected False with {type(model).__name__}, whose item vectors "
             f"hold what is counted in the log ({counted[0].rpartition('/')[2]}), got True"
         )
-    found: dict[str, Bool[np.ndarray, "V"] | None] = {}
+    found: dict[str, Bool[np.ndarray, "_"] | None] = {}
     for path in read:
         name = path.removeprefix("params/")
         known = warm_start.known_rows(sources[name]) if name in sources else None

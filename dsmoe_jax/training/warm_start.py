@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
 
 # Row of an earlier table for every row of a table, by the earlier table's path; -1 for none.
-Sources = dict[str, Int[np.ndarray, "V"]]
+Sources = dict[str, Int[np.ndarray, "_"]]
 
 
 def find_blocks(model: nn.Module) -> dict[str, Block]:
@@ -110,7 +110,7 @@ def count_rows(model: nn.Module, updater: optimizer.Updater) -> dict[str, int]:
 def find_sources(
     old: Mapping[str, Block],
     new: Mapping[str, Block],
-    old_ids: Mapping[str, Int[np.ndarray, "N"]],
+    old_ids: Mapping[str, Int[np.ndarray, "_"]],
     rows: Mapping[str, int],
 ) -> dict[str, Sources]:
     """Where every row of the new tables was, by path of the table.

@@ -104,6 +104,20 @@ def test_a_run_leaves_the_hits_of_every_query_and_the_tables_of_fig_4(whole):
         assert arrays["gate_weights/item"].shape == (4, 3)
 
 
+def test_without_an_epoch_teacher_and_student_of_another_run_say_the_same(whole, tmp_path):
+    flags = (f"--continue_from={whole}", f"--workdir={tmp_path}")
+    output = commands.run(
+        *ARGUMENTS, *flags, *commands.NO_BASELINES, "--config.train.continue_epochs=0"
+    )
+    before, after = (
+        json.loads((folder / "results.json").read_text()) for folder in (whole, tmp_path)
+    )
+    for name in ("scenarios", "macro", "validation", "teacher", "data_hash"):
+        assert after[name] == before[name], name
+    assert after["continued"]["yesterday"]["macro"] == before["macro"]
+    assert "  yesterday's model  " in output and "read only" not in output
+
+
 def test_interrupted_killed_and_taken_in_parts_equals_uninterrupted(whole, tmp_path):
     arguments = (*ARGUMENTS, f"--workdir={tmp_path}", "--config.checkpoint.every_steps=3")
     for mode in ("prepare", "teacher"):
