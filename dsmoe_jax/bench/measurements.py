@@ -150,6 +150,8 @@ def show_days(records: Sequence[dict[str, Any]]) -> str:
         if record["command"] != _DAILY:
             continue
         command = shlex.join([_DAILY, *record["arguments"]])
-        made = f"Made by `python -m dsmoe_jax.bench {command}`; {record['machine']}; {record['date']}."
+        made = (
+            f"Made by `python -m dsmoe_jax.bench {command}`; {record['machine']}; {record['date']}."
+        )
         parts.append("\n".join([*load(_DAILY).describe(record["found"]), "", made]))
     return "\n\n".join(parts) or "Nothing was measured yet."

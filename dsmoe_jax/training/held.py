@@ -95,6 +95,8 @@ def hold(step: Callable[..., Any], held: Held) -> Callable[..., Any]:
             known_V = held[name]
             if known_V is None:
                 return old
+            # Rows that pad a table to a number of devices may do as they do.
+            known_V = np.pad(known_V, (0, new.shape[0] - len(known_V)))
             return jnp.where(known_V.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
 
         return jax.tree_util.tree_map_with_path(keep, moved, state), metrics

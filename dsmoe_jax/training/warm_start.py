@@ -194,6 +194,9 @@ def carry_over(
         for path, value in values.items():
             for table, old_VE in parts[path].items():
                 row_V = rows[path][table]
+                # Rows that pad a table to a number of devices come from none.
+                padding = value.shape[0] - len(row_V)
+                row_V = jnp.pad(row_V, (0, padding), constant_values=-1)
                 known = (row_V >= 0).reshape(-1, *(1,) * (value.ndim - 1))
                 value = jnp.where(known, old_VE[jnp.maximum(row_V, 0)], value)
             moved[path] = value

@@ -135,6 +135,30 @@ def test_moments_and_averages_follow_and_counts_and_statistics_are_taken_over():
     jax.tree.map(np.testing.assert_array_equal, got.average.model_state, old.average.model_state)
 
 
+def test_rows_that_pad_a_table_to_the_devices_come_from_none():
+    _, _, got = carry(make_dssm(), make_dssm(**SIZES), IDS)
+
+    def pad(path, leaf):
+        is_table = jax.tree_util.keystr(path).endswith("['item_tables']['item_id']")
+        return jnp.pad(leaf, ((0, 2), (0, 0))) if is_table else leaf
+
+    old = make_state(make_dssm(), ADAM, False)
+    fresh = jax.tree.map(lambda leaf: -leaf, make_state(make_dssm(**SIZES), ADAM, False, seed=1))
+    fresh = jax.device_put(jax.tree_util.tree_map_with_path(pad, fresh), sharding.replicated(MESH))
+    sources = warm_start.find_sources(
+        warm_start.find_blocks(make_dssm()),
+        warm_start.find_blocks(make_dssm(**SIZES)),
+        IDS,
+        warm_start.count_rows(make_dssm(**SIZES), ADAM),
+    )
+    padded = warm_start.carry_over(old, fresh, sources)
+    for whole, part in zip(jax.tree.leaves(padded), jax.tree.leaves(got), strict=True):
+        if part.ndim:
+            assert not np.asarray(whole)[part.shape[0] :].any()
+            whole = whole[: part.shape[0]]
+        np.testing.assert_array_equal(np.asarray(whole), np.asarray(part))
+
+
 def test_a_learning_rate_schedule_starts_anew():
     falling = optimizer.Dense(optimizer.make_optimizer(optimizer.make_schedule(1e-3, 5), 0.0))
     old, fresh, got = carry(make_dssm(), make_dssm(**SIZES), IDS, updater=falling)
