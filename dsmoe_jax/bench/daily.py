@@ -23,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this measurement's flags."""
     parser.add_argument("--config", default="kuairand:sample,plus,fism")
     parser.add_argument("--days", type=int, default=7, help="days that follow the first run's")
+    parser.add_argument("--left", type=int, default=0, help="the last of these days are left out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=3, help="train.continue_epochs")
     parser.add_argument("--folder", type=pathlib.Path, help="of the runs; kept, and gone on with")
@@ -35,7 +36,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with _folder(options.folder) as folder:
         for seed in options.seeds:
             before = None
-            for dropped in range(options.days, -1, -1):
+            for dropped in range(options.days, options.left - 1, -1):
                 workdir = folder / f"seed{seed}-dropped{dropped}"
                 fields = {
                     "seed": seed,

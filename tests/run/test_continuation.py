@@ -141,7 +141,7 @@ def test_known_ids_go_on_and_numbers_mean_what_they_meant(old, new):
     shared = sorted({*prices[0]} & {*prices[1]})
     assert len(shared) == 39 and len(prices[1]) == 43
     assert [prices[0][i] for i in shared] == [prices[1][i] for i in shared]
-    # An epoch at this rate moves a weight by far less than its size.
+    # An epoch at this rate moves a weight by less than its size, if it is kept.
     tables = [
         np.asarray(read_student(model)[1].params["embedder"]["item_tables"]["item_id"])
         for model in (old, new)
@@ -151,7 +151,7 @@ def test_known_ids_go_on_and_numbers_mean_what_they_meant(old, new):
             table[int(np.flatnonzero(store.items_raw_id.astype(str) == str(raw))[0])]
             for table, store in zip(tables, stores, strict=True)
         )
-        assert 0 < np.abs(after - before).max() < 0.5 * np.abs(before).max()
+        assert np.abs(after - before).max() < 0.5 * np.abs(before).max()
 
 
 def test_a_continued_run_says_what_it_went_on_from(old, new):
@@ -166,6 +166,14 @@ def test_a_continued_run_says_what_it_went_on_from(old, new):
     identity = checkpoint.read_identity(new.workdir, "student")
     assert identity["continued_from"] == found["checkpoint"]
     assert new.results["config_hash"] != old.results["config_hash"]
+
+
+def read_digests(workdir: pathlib.Path) -> list:
+    """Those of the state that a student began with and of its last one."""
+    steps = checkpoint.stage_folder(workdir, "student") / "latest"
+    order = sorted(steps.glob("[0-9]*"), key=lambda path: int(path.name))
+    assert order[0].name == "0" and len(order) == 2
+    return [json.loads((path / "meta" / "metadata").read_text())["digests"] for path in order]
 
 
 def test_a_killed_run_ends_with_the_same_bits_without_the_flag(
@@ -187,12 +195,13 @@ def test_a_killed_run_ends_with_the_same_bits_without_the_flag(
         with pytest.raises(Killed):
             dsmoe_jax.train(experiment, tmp_path, continue_from=old.workdir)
     model = dsmoe_jax.train(experiment, tmp_path)
-    digests = [checkpoint.read_best(m.workdir, "student") for m in (new, model)]
-    assert digests[0] == digests[1] and digests[0] is not None
+    digests = [read_digests(m.workdir) for m in (new, model)]
+    assert digests[0] == digests[1]
+    assert digests[0][0] != digests[0][1]
     assert model.results["macro"] == new.results["macro"]
     # The same command again has nothing left to do.
     dsmoe_jax.train(experiment, tmp_path, continue_from=old.workdir)
-    assert checkpoint.read_best(tmp_path, "student") == digests[0]
+    assert read_digests(tmp_path) == digests[0]
 
 
 def test_with_items_held_vectors_of_known_items_stay_to_the_bit(logs, old, tmp_path):
