@@ -211,7 +211,8 @@ def known_log_prior(
     known_RF = daily_RF[daily_RF[:, 0] < cut_s].astype(np.int64)
     weight_R = np.ones(len(known_RF))
     if half_life_days is not None and len(known_RF):
-        days_R = (known_RF[:, 0].max() - known_RF[:, 0]) / store_lib.DAY_S
+        # Calendar days, of which two a year may have 23 or 25 hours.
+        days_R = np.rint((known_RF[:, 0].max() - known_RF[:, 0]) / store_lib.DAY_S)
         weight_R = 0.5 ** (days_R / half_life_days)
     S, V = store.spec.num_scenarios, store.spec.num_items
     pair_R = known_RF[:, 1] * V + known_RF[:, 2]

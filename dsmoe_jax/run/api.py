@@ -19,13 +19,15 @@ import numpy as np
 from dsmoe_jax import runlog
 from dsmoe_jax.config import fingerprint, schema
 from dsmoe_jax.config import load as load_lib
-from dsmoe_jax.data.prepare import custom, later, own_log
+from dsmoe_jax.data.prepare import custom, frames, later, own_log
 from dsmoe_jax.evaluation import protocol
 from dsmoe_jax.run import export, results, run, sizes, stages
 from dsmoe_jax.run import workdir as workdir_lib
 from dsmoe_jax.serving import bundle, retriever
 
 Folder = str | os.PathLike[str]
+# Fields on which the days held out depend.
+_DECIDE_DAYS = {"data.repeats", "data.time_zone", "data.utc_offset_hours"}
 
 
 class Model:
@@ -64,7 +66,7 @@ class Model:
         return results.read(path)
 
     def evaluate(
-        self, log: own_log.Frame | None = None, *, split: str = "test", progress: bool = False
+        self, log: frames.Frame | None = None, *, split: str = "test", progress: bool = False
     ) -> dict[str, Any]:
         """Full-corpus metrics per scenario and macro, with those of cold users apart.
 
@@ -81,7 +83,7 @@ class Model:
             found: dict[str, Any] = results.plain(self._evaluate(log, split).summarise())
         return found
 
-    def _evaluate(self, log: own_log.Frame | None, split: str) -> protocol.Evaluation:
+    def _evaluate(self, log: frames.Frame | None, split: str) -> protocol.Evaluation:
         shared, frozen, section = self._stages, self._student.frozen, self.experiment.data
         if log is None:
             return shared.evaluate_matcher(frozen, split, shared.sample_queries(split, None))
@@ -196,7 +198,7 @@ def train(
 
 def evaluate(
     model: Model | Folder,
-    log: own_log.Frame | None = None,
+    log: frames.Frame | None = None,
     *,
     split: str = "test",
     progress: bool = False,
@@ -231,10 +233,10 @@ def load_model(folder: Folder, experiment: schema.Experiment | None = None) -> M
 
 
 def fit(
-    log: own_log.Frame,
+    log: frames.Frame,
     *,
-    users: own_log.Frame | None = None,
-    items: own_log.Frame | None = None,
+    users: frames.Frame | None = None,
+    items: frames.Frame | None = None,
     user: str = "user_id",
     item: str = "item_id",
     time: str = "timestamp",
@@ -275,9 +277,12 @@ def fit(
         if workdir is None:
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
         given = fingerprint.flatten(fields)
-        repeats = given.get("data.repeats") is True
-        found = own_log.infer(folder / "raw", log, users, items, roles, repeats=repeats)
         experiment = load_lib.load_config(f"custom:{variant}")
+        experiment.data = base = custom.CustomConfig()
+        for name in _DECIDE_DAYS & given.keys():
+            load_lib.override(experiment, name, given[name])
+        with runlog.quiet(not progress):
+            found = own_log.infer(folder / "raw", log, users, items, roles, base)
         experiment.data, experiment.dataset = found.data, found.data.name
         notes = list(found.notes)
         for name, value in given.items():

@@ -124,7 +124,8 @@ class Stages:
         )
         for split, entry in manifest["split"].items():
             days = entry["days"]
-            line(f"  {split:<10} {days[0]} to {days[-1]}  {entry['examples']:>11,} positives")
+            zone = f"  {entry['time_zone']}" if "time_zone" in entry else ""
+            line(f"  {split:<10} {days[0]} to {days[-1]}  {entry['examples']:>11,} positives{zone}")
         line(f"  {'scenario':<10} {'train':>11} {'validation':>11} {'test':>11}  (queries)")
         for name in self.spec.scenarios:
             row = [counts[key][name] for key in ("train", "validation_queries", "test_queries")]

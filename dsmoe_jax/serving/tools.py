@@ -147,6 +147,8 @@ def _describe_split(manifest: dict[str, Any]) -> dict[str, str]:
         found["days"] = "; ".join(
             f"{name} {entry['days'][0]} to {entry['days'][-1]}" for name, entry in split.items()
         )
+        if zones := {entry["time_zone"] for entry in split.values() if "time_zone" in entry}:
+            found["days"] += f" of {', '.join(zones)}"
     until_s = manifest["known_until_s"]
     if until_s:
         until = datetime.datetime.fromtimestamp(until_s, datetime.UTC)

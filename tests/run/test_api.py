@@ -206,9 +206,11 @@ def test_a_method_keeps_the_training_that_it_asks_for(model):
 
 def test_repeats_are_found_by_the_evaluation_and_by_the_bundle_alike(tmp_path):
     fields = FIELDS | {"data.repeats": True, "eval.remove_seen": "none", "eval.k": (3, 10)}
+    fields |= {"data.time_zone": "Asia/Tokyo"}
     model = dsmoe_jax.fit(
         make_log(), scenario="page", variant="no_distill", workdir=tmp_path / "run", **fields
     )
+    assert model.results["split"]["test"]["time_zone"] == "Asia/Tokyo"
     assert model.results["repeats"] and model.results["remove_seen"] == "none"
     table = store_lib.Store.open(dsmoe_jax.prepare(model.experiment, model.workdir)).queries("test")
     again = [
@@ -254,6 +256,10 @@ def test_overrides_come_with_dots_or_nested():
         (
             lambda: dsmoe_jax.fit(make_log(), **{"train.max_epoch": 1}),
             "unknown field 'config.train.max_epoch'; nearest: 'config.train.max_epochs'",
+        ),
+        (
+            lambda: dsmoe_jax.fit(make_log(), **{"data.time_zone": "Berlin"}),
+            "got 'Berlin'; nearest: 'Europe/Berlin'",
         ),
         (
             lambda: dsmoe_jax.fit(make_log(), time="when"),

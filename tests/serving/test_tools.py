@@ -17,8 +17,8 @@ RESULTS = {
     },
     "macro": {"recall@3": 0.375, "recall@3_se": 0.01},
     "split": {
-        "train": {"days": ["2023-11-15", "2023-11-16"]},
-        "test": {"days": ["2023-11-24"]},
+        "train": {"days": ["2023-11-15", "2023-11-16"], "time_zone": "Asia/Tokyo"},
+        "test": {"days": ["2023-11-24"], "time_zone": "Asia/Tokyo"},
     },
 }
 
@@ -57,7 +57,7 @@ def test_show_tells_what_a_bundle_is(path):
     for line in (
         "method      FISM, fism",
         "data        tiny shop, ",
-        "days        train 2023-11-15 to 2023-11-16; test 2023-11-24 to 2023-11-24",
+        "days        train 2023-11-15 to 2023-11-16; test 2023-11-24 to 2023-11-24 of Asia/Tokyo",
         "scenarios   home, search, cart",
         "items       30, vectors of 7 numbers for each scenario",
         "users       40 known",

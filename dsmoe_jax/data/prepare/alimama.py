@@ -20,7 +20,7 @@ import polars as pl
 
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import assemble, columns, entities, events, read
+from dsmoe_jax.data.prepare import assemble, clocks, columns, entities, events, read
 
 SAMPLES_FILE = "raw_sample.csv"
 ADS_FILE = "ad_feature.csv"
@@ -115,7 +115,7 @@ class AlimamaConfig(schema.DataConfig):
             items=entities.Table(pool, key="adgroup_id", sparse=_AD_SPARSE, log_dense=("price",)),
             positives=positives,
             days=days,
-            utc_offset_s=BEIJING_S,
+            clock=clocks.Clock(BEIJING_S),
             exposures=exposures,
             behavior=events.BehaviorLog(
                 "behavior",

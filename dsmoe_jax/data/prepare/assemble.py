@@ -19,7 +19,7 @@ where `_load` reads the files (`read.read`, `read.iterate`), checks what only it
         items=entities.Table(items, key="video_id", sparse=("author",), bags=("tag",)),
         positives=frame,      # columns user, item (raw ids), scenario (id), time_s, day
         days=days,            # every day of the log, so that a day without positives counts
-        utc_offset_s=8 * 3600,
+        clock=clocks.Clock(8 * 3600),
     )
 
 Everything is deterministic: equal inputs and settings give equal bytes.
@@ -43,7 +43,7 @@ from dsmoe_jax.config import fields, schema
 from dsmoe_jax.data import kept
 from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import entities, events, histories, splits, standard
+from dsmoe_jax.data.prepare import clocks, entities, events, histories, splits, standard
 
 # Raised when the same inputs and settings give another content than before, so that stores in place
 # are prepared again; the package's own version is ignored.
@@ -72,7 +72,7 @@ class Dataset:
       days: All days of the log, in any order, repetitions allowed; read by the split by day alone.
       split: "days": `DataConfig` says how many days validate and test. "leave_one_out": every
         user's last positive tests and the one before it validates, whatever `DataConfig` says.
-      utc_offset_s: Seconds that the days' midnight is ahead of UTC's.
+      clock: Whose midnight begins the days.
       pre_history: Columns `user`, `item` (raw ids) in chronological order: clicks from before the
         log, without time or scenario. They open the all-scenario history and count for nothing
         else.
@@ -95,7 +95,7 @@ class Dataset:
     positives: pl.DataFrame
     days: Sequence[datetime.date] = ()
     split: str = "days"
-    utc_offset_s: int = 0
+    clock: clocks.Clock = clocks.UTC
     pre_history: pl.DataFrame | None = None
     exposures: pl.DataFrame | None = None
     pre_exposures: pl.DataFrame | None = None
@@ -173,7 +173,7 @@ def make_split(dataset: Dataset, section: schema.DataConfig) -> splits.Split:
     if dataset.split not in splits.RULES:
         raise ValueError(f"split: expected one of {splits.RULES}, got {dataset.split!r}")
     if dataset.split == "days":
-        return splits.by_day(dataset.days, section, dataset.utc_offset_s)
+        return splits.by_day(dataset.days, section, dataset.clock)
     if section.drop_last_days:
         raise ValueError(
             f"data.drop_last_days: expected 0 with the split leave_one_out, got "
@@ -189,7 +189,7 @@ def make_split(dataset: Dataset, section: schema.DataConfig) -> splits.Split:
             "data.exposures: expected False with the split leave_one_out, got True; the windows of "
             "exposures are cut by days"
         )
-    return splits.LeaveOneOut()
+    return splits.LeaveOneOut(dataset.clock)
 
 
 def write(
@@ -342,7 +342,7 @@ def _write_rows(
     by_scenario = [scenario_history.find(of_rows, scenario=s) for s in range(S)]
     found.append((store_lib.Windows("scenario_history", S), by_scenario))
     if log := dataset.behavior:
-        of_log = events.write_behavior(writer, log, users, items, of_rows, dataset.utc_offset_s)
+        of_log = events.write_behavior(writer, log, users, items, of_rows, dataset.clock)
         found.append((store_lib.Windows(log.name), [of_log]))
     if exposures:
         found.append((store_lib.Windows(features.EXPOSURES), [exposures.find(of_rows)]))
@@ -382,7 +382,7 @@ def _write_exposures(
         for events in (positives, shown)
     )
     counted = histories.count_by_day(*known, num_scenarios=S)
-    counted[:, 0] = counted[:, 0] * store_lib.DAY_S - dataset.utc_offset_s
+    counted[:, 0] = dataset.clock.day_starts(counted[:, 0])
     writer.array("daily", counted.astype(np.int32))
     return sequence
 

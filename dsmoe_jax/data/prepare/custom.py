@@ -66,7 +66,7 @@ class CustomConfig(own_config.LogConfig):
             positives=positives,
             days=days,
             split=self.split,
-            utc_offset_s=self.utc_offset_s,
+            clock=self.clock,
             exposures=found.exposures.with_columns(scenario) if self.exposures else None,
             raw_forms={
                 renamed.get((side, name), name): {"separator": self.bag_separator}

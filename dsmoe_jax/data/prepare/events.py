@@ -13,7 +13,7 @@ import polars as pl
 
 from dsmoe_jax import runlog
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import entities, histories, read
+from dsmoe_jax.data.prepare import clocks, entities, histories, read
 
 _PARTITIONS = 64
 
@@ -43,7 +43,7 @@ def write_behavior(
     users: entities.EncodedTable,
     items: entities.EncodedTable,
     rows: list[histories.Rows],
-    utc_offset_s: int,
+    clock: clocks.Clock,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Writes `sequence_<name>` and `sequence_<name>_time`, user-major and chronological.
 
@@ -65,7 +65,7 @@ def write_behavior(
     bar = runlog.bar(parts, desc=f"sort {log.name}", total=_PARTITIONS)
     for part, event_EF in enumerate(bar):
         user_E, time_E = event_EF[:, 0].astype(np.int64), event_EF[:, 1].astype(np.int64)
-        day_E = (time_E + utc_offset_s) // store_lib.DAY_S
+        day_E = clock.days(time_E)
         for row, (start_X, stop_X) in zip(rows, found, strict=True):
             here = slice(*np.searchsorted(row.user_X, [part * size, (part + 1) * size]))
             start, stop = histories.find_windows(

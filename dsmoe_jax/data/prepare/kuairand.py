@@ -19,7 +19,7 @@ import polars as pl
 
 from dsmoe_jax import runlog
 from dsmoe_jax.config import schema
-from dsmoe_jax.data.prepare import assemble, columns, entities, read, standard
+from dsmoe_jax.data.prepare import assemble, clocks, columns, entities, read, standard
 
 SAMPLE_DIR = pathlib.Path(__file__).resolve().parent.parent / "sample"
 USERS_FILE = "user_features_pure.csv"
@@ -126,7 +126,7 @@ class KuaiRandConfig(schema.DataConfig):
             ),
             positives=positives,
             days=days,
-            utc_offset_s=BEIJING_S,
+            clock=clocks.Clock(BEIJING_S),
             pre_history=pre_history,
             exposures=exposures if self.exposures else None,
             pre_exposures=pre_exposures,

@@ -6,7 +6,7 @@ Owns the fields of that configuration. Does not own what is done with them (`cus
 import dataclasses
 
 from dsmoe_jax.config import fields, schema
-from dsmoe_jax.data.prepare import expressions, read, splits, times
+from dsmoe_jax.data.prepare import clocks, expressions, read, splits, times
 
 SIDES = ("user", "item")
 # What results call the mean over scenarios.
@@ -32,9 +32,13 @@ class LogConfig(schema.DataConfig):
       item_id: Column of the log and of the item table.
       time: Column of the log.
       time_unit: "s", "ms", "us" or "ns" (since 1970, UTC), or "iso" (`2024-05-01T12:30:00+02:00`,
-        `2024-05-01 12:30:00 UTC`; without a zone the clock is the one of `utc_offset_hours`; a date
-        alone is its midnight). Typed times of a Parquet file are read whatever it is.
+        `2024-05-01 12:30:00 UTC`; without a zone the clock is the one of `time_zone` or
+        `utc_offset_hours`; a date alone is its midnight). Typed times of a Parquet file are read
+        whatever it is.
       utc_offset_hours: Of the clock whose midnight begins the days that are split.
+      time_zone: That clock by its IANA name, such as "Europe/Berlin", with daylight saving time;
+        empty takes the offset. A time without a zone that it shows twice is the earlier one, and
+        one that it never shows is refused.
       positive: Which rows are positives: a column, one of == != >= <= > < and a value, such as
         `rating >= 4` or `event == click`; empty means every row. An empty cell is no positive. All
         other rows are exposures. Equal is what is written so, or the same number: 4 is 4.0, and
@@ -76,6 +80,7 @@ class LogConfig(schema.DataConfig):
     time: str = "time"
     time_unit: str = "s"
     utc_offset_hours: float = 0.0
+    time_zone: str = fields.field("", added_later=True)
     positive: str = ""
     scenario: str = "scenario"
     scenario_in_users: bool = False
@@ -118,6 +123,14 @@ class LogConfig(schema.DataConfig):
             raise ValueError(
                 f"data.utc_offset_hours: expected between -24 and 24, got {self.utc_offset_hours}"
             )
+        if self.time_zone:
+            clocks.check_zone(self.time_zone)
+            if self.utc_offset_hours:
+                raise ValueError(
+                    f"data.time_zone: expected nothing beside data.utc_offset_hours="
+                    f"{self.utc_offset_hours:g}, got {self.time_zone!r}; a clock has one of the "
+                    "two: set data.utc_offset_hours=0, or data.time_zone=''"
+                )
         if len(set(self.scenarios)) != len(self.scenarios):
             raise ValueError(f"data.scenarios: expected distinct values, got {self.scenarios}")
         if not self.bag_separator:
@@ -189,9 +202,9 @@ class LogConfig(schema.DataConfig):
         return {role: getattr(self, f"{side}_{role}") for role in roles}
 
     @property
-    def utc_offset_s(self) -> int:
-        """Seconds that the days' midnight is ahead of UTC's."""
-        return round(3600 * self.utc_offset_hours)
+    def clock(self) -> clocks.Clock:
+        """The clock of the days, and of times without a zone."""
+        return clocks.Clock(round(3600 * self.utc_offset_hours), self.time_zone)
 
     @property
     def form(self) -> read.Form:

@@ -1,26 +1,21 @@
 """Own logs as data frames: roles of columns, time and split inferred, files for `custom.py`.
 
-Owns the reading of polars and pandas frames, and these rules. Text and truth values are categories,
-numbers and dates are dense, lists are bags. A time is a date, ISO 8601 text, or seconds to
-nanoseconds since 1970 by its magnitude. The last days test and as many before them validate: a
-tenth of all, 1 to 7, and more where a scenario would have no query.
+Owns these rules. Text and truth values are categories, numbers and dates are dense, lists are bags.
+A time is a date, ISO 8601 text, or seconds to nanoseconds since 1970 by its magnitude. The last
+days test and as many before them validate: a tenth of all, 1 to 7, and more where a scenario would
+have no query. Does not own the reading of frames (`frames.py`).
 """
 
 import dataclasses
-import os
 import pathlib
-from collections.abc import Set
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from dsmoe_jax import runlog
 from dsmoe_jax.config import load
-from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import custom, expressions, own_rows, read, streams, times
-
-# A polars or pandas frame, or a path of a CSV or Parquet file.
-Frame = Any
+from dsmoe_jax.data.prepare import clocks, custom, expressions, frames, own_rows, times
 
 _LOG = "log.parquet"
 # A character that no text of a list holds.
@@ -28,10 +23,6 @@ _SEPARATOR = "\x1f"
 # The least number of each unit of a time that is taken for it: 1973 in milliseconds.
 _LEAST = {"ns": 10**17, "us": 10**14, "ms": 10**11, "s": 0}
 _SPLIT_SHARE, _MOST_DAYS = 10, 7
-# Separators are guessed.
-_FORM = read.Form(separator="")
-# Cells that are codes although they are digits.
-_CODE = r"^-?0\d"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,39 +73,39 @@ class Found:
 
 def infer(
     folder: pathlib.Path,
-    log: Frame,
-    users: Frame | None,
-    items: Frame | None,
+    log: frames.Frame,
+    users: frames.Frame | None,
+    items: frames.Frame | None,
     roles: Roles,
-    *,
-    repeats: bool = False,
+    base: custom.CustomConfig,
 ) -> Found:
     """Writes the frames as files of a folder and says which column is what.
 
-    With `repeats` (see `schema.DataConfig`) the days held out need no positive that is new to its
-    user.
+    Days, and times without a zone, are on the clock of `base`; with its `repeats` the days held out
+    need no positive that is new to its user. What it has beside is kept.
 
     Raises:
       ValueError: In one line, when a column is missing or its type has no role.
     """
+    base.validate()
     folder.mkdir(parents=True, exist_ok=True)
-    section = custom.CustomConfig(
+    section = dataclasses.replace(
+        base,
         name="own log",
         raw_dir=str(folder),
         log_files=(_LOG,),
         bag_separator=_SEPARATOR,
-        repeats=repeats,
     )
     tables = {}
     for side, frame, key in (("user", users, roles.user), ("item", items, roles.item)):
         if frame is not None:
-            table = to_polars(frame, f"{side}s", {key, roles.scenario})
+            table = frames.to_polars(frame, f"{side}s", {key, roles.scenario})
             _check_columns(table, (key,), f"{side}s")
             left_out = {key, roles.scenario if side == "user" else None}
             tables[side] = table = _write_table(table, key, left_out, section, side)
             table.write_parquet(folder / f"{side}s.parquet")
             setattr(section, f"{side}s_file", f"{side}s.parquet")
-    events = to_polars(log, "log", _texts(roles))
+    events = frames.to_polars(log, "log", _texts(roles))
     section.scenario_in_users = (
         roles.scenario not in (None, *events.columns)
         and "user" in tables
@@ -132,7 +123,7 @@ def infer(
     return Found(section, positives.height, num_items, tuple(notes))
 
 
-def read_positives(log: Frame, section: custom.CustomConfig) -> dict[str, np.ndarray]:
+def read_positives(log: frames.Frame, section: custom.CustomConfig) -> dict[str, np.ndarray]:
     """The positives of another log in the columns that a configuration names.
 
     Returns:
@@ -145,7 +136,7 @@ def read_positives(log: Frame, section: custom.CustomConfig) -> dict[str, np.nda
     users = None
     if section.scenario_in_users:
         path = pathlib.Path(section.raw_dir, section.users_file)
-        users = to_polars(path, "users", set()).with_columns(
+        users = frames.to_polars(path, "users", set()).with_columns(
             pl.col(section.user_id).cast(pl.String)
         )
     positives = _positives(events, section, users)
@@ -153,10 +144,10 @@ def read_positives(log: Frame, section: custom.CustomConfig) -> dict[str, np.nda
 
 
 def _normalise(
-    log: Frame, roles: Roles, section: custom.CustomConfig
+    log: frames.Frame, roles: Roles, section: custom.CustomConfig
 ) -> tuple[pl.DataFrame, custom.CustomConfig]:
     """The log with ids as text and times in seconds, and the configuration that reads it."""
-    events = to_polars(log, "log", _texts(roles))
+    events = frames.to_polars(log, "log", _texts(roles))
     positive, truth = roles.positive or "", []
     if positive in events.columns:
         truth, positive = [pl.col(positive).cast(pl.Float64, strict=False)], f"{positive} == 1"
@@ -170,7 +161,7 @@ def _normalise(
     _check_columns(events, wanted, "log")
     ids = [_as_id(events, name) for name in (roles.user, roles.item, *in_log)]
     events = events.select(list(dict.fromkeys(wanted))).with_columns(
-        *ids, *truth, _seconds(events[roles.time], section.utc_offset_hours)
+        *ids, *truth, _seconds(events[roles.time], section.clock)
     )
     return events, dataclasses.replace(
         section,
@@ -193,61 +184,6 @@ def _is_condition(roles: Roles) -> bool:
     return any(symbol in (roles.positive or "") for symbol in "=<>")
 
 
-def to_polars(frame: Frame, name: str, texts: Set[str | None]) -> pl.DataFrame:
-    """The table of a frame or of a file; `texts` are columns that a text file's cells are kept of.
-
-    Raises:
-      ValueError: When it is neither, or the file cannot be read.
-    """
-    if isinstance(frame, pl.LazyFrame):
-        frame = frame.collect()
-    if isinstance(frame, pl.DataFrame):
-        return frame
-    if isinstance(frame, str | os.PathLike):
-        path = pathlib.Path(frame).expanduser()
-        try:
-            streams.check_file(path)
-            if streams.is_parquet(path):
-                return pl.read_parquet(path, glob=False, hive_partitioning=False)
-            return _typed(read.read_texts(path, _FORM), texts)
-        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-            raise ValueError(
-                f"{name}: expected a CSV or Parquet file, got {path}: {str(error).splitlines()[0]}"
-            ) from error
-    if hasattr(frame, "columns") and hasattr(frame, "iloc"):
-        return pl.DataFrame([_from_pandas(str(column), frame[column]) for column in frame.columns])
-    raise ValueError(
-        f"{name}: expected a polars or pandas frame or a path, got {type(frame).__name__}"
-    )
-
-
-def _typed(table: pl.DataFrame, texts: Set[str | None]) -> pl.DataFrame:
-    """The table with numbers and truth values where a column holds nothing else."""
-    found = []
-    for column in table.get_columns():
-        known = column.drop_nulls()
-        if column.name not in texts and len(known):
-            if known.is_in(["true", "false"]).all():
-                column = column == "true"
-            elif not known.str.contains(_CODE).any():
-                for kind in (pl.Int64, pl.Float64):
-                    if not known.cast(kind, strict=False).null_count():
-                        column = column.cast(kind)
-                        break
-        found.append(column)
-    return pl.DataFrame(found)
-
-
-def _from_pandas(name: str, values: Any) -> pl.Series:
-    """A column of pandas, without the library that polars wants for it."""
-    if values.dtype.kind == "M":
-        return pl.Series(name, values.to_numpy(dtype="datetime64[us]"))
-    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "iufb":
-        return pl.Series(name, values.to_numpy()).fill_nan(None)
-    cells = zip(values, values.isna(), strict=True)
-    return pl.Series(name, [None if null else value for value, null in cells], strict=False)
-
-
 def _check_columns(frame: pl.DataFrame, wanted: Any, name: str) -> None:
     for column in wanted:
         if column not in frame.columns:
@@ -265,8 +201,8 @@ def _as_id(frame: pl.DataFrame, column: str) -> pl.Expr:
     return value.cast(pl.String)
 
 
-def _seconds(cells: pl.Series, utc_offset_hours: float) -> pl.Series:
-    """Unix seconds of a column of the log; text without a zone is on the clock of the offset."""
+def _seconds(cells: pl.Series, clock: clocks.Clock) -> pl.Series:
+    """Unix seconds of a column of the log; text without a zone is on the clock."""
     unit = "iso"
     if cells.dtype.is_numeric():
         # One wrong time does not decide the unit of all others.
@@ -276,13 +212,17 @@ def _seconds(cells: pl.Series, utc_offset_hours: float) -> pl.Series:
     fits = cells.dtype.is_numeric() or cells.dtype in (pl.String, pl.Date, pl.Datetime)
     bad = 0
     if fits:
-        seconds = times.to_seconds(cells, unit, round(3600 * utc_offset_hours))
+        seconds = times.to_seconds(cells, unit, clock)
         if not seconds.null_count():
+            if twice := times.count_twice(cells, seconds, unit, clock):
+                runlog.say(times.say_twice(twice, "rows", clock))
             return seconds.alias(cells.name)
         bad = int(seconds.is_null().arg_true()[0])
+    todo = times.mend(cells[bad], unit, clock, "")
     raise ValueError(
         f"log: row {bad + 1}, column {cells.name!r}: expected a date, text like "
         f"2024-05-01T12:30:00 or a number since 1970, got {cells[bad]!r}"
+        + (f"; {todo}" if todo else "")
     )
 
 
@@ -335,8 +275,13 @@ def _positives(
         item=section.item_id,
         scenario=section.scenario,
         time_s=section.time,
-        day=pl.col(section.time) // store_lib.DAY_S,
+        day=_day(section),
     ).drop_nulls("scenario")
+
+
+def _day(section: custom.CustomConfig) -> pl.Expr:
+    """Calendar days of unix seconds, since 1970-01-01."""
+    return section.clock.shown(pl.col(section.time)).dt.date().to_physical().cast(pl.Int64)
 
 
 def _choose_split(
@@ -347,7 +292,7 @@ def _choose_split(
     Raises:
       ValueError: When the log has fewer than three days.
     """
-    day = events[section.time] // store_lib.DAY_S
+    day = events.select(_day(section)).to_series()
     first, last = int(str(day.min())), int(str(day.max()))
     if (number := last - first + 1) < 3:
         raise ValueError(

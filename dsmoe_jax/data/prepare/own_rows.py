@@ -97,6 +97,7 @@ class _Reader:
         self._counts: collections.Counter[str] = collections.Counter()
         self._labels: collections.Counter[str] = collections.Counter()
         self._scenarios: collections.Counter[str] = collections.Counter()
+        self._twice = 0
 
     @property
     def columns(self) -> list[columns.Column]:
@@ -120,9 +121,9 @@ class _Reader:
         """
         section = self._section
         self.num_rows += frame.height
-        time_s = times.to_seconds(frame[section.time], section.time_unit, section.utc_offset_s)
-        local = pl.from_epoch(pl.col(_TIME) + section.utc_offset_s, time_unit="s")
-        frame = frame.with_columns(time_s.alias(_TIME)).with_columns(day=local.dt.date())
+        time_s = times.to_seconds(frame[section.time], section.time_unit, section.clock)
+        date = section.clock.shown(pl.col(_TIME)).dt.date()
+        frame = frame.with_columns(time_s.alias(_TIME)).with_columns(day=date)
         self._days.update(frame["day"].drop_nulls().unique().to_list())
         frame = self._with_scenario(frame)
         frame = self._with_labels(path, frame)
@@ -131,6 +132,8 @@ class _Reader:
         for day, row in _first_rows(positives).items():
             self._needed.setdefault(day, Place(path, row, section.time))
         self._positives.append(self._select(positives))
+        of_cells = (positives[section.time], positives[_TIME], section.time_unit)
+        self._twice += times.count_twice(*of_cells, section.clock)
         if section.exposures:
             whole = [pl.col(n).is_not_null() for n in (section.user_id, section.item_id, _TIME)]
             self._exposures.append(self._select(frame.filter(~pl.col(_POSITIVE), *whole)))
@@ -194,7 +197,7 @@ class _Reader:
         late = rows[_TIME].is_null()
         if late.any():
             cell = rows.filter(late).sort(columns.ROW)[section.time][0]
-            todo = times.mend(cell, section.time_unit, columns.CORRECT)
+            todo = times.mend(cell, section.time_unit, section.clock, columns.CORRECT)
             columns.check(path, rows, late, section.time, times.expected(section.time_unit), todo)
         # A user that is kept without features has no scenario of the users' table.
         return rows.drop_nulls(_SCENARIO) if section.scenario_in_users else rows
@@ -221,6 +224,8 @@ class _Reader:
         for what, number in self._counts.items():
             if number:
                 runlog.say(f"log: {number:,} positives {what}")
+        if self._twice:
+            runlog.say(times.say_twice(self._twice, "positives", self._section.clock))
         positives = pl.concat(self._positives)
         if not positives.height:
             raise ValueError(f"positives: expected at least one {self._why_none()}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import histories
+from dsmoe_jax.data.prepare import clocks, histories
 
 RULES = ("days", "leave_one_out")
 
@@ -34,14 +34,14 @@ class ByDay:
       train, validation, test: Calendar days of each split, as days since 1970-01-01, whether they
         have rows or not.
       with_rows: The days of all three that have.
-      utc_offset_s: Seconds that the days' midnight is ahead of UTC's.
+      clock: Whose midnight begins the days.
     """
 
     train: Sequence[int]
     validation: Sequence[int]
     test: Sequence[int]
     with_rows: Set[int]
-    utc_offset_s: int = 0
+    clock: clocks.Clock = clocks.UTC
 
     @property
     def last_day(self) -> int:
@@ -71,13 +71,13 @@ class ByDay:
     ) -> histories.Rows:
         """One row per query of `split`."""
         first_day = getattr(self, split)[0]
-        time_s = first_day * store_lib.DAY_S - self.utc_offset_s
+        [time_s] = self.clock.day_starts(np.array([first_day]))
         columns = (0, time_s, histories.END_OF_DAY, first_day - 1)
         filled = (np.full(len(query.user_Q), value, np.int64) for value in columns)
         return histories.Rows(query.user_Q, query.scenario_Q, *filled)
 
 
-def by_day(days: Sequence[datetime.date], section: schema.DataConfig, utc_offset_s: int) -> ByDay:
+def by_day(days: Sequence[datetime.date], section: schema.DataConfig, clock: clocks.Clock) -> ByDay:
     """The split by calendar days of a log whose rows have `days`.
 
     Raises:
@@ -101,7 +101,7 @@ def by_day(days: Sequence[datetime.date], section: schema.DataConfig, utc_offset
         validation=range(validation, test),
         test=range(test, last + 1),
         with_rows=frozenset(with_rows),
-        utc_offset_s=utc_offset_s,
+        clock=clock,
     )
 
 
@@ -112,7 +112,12 @@ class LeaveOneOut:
     What came before follows the order of a user's positives: by day, time and row of the item
     table, where several share a second. A query knows the second of its request, which is that of
     the positive held out. Users with fewer than three positives only train.
+
+    Attributes:
+      clock: On which their first and last days are.
     """
+
+    clock: clocks.Clock = clocks.UTC
 
     last_day: ClassVar[int] = int(np.iinfo(np.int64).max)
 
@@ -243,7 +248,7 @@ def describe(positives: histories.Positives, rule: Split) -> dict[str, dict[str,
     """Days (ISO dates) and number of positives of each split.
 
     By day they are all calendar days, and beside them the number of those with rows where some have
-    none; else the first and the last by UTC's midnight.
+    none; else the first and the last. The clock's zone is beside them where it has a name.
     """
     found = {}
     for split in ("train", *store_lib.SPLITS):
@@ -252,12 +257,14 @@ def describe(positives: histories.Positives, rule: Split) -> dict[str, dict[str,
             days = getattr(rule, split)
         else:
             time_E = positives.time_E[mine]
-            days = [int(time // store_lib.DAY_S) for time in (time_E.min(), time_E.max())]
+            days = rule.clock.days(np.array([time_E.min(), time_E.max()])).tolist()
         found[split] = {"days": [_iso(day) for day in days], "examples": int(mine.sum())}
         if isinstance(rule, ByDay):
             with_rows = sum(day in rule.with_rows for day in days)
             if with_rows < len(days):
                 found[split]["days_with_rows"] = with_rows
+        if rule.clock.zone:
+            found[split]["time_zone"] = rule.clock.zone
     return found
 
 
@@ -270,7 +277,7 @@ def name_days(described: dict[str, dict[str, Any]], rule: Split) -> str:
             number = entry.get("days_with_rows", len(days))
             have = f" ({len(days):,} days, {number:,} with rows)"
         parts.append(f"{split} {days[0]} to {days[-1]}{have}")
-    clock = f"days of UTC{rule.utc_offset_s / 3600:+g} h" if isinstance(rule, ByDay) else "split"
+    clock = f"days of {rule.clock}" if isinstance(rule, ByDay) else "split"
     return f"{clock}: {', '.join(parts)}"
 
 

@@ -1,12 +1,15 @@
 """Times of a log as unix seconds: numbers in a unit, dates, and the texts that databases write.
 
-Owns units, ISO 8601 and how a wrong unit is told. Does not own days and splits (`days.py`).
+Owns units, ISO 8601 and how a wrong unit is told. Does not own which clock a time without a zone
+is on (`clocks.py`), nor splits (`splits.py`).
 """
 
 import re
 from typing import Any
 
 import polars as pl
+
+from dsmoe_jax.data.prepare import clocks
 
 PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 UNITS = (*PER_S, "iso")
@@ -39,20 +42,21 @@ def expected(unit: str) -> str:
     return f"unix {NAMES[unit]} from {per_s} to {(MOST_S + 1) * per_s - 1}"
 
 
-def to_seconds(cells: pl.Series, unit: str, utc_offset_s: int) -> pl.Series:
+def to_seconds(cells: pl.Series, unit: str, clock: clocks.Clock) -> pl.Series:
     """Unix seconds (int64) of times in a unit; null where a cell is none, or of another unit.
 
-    Dates, and texts without a zone, are on the clock of the offset. Typed dates are times whatever
-    the unit.
+    Dates, and texts without a zone, are on the clock. Typed dates are times whatever the unit.
     """
     frame, value = cells.to_frame(), pl.col(cells.name)
-    if cells.dtype.is_temporal():
-        time_s = value.dt.epoch("s") if cells.dtype == pl.Datetime else _midnight(value)
-        if getattr(cells.dtype, "time_zone", None) is None:
-            time_s -= utc_offset_s
+    if cells.dtype == pl.Date:
+        time_s = pl.lit(clock.midnights(cells), pl.Int64)
+    elif cells.dtype.is_temporal():
+        time_s = value.dt.epoch("s")
+        if _is_naive(cells.dtype):
+            time_s = clock.seconds(value)
     elif unit == "iso":
         is_text = cells.dtype == pl.String
-        time_s = pl.lit(parse_iso(cells, utc_offset_s) if is_text else None, pl.Int64)
+        time_s = pl.lit(parse_iso(cells, clock) if is_text else None, pl.Int64)
     else:
         time_s = _count(value, cells.dtype, PER_S[unit])
         per_s = [n for n in PER_S.values() if n < PER_S[unit]]
@@ -74,8 +78,22 @@ def _count(value: pl.Expr, dtype: Any, per_s: int) -> pl.Expr:
     return pl.coalesce(value.cast(pl.Int64, strict=False) // per_s, seconds)
 
 
-def _midnight(value: pl.Expr) -> pl.Expr:
-    return value.cast(pl.Datetime("us")).dt.epoch("s")
+def _is_naive(dtype: Any) -> bool:
+    return bool(dtype == pl.Datetime) and dtype.time_zone is None
+
+
+def count_twice(cells: pl.Series, time_s: pl.Series, unit: str, clock: clocks.Clock) -> int:
+    """How many times without a zone the clock shows twice, of which the earlier was taken."""
+    may_lack = _is_naive(cells.dtype) or (cells.dtype == pl.String and unit == "iso")
+    if not clock.zone or not may_lack:
+        return 0
+    frame = pl.DataFrame({"cell": cells, "time_s": time_s})
+    found = frame.filter(clock.is_twice(pl.col("time_s")))["cell"]
+    if _is_naive(cells.dtype):
+        return len(found)
+    # What has a zone or an offset of its own is the same instant on every clock.
+    moved = parse_iso(found, clocks.Clock(1)) != parse_iso(found, clocks.UTC)
+    return int(moved.sum())
 
 
 def guess_unit(cell: Any) -> str:
@@ -90,50 +108,78 @@ def guess_unit(cell: Any) -> str:
     return next((u for u, n in PER_S.items() if _EARLIEST_S <= number / n <= MOST_S), "")
 
 
-def mend(cell: Any, unit: str, otherwise: str) -> str:
-    """What to do about a cell that is no time in a unit."""
+def say_twice(number: int, what: str, clock: clocks.Clock) -> str:
+    """What `count_twice` found, as one line."""
+    return (
+        f"log: {number:,} {what} at a time that the clock of {clock} shows twice, as it is set "
+        "back: the earlier is taken"
+    )
+
+
+def mend(cell: Any, unit: str, clock: clocks.Clock, otherwise: str) -> str:
+    """What to do about a cell that is no time in a unit, or none on a clock."""
     guess = guess_unit(cell)
+    if clock.zone and to_seconds(pl.Series("cell", [cell]), unit, clocks.UTC).is_not_null()[0]:
+        return (
+            f"the clock of {clock} never showed it, as it was set forward; if the log is written "
+            "on another clock, set data.time_zone or data.utc_offset_hours"
+        )
     if guess in ("", unit):
         return otherwise
     return f"this looks like {NAMES[guess]}: set data.time_unit={guess!r}"
 
 
-def parse_iso(text: pl.Series, utc_offset_s: int) -> pl.Series:
+def parse_iso(text: pl.Series, clock: clocks.Clock) -> pl.Series:
     """Unix seconds of ISO 8601 times and those of databases; null where the text is none.
 
     For instance `2024-05-01T12:30:00.5+02:00`, `2024-05-01 12:30`, `2024-05-01`, PostgreSQL's
     `2024-05-01 12:30:00+00` and BigQuery's `2024-05-01 12:30:00 UTC`; times without a zone are on
-    the clock of the offset, and no clock is more than 18 hours from UTC.
+    the clock, and no offset is more than 18 hours.
     """
     # Nearly all times have a clock of one width; what follows it is mostly the same.
     text = text.alias("text")
-    clock = text.str.slice(0, _WIDTH).str.replace("T", " ", literal=True)
-    clock_s = _parse(clock, _FORMATS[:1])
+    local = _parse(text.str.slice(0, _WIDTH).str.replace("T", " ", literal=True), _FORMATS[:1])
     after = text.str.slice(_WIDTH)
     if (tails := after.unique()).len() == 1:
-        ahead_s = _find_ahead(tails, utc_offset_s).new_from_index(0, len(text))
+        zones = pl.DataFrame(
+            column.new_from_index(0, len(text)) for column in _find_zones(tails).get_columns()
+        )
     else:
-        ahead_s = _find_ahead(after, utc_offset_s)
-    time_s = clock_s - ahead_s
+        zones = _find_zones(after)
+    time_s = _on(local, zones, clock)
     other = time_s.is_null() & text.is_not_null()
     if not other.any():
         return time_s
     parts = text.filter(other).str.strip_chars().str.extract_groups(_CLOCK_AND_REST).struct
-    clock = parts.field("clock").str.replace("T", " ", literal=True)
-    clock = clock.zip_with(clock.is_not_null(), parts.field("date"))
-    rest = parts.field("rest").fill_null("")
-    found = _parse(clock, _FORMATS) - _find_ahead(rest, utc_offset_s)
+    clocked = parts.field("clock").str.replace("T", " ", literal=True)
+    zones = _find_zones(parts.field("rest").fill_null(""))
+    found = _on(_parse(clocked, _FORMATS[:2]), zones, clock)
+    dates = _parse(parts.field("date"), _FORMATS[2:]).dt.date()
+    found = found.zip_with(parts.field("date").is_null(), clock.midnights(dates))
     return time_s.scatter(other.arg_true(), found)
 
 
-def _parse(clock: pl.Series, formats: tuple[str, ...]) -> pl.Series:
-    frame, value = clock.alias("clock").to_frame(), pl.col("clock")
+def _parse(local: pl.Series, formats: tuple[str, ...]) -> pl.Series:
+    """Datetimes without a zone."""
+    frame, value = local.alias("local").to_frame(), pl.col("local")
     parsed = pl.coalesce(value.str.to_datetime(f, strict=False) for f in formats)
-    return frame.select(parsed.dt.epoch("s")).to_series()
+    return frame.select(parsed).to_series()
 
 
-def _find_ahead(rest: pl.Series, utc_offset_s: int) -> pl.Series:
-    """Seconds that the zones after a time are ahead of UTC; null where the rest is no zone."""
+def _on(local: pl.Series, zones: pl.DataFrame, clock: clocks.Clock) -> pl.Series:
+    """Unix seconds of datetimes, by what `_find_zones` found, or on the clock."""
+    value, is_own = pl.col("local"), pl.col("is_own")
+    by_clock = pl.when(~is_own).then(value)
+    time_s = pl.when(is_own).then(value.dt.epoch("s") - pl.col("ahead_s"))
+    frame = zones.with_columns(local.alias("local"))
+    return frame.select(time_s.otherwise(clock.seconds(by_clock))).to_series()
+
+
+def _find_zones(rest: pl.Series) -> pl.DataFrame:
+    """Of what follows a time, whether it is a zone, `is_own`, and how far that is ahead of UTC.
+
+    Both are null where it is no zone.
+    """
     groups = rest.str.extract_groups(_ZONE).struct
     hours, minutes, seconds = (
         groups.field(name).cast(pl.Int64).fill_null(0) for name in ("h", "m", "s")
@@ -143,9 +189,7 @@ def _find_ahead(rest: pl.Series, utc_offset_s: int) -> pl.Series:
         {"rest": rest, "sign": groups.field("sign"), "all": groups.field("all"), "s": ahead_s}
     )
     sign, zone = pl.col("sign"), pl.col("all")
-    offset = (
-        pl.when(zone.is_null()).then(None)
-        .when(sign == "-").then(-pl.col("s")).when(sign == "+").then(pl.col("s"))
-        .when(zone.str.contains("[A-Za-z]")).then(0).otherwise(utc_offset_s)
-    )  # fmt: skip
-    return frame.select(offset).to_series()
+    return frame.select(
+        is_own=sign.is_not_null() | zone.str.contains("[A-Za-z]"),
+        ahead_s=pl.when(sign == "-").then(-pl.col("s")).otherwise(pl.col("s")),
+    )

@@ -8,7 +8,7 @@ import pytest
 
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import assemble, entities, events
+from dsmoe_jax.data.prepare import assemble, clocks, entities, events
 
 DAY_0 = datetime.date(2022, 4, 25)
 OFFSET_S = 8 * 3600
@@ -92,7 +92,7 @@ def make_dataset(positives, behavior=None, earlier=None, block_rows=40):
             orient="row",
         ),
         days=[row[4] for row in positives],
-        utc_offset_s=OFFSET_S,
+        clock=clocks.Clock(OFFSET_S),
         pre_history=None
         if earlier is None
         else pl.DataFrame(earlier, schema={"user": pl.Int64, "item": pl.Int64}, orient="row"),

@@ -365,12 +365,44 @@ def test_bad_files_are_named_and_leave_nothing(case, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("clock", "name", "days", "test_start_s"),
+    [
+        # The last row is half an hour before midnight in Berlin, whose clock was set back on 27th.
+        ({"time_zone": "Europe/Berlin"}, "Europe/Berlin", ["2024-10-28", "2024-10-29"], 1730070000),
+        ({"utc_offset_hours": 2.0}, "UTC+2 h", ["2024-10-29", "2024-10-30"], 1730152800),
+    ],
+)
+def test_days_and_queries_follow_the_clock(tmp_path, clock, name, days, test_start_s, capsys):
+    # From 2024-10-10 00:00 in Berlin on.
+    log = make_log().with_columns(second=pl.col("second").cast(pl.Int64) + 1_728_511_200)
+    late = log.tail(1).with_columns(
+        second=pl.lit(1_730_239_200 + 1800, pl.Int64), action=pl.lit("buy")
+    )
+    write(tmp_path / "raw", log=pl.concat([log, late]))
+    section = simple(
+        time="second", time_unit="s", scenarios=PAGES, validation_days=2, test_days=2, **clock
+    )
+    store = prepare(section, tmp_path)
+    test = store.manifest["split"]["test"]
+    assert test["days"] == days
+    assert test.get("time_zone") == clock.get("time_zone")
+    assert f"days of {name}: train 2024-10-10 to " in capsys.readouterr().out
+    time_Q = store.queries("test").rows_QC[:, store.columns["time_s"]]
+    assert set(time_Q.tolist()) == {test_start_s}
+
+
+@pytest.mark.parametrize(
     ("fields", "match"),
     [
         (
             {"time_unit": "min"},
             r"data\.time_unit: expected 's', 'ms', 'us', 'ns' or 'iso', got 'min'",
         ),
+        (
+            {"time_zone": "Europe/Berlin", "utc_offset_hours": 2.0},
+            r"data\.time_zone: expected nothing beside data\.utc_offset_hours=2, got 'Europe/B",
+        ),
+        ({"time_zone": "Berlin"}, r"data\.time_zone: .* got 'Berlin'; nearest: 'Europe/Berlin'$"),
         ({"utc_offset_hours": 30.0}, r"data\.utc_offset_hours: expected between -24 and 24"),
         ({"scenarios": ("a", "a")}, r"data\.scenarios: expected distinct values"),
         ({"positive": "stars"}, r"data\.positive: expected a column"),

@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import entities, events, histories
+from dsmoe_jax.data.prepare import clocks, entities, events, histories
 
 NUM_USERS = 1_000  # raw ids 0, 10, 20, ...; more than one user in each of the partitions
 
@@ -38,7 +38,7 @@ def write(path, encoded, rows, blocks, fields=("category", "brand")):
     users, items = encoded
     log = events.BehaviorLog("behavior", fields, lambda: iter(blocks))
     with pytest.raises(StopIteration), store_lib.StoreWriter(path) as writer:
-        found = events.write_behavior(writer, log, users, items, rows, utc_offset_s=0)
+        found = events.write_behavior(writer, log, users, items, rows, clock=clocks.UTC)
         for growing in writer._growing:
             growing.close()
         names = sorted(p.name for p in writer.partial.iterdir())

@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import own_log
+from dsmoe_jax.data.prepare import custom, own_log
 
 ROLES = own_log.Roles("user_id", "item_id", "timestamp", "page", None)
+BASE = custom.CustomConfig()
 DAY_S = 86_400
 START_S = 1_700_006_400  # midnight
 
@@ -25,7 +26,7 @@ def log_of(days=20, users=6):
 
 def infer(tmp_path, log, users=None, items=None, **roles):
     names = {**vars(ROLES), **roles}
-    return own_log.infer(tmp_path / "raw", log, users, items, own_log.Roles(**names))
+    return own_log.infer(tmp_path / "raw", log, users, items, own_log.Roles(**names), BASE)
 
 
 def prepared(tmp_path, found):
@@ -147,9 +148,11 @@ def test_with_repeats_a_scenario_of_repeats_alone_is_kept(tmp_path):
     # What is clicked on page "again" was clicked five days earlier.
     again = log_of(7).with_columns(page=pl.lit("again"), timestamp=pl.col("timestamp") + 5 * DAY_S)
     log, roles = pl.concat([log_of(12), again]), own_log.Roles(**vars(ROLES))
-    found = own_log.infer(tmp_path / "new", log, None, None, roles)
+    found = own_log.infer(tmp_path / "new", log, None, None, roles, BASE)
     assert set(found.data.scenarios) == {"a", "b"}
-    found = own_log.infer(tmp_path / "raw", log, None, None, roles, repeats=True)
+    found = own_log.infer(
+        tmp_path / "raw", log, None, None, roles, custom.CustomConfig(repeats=True)
+    )
     assert found.data.repeats and found.data.scenarios == ()
     assert sorted(prepared(tmp_path, found).spec.scenarios) == ["a", "again", "b"]
 
@@ -213,3 +216,33 @@ def test_a_type_without_a_role_is_named(tmp_path):
     users = pl.DataFrame({"user_id": range(6), "place": [{"x": 1}] * 6})
     with pytest.raises(ValueError, match="users: column 'place': expected text, numbers, dates"):
         infer(tmp_path, log_of(), users)
+
+
+def test_days_and_texts_without_a_zone_are_on_the_clock_of_the_base(tmp_path, capsys):
+    # Half an hour before UTC's midnight the day has begun in Berlin.
+    early = log_of(1, 1).with_columns(timestamp=pl.lit(START_S - 1800))
+    log = pl.concat([early.cast(log_of().schema), log_of()])
+    base = custom.CustomConfig(time_zone="Europe/Berlin")
+    found = own_log.infer(tmp_path / "zone", log, None, None, ROLES, base)
+    assert found.data.time_zone == "Europe/Berlin" and " 20 days, 20 with rows" in found.notes[0]
+    assert " 21 days, 21 with rows" in infer(tmp_path, log).notes[0]
+    text = log.with_columns(timestamp=pl.lit("2024-10-27 02:30:00"))
+    assert own_log.read_positives(text, found.data)["time_s"][0] == 1_729_989_000
+    assert "121 rows at a time that the clock of Europe/Berlin shows twice" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(ValueError, match=r"got '2024-03-31 02:30:00'; the clock of Europe/Berlin"):
+        own_log.read_positives(
+            text.with_columns(timestamp=pl.lit("2024-03-31 02:30:00")), found.data
+        )
+
+
+def test_times_of_pandas_keep_their_zone(tmp_path):
+    clock = pd.to_datetime(log_of()["timestamp"].to_list(), unit="s")
+    base = custom.CustomConfig(utc_offset_hours=5.0)
+    zoned = clock.tz_localize("UTC").tz_convert("Asia/Tokyo")
+    for index, (times, hours) in enumerate(((zoned, 0), (clock, 5))):
+        frame = pd.DataFrame(log_of().to_dicts()).assign(timestamp=times)
+        own_log.infer(tmp_path / str(index), frame, None, None, ROLES, base)
+        written = pl.read_parquet(tmp_path / str(index) / "log.parquet")
+        assert written["timestamp"][0] == START_S - hours * 3600

@@ -4,6 +4,7 @@ import csv
 import datetime
 import decimal
 import os
+import zoneinfo
 
 import polars as pl
 import pytest
@@ -241,3 +242,75 @@ def test_lists_beside_other_cells_are_refused(tmp_path, cell):
 def test_the_first_tags_of_a_long_cell_can_be_kept(tmp_path):
     frame = pl.DataFrame({"tags": [["a", "", " b ", None, "c"]]}).with_row_index("__row__", 1)
     assert tags.split(tmp_path, frame, "tags", ",", 2).to_list() == [["a", "b"]]
+
+
+ZONES = ("Europe/Berlin", "America/New_York", "America/Sao_Paulo", "Australia/Lord_Howe")
+# Seconds around the changes of 2018, the last year in which all of these had some.
+CHANGES = [
+    int(change.timestamp())
+    for change in (
+        datetime.datetime(2018, month, day, hour, tzinfo=datetime.UTC)
+        for month, day, hour in (
+            (3, 25, 1), (10, 28, 1), (3, 11, 7), (11, 4, 6), (2, 18, 2), (11, 4, 3), (3, 31, 15),
+            (10, 6, 15),
+        )
+    )
+]  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    zone=st.sampled_from(ZONES),
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from(CHANGES), st.integers(-30 * 3600, 30 * 3600),
+            st.sampled_from(["number", "local", "zoned"]),
+        ),
+        min_size=1, max_size=30,
+    ),
+)  # fmt: skip
+def test_days_of_a_named_zone_are_those_of_the_standard_library(tmp_path_factory, zone, rows):
+    own, written, expected = zoneinfo.ZoneInfo(zone), [], []
+    for change_s, moved_s, form in rows:
+        local = datetime.datetime.fromtimestamp(change_s + moved_s, own)
+        if form == "local":
+            local = local.replace(fold=0)
+        text = local.isoformat() if form != "local" else str(local.replace(tzinfo=None))
+        written.append(("u1", "i1", text, "home", "7"))
+        expected.append(("u1", "i1", "home", int(local.timestamp()), local.date()))
+    folder = write(tmp_path_factory.mktemp("log"), written)
+    section = custom.CustomConfig(**FIELDS, time_unit="iso", time_zone=zone)
+    assert read_rows(section, folder) == expected
+
+
+def test_a_time_that_a_clock_shows_twice_is_counted_in_one_line(tmp_path, capsys):
+    rows = [
+        ("u1", "i1", "2024-10-27T02:30:00", "home", "7"),
+        ("u1", "i2", "2024-10-27T02:30:00", "home", "8"),
+        ("u1", "i3", "2024-10-27T02:30:00+02:00", "home", "7"),
+        ("u1", "i4", "2024-10-27 02:59", "home", "7"),
+        ("u1", "i5", "2024-10-27 03:00", "home", "7"),
+    ]
+    section = custom.CustomConfig(**FIELDS, time_unit="iso", time_zone="Europe/Berlin")
+    read_rows(section, write(tmp_path, rows))
+    assert capsys.readouterr().out.splitlines() == [
+        "log: 2 positives at a time that the clock of Europe/Berlin shows twice, as it is set "
+        "back: the earlier is taken"
+    ]
+    read_rows(section, write(tmp_path, rows[-1:]))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_positive_at_a_time_that_never_was_is_refused_and_other_rows_are_left_out(tmp_path):
+    never = ("u1", "i1", "2024-03-31 02:30:00", "home", "7")
+    good = ("u1", "i1", "2024-03-31 03:30:00", "home", "7")
+    section = custom.CustomConfig(**FIELDS, time_unit="iso", time_zone="Europe/Berlin")
+    match = (
+        r"log\.csv: row 3, column 'time': expected a time .*, got '2024-03-31 02:30:00'; the clock "
+        r"of Europe/Berlin never showed it"
+    )
+    with pytest.raises(ValueError, match=match):
+        read_rows(section, write(tmp_path, [good, never]))
+    section.exposures = True
+    found = read_rows(section, write(tmp_path, [good, (*never[:4], "8")]))
+    assert [row[3] for row in found] == [1_711_848_600]

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import histories, splits
+from dsmoe_jax.data.prepare import clocks, histories, splits
 from tests.data.prepare import test_histories
 
 number, ROWS = test_histories.number, test_histories.ROWS
-BY_DAY = splits.ByDay([1, 2], [3], [4], with_rows={1, 2, 3, 4}, utc_offset_s=3_600)
+BY_DAY = splits.ByDay([1, 2], [3], [4], with_rows={1, 2, 3, 4}, clock=clocks.Clock(3_600))
 LEAVE_ONE_OUT = splits.LeaveOneOut()
 
 
@@ -120,3 +120,12 @@ def test_a_held_out_repetition_is_no_query():
 def test_no_positive_at_all_is_refused(rule):
     with pytest.raises(ValueError, match="expected at least one in the kept scenarios, got none"):
         check(number([]), rule, ("A", "B"))
+
+
+def test_left_out_splits_are_described_by_their_clock():
+    # 90,000 s is 01:00 on 1970-01-02 in UTC and 20:00 on 1970-01-01 in New York.
+    rule = splits.LeaveOneOut(clocks.Clock(zone="America/New_York"))
+    found = splits.describe(rule.order(SEQUENCES), rule)
+    assert found["train"] == {
+        "days": ["1969-12-31", "1970-01-01"], "examples": 4, "time_zone": "America/New_York",
+    }  # fmt: skip

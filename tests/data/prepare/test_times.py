@@ -3,7 +3,7 @@ import datetime
 import polars as pl
 import pytest
 
-from dsmoe_jax.data.prepare import times
+from dsmoe_jax.data.prepare import clocks, times
 
 HOUR_S = 3600
 # 2024-05-01 00:00 UTC.
@@ -48,13 +48,13 @@ MAY_S = 1_714_521_600
 )
 def test_iso_times_become_unix_seconds(text, offset_s, seconds):
     for others in ([], ["2024-05-01T00:00:00Z", None]):
-        found = times.parse_iso(pl.Series([text, *others]), offset_s)
+        found = times.parse_iso(pl.Series([text, *others]), clocks.Clock(offset_s))
         assert found.to_list() == [seconds, *([MAY_S, None] if others else [])]
 
 
 def test_times_in_several_notations_may_share_a_column():
     texts = ["2024-05-01", "2024-05-01T00:00:01Z", "2024-05-01 02:00:02+02:00"]
-    assert times.parse_iso(pl.Series(texts), 0).to_list() == [MAY_S, MAY_S + 1, MAY_S + 2]
+    assert times.parse_iso(pl.Series(texts), clocks.UTC).to_list() == [MAY_S, MAY_S + 1, MAY_S + 2]
 
 
 SECOND = 1_714_536_000
@@ -76,16 +76,19 @@ SECOND = 1_714_536_000
     ],
 )
 def test_numbers_and_typed_times_become_unix_seconds(cells, unit):
-    assert times.to_seconds(cells.alias("t"), unit, 0).to_list() == [SECOND]
+    assert times.to_seconds(cells.alias("t"), unit, clocks.UTC).to_list() == [SECOND]
 
 
 def test_typed_times_without_a_zone_are_on_the_clock_of_the_offset():
     naive = pl.Series("t", [datetime.datetime(2024, 5, 1, 4), datetime.datetime(2024, 5, 1)])
-    assert times.to_seconds(naive, "s", HOUR_S).to_list() == [SECOND - HOUR_S, MAY_S - HOUR_S]
+    assert times.to_seconds(naive, "s", clocks.Clock(HOUR_S)).to_list() == [
+        SECOND - HOUR_S,
+        MAY_S - HOUR_S,
+    ]
     dates = pl.Series("t", [datetime.date(2024, 5, 1)])
-    assert times.to_seconds(dates, "s", HOUR_S).to_list() == [MAY_S - HOUR_S]
+    assert times.to_seconds(dates, "s", clocks.Clock(HOUR_S)).to_list() == [MAY_S - HOUR_S]
     zoned = naive.dt.replace_time_zone("Asia/Tokyo")
-    assert times.to_seconds(zoned, "s", HOUR_S)[0] == SECOND - 9 * HOUR_S
+    assert times.to_seconds(zoned, "s", clocks.Clock(HOUR_S))[0] == SECOND - 9 * HOUR_S
 
 
 @pytest.mark.parametrize(
@@ -102,11 +105,69 @@ def test_typed_times_without_a_zone_are_on_the_clock_of_the_offset():
     ],
 )
 def test_another_unit_is_no_time_and_named(cell, unit, setting):
-    assert times.to_seconds(pl.Series("t", [cell]), unit, 0).to_list() == [None]
-    assert times.mend(cell, unit, "correct it") == f"this looks like {setting}"
+    assert times.to_seconds(pl.Series("t", [cell]), unit, clocks.UTC).to_list() == [None]
+    assert times.mend(cell, unit, clocks.UTC, "correct it") == f"this looks like {setting}"
 
 
 @pytest.mark.parametrize("cell", ["soon", "", "nan", "1e400", "2147483647", "0", "-5"])
 def test_what_is_no_time_is_null(cell):
-    assert times.to_seconds(pl.Series("t", [cell]), "s", 0).to_list() == [None]
-    assert times.mend(cell, "s", "correct it") == "correct it"
+    assert times.to_seconds(pl.Series("t", [cell]), "s", clocks.UTC).to_list() == [None]
+    assert times.mend(cell, "s", clocks.UTC, "correct it") == "correct it"
+
+
+BERLIN = clocks.Clock(zone="Europe/Berlin")
+# 2024-10-27 01:00 UTC, when Berlin's clock is set back from 3 to 2.
+BACK_S = 1_729_990_800
+ON_BERLIN = [
+    ("2024-10-27 02:30:00", BACK_S - 1800),
+    ("2024-10-27T02:30", BACK_S - 1800),
+    (" 2024-10-27 02:30:00.5", BACK_S - 1800),
+    ("2024-10-27 02:30:00+01:00", BACK_S + 1800),
+    ("2024-10-27 00:30:00Z", BACK_S - 1800),
+    ("2024-10-27 01:30:00 UTC", BACK_S + 1800),
+    ("2024-10-27", BACK_S - 3 * HOUR_S),
+    ("2024-10-28", BACK_S + 22 * HOUR_S),
+    ("2024-03-31", 1_711_839_600),
+    ("2024-03-31 02:30:00", None),
+    ("2024-03-31 02:30:00Z", 1_711_852_200),
+    ("2024-03-31 02:30:00 PST", None),
+    ("soon", None),
+]
+
+
+@pytest.mark.parametrize(("text", "second"), ON_BERLIN)
+def test_times_without_a_zone_are_on_the_clock_of_a_named_one(text, second):
+    assert times.parse_iso(pl.Series([text]), BERLIN).to_list() == [second]
+
+
+def test_times_of_all_kinds_on_a_named_clock_may_share_a_column():
+    texts, expected = zip(*ON_BERLIN, (None, None), strict=True)
+    cells = pl.Series("t", texts)
+    found = times.to_seconds(cells, "iso", BERLIN)
+    assert found.to_list() == list(expected)
+    # What has its own zone is one instant, and a date begins before the change.
+    assert times.count_twice(cells, found, "iso", BERLIN) == 3
+    assert times.count_twice(cells, found, "iso", clocks.Clock(HOUR_S)) == 0
+
+
+def test_typed_times_without_a_zone_are_on_a_named_clock():
+    cells = pl.Series("t", [datetime.datetime(2024, 10, 27, 2, 30), None])
+    found = times.to_seconds(cells, "s", BERLIN)
+    assert found.to_list() == [BACK_S - 1800, None]
+    assert times.count_twice(cells, found, "s", BERLIN) == 1
+    zoned = pl.Series("t", [datetime.datetime(2024, 10, 27, 0, 30)]).dt.replace_time_zone("UTC")
+    assert times.to_seconds(zoned, "s", BERLIN).to_list() == [BACK_S - 1800]
+    assert times.count_twice(zoned, pl.Series([BACK_S - 1800]), "s", BERLIN) == 0
+    numbers = pl.Series("t", [BACK_S - 1800])
+    assert times.count_twice(numbers, numbers, "s", BERLIN) == 0
+    dates = pl.Series("t", [datetime.date(2018, 11, 4), None])
+    summer = clocks.Clock(zone="America/Sao_Paulo")
+    assert times.to_seconds(dates, "s", summer).to_list() == [1_541_300_400, None]
+
+
+@pytest.mark.parametrize("cell", ["2024-03-31 02:30:00", datetime.datetime(2024, 3, 31, 2, 30)])
+def test_a_time_that_a_clock_never_showed_is_named_so(cell):
+    assert times.to_seconds(pl.Series("t", [cell]), "iso", BERLIN).to_list() == [None]
+    message = times.mend(cell, "iso", BERLIN, "correct it")
+    assert message.startswith("the clock of Europe/Berlin never showed it, as it was set forward")
+    assert times.mend("soon", "iso", BERLIN, "correct it") == "correct it"
