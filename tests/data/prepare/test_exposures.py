@@ -143,6 +143,16 @@ def test_the_prior_of_the_test_days_counts_the_validation_days_and_older_days_le
     check_prior(log_SV, click_SV + 2 * rate_S1 * shown_SV)
 
 
+def test_a_day_of_23_hours_makes_those_before_it_no_younger(store, monkeypatch):
+    usual_SV = statistics.known_log_prior(store, "test", half_life_days=1.0)
+    daily_RF = store.load("daily").copy()
+    daily_RF[daily_RF[:, 0] > 2 * clicks.DAY_S, 0] -= 3600
+    load = store.load
+    monkeypatch.setattr(store, "load", lambda name: daily_RF if name == "daily" else load(name))
+    found_SV = statistics.known_log_prior(store, "test", half_life_days=1.0)
+    np.testing.assert_array_equal(found_SV, usual_SV)
+
+
 def check_prior(log_SV, count_SV):
     overall_V = count_SV.sum(axis=0) + 1
     smooth_SV = count_SV + 10 * overall_V / overall_V.sum()
