@@ -87,7 +87,7 @@ class CustomConfig(own_config.LogConfig):
             *(columns.Column(name, "float", nullable=True) for name in roles["dense"]),
             *(columns.Column(name, "float", low=0, nullable=True) for name in roles["log_dense"]),
         )
-        table = read.read(path, wanted, self.form)
+        table = read.read(path, wanted, self.form(f"{side}s"))
         columns.check_unique(path, table, key)
         return table.with_columns(
             tags.split(path, table, name, self.bag_separator, self.bag_limit).alias(name)

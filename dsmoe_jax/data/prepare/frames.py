@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dsmoe_jax.data.prepare import read, streams
+from dsmoe_jax.data.prepare import forms, read, streams
 
 # A polars or pandas frame, or a path of a CSV or Parquet file.
 Frame = Any
 
 # Separators are guessed.
-_FORM = read.Form(separator="")
+_FORM = forms.Form(separator="")
 # Cells that are codes although they are digits.
 _CODE = r"^-?0\d"
 

@@ -6,7 +6,7 @@ Owns the fields of that configuration. Does not own what is done with them (`cus
 import dataclasses
 
 from dsmoe_jax.config import fields, schema
-from dsmoe_jax.data.prepare import clocks, expressions, read, splits, times
+from dsmoe_jax.data.prepare import clocks, expressions, forms, splits, times
 
 SIDES = ("user", "item")
 # What results call the mean over scenarios.
@@ -60,6 +60,8 @@ class LogConfig(schema.DataConfig):
       encoding: Of the text files, such as "latin-1" or "cp1252".
       null_values: Texts that mean an empty cell, such as ("NULL", "-999"), in every column that is
         read, and the same numbers in Parquet files.
+      log_columns, users_columns, items_columns: Names of all columns of text files that have no
+        header, in their order; empty where the first line has them.
       users_key, items_key: Column of the ids in the users' and the items' table where it is called
         another name than in the log.
       unknown_users, unknown_items: What becomes of positives whose user or item is not in its
@@ -98,6 +100,9 @@ class LogConfig(schema.DataConfig):
     separator: str = fields.field("", added_later=True)
     encoding: str = fields.field("utf-8", added_later=True)
     null_values: tuple[str, ...] = fields.field((), added_later=True)
+    log_columns: tuple[str, ...] = fields.field((), added_later=True)
+    users_columns: tuple[str, ...] = fields.field((), added_later=True)
+    items_columns: tuple[str, ...] = fields.field((), added_later=True)
     users_key: str = fields.field("", added_later=True)
     items_key: str = fields.field("", added_later=True)
     unknown_users: str = fields.field("refuse", choices=_UNKNOWN, added_later=True)
@@ -149,6 +154,13 @@ class LogConfig(schema.DataConfig):
                 "data.encoding: expected the name of a text encoding such as 'utf-8' or 'latin-1', "
                 f"got {self.encoding!r}"
             ) from None
+        for table in ("log", *(f"{side}s" for side in SIDES)):
+            names = getattr(self, f"{table}_columns")
+            if not all(names) or len(set(names)) != len(names):
+                raise ValueError(
+                    f"data.{table}_columns: expected the distinct names of all columns, got "
+                    f"{', '.join(map(repr, names))}"
+                )
         if self.scenario_in_users and not self.scenario:
             raise ValueError(
                 "data.scenario: expected a column of the users' table with data.scenario_in_users, "
@@ -206,10 +218,12 @@ class LogConfig(schema.DataConfig):
         """The clock of the days, and of times without a zone."""
         return clocks.Clock(round(3600 * self.utc_offset_hours), self.time_zone)
 
-    @property
-    def form(self) -> read.Form:
-        """How the text files are written."""
-        return read.Form(self.separator, self.encoding, tuple(self.null_values))
+    def form(self, table: str) -> forms.Form:
+        """How the text files of "log", "users" or "items" are written."""
+        setting = f"{table}_columns"
+        names = tuple(getattr(self, setting))
+        nulls = tuple(self.null_values)
+        return forms.Form(self.separator, self.encoding, nulls, names, f"data.{setting}")
 
     def key_of(self, side: str) -> str:
         """The column of ids in the users' or the items' table."""

@@ -8,10 +8,13 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from dsmoe_jax import terminal
 from dsmoe_jax.data.prepare import own_config, streams
 
 # What Hive writes for a partition of empty cells.
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+# Names of a folder's content in a message.
+_SHOWN = 6
 
 
 class Log(NamedTuple):
@@ -44,7 +47,10 @@ def find(section: own_config.LogConfig) -> tuple[list[Log], dict[str, pathlib.Pa
     for pattern in section.log_files:
         found = list(_expand(folder, pattern))
         if not found:
-            raise ValueError(f"data.log_files: expected {folder / pattern} to exist, found no file")
+            raise ValueError(
+                f"data.log_files: expected {folder / pattern} to exist, found no file"
+                f"{_beside(folder)}"
+            )
         paths += [path for path in found if path not in paths]
     for path in paths:
         streams.check_file(path)
@@ -52,9 +58,19 @@ def find(section: own_config.LogConfig) -> tuple[list[Log], dict[str, pathlib.Pa
     named = {side: folder / name for side, name in tables.items() if name}
     for side, path in named.items():
         if not path.is_file() and not path.exists() and not path.is_symlink():
-            raise ValueError(f"data.{side}s_file: expected {path} to exist, found no file")
+            raise ValueError(
+                f"data.{side}s_file: expected {path} to exist, found no file{_beside(folder)}"
+            )
         streams.check_file(path)
     return [Log(path, partitions(path.relative_to(folder).parts[:-1])) for path in paths], named
+
+
+def _beside(folder: pathlib.Path) -> str:
+    """What a folder holds instead of a file, as the end of a message."""
+    names = sorted(path.name for path in folder.iterdir() if path.name[0] not in "._")
+    more = ", ..." if len(names) > _SHOWN else ""
+    shown = terminal.one_line(", ".join(names[:_SHOWN]))
+    return f"; the folder holds {shown}{more}" if names else "; the folder is empty"
 
 
 def _expand(folder: pathlib.Path, pattern: str) -> Iterator[pathlib.Path]:

@@ -64,7 +64,7 @@ def read_logs(
         blocks = read.iterate(
             log.path,
             reader.columns,
-            form=section.form,
+            form=section.form("log"),
             constants=log.constants,
             may_be_empty=len(logs) > 1,
         )

@@ -1,12 +1,12 @@
 """Raw tables, read in typed blocks of rows.
 
 Owns reading of separated text and Parquet, also one block ahead, and finding the row that is to
-blame when that fails. Does not own what a cell may hold (`columns.py`), archives and encodings
-(`streams.py`) nor quotes (`records.py`).
+blame when that fails. Does not own what a cell may hold (`columns.py`), separators and headers
+(`forms.py`), archives and encodings (`streams.py`) nor quotes (`records.py`).
 
 Rows are numbered as a person sees them in a spreadsheet: in a text file the header is row 1, and a
-row is one whatever line breaks its quotes hold; in a Parquet file the first record is row 1. Blocks
-keep memory bounded whatever the file's size.
+row is one whatever line breaks its quotes hold; in a Parquet file and in a text file without a
+header the first record is row 1. Blocks keep memory bounded whatever the file's size.
 
     for frame in read.iterate(path, COLUMNS):   # pl.DataFrame, typed and checked, see `columns.py`
         ...
@@ -19,13 +19,13 @@ import json
 import pathlib
 import types
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import polars as pl
 
 from dsmoe_jax import runlog, terminal
 from dsmoe_jax.data.prepare import columns as columns_lib
-from dsmoe_jax.data.prepare import records, streams
+from dsmoe_jax.data.prepare import forms, records, streams
 
 T = TypeVar("T")
 
@@ -33,8 +33,6 @@ BLOCK_BYTES = 1 << 23
 # Beside files that `data/synthetic/` generated.
 SYNTHETIC_FILE = "synthetic.json"
 _PARQUET_BLOCK_ROWS = 1 << 20
-# Guessed in this order from a header.
-SEPARATORS = (",", "\t", ";", "|")
 
 
 def find(folder: str | pathlib.Path, name: str) -> pathlib.Path | None:
@@ -57,27 +55,8 @@ def label(name: str, folder: str | pathlib.Path) -> str:
     return name if read_synthetic(folder) is None else f"{name} (synthetic)"
 
 
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """How text files of a table are written; Parquet files say so themselves.
-
-    Attributes:
-      separator: One character between cells; "" takes the first of `SEPARATORS` by which the header
-        has the columns that are asked for.
-      encoding: Name of a text encoding; UTF-16 with a byte order mark is told from it.
-      null_values: Texts that mean an empty cell, in Parquet too.
-    """
-
-    separator: str = ","
-    encoding: str = "utf-8"
-    null_values: tuple[str, ...] = ()
-
-
-PLAIN = Form()
-
-
 def read(
-    path: pathlib.Path, columns: Sequence[columns_lib.Column], form: Form = PLAIN
+    path: pathlib.Path, columns: Sequence[columns_lib.Column], form: forms.Form = forms.PLAIN
 ) -> pl.DataFrame:
     """The whole table: the columns asked for, then `columns.ROW`; see `iterate`."""
     return pl.concat(list(iterate(path, columns, form=form)))
@@ -88,7 +67,7 @@ def iterate(
     columns: Sequence[columns_lib.Column],
     block_bytes: int = BLOCK_BYTES,
     *,
-    form: Form = PLAIN,
+    form: forms.Form = forms.PLAIN,
     constants: Mapping[str, str | None] = types.MappingProxyType({}),
     may_be_empty: bool = False,
 ) -> Iterator[pl.DataFrame]:
@@ -115,15 +94,16 @@ def iterate(
         raise ValueError(f"{path}: expected at least one row, found none; add rows to the file")
 
 
-def read_texts(path: pathlib.Path, form: Form = PLAIN) -> pl.DataFrame:
+def read_texts(path: pathlib.Path, form: forms.Form = forms.PLAIN) -> pl.DataFrame:
     """The whole table of a text file, all columns as text, without `columns.ROW`.
 
     Raises:
       ValueError: As `iterate`.
     """
     with streams.open_text(path, form.encoding) as stream:
-        names, _ = _read_names(path, stream, BLOCK_BYTES)
-    guess = form.separator or max(SEPARATORS, key=names.count)
+        line, _ = forms.read_line(path, stream, BLOCK_BYTES)
+    names = line.decode("utf-8", errors="replace")
+    guess = form.separator or max(forms.SEPARATORS, key=names.count)
     named = [name.strip() for name in records.split_cells(names, guess)]
     wanted = [columns_lib.Column(name, "str", nullable=True) for name in named]
     chosen = dataclasses.replace(form, separator=guess)
@@ -153,7 +133,7 @@ def _csv_blocks(
     path: pathlib.Path,
     columns: Sequence[columns_lib.Column],
     block_bytes: int,
-    form: Form,
+    form: forms.Form,
     constants: Mapping[str, str | None],
 ) -> Generator[pl.DataFrame, None, None]:
     size = path.stat().st_size
@@ -161,8 +141,8 @@ def _csv_blocks(
         streams.open_text(path, form.encoding) as stream,
         runlog.bar(total=size, desc=path.name, unit="B", unit_scale=True, delay=2) as bar,
     ):
-        table, rest = _read_header(path, stream, columns, block_bytes, form, constants)
-        row, separator = 2, table.separator.encode()
+        table, rest = forms.read_header(path, stream, columns, block_bytes, form, constants)
+        row, separator = (1 if form.names else 2), table.separator.encode()
         while True:
             read_text = stream.read(block_bytes)
             end = not read_text
@@ -188,71 +168,9 @@ def _csv_blocks(
                 return
 
 
-class _Table(NamedTuple):
-    """A text file's header, and what is asked of it."""
-
-    names: list[str]
-    separator: str
-    wanted: Mapping[str, columns_lib.Column]
-    columns: Sequence[columns_lib.Column]
-    null_values: tuple[str, ...]
-    constants: Mapping[str, str | None]
-
-
-def _read_header(
-    path: pathlib.Path,
-    stream: streams.Text,
-    columns: Sequence[columns_lib.Column],
-    block_bytes: int,
-    form: Form,
-    constants: Mapping[str, str | None],
-) -> tuple[_Table, bytes]:
-    """The header, and the text after it that was read with it."""
-    line, rest = _read_names(path, stream, block_bytes)
-    asked = [column.name for column in columns if column.name not in constants]
-    tried = [form.separator] if form.separator else SEPARATORS
-    split = {s: [name.strip() for name in records.split_cells(line, s)] for s in tried}
-    separator = max(tried, key=lambda s: sum(name in split[s] for name in asked))
-    names = split[separator]
-    for column in columns:
-        if column.name not in names and column.name not in constants:
-            if stream.promised:
-                raise ValueError(
-                    f"{path}: expected a whole {stream.promised} file, got damaged content (other "
-                    "first bytes); copy or download it again"
-                )
-            is_one = len(names) == 1 and names[0]
-            guess = f" in one cell, split by {separator!r}" if is_one else ""
-            shown = terminal.one_line(", ".join(names)) or "an empty line"
-            raise ValueError(
-                f"{path}: row 1, column {column.name!r}: expected it in the header, got "
-                f"{shown}{guess}; check that this is the right file"
-                + (", or set data.separator" if guess else "")
-            )
-        if names.count(column.name) > 1:
-            raise ValueError(
-                f"{path}: row 1, column {column.name!r}: expected it once in the header, got it "
-                f"{names.count(column.name)} times; rename the others"
-            )
-    wanted = {column.name: column for column in columns if column.name in names}
-    table = _Table(names, separator, wanted, columns, form.null_values, constants)
-    return table, rest
-
-
-def _read_names(path: pathlib.Path, stream: streams.Text, block_bytes: int) -> tuple[str, bytes]:
-    """The line of the header, and the text after it that was read with it."""
-    text = b""
-    while (end := records.first_end(text)) == len(text):
-        more = stream.read(block_bytes)
-        text += more
-        if not more:
-            break
-        if len(text) > records.LONGEST_RECORD:
-            raise ValueError(f"{path}: row 1: expected a shorter header")
-    return text[:end].decode("utf-8", errors="replace"), text[end + 1 :]
-
-
-def _parse_block(path: pathlib.Path, block: records.Block, row: int, table: _Table) -> pl.DataFrame:
+def _parse_block(
+    path: pathlib.Path, block: records.Block, row: int, table: forms.Table
+) -> pl.DataFrame:
     """Types a block of whole records; only when that fails it is searched for the reason."""
     text, rows = block.text, block.rows
     wanted, names = table.wanted, table.names
@@ -291,7 +209,7 @@ def _parse_block(path: pathlib.Path, block: records.Block, row: int, table: _Tab
     )
 
 
-def _locate(path: pathlib.Path, text: bytes, row: int, table: _Table) -> None:
+def _locate(path: pathlib.Path, text: bytes, row: int, table: forms.Table) -> None:
     """Raises the error of the first row that does not parse."""
     names = table.names
     for number, line in enumerate(records.split_rows(text), start=row):
@@ -341,7 +259,7 @@ def _parquet_blocks(
     path: pathlib.Path,
     columns: Sequence[columns_lib.Column],
     block_bytes: int,
-    form: Form,
+    form: forms.Form,
     constants: Mapping[str, str | None],
 ) -> Generator[pl.DataFrame, None, None]:
     del block_bytes  # records are counted instead

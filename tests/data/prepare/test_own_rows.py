@@ -4,6 +4,7 @@ import csv
 import datetime
 import decimal
 import os
+import re
 import zoneinfo
 
 import polars as pl
@@ -314,3 +315,52 @@ def test_a_positive_at_a_time_that_never_was_is_refused_and_other_rows_are_left_
     section.exposures = True
     found = read_rows(section, write(tmp_path, [good, (*never[:4], "8")]))
     assert [row[3] for row in found] == [1_711_848_600]
+
+
+BARE = {"log_columns": NAMES, "log_files": ("u.data",)}
+
+
+def bare(folder, text, encoding="utf-8"):
+    (folder / "u.data").write_bytes(text.encode(encoding))
+    return folder
+
+
+@pytest.mark.parametrize("separator", ["\t", "|", ";", ","])
+def test_files_without_a_header_have_the_columns_that_are_named(tmp_path, separator):
+    rows = [("é", "i1", str(SECOND), "home", "7"), ("u2", "i2", str(SECOND + 1), "home", "8")]
+    text = "\n".join(separator.join(row) for row in [*rows, rows[0]])
+    for encoding, end in (("utf-8", "\n"), ("latin-1", ""), ("utf-16", "\r\n")):
+        section = custom.CustomConfig(**FIELDS, **BARE, encoding=encoding)
+        found = read_rows(section, bare(tmp_path, text + end, encoding))
+        assert [row[:4] for row in found] == [("é", "i1", "home", SECOND)] * 2
+
+
+def test_parts_without_a_header_are_numbered_from_row_1(tmp_path):
+    text = f"u1,i1,{SECOND},home,7\nu1,,{SECOND},home,7\n"
+    with pytest.raises(ValueError, match=r"u\.data: row 2, column 'item': expected text"):
+        read_rows(custom.CustomConfig(**FIELDS, **BARE), bare(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "message"),
+    [
+        ({"log_columns": ()}, "u1\ti1\t5\thome\t7\n",
+         "row 1, column 'user': expected it in the header, got u1, i1, 5, home, 7; check that this "
+         "is the right file, or, if it has no header, set data.log_columns"),
+        ({"log_columns": NAMES[:4]}, "u1\ti1\t5\thome\t7\n",
+         "row 1: expected the 4 columns of data.log_columns, got 1: 'u1\\ti1\\t5\\thome\\t7'; name "
+         "all of them in order, or set data.separator"),
+        ({"log_columns": ("a", *NAMES[1:])}, "u1,i1,5,home,7\n",
+         "data.log_columns: expected a column 'user', got a, item, time, page, label"),
+        ({"log_columns": ("user", "user")}, "u1,i1\n",
+         "data.log_columns: expected the distinct names of all columns, got 'user', 'user'"),
+        ({}, "", "expected at least one row"),
+        ({}, f"u1,i1,{SECOND},home,7\nu1\n", "row 2: expected 5 columns, got 1: 'u1'"),
+        ({"log_columns": (), "log_files": ("log.csv",)}, "u1\n",
+         "log.csv to exist, found no file; the folder holds u.data"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_without_a_header_is_named(tmp_path, fields, text, message):
+    section = custom.CustomConfig(**{**FIELDS, **BARE, **fields})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_rows(section, bare(tmp_path, text))

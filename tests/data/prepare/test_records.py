@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsmoe_jax.data.prepare import columns, read, records
+from dsmoe_jax.data.prepare import columns, forms, read, records
 
 CELLS = st.text(st.sampled_from('ab ",;\n|é'), max_size=6)
 TEXTS = [columns.Column(name, "str", nullable=True) for name in "xyz"]
@@ -50,7 +50,7 @@ def test_what_csv_writes_is_read_as_it_was(
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter=separator, quoting=style, lineterminator=line_end)
         writer.writerows([("x", "y", "z"), *rows])
-    found = by_us(path, block_bytes=block_bytes, form=read.Form(separator=""))
+    found = by_us(path, block_bytes=block_bytes, form=forms.Form(separator=""))
     assert found == rows
 
 
