@@ -8,6 +8,8 @@ the split's first day, is folded in when it is scored.
     random                       a fixed random order per query
     popularity                   training clicks of the item
     popularity in scenario       training clicks of the item in the query's scenario
+    own most recent              the user's own items, the last clicked first, then popularity
+    own most frequent            the same, the most often clicked first
     scenario prior               log P(item | scenario) alone, where the store holds exposures
     SVD                          truncated SVD of who clicked what; popularity without a history
     SVD + scenario prior         w * (score, standardised per query) + log P(item | scenario)
@@ -15,6 +17,7 @@ the split's first day, is folded in when it is scored.
                                  Autoencoders for Sparse Data", WWW 2019)
     item-kNN + scenario prior    in its place where the corpus is too large for EASE's inverse
 
+The two of own items are there where repeats are relevant (`Store.repeats`).
 Where the store holds exposures, EASE learns from them too, as events of another weight, and the
 prior counts them, up to the day before the split.
 
@@ -35,7 +38,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dsmoe_jax import features
-from dsmoe_jax.baselines import linear
+from dsmoe_jax.baselines import linear, own_items
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import evaluators, metrics, protocol
@@ -121,12 +124,20 @@ def evaluate_baselines(
         ("random", {}, linear.make_random(store.spec.num_items, seed)),
         ("popularity", {}, linear.make_popularity(store)),
         ("popularity in scenario", {}, linear.make_scenario_popularity(store)),
+        *(_own_items(store) if store.repeats else []),
         *([("scenario prior", *chooser.choose([({}, nothing)]))] if is_known else []),
         ("SVD", {}, linear.fall_back(svd, store, clicks)),
         ("SVD + scenario prior", *chooser.choose([({}, svd)])),
         (f"{name} + scenario prior", *chooser.choose(candidates)),
     ]
     return evaluate_rows(store, config, rows, seed=seed)
+
+
+def _own_items(store: store_lib.Store) -> list[tuple[str, Settings, linear.Scorer]]:
+    return [
+        ("own most recent", {}, own_items.make_most_recent(store)),
+        ("own most frequent", {}, own_items.make_most_frequent(store)),
+    ]
 
 
 def make_chooser(store: store_lib.Store, config: schema.EvalConfig, *, seed: int) -> "PriorChooser":

@@ -149,6 +149,15 @@ def read_windows(
     return _binary(np.concatenate(rows), np.concatenate(items), shape)
 
 
+def read_events(
+    store: store_lib.Store, rows_QC: Int[np.ndarray, "Q C"]
+) -> tuple[Int[np.ndarray, "E"], Int[np.ndarray, "E"]]:
+    """Row number and item of every click in the rows' windows of all scenarios, oldest first."""
+    start_QK, stop_QK = store_lib.Windows(features.HISTORY).read(rows_QC, store.columns)
+    row, event = _expand(start_QK[:, 0], stop_QK[:, 0])
+    return row, store.sequences[features.HISTORY][0][event, 0]
+
+
 def count_clicks(
     store: store_lib.Store, half_life_days: float | None = None
 ) -> Float[np.ndarray, "S V"]:
