@@ -6,6 +6,8 @@ from dsmoe_jax.bench import cold
 from tests.bench import small_run
 
 
+# It starts processes that compile everything anew.
+@pytest.mark.slow
 def test_parts_of_both_starts_are_told_and_add_up(tmp_path):
     found = small_run.measure(cold, f"--config={small_run.write_config(tmp_path)}", "--rounds=1")
     for cache in ("empty", "warm"):

@@ -5,6 +5,8 @@ from dsmoe_jax.bench import feeding
 from tests.bench import small_run
 
 
+# The pipeline is tested by itself, and read through by every training run.
+@pytest.mark.slow
 def test_the_pipeline_and_a_training_epoch_are_measured(tmp_path):
     found = small_run.measure(feeding, f"--config={small_run.write_config(tmp_path)}", "--rounds=2")
     # Batches larger than the data are left out.

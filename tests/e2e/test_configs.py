@@ -84,6 +84,8 @@ def test_movielens_trains_on_the_next_item_and_ranks_the_whole_catalogue(tmp_pat
     assert "expected 0 with FuxiMMEConfig" in output.splitlines()[-1]
 
 
+# Encoders and losses are tested with every matcher; this takes them through a run.
+@pytest.mark.slow
 def test_a_student_without_teacher_takes_an_encoded_history_and_another_loss(tmp_path):
     commands.run(
         "--config=configs/kuairand.py:synthetic,no_distill,history=fuxi_mme",
@@ -141,6 +143,8 @@ def teach(tmp_path, ranker, *flags):
     check(tmp_path)
 
 
+# The ensemble is tested as a model; this takes it through a run.
+@pytest.mark.slow
 def test_several_rankers_teach_together(tmp_path):
     member = "--config.teacher.model.members"
     teach(

@@ -74,6 +74,8 @@ def test_lists_of_all_batches_are_the_retrievers(folder):
     assert got.equals(expected.sort("user_id", "scenario", "rank"))
 
 
+# A second start of Ray, for one line.
+@pytest.mark.slow
 def test_workers_that_leave_no_core_are_refused(folder):
     status, output = recommend(folder, "--workers", "2")
     assert status != 0
