@@ -466,7 +466,12 @@ def test_run_gets_what_was_parsed(run_with: Callable) -> None:
     experiment, workdir, mode, more = received
     assert experiment.seed == 3
     assert (workdir, mode) == (pathlib.Path("runs/stub"), "teacher")
-    assert more == {"overrides": {"seed": 3}, "handle_signals": True}
+    assert more == {
+        "overrides": {"seed": 3},
+        "handle_signals": True,
+        "continue_from": None,
+        "anew": False,
+    }
 
 
 @pytest.mark.parametrize(
