@@ -454,7 +454,8 @@ def run_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[...
 
     def run(work: Callable[..., None]) -> int:
         monkeypatch.setattr(whole_run, "run", work)
-        return main.main(["main", "--config=stub.py", "--config.seed=3", "--mode=teacher"])
+        flags = ["--config=stub.py", "--config.seed=3", "--mode=teacher", "--continue_from=runs/a"]
+        return main.main(["main", *flags])
 
     yield run
     signal.signal(signal.SIGTERM, before)
@@ -469,7 +470,7 @@ def test_run_gets_what_was_parsed(run_with: Callable) -> None:
     assert more == {
         "overrides": {"seed": 3},
         "handle_signals": True,
-        "continue_from": None,
+        "continue_from": pathlib.Path("runs/a"),
         "anew": False,
     }
 

@@ -260,8 +260,9 @@ def test_row_wise_adagrad_by_hand(one):
         unique_T=jnp.asarray([True, True, False]),
     )
     gradient = jnp.asarray([[9.0, 9.0], [1.0, -1.0], [0.0, 0.0]])
+    start = jnp.int32(0)
     new, _, square_VE = sparse._update_shard(
-        jnp.int32(0), (table, state.mean_VE, state.square_VE), touched, (gradient, jnp.int32(0))
+        start, (table, state.mean_VE, state.square_VE), touched, (gradient, start, start)
     )
     # Mean square of the gradient is 1: the accumulator becomes 8.
     move = RATE / np.sqrt(8.0)

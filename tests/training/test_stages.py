@@ -107,12 +107,12 @@ def test_every_stage_has_a_random_stream_of_its_own():
     names += [
         stage.name for method in registry.MATCHERS.values() for stage in method().pretraining()
     ]
-    streams = {name: streams.of_stage(name) for name in names}
-    assert len(set(streams.values())) == len(streams)
+    found = {name: streams.of_stage(name) for name in names}
+    assert len(set(found.values())) == len(found)
     # Those of published records, the first four letters.
-    assert streams["teacher"] == int.from_bytes(b"teac", "little")
-    assert streams["student"] == int.from_bytes(b"stud", "little")
-    assert streams["contrast"] == int.from_bytes(b"cont", "little")
+    assert found["teacher"] == int.from_bytes(b"teac", "little")
+    assert found["student"] == int.from_bytes(b"stud", "little")
+    assert found["contrast"] == int.from_bytes(b"cont", "little")
 
 
 def test_end_of_epoch_is_the_same_after_a_resumption(store, tmp_path):
