@@ -55,7 +55,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     rows.append({"seed": seed, **summarise(model.results)})
                     runlog.say(f"seed {seed}: {rows[-1]}")
                 before = workdir
-    return {"config": options.config, "epochs": options.epochs, "rows": rows}
+    asked = {"config": options.config, "days": options.days, "epochs": options.epochs}
+    return {**asked, "rows": rows}
 
 
 def summarise(results: dict[str, Any]) -> dict[str, Any]:
@@ -83,8 +84,8 @@ def describe(found: dict[str, Any]) -> list[str]:
         days.setdefault(row["day"], []).append(row)
     seeds = sorted({row["seed"] for row in rows})
     lines = [
-        f"`{found['config']}`: macro {rows[0]['metric']} in %, mean of seeds "
-        f"{', '.join(map(str, seeds))}; seconds of training in brackets",
+        f"`{found['config']}`, {len(days)} of {found['days']} days: macro {rows[0]['metric']} in %, "
+        f"mean of seeds {', '.join(map(str, seeds))}; seconds of training in brackets",
         "",
         f"| test day | queries | {' | '.join(MODELS.values())} |",
         "|---|---:" + "|---:" * len(MODELS) + "|",

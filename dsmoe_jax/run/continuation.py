@@ -64,11 +64,10 @@ class Continuation:
     def apply(self, experiment: schema.Experiment, workdir: pathlib.Path) -> schema.Experiment:
         """The experiment with the fields that say what it goes on from."""
         data = dataclasses.replace(experiment.data, standard_file=str(workdir.absolute() / FILE))
-        if isinstance(data, own_config.LogConfig):
-            is_counted = data.scenario and not data.scenarios
-            if is_counted and data.rare_scenarios != "merge":
-                # By default they are in the order of their positives, which changes by the day.
-                data.scenarios = self.scenarios
+        if isinstance(data, own_config.LogConfig) and data.scenario and not data.scenarios:
+            # By default they are in the order of their positives, which changes from day to day.
+            merges = data.rare_scenarios == "merge"
+            data.scenarios = () if merges else self.scenarios
         return dataclasses.replace(experiment, data=data, continued_from=self.checkpoint)
 
     def is_there(self) -> bool:

@@ -124,9 +124,9 @@ def find_sources(
     Raises:
       ValueError: When a feature outgrew the table that it shared, and its place in the input.
     """
-    for name, other in zip(new, old, strict=False):
-        if name != other:
-            grown = min((name, other), key=lambda name: new[name].leaf == old[name].leaf)
+    for name, former in zip(new, old, strict=False):
+        if name != former:
+            grown = min((name, former), key=lambda name: new[name].leaf == old[name].leaf)
             raise ValueError(
                 f"warm start: expected the features in the order that the earlier model reads them "
                 f"in, got {new[grown].feature!r} in another place, as it now has a table of its "

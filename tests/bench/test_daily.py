@@ -36,10 +36,11 @@ def test_the_table_has_means_over_seeds_and_days_and_says_how_it_was_made():
         for seed in (0, 1)
     ]
     rows += [{"seed": 0, **daily.summarise(make_results(0.1, 0.2, 0.25)), "day": "2022-05-02"}]
-    found = {"config": "kuairand:sample", "epochs": 3, "rows": rows}
+    found = {"config": "kuairand:sample", "days": 7, "epochs": 3, "rows": rows}
     record = measurements.make("daily", ["--days=2"], found)
     lines = measurements.show_days([record]).splitlines()
-    assert lines[0].startswith("`kuairand:sample`: macro recall@50 in %, mean of seeds 0, 1;")
+    begin = "`kuairand:sample`, 2 of 7 days: macro recall@50 in %, mean of seeds 0, 1;"
+    assert lines[0].startswith(begin)
     assert lines[2] == "| test day | queries | yesterday's | continued | trained anew |"
     assert lines[4:7] == [
         "| 2022-05-01 | 5 | 20.0 | 35.0 (7 s) | 25.0 (43 s) |",
