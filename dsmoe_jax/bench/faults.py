@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dsmoe_jax import main as command_line
+from dsmoe_jax.bench import malformed
 from dsmoe_jax.config import fingerprint, load
 from dsmoe_jax.run import results, run
 
@@ -270,6 +271,12 @@ def two(case: Case) -> Iterator[Trial]:
         yield Trial("two at once", case.alone(workdir) if is_sound else f"{ends!r}"[-200:])
 
 
+def malformed_inputs(case: Case) -> Iterator[Trial]:
+    """Own logs that are prepared or refused in one line, with nothing left behind."""
+    for what, section in malformed.generate(case.folder / "malformed", case.random):
+        yield Trial(what, malformed.judge(section))
+
+
 KINDS: dict[str, Callable[[Case], Iterator[Trial]]] = {
     "kill": kill,
     "late_best": late_best,
@@ -278,6 +285,7 @@ KINDS: dict[str, Callable[[Case], Iterator[Trial]]] = {
     "damage": damage,
     "drift": drift,
     "two": two,
+    "malformed": malformed_inputs,
 }
 
 
