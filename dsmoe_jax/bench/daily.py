@@ -84,8 +84,9 @@ def describe(found: dict[str, Any]) -> list[str]:
         days.setdefault(row["day"], []).append(row)
     seeds = sorted({row["seed"] for row in rows})
     lines = [
-        f"`{found['config']}`, {len(days)} of {found['days']} days: macro {rows[0]['metric']} in %, "
-        f"mean of seeds {', '.join(map(str, seeds))}; seconds of training in brackets",
+        f"`{found['config']}`, {len(days)} of {found['days']} days: "
+        f"macro {rows[0]['metric']} in %, {'mean of seeds' if len(seeds) > 1 else 'seed'} "
+        f"{', '.join(map(str, seeds))}; seconds of training in brackets",
         "",
         f"| test day | queries | {' | '.join(MODELS.values())} |",
         "|---|---:" + "|---:" * len(MODELS) + "|",
