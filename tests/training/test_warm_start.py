@@ -309,7 +309,18 @@ class Renumbering:
         return jnp.asarray(value)
 
 
-@pytest.mark.parametrize("name", [*sorted(registry.MATCHERS), *sorted(registry.RANKERS)])
+# One of each kind of tables: of fields, of items alone, of bags and towers, of histories, of one
+# table for all scenarios, and a teacher that attends. The others are for -m slow.
+KINDS = ("dsmoe", "dsmoe_plus", "dssm_per_scenario", "fism", "hstu", "m5", "mmoe_din", "sass")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in KINDS else pytest.mark.slow)
+        for name in (*sorted(registry.MATCHERS), *sorted(registry.RANKERS))
+    ],
+)
 def test_every_method_scores_renumbered_ids_as_before(name):
     is_matcher = name in registry.MATCHERS
     config = (small.SMALL_MATCHERS if is_matcher else small.SMALL_RANKERS)[name]

@@ -72,7 +72,7 @@ class Documents:
             "plus_leads": lambda: _show_table(plus.make_leads(plus.load(plus_inputs))),
             "plus_users": lambda: _show_table(plus.show_users(plus_inputs)),
             "plus_earlier": lambda: _show_tables(plus.show_earlier(plus_inputs)),
-            "plus_parts": lambda: _show_tables(plus.show_parts(plus_inputs)),
+            "plus_parts": lambda: _show_table(plus.show_parts(plus_inputs)),
             "plus_shown": lambda: _show_tables(plus.show_shown(plus_inputs)),
             "recall": self.draw_recall,
             "changes": functools.partial(self.draw_changes, "changes", "table4", plan.DECIDED),

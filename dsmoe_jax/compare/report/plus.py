@@ -74,15 +74,15 @@ def show_shown(source: build.Source) -> list[formats.Table]:
     ]
 
 
-def show_parts(source: build.Source) -> list[formats.Table]:
-    """What each part of the recipe earns: recall without it, and DSMOE's lead over that."""
+def show_parts(source: build.Source) -> formats.Table:
+    """What each part of the recipe earns: DSMOE's lead over itself without the part.
+
+    Seeds that both have are compared: what a seed draws, both draw.
+    """
     ablated = [system.on_days(0) for system in source.systems("table4")]
     plain = [system for system in load(source) if system.name == _PLAIN]
     systems = [system for system in (*ablated, *plain) if system.entries]
-    return [
-        make_recall(systems, "plus_parts", "Recall without a part"),
-        make_leads(systems, "plus_parts_leads", "What a part earns"),
-    ]
+    return make_leads(systems, "plus_parts", "What a part earns", same_seeds=True)
 
 
 def make_users(systems: Sequence[finished.System], known: queries.Known) -> formats.Table:
@@ -149,25 +149,43 @@ def _whole(
 
 
 def make_leads(
-    systems: Sequence[finished.System], name: str = "plus_leads", title: str = "Leads"
+    systems: Sequence[finished.System],
+    name: str = "plus_leads",
+    title: str = "Leads",
+    *,
+    same_seeds: bool = False,
 ) -> formats.Table:
-    """DSMOE minus every other system but the random one, in macro recall and over all queries."""
+    """DSMOE minus every other system but the random one, in macro recall and over all queries.
+
+    With `same_seeds` of the seeds that both have, and of all seeds otherwise.
+    """
     own = finished.own(systems)
     k = recall_table.cutoffs_of(own)[0]
     scenarios = recall_table.scenarios_of(own)
     parts = (estimates.MACRO, _ALL, *scenarios)
-    heads = ("DSMOE beside FISM minus", *(f"{part} @{k}" for part in parts))
+    heads: tuple[str, ...] = ("DSMOE beside FISM minus", *(f"{part} @{k}" for part in parts))
     rows, records = [], []
     for system in systems:
         if system.name in (own.name, "random"):
             continue
-        found = compare(own, system, k)
-        rows.append((system.label, *(f"{found[part].points}" for part in parts)))
+        shared = sorted({e.seed for e in own.entries} & {e.seed for e in system.entries})
+        first, second = own, system
+        if same_seeds:
+            first, second = _of_seeds(own, shared), _of_seeds(system, shared)
+        found = compare(first, second, k)
+        seeds = (", ".join(map(str, shared)),) if same_seeds else ()
+        rows.append((system.label, *(f"{found[part].points}" for part in parts), *seeds))
         records += [
             {"row": system.name, "part": part, "k": k, **found[part]._asdict()} for part in parts
         ]
+    heads += ("seeds",) if same_seeds else ()
     note = "Points of recall, 95 % intervals of a paired bootstrap; mean over seeds first."
     return formats.Table(name, title, heads, formats.cells(rows), (note,), tuple(records))
+
+
+def _of_seeds(system: finished.System, seeds: Sequence[int]) -> finished.System:
+    kept = tuple(entry for entry in system.entries if entry.seed in seeds)
+    return dataclasses.replace(system, entries=kept)
 
 
 def compare(own: finished.System, other: finished.System, k: int) -> dict[str, metrics.Interval]:
