@@ -78,6 +78,8 @@ def test_without_submitit_the_extra_is_named(monkeypatch, tmp_path):
         cluster.Cluster("slurm", tmp_path, 1, {})
 
 
+# Submission, cancelling and time limits are tested above.
+@pytest.mark.slow
 def test_a_comparison_runs_on_a_cluster(tmp_path):
     """Two jobs of the real program, as small as they are; a teacher comes before its student."""
     arguments = (

@@ -59,6 +59,8 @@ def test_own_method_trains_from_python_and_is_loaded_again(tmp_path):
     assert loaded.evaluate()["macro"] == loaded.results["macro"]
 
 
+# test_guide_method.py does the same with the guide's method.
+@pytest.mark.slow
 def test_own_method_trains_from_the_command_line(tmp_path):
     output = commands.run(
         "train",

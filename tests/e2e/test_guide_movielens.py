@@ -7,6 +7,7 @@ import re
 import shlex
 
 import polars as pl
+import pytest
 
 from tests.e2e import commands
 
@@ -101,6 +102,8 @@ def test_from_init_to_lists_in_the_layout_of_the_latest_releases(tmp_path):
     assert lists.height == 20 * len(USERS) == lists.unique(["user_id", "item_id"]).height
 
 
+# The same commands on other columns, which tests of preparation read too.
+@pytest.mark.slow
 def test_from_init_to_results_in_the_layout_of_100k(tmp_path):
     *first, train = COMMANDS
     raw = tmp_path / "ml-100k"

@@ -294,6 +294,8 @@ def test_other_columns_are_refused_by_name(logs, old, tmp_path):
         dsmoe_jax.train(experiment, tmp_path, continue_from=old.workdir)
 
 
+# A second training, of which the report's line is new.
+@pytest.mark.slow
 def test_a_model_trained_anew_stands_beside(logs, old, tmp_path):
     experiment = load(logs / "today", **{"train.continue_epochs": 0})
     model = dsmoe_jax.train(experiment, tmp_path, continue_from=old.workdir, anew=True)

@@ -117,16 +117,20 @@ def one_ahead(values: Generator[T, None, None]) -> Iterator[T]:
     generator raises is raised here, in its turn. At most two values are alive at once.
     """
     end: Any = object()
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        try:
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    coming = pool.submit(next, values, end)
+    try:
+        while (value := coming.result()) is not end:
             coming = pool.submit(next, values, end)
-            while (value := coming.result()) is not end:
-                coming = pool.submit(next, values, end)
-                yield cast(T, value)
-        finally:
-            # A consumer that leaves early leaves the generator suspended.
-            concurrent.futures.wait([coming])
-            values.close()
+            yield cast(T, value)
+    finally:
+        # A consumer that leaves early leaves the generator suspended.
+        concurrent.futures.wait([coming])
+        values.close()
+        # Its thread ends by itself. What nobody holds any more is closed wherever it is collected,
+        # in a thread that just starts too, which must not wait for another to end: both would take
+        # the lock by which `threading` knows its threads.
+        pool.shutdown(wait=False)
 
 
 def _csv_blocks(

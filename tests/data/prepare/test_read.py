@@ -256,6 +256,16 @@ def test_at_most_one_value_is_made_ahead():
     assert closed == [True]
 
 
+def test_closing_joins_no_thread(monkeypatch):
+    """What is collected in a thread that just starts holds the lock that joining takes."""
+    joined, closed = [], []
+    values = read.one_ahead(count(100, [], closed))
+    assert next(values) == 0
+    monkeypatch.setattr(threading.Thread, "join", lambda self, timeout=None: joined.append(self))
+    values.close()
+    assert closed == [True] and not joined
+
+
 def test_an_error_comes_after_the_values_before_it():
     made, closed = [], []
     values = read.one_ahead(count(3, made, closed))
