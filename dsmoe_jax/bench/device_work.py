@@ -314,15 +314,7 @@ def _measure_evaluation(sizes: Sizes) -> dict[str, Any]:
         folder = pathlib.Path(name)
         api.prepare(experiment, folder)
         stages = export.make_stages(experiment, folder)
-        stage = stages.student_stage()
-        state = train_state.init_state(
-            stage.model,
-            stage.updater,
-            key=jax.random.key(0),
-            mesh=stages.mesh,
-            constants=stage.make_constants(),
-        )
-        frozen = train_state.freeze(state)
+        frozen = train_state.freeze(stages.make_untrained(stages.student_stage()))
         query_Q = stages.sample_queries("test", sizes.per_scenario)
 
         def turn(repetitions: int) -> None:

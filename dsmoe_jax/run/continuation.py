@@ -229,7 +229,7 @@ def _digest(folders: dict[str, pathlib.Path]) -> str | None:
         if found is None:
             return None
         digests[stage] = found[1]
-    return fingerprint.of_record(digests, "")
+    return fingerprint.of_record(digests, own="")
 
 
 def _take_sizes(

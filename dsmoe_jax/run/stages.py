@@ -316,9 +316,9 @@ class Stages:
         query_Q = self.sample_queries("validation", per_scenario)
         return evaluate(frozen, "validation", query_Q).summarise()
 
-    def carry_over(self, stage: loop.Stage) -> train_state.Frozen:
-        """The earlier run's model of a stage, to which ids that it did not see are unknown."""
-        fresh = train_state.init_state(
+    def make_untrained(self, stage: loop.Stage) -> train_state.TrainState:
+        """A stage's state with initial parameters that no run starts from."""
+        return train_state.init_state(
             stage.model,
             stage.updater,
             key=jax.random.key(0),
@@ -326,8 +326,11 @@ class Stages:
             constants=stage.make_constants(),
             averaged=stage.average_decay > 0,
         )
+
+    def carry_over(self, stage: loop.Stage) -> train_state.Frozen:
+        """The earlier run's model of a stage, to which ids that it did not see are unknown."""
         carry = self.earlier.carry_over(stage, self.mesh, keeps_fresh=False)
-        return train_state.freeze(carry(fresh))
+        return train_state.freeze(carry(self.make_untrained(stage)))
 
     def _train(self, stage: loop.Stage) -> Trained:
         experiment = self.experiment

@@ -61,8 +61,13 @@ def make_state(model, updater=ADAM, averaged=False, seed=0):
     return jax.tree.unflatten(structure, filled)
 
 
-def carry(old_model, new_model, ids, *, updater=ADAM, old_updater=None, averaged=False, **how):
-    """An old state carried over into a new one; both, and the initial one."""
+def carry(
+    old_model, new_model, ids, *, updater=ADAM, old_updater=None, averaged=False, pad=None, **how
+):
+    """An old state carried over into a new one; both, and the initial one.
+
+    `pad` adds rows to leaves of the initial one by their path.
+    """
     old = make_state(old_model, old_updater or updater, averaged)
     fresh = jax.tree.map(lambda leaf: -leaf, make_state(new_model, updater, averaged, seed=1))
     sources = warm_start.find_sources(
@@ -71,6 +76,7 @@ def carry(old_model, new_model, ids, *, updater=ADAM, old_updater=None, averaged
         ids,
         warm_start.count_rows(new_model, updater),
     )
+    fresh = jax.tree_util.tree_map_with_path(pad, fresh) if pad else fresh
     fresh = jax.device_put(fresh, sharding.replicated(MESH))
     return old, fresh, warm_start.carry_over(old, fresh, sources, **how)
 
@@ -142,16 +148,7 @@ def test_rows_that_pad_a_table_to_the_devices_come_from_none():
         is_table = jax.tree_util.keystr(path).endswith("['item_tables']['item_id']")
         return jnp.pad(leaf, ((0, 2), (0, 0))) if is_table else leaf
 
-    old = make_state(make_dssm(), ADAM, False)
-    fresh = jax.tree.map(lambda leaf: -leaf, make_state(make_dssm(**SIZES), ADAM, False, seed=1))
-    fresh = jax.device_put(jax.tree_util.tree_map_with_path(pad, fresh), sharding.replicated(MESH))
-    sources = warm_start.find_sources(
-        warm_start.find_blocks(make_dssm()),
-        warm_start.find_blocks(make_dssm(**SIZES)),
-        IDS,
-        warm_start.count_rows(make_dssm(**SIZES), ADAM),
-    )
-    padded = warm_start.carry_over(old, fresh, sources)
+    _, _, padded = carry(make_dssm(), make_dssm(**SIZES), IDS, pad=pad)
     for whole, part in zip(jax.tree.leaves(padded), jax.tree.leaves(got), strict=True):
         if part.ndim:
             assert not np.asarray(whole)[part.shape[0] :].any()

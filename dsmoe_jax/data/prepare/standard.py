@@ -4,11 +4,12 @@ A model that goes on from an earlier store's must be given inputs that mean the 
 that store's units, a range with that store's bounds.
 """
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from dsmoe_jax.config import fingerprint
 
 KEY = "standard"
 
@@ -27,8 +28,7 @@ class Standard(NamedTuple):
     @property
     def digest(self) -> str:
         """64 hexadecimal digits that name the content."""
-        text = json.dumps({"moments": self.moments, "edges": self.edges}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return fingerprint.of_record(self._asdict(), own="")
 
 
 def of_manifest(manifest: Mapping[str, Any]) -> Standard:
