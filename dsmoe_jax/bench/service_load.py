@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dsmoe_jax.serving import retriever as retriever_lib
+from dsmoe_jax.serving import serve
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 _START = "import sys; from dsmoe_jax.serving import serve; sys.exit(serve.main(sys.argv[1:]))"
@@ -46,7 +47,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         json.dumps({"users": [{"user_id": user}], "scenario": scenario, "k": options.k}).encode()
         for user in users
     ]
-    alone_ms = time_alone(retriever, users[:_ALONE], scenario, options.k)
+    with serve.limit_threads(1):
+        alone_ms = time_alone(retriever, users[:_ALONE], scenario, options.k)
     rounds = []
     with _serve(options.bundle) as (pid, port):
         asyncio.run(_load(port, bodies, 1, _WARM))

@@ -39,6 +39,8 @@ _MOST_LISTS = 0.5
 # Rows to train on: so many per list, and at least so many in all, which scale the codes.
 _TRAIN_PER_LIST, _TRAIN_LEAST = 64, 20_000
 _CHUNK = 1 << 16
+# Bytes of the vectors that are scored again at once.
+_ROW_BYTES = 1 << 22
 
 
 class AnnIndex:
@@ -99,6 +101,11 @@ class AnnIndex:
                 f"{path}: expected a whole index of FAISS, got one that it cannot read "
                 f"({_reason(error)})"
             ) from None
+        if isinstance(index, faiss.IndexIVF):
+            lists = faiss.downcast_InvertedLists(index.invlists)
+            if isinstance(lists, faiss.OnDiskInvertedLists):
+                # Else every search starts threads that read ahead, which take longer than itself.
+                lists.prefetch_nthread = 0
         try:
             return cls(item_VD, index, parameters)
         except ValueError as error:
@@ -161,19 +168,46 @@ class AnnIndex:
             wanted *= self._parameters["widen"]
         W = min(wanted, self.num_candidates)
         _, position_NW = self._index.search(query_QMD.reshape(Q * M, D), W, params=settings)
-        rankings = []
-        for q, position_X in enumerate(position_NW.reshape(Q, M * W)):
-            # FAISS's position p is item p + 1, and it fills short lists with -1. An item comes once
-            # per interest at most.
-            item_X = (np.sort(position_X) if M == 1 else np.unique(position_X)) + 1
-            item_X = item_X[item_X.searchsorted(1) :]
-            if allowed_V is not None:
-                item_X = item_X[allowed_V[item_X]]
-            if removed_ids is not None:
-                item_X = np.delete(item_X, host.find(item_X, removed_ids[q]))
-            score_X = host.score_rows(query_QMD[q], self._item_VD[item_X])
-            rankings.append(host.best(host.EMPTY, host.Ranking(score_X, item_X), k))
-        return host.stack(rankings, k)
+        # FAISS's position p is item p + 1, and it fills short lists with -1.
+        item_QX = position_NW.reshape(Q, M * W) + 1
+        item_QX.sort(axis=1)
+        block = max(1, _ROW_BYTES // (4 * M * max(1, W) * D))
+        score_QT = np.full((Q, k), -np.inf, np.float32)
+        item_QT = np.zeros((Q, k), np.int32)
+        for start in range(0, Q, block):
+            part = slice(start, start + block)
+            score_BT, item_BT = self._score_again(
+                query_QMD[part], item_QX[part], k, allowed_V, removed_ids and removed_ids[part]
+            )
+            score_QT[part, : score_BT.shape[1]] = score_BT
+            item_QT[part, : score_BT.shape[1]] = item_BT
+        return score_QT, item_QT
+
+    def _score_again(
+        self,
+        query_QMD: np.ndarray,
+        item_QX: np.ndarray,
+        k: int,
+        allowed_V: np.ndarray | None,
+        removed: list[np.ndarray] | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of the items found, ascending ids per query, 0 for none; at most X of them."""
+        score_QX = host.score_rows_together(query_QMD, self._item_VD[item_QX])
+        is_out_QX = item_QX == 0
+        if query_QMD.shape[1] > 1:
+            # An item comes once per interest at most.
+            is_out_QX[:, 1:] |= item_QX[:, 1:] == item_QX[:, :-1]
+        if allowed_V is not None:
+            is_out_QX |= ~allowed_V[item_QX]
+        if removed is not None:
+            for q, removed_X in enumerate(removed):
+                is_out_QX[q, host.find(item_QX[q], removed_X)] = True
+        score_QX[is_out_QX] = -np.inf
+        order_QT = np.argsort(-score_QX, axis=1, kind="stable")[:, :k]
+        score_QT = np.take_along_axis(score_QX, order_QT, axis=1)
+        item_QT = np.take_along_axis(item_QX, order_QT, axis=1)
+        item_QT[score_QT == -np.inf] = 0
+        return score_QT, item_QT
 
     def _count_matches(self, allowed_V: np.ndarray | None) -> int:
         if allowed_V is None:

@@ -200,6 +200,16 @@ def score_rows(
     return score_X
 
 
+def score_rows_together(
+    query_QMD: Float32[np.ndarray, "Q M D"], item_QXD: Float32[np.ndarray, "Q X D"]
+) -> Float32[np.ndarray, "Q X"]:
+    """`score_rows` of many queries, each with as many rows of its own; the same digits."""
+    score_QX: np.ndarray = np.vecdot(item_QXD, query_QMD[:, :1])
+    for m in range(1, query_QMD.shape[1]):
+        np.maximum(score_QX, np.vecdot(item_QXD, query_QMD[:, m : m + 1]), out=score_QX)
+    return score_QX
+
+
 def best(one: Ranking, other: Ranking, k: int) -> Ranking:
     """The k best of both, which share no item.
 

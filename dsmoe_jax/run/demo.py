@@ -62,6 +62,6 @@ def run(options: argparse.Namespace) -> int:
     Raises:
       ValueError: When a library of the service is missing, or the folder holds another run.
     """
-    optional.require("uvicorn", "fastapi", "msgspec", "prometheus_client", extra="serve")
+    optional.require(*serve.LIBRARIES, extra="serve")
     folder = make_bundle(options.workdir.expanduser())
     return serve.main([str(folder), "--port", options.port])

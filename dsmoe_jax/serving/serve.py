@@ -1,11 +1,13 @@
 """Command line of the service: `dsmoe serve BUNDLE`.
 
-Owns flags, the refusal of an open door, and a stop that loses nothing.
+Owns flags, the refusal of an open door, what would make requests wait or a core spin, and a stop
+that loses nothing.
 """
 
 import argparse
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import os
 import pathlib
@@ -18,6 +20,8 @@ from typing import Any
 from dsmoe_jax import console, optional
 
 TOKEN = "DSMOE_TOKEN"
+# What the extra `serve` brings.
+LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "msgspec", "threadpoolctl")
 _EXAMPLE = """\
 examples:
   dsmoe serve bundle
@@ -58,6 +62,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         ("--concurrency", int, 256, "requests at once; more get 503"),
         ("--timeout_s", float, 10.0, "seconds until a request is given up"),
         ("--recall_s", float, 300.0, "seconds between measurements of live recall; 0: at changes"),
+        ("--threads", int, 1, "of a matrix product; more shorten long ones and spin between all"),
     ):
         parser.add_argument(flag, type=kind, default=default, help=f"{what} (%(default)s)")
     return parser.parse_args(argv)
@@ -71,9 +76,7 @@ def run(options: argparse.Namespace) -> int:
     """
     token = read_token(options.token_file)
     check_host(options.host, token)
-    optional.require(
-        "fastapi", "uvicorn", "prometheus_client", "msgspec", extra="serve", what="dsmoe serve: "
-    )
+    optional.require(*LIBRARIES, extra="serve", what="dsmoe serve: ")
     from dsmoe_jax.serving import live, service, wire
 
     limits = wire.Limits(
@@ -87,14 +90,42 @@ def run(options: argparse.Namespace) -> int:
     limits.check()
     if not 0 <= options.recall_s < threading.TIMEOUT_MAX:
         raise ValueError(f"--recall_s: expected seconds or 0, got {options.recall_s}")
+    if options.threads < 1:
+        raise ValueError(f"--threads: expected at least 1, got {options.threads}")
     with _listen(options.host, options.port) as listening:
         served = service.Service(
             live.open_warm(options.bundle), token=token, limits=limits, recall_s=options.recall_s
         )
         try:
-            return _run(served, listening)
+            with limit_threads(options.threads), _keep_from_collection():
+                return _run(served, listening)
         finally:
             served.close()
+
+
+def limit_threads(threads: int) -> contextlib.AbstractContextManager[Any]:
+    """Lets NumPy's and FAISS's matrix products use so many threads.
+
+    Those of a request take microseconds; a second thread then spends its time waiting for the next.
+    """
+    import threadpoolctl
+
+    limit: contextlib.AbstractContextManager[Any] = threadpoolctl.threadpool_limits(threads, "blas")
+    return limit
+
+
+@contextlib.contextmanager
+def _keep_from_collection() -> Iterator[None]:
+    """Lets collections of garbage pass over what is there now.
+
+    Modules and a bundle are some 200,000 objects; a walk over all stops every request, for 0.1 s.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def read_token(path: pathlib.Path | None) -> str | None:

@@ -137,6 +137,9 @@ def test_a_file_is_opened_and_searched_the_same(factory, corpus, indexes, tmp_pa
     assert [file.name for file in tmp_path.iterdir()] == ["index.faiss"]
     opened = ann.AnnIndex.open(path, item_VD, HNSW if "HNSW" in factory else IVF)
     brute_force.assert_same(opened.search(query_QMD, K), searcher.search(query_QMD, K))
+    if factory == "IVF64,SQ8":
+        lists = faiss.downcast_InvertedLists(opened._index.invlists)
+        assert lists.prefetch_nthread == 0, "a search starts threads that read ahead"
 
 
 @pytest.mark.parametrize("factory", ["HNSW32", "IVF64,SQ8"])

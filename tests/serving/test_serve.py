@@ -1,6 +1,7 @@
 """The command `dsmoe serve`, in processes of its own: what it refuses, and how it stops."""
 
 import contextlib
+import gc
 import http.client
 import json
 import pathlib
@@ -12,6 +13,7 @@ import threading
 import time
 
 import pytest
+import threadpoolctl
 
 from dsmoe_jax.serving import serve
 from tests.serving import small_bundle
@@ -132,6 +134,7 @@ def test_flags_reach_the_service(start, tmp_path):
         (["--max_k", "0"], "limit of k: expected more than 0, got 0"),
         (["--recall_s", "-1"], "--recall_s: expected seconds or 0, got -1.0"),
         (["--recall_s", "nan"], "--recall_s: expected seconds or 0, got nan"),
+        (["--threads", "0"], "--threads: expected at least 1, got 0"),
         (["--token_file", "{empty}"], "expected a token, got an empty file"),
         (["--token_file", "{spaced}"], "expected printable ASCII without spaces"),
         (["--token_file", "{none}"], "No such file"),
@@ -148,6 +151,28 @@ def test_what_cannot_be_served_is_told_in_one_line(
     assert serve.main([str(path), "--port", "0", *flags]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and told in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_have_as_many_threads_as_asked_and_collection_passes_over_what_stays(
+    path, monkeypatch, threads
+):
+    def look(*_):
+        found.append((gc.get_freeze_count(), count_threads()))
+        return 0
+
+    def count_threads():
+        return {each["num_threads"] for each in threadpoolctl.threadpool_info() if is_blas(each)}
+
+    def is_blas(library):
+        return library["user_api"] == "blas"
+
+    found, before = [], (gc.get_freeze_count(), count_threads())
+    monkeypatch.setattr(serve, "_run", look)
+    assert serve.main([str(path), "--port", "0", "--threads", str(threads)]) == 0
+    [(frozen, counts)] = found
+    assert frozen > 10_000 and counts == {threads}
+    assert (gc.get_freeze_count(), count_threads()) == before
 
 
 def test_a_folder_that_is_no_bundle_and_a_port_that_is_taken_are_told(path, tmp_path, capsys):
