@@ -66,7 +66,7 @@ def recommend_file(
       k: Items of a list.
       exclude: What lists leave out.
       part: The share of the users that is done here; its number goes into the file's name.
-      block_users: Users at once, which bounds memory.
+      block_users: Users at once at most, which bounds memory.
 
     Returns:
       The number of lists' rows.
@@ -82,6 +82,8 @@ def recommend_file(
     found.recommend([], scenario, k, exclude=exclude)
     out = name_part(out, part)
     count = _count_rows(users)
+    # Else a short file would be one block, and all but one part empty.
+    block_users = max(1, min(block_users, -(-count // part.total)))
     blocks = range(part.number, -(-count // block_users), part.total)
     asked = {
         "bundle": found.bundle.digest,

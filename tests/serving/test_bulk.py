@@ -45,7 +45,8 @@ def test_lists_are_the_retrievers_in_the_order_of_the_users(found, users, tmp_pa
     assert not list(tmp_path.glob("*.blocks")) and not list(tmp_path.glob("*.partial"))
 
 
-def test_parts_are_disjoint_and_make_the_whole(found, users, tmp_path):
+@pytest.mark.parametrize("block_users", [20, 8192])
+def test_parts_are_disjoint_and_make_the_whole(found, users, tmp_path, block_users):
     expected = found.recommend(users, "feed", 3).with_row_index()
     rows = []
     for number in range(3):
@@ -57,10 +58,10 @@ def test_parts_are_disjoint_and_make_the_whole(found, users, tmp_path):
             scenario="feed",
             k=3,
             part=part,
-            block_users=20,
+            block_users=block_users,
         )
         rows.append(pl.read_parquet(tmp_path / f"out-0000{number}-of-00003.parquet"))
-    assert sum(map(len, rows)) == len(expected)
+    assert sum(map(len, rows)) == len(expected) and all(map(len, rows))
     joined = pl.concat(rows).sort("user_id", "rank")
     assert joined.equals(expected.drop("index").sort("user_id", "rank"))
 
@@ -134,7 +135,7 @@ def test_a_part_says_which_file_it_wrote(folder, tmp_path, capsys):
         recommend_command.parse([str(folder), *flags, "--k", "3", "--part", "1/2"])
     )
     written = tmp_path / "out-00000-of-00002.parquet"
-    assert capsys.readouterr().out == f"{written}: 18 rows\n"
+    assert capsys.readouterr().out == f"{written}: 9 rows\n"
     assert written.is_file() and not (tmp_path / "out.parquet").exists()
 
 
