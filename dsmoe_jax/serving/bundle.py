@@ -222,8 +222,12 @@ def extend(
 
     Returns:
       The bundle as it is then.
+
+    Raises:
+      ValueError: When another bundle lies in its folder by now.
     """
     root, names = bundle.root, {*files, *(f"{name}.npy" for name in arrays)}
+    _check_unchanged(bundle)
     kept = {n: entry for n, entry in bundle.manifest["files"].items() if n not in names}
     with disk.Writing(root), _replacing(root) as partial:
         for name in kept:
@@ -237,6 +241,8 @@ def extend(
             shutil.copy2(path, partial / name)
         added = manifest_lib.fingerprint(sorted(partial / name for name in names))
         _write_manifest(partial, {**bundle.manifest, **described, "files": {**kept, **added}})
+        # Else what took its place while files were linked would be lost.
+        _check_unchanged(bundle)
     return Bundle.open(root, verify=False)
 
 
@@ -255,6 +261,15 @@ def _replacing(root: pathlib.Path) -> Iterator[pathlib.Path]:
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check_unchanged(bundle: Bundle) -> None:
+    found = read_manifest(bundle.root)["digest"]
+    if found != bundle.digest:
+        raise ValueError(
+            f"{bundle.root}: expected the bundle that was opened, digest {bundle.digest[:12]}, got "
+            f"{found[:12]}: it was exported or changed meanwhile; open it again"
+        )
 
 
 def _write_manifest(folder: pathlib.Path, described: dict[str, Any]) -> None:

@@ -55,7 +55,8 @@ def make_index(
       seed: Of the probes and the builds.
 
     Raises:
-      ValueError: On vectors that cannot be searched, duplicate ids, or without FAISS.
+      ValueError: On vectors that cannot be searched, duplicate ids, without FAISS, or when the
+        bundle was exported or changed meanwhile; nothing is written then.
     """
     bundle = bundle_lib.Bundle.open(path)
     optional.require("faiss", extra="cpu", what="index: ")

@@ -338,12 +338,21 @@ class Retriever:
             return self.catalogue.num_items
 
     def compact(self) -> None:
-        """Puts all changes into the indexes' own rows, which are then searched exactly."""
+        """Puts all changes into the indexes' own rows, which are then searched exactly.
+
+        An approximate index is out of use from then on, in this retriever; the bundle keeps its own,
+        which answers again where the bundle is opened anew.
+        """
         with self._changing:
             self.catalogue = self.catalogue.compacted()
 
     def save_changes(self) -> None:
-        """Keeps the changes in the bundle, so that it opens with them."""
+        """Keeps the changes in the bundle, so that it opens with them.
+
+        Raises:
+          ValueError: When the bundle was exported, indexed or changed by another meanwhile; nothing
+            is written then.
+        """
         with self._changing:
             arrays = catalogue_lib.list_changes(self.catalogue, self.bundle)
             self.bundle = bundle_lib.extend(self.bundle, arrays, {}, {})

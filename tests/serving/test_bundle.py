@@ -10,10 +10,11 @@ import sys
 import numpy as np
 import pytest
 
+from dsmoe_jax.retrieval import choice
 from dsmoe_jax.serving import bundle as bundle_lib
-from dsmoe_jax.serving import retriever
+from dsmoe_jax.serving import indexing, retriever
 from tests.models import small
-from tests.serving import shop
+from tests.serving import shop, small_bundle
 
 # A bundle of this format, which later releases must go on reading: `python -m
 # tests.serving.test_bundle` writes another.
@@ -194,6 +195,30 @@ def test_an_older_bundle_is_replaced_and_other_files_are_not(plus, folder):
     with pytest.raises(ValueError, match="expected a bundle to replace or nothing"):
         plus.export(notes)
     assert (notes / "a.txt").read_text() == "mine"
+
+
+def test_what_took_a_bundles_place_is_not_lost(tmp_path, monkeypatch):
+    folder = small_bundle.write_bundle(tmp_path / "bundle")
+    found = retriever.Retriever.load(folder)
+    found.remove_items([1000])
+    newer = bundle_lib.Bundle.open(small_bundle.write_bundle(folder, seed=1))
+    told = f"digest {found.bundle.digest[:12]}, got {newer.digest[:12]}: it was exported or changed"
+    with pytest.raises(ValueError, match=told) as caught:
+        found.save_changes()
+    assert "\n" not in str(caught.value)
+    assert bundle_lib.Bundle.open(folder).digest == newer.digest
+    # So it is where it happens while an index is chosen.
+    choose = choice.choose
+
+    def slow(*arguments, **options):
+        small_bundle.write_bundle(folder, seed=2)
+        return choose(*arguments, **options)
+
+    monkeypatch.setattr(choice, "choose", slow)
+    with pytest.raises(ValueError, match="expected the bundle that was opened"):
+        indexing.make_index(folder, min_recall=0.9, k=5)
+    assert "indexes" not in bundle_lib.Bundle.open(folder).manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_nothing_half_written_remains(plus, tmp_path, monkeypatch):
