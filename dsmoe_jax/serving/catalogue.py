@@ -21,8 +21,11 @@ from dsmoe_jax import features
 from dsmoe_jax.retrieval import delta, host
 from dsmoe_jax.serving import bundle as bundle_lib
 from dsmoe_jax.serving import requests
+from dsmoe_jax.serving import values as values_lib
 
 ITEM = "item_id"
+# Values that a message's nearest one is sought among: more would take long.
+_MOST_COMPARED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Catalogue:
       encoder: Raw values to ids.
       raw_id_V: Raw ids.
       added: Rows of the items that the bundle's own rows do not hold, by raw id.
-      sparse_VF, dense_VF, bags: Their features.
+      sparse_VF, dense_VF, bags: Their features; NaN is a number that an upserted item was not
+        given.
       log_prior_SV: Log share of a scenario's clicks, which cold users are answered by.
       indexes: Of each scenario, or one in all.
       priors: Searches `log_prior_SV`.
@@ -79,20 +83,36 @@ class Catalogue:
         Raises:
           ValueError: When they are no list of ids.
         """
-        if isinstance(raw, str | Mapping) or not hasattr(raw, "__iter__"):
-            raise ValueError(f"{where}: expected a list of item ids, got {raw!r}")
-        raw = list(raw)
+        raw = values_lib.read_ids(raw, where)
         row_N = self.encoder.items.encode(raw, where)
         if self.added:
             for n in np.flatnonzero(row_N == 0).tolist():
                 row_N[n] = self.added.get(self.encoder.items.plain(raw[n], where), 0)
         return row_N
 
+    def known_rows(self, raw: Any, *, removed_too: bool = False) -> Int[np.ndarray, "N"]:
+        """Rows of raw ids, one or several, all of which must be there.
+
+        Raises:
+          ValueError: On an item that is not there, or was removed, unless these count too.
+        """
+        raw = (
+            [raw] if isinstance(raw, str | int | np.integer) else values_lib.read_ids(raw, "items")
+        )
+        row_N = self.rows(raw, "items")
+        wrong_N = row_N == 0
+        if not removed_too:
+            wrong_N = wrong_N | np.isin(row_N, list(self.removed))
+        if wrong_N.any():
+            wrong = values_lib.show(raw[int(np.argmax(wrong_N))])
+            raise ValueError(f"items: expected items of the bundle, got {wrong}")
+        return row_N
+
     def match(self, name: str, values: Any) -> np.ndarray:
         """Which items have one of the values of a feature, [V].
 
         Raises:
-          ValueError: When items have no such category.
+          ValueError: When items have no such category, or training knew no such value.
         """
         sparse = [feature.name for feature in self.spec.item_sparse[1:]]
         if name not in (*sparse, *self.bags):
@@ -100,8 +120,18 @@ class Catalogue:
             raise ValueError(f"filter: expected features among {known}, got {name!r}")
         if isinstance(values, str | int) or not hasattr(values, "__iter__"):
             values = [values]
-        ids = self.encoder.vocabularies[name].encode(list(values), f"filter: {name}")
-        ids = ids[ids > 0]
+        values, vocabulary = list(values), self.encoder.vocabularies[name]
+        ids = vocabulary.encode(values, f"filter: {name}")
+        if not ids.all():
+            unknown, near = values[int(np.argmin(ids > 0))], ""
+            if len(vocabulary) <= _MOST_COMPARED:
+                near = values_lib.hint(
+                    unknown, vocabulary.decode(np.arange(1, len(vocabulary) + 1))
+                )
+            raise ValueError(
+                f"filter: {name}: expected values that items have, got "
+                f"{values_lib.show(unknown)}{near}"
+            )
         if name in self.bags:
             return np.asarray(np.isin(self.bags[name], ids).any(axis=1))
         return np.isin(self.sparse_VF[:, 1 + sparse.index(name)], ids)
@@ -116,11 +146,13 @@ class Catalogue:
         """
         plain = [self.encoder.items.plain(value, "items: item_id") for value in raw]
         met: set[Any] = set()
+        kind = "an integer" if self.encoder.items.is_integer else "an id"
         for n, value in enumerate(plain):
-            if value is None or value in met:
+            if value is None:
+                raise ValueError(f"items: {ITEM}: expected {kind}, got {values_lib.show(raw[n])}")
+            if value in met:
                 raise ValueError(
-                    f"items: {ITEM}: expected distinct ids, got {raw[n]!r} "
-                    f"{'twice' if value is not None else 'in the place of one'}"
+                    f"items: {ITEM}: expected distinct ids, got {values_lib.show(raw[n])} twice"
                 )
             met.add(value)
         row_N = self.rows(raw, "items: item_id")

@@ -72,9 +72,13 @@ def encode(
                     f"{unknown[0]!r}"
                 )
             name = event.get("scenario")
-            if name is not None and not isinstance(name, str):
-                raise ValueError(f"{where}: scenario: expected a name, got {values.show(name)}")
-            scenario_E[n] = number.get(name, NO_SCENARIO)
+            if name is not None:
+                if not isinstance(name, str) or name not in number:
+                    raise ValueError(
+                        f"{where}: scenario: expected one of {', '.join(scenarios)}, got "
+                        f"{values.show(name)}{values.hint(name, scenarios)}"
+                    )
+                scenario_E[n] = number[name]
         times = [e.get(_TIME) if m else None for e, m in zip(flat, is_mapping, strict=True)]
         value_E = np.nan_to_num(values.read_numbers(times, f"{where}: {_TIME}"))
         if ((value_E < 0) | (value_E > LAST_S)).any():

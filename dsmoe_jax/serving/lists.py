@@ -14,12 +14,14 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float, Int
 
+from dsmoe_jax import features
 from dsmoe_jax.serving import catalogue as catalogue_lib
 from dsmoe_jax.serving import requests
 from dsmoe_jax.serving import values as values_lib
 
-# What `exclude` may name in the place of items.
-SEEN, SHOWN = "seen", "shown"
+# What `exclude` may name in the place of items. USUAL, where nobody says, is what was left out when
+# the model was evaluated, which its bundle knows.
+SEEN, SHOWN, USUAL = "seen", "shown", "usual"
 # The rules of an evaluation, as `exclude` calls them.
 RULES = {"none": None, "positives": SEEN, "shown": SHOWN}
 
@@ -107,25 +109,35 @@ def want(
     found: catalogue_lib.Catalogue,
     k: int,
     *,
-    exclude: Exclude = SEEN,
+    exclude: Exclude,
+    usual: str | None,
     allow: Any = None,
     filter: Filter | None = None,
 ) -> Wanted:
     """The arguments of `Retriever.recommend`, checked and in rows of a catalogue.
+
+    Args:
+      found: The catalogue.
+      k: Items of a list.
+      exclude: What is left out.
+      usual: What `USUAL` stands for.
+      allow: Raw ids, of which alone lists are made.
+      filter: Values of item features.
 
     Raises:
       ValueError: In one line, on one that means nothing.
     """
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k: expected an integer >= 1, got {k!r}")
-    rules, excluded_X = _read_exclude(exclude, found)
+    rules, excluded_X = _read_exclude(exclude, usual, found)
     allowed_V = None
     if allow is not None:
         allowed_V = np.zeros(found.num_rows, bool)
         allowed_V[found.rows(allow, "allow")] = True
     if filter is not None and not isinstance(filter, Mapping):
         raise ValueError(
-            f"filter: expected a mapping from features to lists of values, got {filter!r}"
+            "filter: expected a mapping from features to lists of values, got "
+            f"{values_lib.show(filter)}"
         )
     for name, values in (filter or {}).items():
         matching_V = found.match(name, values)
@@ -136,43 +148,77 @@ def want(
 
 
 def to_frame(
-    found: Lists, user_ids: values_lib.Values, raw_id_V: np.ndarray, scenarios: Sequence[str]
+    found: Lists,
+    user_ids: pl.Series,
+    raw_id_V: np.ndarray,
+    scenarios: Sequence[str],
+    of: requests.Encoded | None = None,
 ) -> pl.DataFrame:
-    """Lists as a frame; `user_ids` are those of the requests, `raw_id_V` those of the items."""
+    """Lists as a frame.
+
+    Args:
+      found: The lists.
+      user_ids: Those of the requests, `user_id`.
+      raw_id_V: Those of the items.
+      scenarios: Names by scenario id.
+      of: The requests, where `user` and `unknown_events` of `Answer` are to be columns too.
+    """
     is_item_QT = found.item_QT > 0
     count_Q = is_item_QT.sum(axis=1)
     rank_QT = np.broadcast_to(np.arange(1, found.item_QT.shape[1] + 1), found.item_QT.shape)
+    row_X = np.repeat(found.row_Q, count_Q)
     names = np.array(scenarios)
-    user = pl.Series("user_id", user_ids, strict=False)
-    return pl.DataFrame(
-        {
-            "user_id": user.gather(np.repeat(found.row_Q, count_Q)),
-            "scenario": np.repeat(names[found.scenario_Q], count_Q),
-            "item_id": raw_id_V[found.item_QT[is_item_QT]],
-            "score": found.score_QT[is_item_QT],
-            "rank": rank_QT[is_item_QT].astype(np.int32),
-        }
-    )
+    columns = {
+        user_ids.name: user_ids.gather(row_X),
+        "scenario": np.repeat(names[found.scenario_Q], count_Q),
+        "item_id": raw_id_V[found.item_QT[is_item_QT]],
+        "score": found.score_QT[is_item_QT],
+        "rank": rank_QT[is_item_QT].astype(np.int32),
+    }
+    if of is not None:
+        columns["user"] = np.array(requests.STATUSES)[of.status_B[row_X]]
+        columns["unknown_events"] = of.unknown_B[row_X]
+    return pl.DataFrame(columns)
 
 
 def _read_exclude(
-    exclude: Exclude, found: catalogue_lib.Catalogue
+    exclude: Exclude, usual: str | None, found: catalogue_lib.Catalogue
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """The rules that are named, and the rows."""
-    none = np.zeros(0, np.int32)
     if exclude is None:
-        return (), none
-    expected = f"exclude: expected {SEEN!r}, {SHOWN!r} or a list of item ids, got {exclude!r}"
-    if isinstance(exclude, str):
-        if exclude not in (SEEN, SHOWN):
-            raise ValueError(expected)
-        return (exclude,), none
-    if isinstance(exclude, Mapping) or not hasattr(exclude, "__iter__"):
-        raise ValueError(expected)
-    values = list(exclude)
-    rules = tuple(word for word in (SEEN, SHOWN) if word in values)
-    row_X = found.rows([v for v in values if v not in rules], "exclude")
-    return rules, row_X[row_X > 0]
+        return (), np.zeros(0, np.int32)
+    words = (SEEN, SHOWN, USUAL)
+    if isinstance(exclude, str) and exclude in words:
+        named, values = [exclude], []
+    elif isinstance(exclude, str | Mapping) or not hasattr(exclude, "__iter__"):
+        raise ValueError(
+            f"exclude: expected {SEEN!r}, {SHOWN!r}, {USUAL!r} or a list of item ids, got "
+            f"{values_lib.show(exclude)}"
+        )
+    else:
+        given = values_lib.read_ids(exclude, "exclude")
+        named = [value for value in given if isinstance(value, str) and value in words]
+        values = [value for value in given if not isinstance(value, str) or value not in words]
+    _check_words(values, words, found)
+    rules = {usual if word == USUAL else word for word in named}
+    row_X = found.rows(values, "exclude")
+    return tuple(rule for rule in (SEEN, SHOWN) if rule in rules), row_X[row_X > 0]
+
+
+def _check_words(
+    values: Sequence[Any], words: Sequence[str], found: catalogue_lib.Catalogue
+) -> None:
+    """Refuses what is a rule misspelt, where it can be no id."""
+    items = found.encoder.items
+    for value in values:
+        # No integer, and no text that is one.
+        if items.is_integer and isinstance(value, str) and items.plain(value, "exclude") is None:
+            near = values_lib.hint(value.lower(), words)
+            if near:
+                raise ValueError(
+                    f"exclude: expected item ids, {SEEN!r}, {SHOWN!r} or {USUAL!r}, got "
+                    f"{values_lib.show(value)}{near}"
+                )
 
 
 def removed(encoded: requests.Encoded, wanted: Wanted, row: int) -> np.ndarray:
@@ -182,4 +228,10 @@ def removed(encoded: requests.Encoded, wanted: Wanted, row: int) -> np.ndarray:
         found.append(encoded.seen(row))
     if SHOWN in wanted.rules:
         found.append(encoded.shown(row))
+    if wanted.rules and wanted.catalogue.added and row in encoded.others:
+        # Of items that came after training towers know nothing, but lists may hold them.
+        fields = (*encoded.others[row],) if SHOWN in wanted.rules else (features.HISTORY,)
+        raw = [item for name in fields for item in encoded.others[row].get(name, ())]
+        row_X = wanted.catalogue.rows(raw, "users")
+        found.append(row_X[row_X > 0])
     return np.concatenate(found) if len(found) > 1 else found[0]

@@ -21,8 +21,7 @@ C columns of a row, X values.
 """
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +52,8 @@ class Encoded:
       unknown_B: Events that were left out, since training did not know them.
       given_history_B: Whether the history is the request's own.
       more_shown: Items shown, by row, that no sequence holds.
+      others: Raw ids of items that training did not know, by row and by `history` or `shown`: lists
+        may hold them, where they came since.
     """
 
     reader: pipeline.UserReader
@@ -62,6 +63,7 @@ class Encoded:
     unknown_B: Int[np.ndarray, "B"]
     given_history_B: np.ndarray
     more_shown: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    others: Mapping[int, Mapping[str, list[Any]]] = dataclasses.field(default_factory=dict)
 
     def read(self, row_Q: np.ndarray, scenario_Q: np.ndarray) -> batch_lib.Users:
         """The user side of queries: requests, by number, in scenarios."""
@@ -97,8 +99,8 @@ class Encoder:
         spec, manifest = bundle.raw_spec, bundle.manifest
         self._spec, self._manifest = spec, manifest
         self.columns = {name: n for n, name in enumerate(manifest["columns"])}
-        self.users = values_lib.Vocabulary(bundle.load("users_raw_id"))
-        self.items = values_lib.Vocabulary(bundle.load("items_raw_id"))
+        self.users = values_lib.Vocabulary(bundle.load("users_raw_id"), of_ids=True)
+        self.items = values_lib.Vocabulary(bundle.load("items_raw_id"), of_ids=True)
         self.vocabularies = {
             feature.name: values_lib.Vocabulary(bundle.load(f"vocabulary_{feature.name}"))
             for group in (spec.user_sparse, spec.item_sparse, spec.user_bags, spec.item_bags)
@@ -129,7 +131,7 @@ class Encoder:
         self.user_features = [
             feature.name for group in ("sparse", "dense", "bags") for feature in self._of(group)
         ]
-        self.fields = (*own, SHOWN, TIME, *self.user_features)
+        self.fields = (*dict.fromkeys((*own, SHOWN, TIME, *self.user_features)),)
         self.item_features = [
             feature.name
             for group in ("sparse", "dense", "bags")
@@ -146,17 +148,14 @@ class Encoder:
         Raises:
           ValueError: On an unknown field, or a value that cannot be one of it.
         """
-        for name in columns:
-            if name not in self.fields:
-                near = difflib.get_close_matches(name, self.fields, n=1)
-                hint = f"; nearest: {near[0]!r}" if near else f"; known: {', '.join(self.fields)}"
-                raise ValueError(f"users: unknown field {name!r}{hint}")
+        _check_fields(columns, self.fields, "users")
         B = max((len(values) for values in columns.values()), default=0)
         user_B = np.zeros(B, np.int32)
         if USER in columns:
             user_B = self.users.encode(columns[USER], f"users: {USER}")
         rows_BC = self._rows_UC[user_B]
         state, unknown_B = self._stored, np.zeros(B, np.int64)
+        others: dict[int, dict[str, list[Any]]] = {}
         given = {name: values for name, values in columns.items() if name != USER}
         has_events_B, given_history_B = np.zeros(B, bool), np.zeros(B, bool)
         if any(values_lib.is_any_given(values) for values in given.values()):
@@ -165,7 +164,7 @@ class Encoder:
             for name, of in self._sequence_of.items():
                 if name in given and values_lib.is_any_given(given[name]):
                     is_given_B, known_B, lost_B = self._put_events(
-                        sequences, rows_BC, of, given[name], name
+                        sequences, rows_BC, of, given[name], name, others
                     )
                     has_events_B |= known_B
                     unknown_B += lost_B
@@ -179,10 +178,13 @@ class Encoder:
                 listed = values_lib.read_list(value, f"users: {SHOWN}") or []
                 ids_EF, _, _ = self._encode_events(listed, ("item_id",), f"users: {SHOWN}")
                 more_shown[row] = ids_EF[:, 0]
+                _keep_others(others, SHOWN, listed, np.full(len(listed), row), ids_EF)
         reader = self._reader
         if state is not self._stored:
             reader = pipeline.UserReader(state, self._read_spec)
-        return Encoded(reader, state, rows_BC, status_B, unknown_B, given_history_B, more_shown)
+        return Encoded(
+            *(reader, state, rows_BC, status_B, unknown_B, given_history_B, more_shown, others)
+        )
 
     def encode_items(self, columns: values_lib.Columns) -> batch_lib.Items:
         """Items by their raw features, in columns; those that are not given are unknown.
@@ -192,18 +194,23 @@ class Encoder:
         """
         spec = self._spec
         columns = self._derive(columns)
-        known = self.item_features
-        for name in columns:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; nearest: {near[0]!r}" if near else f"; known: {', '.join(known)}"
-                raise ValueError(f"items: unknown field {name!r}{hint}")
+        _check_fields(columns, self.item_features, "items")
         N = max((len(values) for values in columns.values()), default=0)
         sparse_NF = np.zeros((N, len(spec.item_sparse)), np.int32)
         dense_NF = np.zeros((N, len(spec.item_dense)), np.float32)
         bags = {bag.name: np.zeros((N, bag.max_len), np.int32) for bag in spec.item_bags}
         self._put_features("item", columns, sparse_NF, dense_NF, bags)
         return batch_lib.Items(sparse_NF, dense_NF, bags)
+
+    def numbers_given(self, columns: values_lib.Columns, count: int) -> np.ndarray:
+        """Which numbers of `count` items in columns are given, [N, F]."""
+        names = [feature.name for feature in self._spec.item_dense]
+        none_N = np.zeros(count, bool)
+        given = [
+            ~np.isnan(values_lib.read_numbers(columns[name], name)) if name in columns else none_N
+            for name in names
+        ]
+        return np.stack(given, axis=1) if given else np.zeros((count, 0), bool)
 
     def _of(self, group: str, side: str = "user") -> tuple[Any, ...]:
         found: tuple[Any, ...] = getattr(self._spec, f"{side}_{group}")
@@ -283,7 +290,7 @@ class Encoder:
         parts = [
             [part.strip() for part in value.split(separator)]
             if isinstance(value, str)
-            else values_lib.read_list(value, feature.name)
+            else values_lib.read_list(value, f"{side}s: {feature.name}")
             for value in values
         ]
         flat, row_X = values_lib.flatten(parts)
@@ -304,6 +311,7 @@ class Encoder:
         sequence: str,
         values: values_lib.Values,
         field: str,
+        others: dict[int, dict[str, list[Any]]],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Puts given events in the place of stored ones, of users that bring some.
 
@@ -317,6 +325,8 @@ class Encoder:
         fields = self._event_fields[sequence]
         ids_EF, time_E, scenario_E = self._encode_events(flat, fields, where)
         known_E = ids_EF[:, 0] > 0
+        if field in (features.HISTORY, SHOWN):
+            _keep_others(others, field, flat, row_E, ids_EF)
         lost_B = np.bincount(row_E[~known_E], minlength=B)
         ids_EF, time_E, scenario_E, row_E = (
             part[known_E] for part in (ids_EF, time_E, scenario_E, row_E)
@@ -349,3 +359,24 @@ class Encoder:
     def _encode_events(self, flat: list[Any], fields: tuple[str, ...], where: str) -> events.Events:
         known = {"item_id": self.items, **self.vocabularies}
         return events.encode(flat, {f: known[f] for f in fields}, self._spec.scenarios, where)
+
+
+def _check_fields(names: Iterable[Any], known: Sequence[str], what: str) -> None:
+    for name in names:
+        if name not in known:
+            hint = values_lib.hint(name, known) or f"; known: {', '.join(known)}"
+            raise ValueError(f"{what}: unknown field {name!r}{hint}")
+
+
+def _keep_others(
+    others: dict[int, dict[str, list[Any]]],
+    field: str,
+    flat: Sequence[Any],
+    row_E: np.ndarray,
+    ids_EF: np.ndarray,
+) -> None:
+    """Adds the raw ids of unknown events to `others`, see `Encoded`."""
+    for n in np.flatnonzero(ids_EF[:, 0] == 0).tolist():
+        event = flat[n]
+        raw = event.get("item_id") if isinstance(event, Mapping) else event
+        others.setdefault(int(row_E[n]), {}).setdefault(field, []).append(raw)

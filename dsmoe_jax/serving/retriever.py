@@ -13,11 +13,10 @@ Letters: B users, Q queries (a user in a scenario), S scenarios, V rows of the c
 padding), M interests, D a vector, T retrieved list length, N items, F features.
 """
 
-import difflib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,7 +78,7 @@ class Retriever:
 
     @property
     def usual_exclude(self) -> str | None:
-        """What was left out when the model was evaluated, as `exclude` calls it."""
+        """What was left out when the model was evaluated, which "usual" stands for."""
         return lists_lib.RULES[self.bundle.manifest["remove_seen"]]
 
     def recommend(
@@ -88,9 +87,10 @@ class Retriever:
         scenario: str | Sequence[str] = ALL,
         k: int = 50,
         *,
-        exclude: lists_lib.Exclude = lists_lib.SEEN,
+        exclude: lists_lib.Exclude = lists_lib.USUAL,
         allow: Any = None,
         filter: lists_lib.Filter | None = None,
+        with_user: bool = False,
     ) -> Any:
         """The k best items of each user in each scenario.
 
@@ -100,14 +100,18 @@ class Retriever:
           scenario: A name, several, or "all".
           k: Items of a list. Fewer come where fewer match, and none else.
           exclude: Raw ids that are left out of every list; "seen" leaves out what the user is known
-            to have clicked, "shown" all that the user was shown; None nothing. A sequence may hold
-            ids and these words.
+            to have clicked, "shown" all that the user was shown, "usual" what was left out when the
+            model was evaluated, see `usual_exclude`; None nothing. A sequence may hold ids and
+            these words. Of items that came by `upsert_items` a request's own `history` and `shown`
+            count here too.
           allow: Raw ids, of which alone lists are made.
           filter: Values of item features, of which an item must have one each.
+          with_user: Whether to tell in two more columns what a list rests on: `user`, one of
+            `requests.STATUSES`, and `unknown_events`, the given ones that training did not know.
 
         Returns:
-          A frame, pandas where `users` is one and else polars: `user_id`, `scenario`, `item_id`,
-          `score` and `rank`, from 1.
+          A frame, pandas where `users` is one and else polars: `user_id`, as it was given,
+          `scenario`, `item_id`, `score` and `rank`, from 1.
 
         Raises:
           ValueError: In one line, on an unknown scenario, field or feature, or a bad value.
@@ -115,10 +119,12 @@ class Retriever:
         columns = frames.read_users(users)
         wanted = self.want(k, exclude=exclude, allow=allow, filter=filter)
         encoded = self.encoder.encode(columns)
-        ids, raw_id_V = frames.name_users(columns, len(encoded.rows_BC)), wanted.catalogue.raw_id_V
+        usual = pl.Int64 if self.encoder.users.is_integer else pl.String
+        ids = frames.name_users(users, columns, len(encoded.rows_BC), usual)
+        raw_id_V, of = wanted.catalogue.raw_id_V, encoded if with_user else None
         blocks = [self.search(encoded, wanted, *q) for q in self._blocks(encoded, scenario)]
         frame = pl.concat(
-            lists_lib.to_frame(found, ids, raw_id_V, self.scenarios)
+            lists_lib.to_frame(found, ids, raw_id_V, self.scenarios, of)
             for found in blocks or [lists_lib.NONE]
         )
         return frames.to_pandas(frame) if frames.is_pandas(users) else frame
@@ -165,12 +171,19 @@ class Retriever:
         self,
         k: int,
         *,
-        exclude: lists_lib.Exclude = lists_lib.SEEN,
+        exclude: lists_lib.Exclude = lists_lib.USUAL,
         allow: Any = None,
         filter: lists_lib.Filter = None,
     ) -> lists_lib.Wanted:
         """The arguments of `recommend`, checked and in rows of today's catalogue."""
-        return lists_lib.want(self.catalogue, k, exclude=exclude, allow=allow, filter=filter)
+        return lists_lib.want(
+            self.catalogue,
+            k,
+            exclude=exclude,
+            usual=self.usual_exclude,
+            allow=allow,
+            filter=filter,
+        )
 
     def search(
         self,
@@ -213,9 +226,12 @@ class Retriever:
 
     def user_vectors(self, users: Any, scenario: str) -> Float[np.ndarray, "B M D"]:
         """The users' vectors in a scenario, one per interest, as an index is asked with."""
-        encoded = self.encoder.encode(frames.read_users(users))
+        encoded, s = self.encoder.encode(frames.read_users(users)), self._scenario_id(scenario)
         rows = np.arange(len(encoded.rows_BC))
-        scenario_Q = np.full(len(rows), self._scenario_id(scenario), np.int32)
+        if not len(rows):
+            # How many interests there are, a tower says of some user alone.
+            return self.user_vectors([None], scenario)[:0]
+        scenario_Q = np.full(len(rows), s, np.int32)
         return self.user_tower(encoded.read(rows, scenario_Q), scenario_Q)
 
     def item_vectors(
@@ -233,7 +249,7 @@ class Retriever:
                 "between them, got none"
             )
         index = found.index(0 if scenario is None else self._scenario_id(scenario))
-        rows = found.live_rows() if items is None else _known_rows(found, items)
+        rows = found.live_rows() if items is None else found.known_rows(items)
         return index.vectors(rows)
 
     @property
@@ -242,18 +258,24 @@ class Retriever:
         found = self.catalogue
         return list(found.raw_id_V[found.live_rows()].tolist())
 
-    def similar_items(self, items: Sequence[Any], scenario: str, k: int = 10) -> pl.DataFrame:
+    def similar_items(self, items: Any, scenario: str, k: int = 10) -> Any:
         """The k items whose vectors have the largest cosine with each item's, itself left out.
 
+        Args:
+          items: Raw ids, one or several.
+          scenario: A name.
+          k: Items of a list.
+
         Returns:
-          `item_id`, `scenario`, `similar_item_id`, `score` and `rank`.
+          A frame, pandas where `items` is a column of one and else polars: `item_id`, `scenario`,
+          `similar_item_id`, `score` and `rank`.
 
         Raises:
           ValueError: On an unknown item or scenario.
         """
         wanted, s = self.want(k, exclude=None), self._scenario_id(scenario)
         found = wanted.catalogue
-        row_N = _known_rows(found, items)
+        row_N = found.known_rows(items)
         unit_VD = found.index(s).vectors(np.arange(found.num_rows))
         unit_VD /= np.maximum(np.linalg.norm(unit_VD, axis=1, keepdims=True), np.float32(1e-12))
         live_V = np.zeros(found.num_rows, bool)
@@ -267,10 +289,11 @@ class Retriever:
         found_lists = lists_lib.Lists(
             np.arange(len(row_N)), np.full(len(row_N), s), score_NT, item_NT
         )
+        asked = pl.Series(catalogue_lib.ITEM, found.raw_id_V[row_N])
         frame = lists_lib.to_frame(
-            found_lists, found.raw_id_V[row_N], found.raw_id_V, self.scenarios
-        )
-        return frame.rename({"item_id": "similar_item_id", "user_id": "item_id"})
+            found_lists, asked.alias("of"), found.raw_id_V, self.scenarios
+        ).rename({catalogue_lib.ITEM: "similar_item_id", "of": catalogue_lib.ITEM})
+        return frames.to_pandas(frame) if frames.is_pandas(items) else frame
 
     def explain(self, user: Any, scenario: str, item: Any) -> explanation.Explanation:
         """What each event of a user and each expert adds to the score of an item.
@@ -288,7 +311,7 @@ class Retriever:
             )
         s, found = self._scenario_id(scenario), self.catalogue
         users = encoded.read(np.zeros(1, int), np.array([s]))
-        vector_1D = found.index(s).vectors(_known_rows(found, [item]))
+        vector_1D = found.index(s).vectors(found.known_rows([item]))
         return explanation.explain(self.user_tower, users, s, vector_1D[0], found.raw_id_V)
 
     def searcher(self, scenario: str) -> host.Searcher:
@@ -323,25 +346,33 @@ class Retriever:
             encoded.sparse_VF[:, 0] = met_N
             wanted = towers.read_items(self.bundle, encoded)
             vectors = [self.item_tower(wanted, s) for s in range(len(found.indexes))]
-            self.catalogue = found.with_items(raw, encoded, np.stack(vectors))
+            # A tower takes the mean for a number that is not given; nobody said it.
+            is_given_NF = self.encoder.numbers_given(columns, len(raw))
+            told = encoded._replace(dense_VF=np.where(is_given_NF, encoded.dense_VF, np.nan))
+            self.catalogue = found.with_items(raw, told, np.stack(vectors))
             return self.catalogue.num_items
 
     def remove_items(self, items: Sequence[Any]) -> int:
         """Lets no list hold these items any more; returns how many can be retrieved then.
 
+        Those that were removed already stay so: what failed half-way may be done again.
+
         Raises:
-          ValueError: On an unknown item. Nothing is changed then.
+          ValueError: On an item that was never there. Nothing is changed then.
         """
         with self._changing:
             found = self.catalogue
-            self.catalogue = found.without_rows(_known_rows(found, items))
+            row_N = found.known_rows(items, removed_too=True)
+            row_N = np.setdiff1d(row_N, list(found.removed))
+            if len(row_N):
+                self.catalogue = found.without_rows(row_N)
             return self.catalogue.num_items
 
     def compact(self) -> None:
         """Puts all changes into the indexes' own rows, which are then searched exactly.
 
-        An approximate index is out of use from then on, in this retriever; the bundle keeps its own,
-        which answers again where the bundle is opened anew.
+        An approximate index is out of use from then on, in this retriever; the bundle keeps its
+        own, which answers again where the bundle is opened anew.
         """
         with self._changing:
             self.catalogue = self.catalogue.compacted()
@@ -367,31 +398,25 @@ class Retriever:
             row_B = np.arange(start, min(start + rows, len(encoded.rows_BC)))
             yield np.repeat(row_B, len(chosen_S)), np.tile(chosen_S, len(row_B)).astype(np.int32)
 
-    def _scenario_ids(self, scenario: str | Sequence[str]) -> list[int]:
-        if isinstance(scenario, str):
-            everywhere = scenario == ALL
-            return [*range(len(self.scenarios))] if everywhere else [self._scenario_id(scenario)]
-        if not scenario:
+    def _scenario_ids(self, scenario: Any) -> list[int]:
+        if isinstance(scenario, str) and scenario == ALL:
+            return [*range(len(self.scenarios))]
+        if isinstance(scenario, str | Mapping) or not hasattr(scenario, "__iter__"):
+            return [self._scenario_id(scenario, f"{ALL!r} or ")]
+        names = list(scenario)
+        if not names:
             raise ValueError("scenario: expected at least one, got none")
-        return [self._scenario_id(name) for name in scenario]
+        ids = [self._scenario_id(name) for name in names]
+        if len(set(ids)) < len(ids):
+            raise ValueError(
+                f"scenario: expected every name once, got {', '.join(map(str, names))}"
+            )
+        return ids
 
-    def _scenario_id(self, name: Any) -> int:
-        if name in self.scenarios:
+    def _scenario_id(self, name: Any, other: str = "") -> int:
+        if isinstance(name, str) and name in self.scenarios:
             return self.scenarios.index(name)
-        near = difflib.get_close_matches(str(name), self.scenarios, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else ""
         raise ValueError(
-            f"scenario: expected 'all' or one of {', '.join(self.scenarios)}, got {name!r}{hint}"
+            f"scenario: expected {other}one of {', '.join(self.scenarios)}, got "
+            f"{values_lib.show(name)}{values_lib.hint(name, self.scenarios)}"
         )
-
-
-def _known_rows(found: catalogue_lib.Catalogue, raw: Sequence[Any]) -> np.ndarray:
-    """Rows of items, all of which must be there."""
-    raw = [raw] if isinstance(raw, str | int | np.integer) else list(raw)
-    row_N = found.rows(raw, "items")
-    wrong_N = (row_N == 0) | np.isin(row_N, list(found.removed))
-    if wrong_N.any():
-        raise ValueError(
-            f"items: expected items of the bundle, got {raw[int(np.argmax(wrong_N))]!r}"
-        )
-    return row_N

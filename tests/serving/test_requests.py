@@ -3,6 +3,7 @@
 import datetime
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -235,6 +236,10 @@ def test_shown_and_seen_are_what_the_request_says_or_the_store_knows(store, enco
             "users: history: expected events with item_id, .*, got 'item'",
         ),
         ({"history": [[{"item_id": "i1", "time": -4}]]}, "users: history: time: expected unix"),
+        (
+            {"history": [[{"item_id": "i1", "scenario": "fed"}]]},
+            "users: history: scenario: expected one of feed, .*, got 'fed'; nearest: 'feed'",
+        ),
         ({"time": [0]}, "users: time: expected unix seconds from 1 to 2147483647"),
     ],
 )
@@ -249,7 +254,54 @@ def test_texts_and_numbers_name_the_same_value():
     raw = [1, 1.0, "1", datetime.date(2020, 1, 2), "a", None, float("nan"), "a" * 99, 2]
     assert text.encode(raw, "x").tolist() == [1, 1, 1, 2, 3, 0, 0, 0, 0]
     integer = values.Vocabulary(np.array([-1, -7, 3, 2**53 + 1]))
-    raw = [3, "3", 3.0, -7, "-7", 3.5, "3.0", "x", None, 2**53, 2**53 + 1, 2**70, -1, True]
-    assert integer.encode(raw, "x").tolist() == [2, 2, 2, 1, 1, 0, 0, 0, 0, 0, 3, 0, 0, 0]
+    raw = [3, "3", 3.0, -7, "-7", 3.5, "3.0", "x", None, 2**53, 2**53 + 1, 2**70, -1, True, pd.NA]
+    assert integer.encode(raw, "x").tolist() == [2, 2, 2, 1, 1, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0]
+    # An array at once as one by one.
+    texts = [" 3", "3 ", "-7", "--7", "7-", "-", "", "3.0", "+3", "\uff13", "03", str(2**63 + 3)]
+    texts += [str(2**53 + 1), str(-(2**63)), "9" * 19, "9" * 25, "-" + "9" * 18]
+    expected = integer.encode(texts, "x").tolist()
+    assert integer.encode(np.array(texts), "x").tolist() == expected
+    assert expected == [2, 2, 1, *[0] * 6, 2, 2, 0, 3, *[0] * 4]
+    digits = values.Vocabulary(np.array(["", "-7", "3"]))
+    assert digits.encode(np.array([3, -7, 4]), "x").tolist() == [2, 1, 0]
+    ids = values.Vocabulary(np.array([-1, 1]), of_ids=True)
+    for wrong in (True, np.True_):
+        with pytest.raises(ValueError, match="x: expected an id, got True"):
+            ids.encode([wrong], "x")
     assert integer.decode(np.array([2, 0, 1])) == [3, None, -7]
     assert values.Vocabulary(np.array([-1])).encode([5], "x").tolist() == [0]
+
+
+BIG = 2**63 + 5
+
+
+@pytest.mark.parametrize(
+    ("column", "raw", "echo"),
+    [
+        (pd.Series([3, None], dtype="Int64"), [3, None], "Int64"),
+        (pd.Series([3, None], dtype="string"), ["3", None], "String"),
+        (pd.Series([3.0, None]), [3.0, None], "Float64"),
+        (pd.Series([BIG, 3], dtype="uint64"), [BIG, 3], "UInt64"),
+        (pd.Series([BIG, None], dtype="UInt64"), [BIG, None], "UInt64"),
+        (pd.Series([3, 4], dtype="Int64"), [3, 4], "Int64"),
+        (pl.Series([BIG, 3], dtype=pl.UInt64), [BIG, 3], "UInt64"),
+        (pl.Series([BIG, None], dtype=pl.UInt64), [BIG, None], "UInt64"),
+        (pl.Series([3.0, float("nan")]), [3.0, None], "Float64"),
+        (pl.Series([3, 4], dtype=pl.UInt8), [3, 4], "UInt8"),
+    ],
+    ids=lambda column: str(getattr(column, "dtype", "")),
+)
+def test_a_column_is_read_as_its_values_and_never_as_others(column, raw, echo):
+    for users in (column, type(column.to_frame("user_id"))({"user_id": column})):
+        columns = frames.read_users(users)
+        assert list(columns["user_id"]) == raw
+        named = frames.name_users(users, columns, 2, pl.Int64)
+        assert (named.name, str(named.dtype)) == ("user_id", echo)
+    for value in (pd.NA, pd.NaT, float("nan")):
+        assert frames.read_users([value]) == {"user_id": [None]}
+        assert frames.read_users([{"age": value}]) == {"user_id": [None], "age": [None]}
+
+
+def test_pandas_gets_large_ids_beside_none_as_they_are():
+    got = frames.to_pandas(pl.DataFrame({"user_id": [2**53 + 1, None]}))
+    assert got["user_id"].tolist() == [2**53 + 1, pd.NA]
