@@ -1,7 +1,7 @@
 """Bulk recommendation: lists for a file of users, in bounded memory.
 
-Owns reading users block by block, and files of lists that a killed command continues. A block's
-lists are one file beside the output until all are there; what is there is not made again.
+Owns files of lists that a killed command continues. A block's lists are one file beside the output
+until all are there; what is there is not made again. Users are read by `user_files.py`.
 """
 
 import hashlib
@@ -9,19 +9,17 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import polars as pl
 
-from dsmoe_jax import features, runlog
+from dsmoe_jax import runlog
 from dsmoe_jax.serving import lists as lists_lib
-from dsmoe_jax.serving import requests
+from dsmoe_jax.serving import requests, user_files
 from dsmoe_jax.serving import retriever as retriever_lib
 
 # Users read, and lists held, at once.
 _BLOCK_USERS = 8192
-_SUFFIXES = (".parquet", ".csv")
 
 
 class Part(NamedTuple):
@@ -52,7 +50,8 @@ def recommend_file(
     *,
     scenario: str | list[str] = retriever_lib.ALL,
     k: int = 100,
-    exclude: lists_lib.Exclude = lists_lib.SEEN,
+    exclude: lists_lib.Exclude = lists_lib.USUAL,
+    with_user: bool = False,
     part: Part = WHOLE,
     block_users: int = _BLOCK_USERS,
 ) -> int:
@@ -60,11 +59,12 @@ def recommend_file(
 
     Args:
       found: Who recommends.
-      users: A Parquet or CSV file with `user_id` and whatever else a request may have.
+      users: A file as `user_files.UserFile` reads it.
       out: The Parquet file of the lists, in the order of the users.
       scenario: As for `Retriever.recommend`.
       k: Items of a list.
-      exclude: What lists leave out.
+      exclude: What lists leave out, as for `Retriever.recommend`.
+      with_user: Whether to tell what each list rests on, likewise.
       part: The share of the users that is done here; its number goes into the file's name.
       block_users: Users at once at most, which bounds memory.
 
@@ -74,33 +74,32 @@ def recommend_file(
     Raises:
       ValueError: On another kind of file, an unknown column or a bad value.
     """
-    _check_suffix(users, "--users", _SUFFIXES)
-    _check_suffix(out, "--out", (".parquet",))
-    if not users.is_file():
-        raise ValueError(f"--users: expected {users} to exist, found no file")
+    if out.suffix != ".parquet":
+        raise ValueError(f"--out: expected a file ending in .parquet, got {out}")
+    file = user_files.UserFile(users, found)
+    options = {"scenario": scenario, "k": k, "exclude": exclude, "with_user": with_user}
     # Nothing is begun that the last row would refuse.
-    found.recommend([], scenario, k, exclude=exclude)
+    none = found.recommend(pl.DataFrame(schema={requests.USER: file.user_type}), **options)
     out = name_part(out, part)
-    count = _count_rows(users)
     # Else a short file would be one block, and all but one part empty.
-    block_users = max(1, min(block_users, -(-count // part.total)))
-    blocks = range(part.number, -(-count // block_users), part.total)
+    block_users = max(1, min(block_users, -(-file.count // part.total)))
+    blocks = range(part.number, -(-file.count // block_users), part.total)
     asked = {
         "bundle": found.bundle.digest,
         "users": [str(users.resolve()), users.stat().st_size, users.stat().st_mtime_ns],
-        "lists": [scenario, k, exclude, block_users, list(part)],
+        "lists": [options, str(file.user_type), block_users, list(part)],
     }
     folder = _open_folder(out, asked)
     with runlog.bar(total=len(blocks), desc="recommend", unit="block") as bar:
-        for block, frame in _read_blocks(users, blocks, block_users):
+        for block, frame in file.read(blocks, block_users):
             path = folder / f"{block:08d}.parquet"
             if not path.is_file():
-                lists = _recommend(found, frame, block * block_users, scenario, k, exclude)
+                lists = _recommend(found, frame, block * block_users, options)
                 partial = path.with_suffix(".partial")
                 lists.write_parquet(partial)
                 os.replace(partial, path)
             bar.update()
-    return _join(folder, out, [folder / f"{block:08d}.parquet" for block in blocks], found)
+    return _join(folder, out, [folder / f"{block:08d}.parquet" for block in blocks], none)
 
 
 def name_part(out: pathlib.Path, part: Part) -> pathlib.Path:
@@ -118,6 +117,8 @@ def describe_lists(
     exclude: lists_lib.Exclude,
 ) -> list[str]:
     """The lists of some users as lines: who, what is known of them, and items in each scenario."""
+    if exclude == lists_lib.USUAL:
+        exclude = found.usual_exclude
     columns = {requests.USER: users}
     answers = found.retrieve(columns, scenario, found.want(k, exclude=exclude))
     per_user = len(answers) // len(users)
@@ -132,60 +133,14 @@ def describe_lists(
 
 
 def _recommend(
-    found: retriever_lib.Retriever,
-    frame: pl.DataFrame,
-    first: int,
-    scenario: str | list[str],
-    k: int,
-    exclude: lists_lib.Exclude,
+    found: retriever_lib.Retriever, frame: pl.DataFrame, first: int, options: dict[str, Any]
 ) -> pl.DataFrame:
     try:
-        if found.encoder.users.is_integer and frame.schema.get(requests.USER) == pl.String:
-            # At once, not value by value; what is no number is an unknown user.
-            frame = frame.with_columns(pl.col(requests.USER).cast(pl.Int64, strict=False))
-        lists: pl.DataFrame = found.recommend(frame, scenario, k, exclude=exclude)
+        lists: pl.DataFrame = found.recommend(frame, **options)
     except ValueError as error:
         last = first + len(frame)
         raise ValueError(f"rows {first + 1:,} to {last:,} of the users: {error}") from None
     return lists
-
-
-def _check_suffix(path: pathlib.Path, flag: str, suffixes: tuple[str, ...]) -> None:
-    if path.suffix not in suffixes:
-        raise ValueError(f"{flag}: expected a file ending in {' or '.join(suffixes)}, got {path}")
-
-
-def _count_rows(path: pathlib.Path) -> int:
-    try:
-        return int(_scan(path).select(pl.len()).collect().item())
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"--users: {path} cannot be read: {_first_line(error)}") from None
-
-
-def _scan(path: pathlib.Path) -> pl.LazyFrame:
-    # All of a CSV file is text: a bundle's vocabularies say what is a number.
-    return (
-        pl.scan_parquet(path)
-        if path.suffix == ".parquet"
-        else pl.scan_csv(path, infer_schema=False)
-    )
-
-
-def _read_blocks(
-    path: pathlib.Path, blocks: range, block_users: int
-) -> Iterator[tuple[int, pl.DataFrame]]:
-    """The users of each block."""
-    rows = _scan(path)
-    for block in blocks:
-        try:
-            frame = rows.slice(block * block_users, block_users).collect()
-        except pl.exceptions.PolarsError as error:
-            raise ValueError(f"--users: {path} cannot be read: {_first_line(error)}") from None
-        if path.suffix == ".csv":
-            # Histories are ids joined by blanks.
-            lists = [name for name in (features.HISTORY, requests.SHOWN) if name in frame.columns]
-            frame = frame.with_columns(pl.col(name).str.split(" ") for name in lists)
-        yield block, frame
 
 
 def _open_folder(out: pathlib.Path, asked: dict[str, Any]) -> pathlib.Path:
@@ -201,21 +156,14 @@ def _open_folder(out: pathlib.Path, asked: dict[str, Any]) -> pathlib.Path:
 
 
 def _join(
-    folder: pathlib.Path,
-    out: pathlib.Path,
-    paths: list[pathlib.Path],
-    found: retriever_lib.Retriever,
+    folder: pathlib.Path, out: pathlib.Path, paths: list[pathlib.Path], none: pl.DataFrame
 ) -> int:
-    """One file of all blocks; their folder goes."""
+    """One file of all blocks, `none` where there are none; their folder goes."""
     partial = out.with_name(f"{out.name}.partial")
     if paths:
         pl.scan_parquet(paths).sink_parquet(partial)
     else:
-        found.recommend([], k=1).write_parquet(partial)
+        none.write_parquet(partial)
     os.replace(partial, out)
     shutil.rmtree(folder)
     return int(pl.scan_parquet(out).select(pl.len()).collect().item())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

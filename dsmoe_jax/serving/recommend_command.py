@@ -17,7 +17,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description="Writes the best items of every user of a file, in one scenario or all, as\n"
         "Parquet: user_id, scenario, item_id, score, rank. Killed, the same command goes on.",
         epilog="The file has a column user_id, and may have a user's features, history (a list of\n"
-        "item ids, oldest first) and shown; what it has not, the bundle knows of known users.\n\n"
+        "item ids, oldest first) and shown; what it has not, the bundle knows of known users.\n"
+        "In CSV history and shown are ids joined by blanks: 1868 6921 2962.\n\n"
         "examples:\n"
         "  dsmoe recommend runs/kuairand-sample/bundle --user 2017 --k 5\n"
         "  dsmoe recommend runs/kuairand-sample/bundle --users users.csv --out lists.parquet\n"
@@ -33,7 +34,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--scenario", default="all", help="name, names joined by commas, or all")
     parser.add_argument("--k", type=int, default=100, help="items of a list (100)")
     parser.add_argument(
-        "--exclude", choices=("seen", "shown", "none"), default="seen", help="what is left out"
+        "--exclude",
+        choices=("usual", "seen", "shown", "none"),
+        default="usual",
+        help="what is left out: usual as in the model's evaluation, seen what the user clicked, "
+        "shown all that the user was shown (usual)",
+    )
+    parser.add_argument(
+        "--with_user",
+        action="store_true",
+        help="two more columns: user (known, from_history or cold) and unknown_events",
     )
     parser.add_argument("--part", default="1/1", help="i/n: the i-th of n shares of the users")
     options = parser.parse_args(arguments)
@@ -71,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
         scenario=scenario,
         k=options.k,
         exclude=exclude,
+        with_user=options.with_user,
         part=part,
     )
     runlog.say(f"{bulk.name_part(out, part)}: {rows:,} rows")

@@ -147,7 +147,12 @@ def describe() -> dict[str, Any]:
 
 
 def write_bundle(
-    path: pathlib.Path, *, first_item: int = 1000, seed: int = 0, **more: np.ndarray
+    path: pathlib.Path,
+    *,
+    first_item: int = 1000,
+    seed: int = 0,
+    remove_seen: str = "positives",
+    **more: np.ndarray,
 ) -> pathlib.Path:
     """A bundle of users 1 to NUM_USERS and of NUM_ITEMS items, whose ids begin with `first_item`.
 
@@ -159,7 +164,8 @@ def write_bundle(
         "test_relevant": np.array([5, 6, 7, 8], np.int32),
         "test_relevant_indptr": np.array([0, 2, 3, 4]),
     }
-    bundle.write(path, {**make_arrays(first_item, seed), **clicks, **more}, {}, describe())
+    described = {**describe(), "remove_seen": remove_seen}
+    bundle.write(path, {**make_arrays(first_item, seed), **clicks, **more}, {}, described)
     return path
 
 

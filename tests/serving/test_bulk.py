@@ -1,6 +1,7 @@
 """Lists for a file of users: parts, a killed command goes on, one line for what is wrong."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from dsmoe_jax.serving import bulk, recommend_command, retriever
 from tests.models import small
-from tests.serving import shop
+from tests.serving import shop, small_bundle
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,65 @@ def test_histories_of_a_file_are_read(found, tmp_path):
     text.write_csv(tmp_path / "users.csv")
     bulk.recommend_file(found, tmp_path / "users.csv", tmp_path / "out.parquet", k=5)
     assert pl.read_parquet(tmp_path / "out.parquet").equals(found.recommend(lists, "all", 5))
+
+
+@pytest.fixture(scope="module")
+def integer(tmp_path_factory):
+    """A retriever whose users and items are integers."""
+    folder = small_bundle.write_bundle(tmp_path_factory.mktemp("integer") / "bundle")
+    return retriever.Retriever.load(folder)
+
+
+def test_raw_ids_of_a_file_come_back_as_they_stand_there(integer, tmp_path):
+    names = ["abc", "2.0", " 5", None, "5", "-3", str(2**63 + 3), "\uff13"]
+    lines = ["user_id,age", *(f"{name or ''},20s" for name in names)]
+    (tmp_path / "users.csv").write_text("\n".join(lines))
+    users, out = tmp_path / "users.csv", tmp_path / "out.parquet"
+    bulk.recommend_file(integer, users, out, scenario="feed", k=1, with_user=True, block_users=3)
+    got = pl.read_parquet(out)
+    assert got["user_id"].to_list() == names
+    asked = [{"user_id": name, "age": "20s"} for name in names]
+    expected = integer.recommend(asked, "feed", 1, with_user=True)
+    assert got.equals(expected) and got["user"].to_list().count("known") == 3
+    # A column of integers alone joins with the bundle's.
+    pl.DataFrame({"user_id": ["7", None, "5"]}).write_csv(users)
+    bulk.recommend_file(integer, users, out, scenario="feed", k=1)
+    assert pl.read_parquet(out).equals(integer.recommend([7, None, 5], "feed", 1))
+
+
+@pytest.mark.parametrize("ids", [pl.Int64, pl.UInt64, pl.String, pl.Null, None])
+def test_the_type_of_the_ids_is_that_of_the_file_whatever_a_block_lacks(integer, tmp_path, ids):
+    frame = pl.DataFrame({"age": ["20s"] * 5})
+    if ids is not None:
+        raw = [None, None, None, 5, 3] if ids != pl.Null else [None] * 5
+        frame = frame.with_columns(user_id=pl.Series(raw, dtype=pl.Int64).cast(ids))
+    frame.write_parquet(tmp_path / "users.parquet")
+    frame.head(0).write_parquet(tmp_path / "empty.parquet")
+    types = []
+    for name in ("users", "empty"):
+        out = tmp_path / "out.parquet"
+        bulk.recommend_file(
+            integer, tmp_path / f"{name}.parquet", out, scenario="feed", k=1, block_users=2
+        )
+        lists = pl.read_parquet(out)
+        types.append(lists.schema["user_id"])
+        if name == "users" and ids is not None:
+            assert lists["user_id"].to_list() == frame["user_id"].to_list()
+    assert types == [pl.Int64 if ids in (pl.Null, None) else ids] * 2
+
+
+def test_lists_that_are_joined_otherwise_than_by_blanks_are_refused(integer, tmp_path):
+    users, out = tmp_path / "users.csv", tmp_path / "out.parquet"
+    users.write_text('user_id,history\n1,1001 1002\n2,\n3,"1001,1002"\n')
+    told = f"--users: {users}: row 3: history: expected item ids joined by blanks, got '1001,1002'"
+    with pytest.raises(ValueError, match=re.escape(told)) as caught:
+        bulk.recommend_file(integer, users, out, block_users=2)
+    assert "\n" not in str(caught.value)
+    # What is known beside it shows that it is an id.
+    users.write_text('user_id,shown\n1," 1001  1,2 "\n')
+    bulk.recommend_file(integer, users, out, scenario="feed", k=40, exclude="shown", with_user=True)
+    lists = pl.read_parquet(out)
+    assert 1001 not in lists["item_id"].to_list() and set(lists["unknown_events"]) == {0}
 
 
 def test_a_killed_command_goes_on(folder, found, tmp_path):

@@ -7,9 +7,9 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from dsmoe_jax.serving import indexing, retriever
+from dsmoe_jax.serving import bulk, indexing, retriever
 from tests.models import small
-from tests.serving import shop
+from tests.serving import shop, small_bundle
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +92,56 @@ def test_excluded_allowed_and_filtered_items(found, store):
     wanted = catalogue.filter(
         pl.col("brand").is_in(["b1", "b3"]) & pl.col("colours").str.contains("red")
     )
-    limits = {"brand": ["b1", "b3", "unheard of"], "colours": ["red"]}
+    limits = {"brand": ["b1", "b3"], "colours": ["red"]}
     got = items(found.recommend("u3", "feed", 99, exclude=None, filter=limits))
     assert got == [item for item in everything if item in wanted["item_id"].to_list()]
     assert items(found.recommend("u3", "feed", 2, exclude=None, filter=limits)) == got[:2]
-    assert not items(found.recommend("u3", "feed", 9, filter={"brand": ["unheard of"]}))
     assert not items(found.recommend("u3", "feed", 9, allow=[]))
+
+
+def test_what_is_left_out_where_nobody_says_is_what_the_evaluation_left_out(tmp_path):
+    users = [{"user_id": 3}, {"user_id": 4, "shown": [1002]}]
+    for rule, named in (("none", None), ("positives", "seen"), ("shown", "shown")):
+        path = small_bundle.write_bundle(tmp_path / rule, remove_seen=rule)
+        found = retriever.Retriever.load(path)
+        assert found.usual_exclude == named
+        expected = found.recommend(users, "feed", 99, exclude=named)
+        assert found.recommend(users, "feed", 99).equals(expected)
+        assert found.recommend(users, "feed", 99, exclude="usual").equals(expected)
+        served = found.recommend(users, "feed", 99, exclude=["usual", 1001])
+        assert served.equals(
+            found.recommend(users, "feed", 99, exclude=[*[named] * bool(named), 1001])
+        )
+        pl.DataFrame({"user_id": [3]}).write_parquet(tmp_path / "users.parquet")
+        bulk.recommend_file(
+            found, tmp_path / "users.parquet", tmp_path / "out.parquet", scenario="feed", k=99
+        )
+        own = expected.filter(pl.col("user_id") == 3)
+        assert pl.read_parquet(tmp_path / "out.parquet").equals(own)
+        assert len(own) == small_bundle.NUM_ITEMS if rule == "none" else len(own) < 40
+
+
+def test_items_that_came_since_are_left_out_where_a_request_names_them(found, tmp_path):
+    found.upsert_items([{"item_id": name, "brand": "b1"} for name in ("n1", "n2", "n3")])
+    users = [
+        {"user_id": "u3", "history": ["i1", "n1"], "shown": ["n2", "gone"]},
+        {"user_id": "nobody", "history": [{"item_id": "n1"}], "shown": ["n2"]},
+        {"user_id": "u4"},
+    ]
+    for exclude, left_out in ((None, set()), ("seen", {"n1"}), ("shown", {"n1", "n2"})):
+        lists = found.recommend(users, "feed", 99, exclude=exclude)
+        for user, gone in (("u3", left_out), ("nobody", left_out), ("u4", set())):
+            assert {"n1", "n2", "n3"} - set(items(lists, user)) == gone
+    # They say nothing of who asks.
+    told = found.recommend(users, "feed", 1, with_user=True)
+    assert told.columns[-2:] == ["user", "unknown_events"]
+    assert told["user"].to_list() == ["known", "cold", "known"]
+    assert told["unknown_events"].to_list() == [3, 2, 0]
+    # A bundle without a sequence of what was shown knows that from the request alone.
+    integer = retriever.Retriever.load(small_bundle.write_bundle(tmp_path / "bundle"))
+    integer.upsert_items({"item_id": 7})
+    got = integer.recommend({"user_id": 2, "shown": ["7"]}, "feed", 99, exclude="shown")
+    assert 7 not in got["item_id"].to_list()
 
 
 def test_a_cold_user_gets_the_scenarios_prior(found, store):
@@ -122,10 +166,19 @@ def test_a_cold_user_gets_the_scenarios_prior(found, store):
     [
         ({"scenario": "fed"}, "scenario: expected 'all' or one of feed, .*; nearest: 'feed'"),
         ({"scenario": []}, "scenario: expected at least one, got none"),
+        ({"scenario": ["all"]}, "scenario: expected one of feed, search, deals, got 'all'"),
+        ({"scenario": ["feed", "feed"]}, "scenario: expected every name once, got feed, feed"),
         ({"k": 0}, "k: expected an integer >= 1, got 0"),
         ({"k": True}, "k: expected an integer >= 1, got True"),
-        ({"exclude": "everything"}, "exclude: expected 'seen', 'shown' or a list"),
-        ({"exclude": {"a": 1}}, "exclude: expected 'seen', 'shown' or a list"),
+        ({"exclude": "everything"}, "exclude: expected 'seen', 'shown', 'usual' or a list"),
+        ({"exclude": {"a": 1}}, "exclude: expected 'seen', 'shown', 'usual' or a list"),
+        ({"exclude": pl.DataFrame({"a": [1]})}, "exclude: expected a list .* got a frame; name"),
+        ({"allow": pl.DataFrame({"a": [1]})}, "allow: expected a list .* got a frame; name"),
+        ({"filter": pl.DataFrame({"a": [1]})}, "filter: expected a mapping from features"),
+        (
+            {"filter": {"brand": ["b1", "bb2"]}},
+            "filter: brand: expected values that items have, got 'bb2'; nearest: 'b2'",
+        ),
         ({"filter": ["brand"]}, "filter: expected a mapping from features to lists of values"),
         ({"allow": 3}, "allow: expected a list of item ids, got 3"),
         ({"allow": "i1"}, "allow: expected a list of item ids, got 'i1'"),
@@ -138,12 +191,20 @@ def test_a_cold_user_gets_the_scenarios_prior(found, store):
             "users: expected raw ids, mappings or a polars or pandas frame, got float",
         ),
         ({"users": ["u1", {"user_id": "u2"}]}, "users: expected ids or mappings, got both"),
+        ({"users": [{1: 2}]}, "users: unknown field 1; known: history, .*shown, time, user_id"),
+        ({"users": [True]}, "users: user_id: expected an id, got True"),
     ],
 )
 def test_what_means_nothing_is_refused_in_one_line(found, arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         found.recommend(**{"users": ["u3"], **arguments})
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_is_no_scenario(found):
+    # Not by `recommend`, whose types the tests check.
+    with pytest.raises(ValueError, match=r"scenario: expected 'all' or one of feed, .*, got 0"):
+        found._scenario_ids(0)
 
 
 def test_vectors_score_what_lists_say(found):
@@ -153,6 +214,7 @@ def test_vectors_score_what_lists_say(found):
     expected = item_ND[[place[item] for item in lists["item_id"]]] @ user_BMD[0, 0]
     np.testing.assert_allclose(lists["score"].to_numpy(), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found.item_vectors(["i4"], "deals")[0], item_ND[place["i4"]])
+    assert found.user_vectors([], "deals").shape == (0, *user_BMD.shape[1:])
     with pytest.raises(ValueError, match="items: expected items of the bundle, got 'gone'"):
         found.item_vectors(["i4", "gone"], "deals")
     with pytest.raises(ValueError, match=r"scenario: expected one of feed, .* got none"):
@@ -166,6 +228,16 @@ def test_similar_items_are_near_by_cosine(found):
     order = [ids[n] for n in np.argsort(-cosine) if ids[n] != "i9"]
     near = found.similar_items(["i9"], "feed", 4)
     assert near["similar_item_id"].to_list() == order[:4] and set(near["item_id"]) == {"i9"}
+    answered = found.similar_items(pd.Series(["i9"]), "feed", 4)
+    assert isinstance(answered, pd.DataFrame)
+    assert pl.DataFrame(answered.to_dict("list"), schema=near.schema).equals(near)
+    for wrong, told in (
+        ((pd.DataFrame({"item_id": ["i9"]}), "feed"), "items: expected a list .* got a frame"),
+        ((["i9"], "all"), "scenario: expected one of feed, search, deals, got 'all'"),
+    ):
+        with pytest.raises(ValueError, match=told) as caught:
+            found.similar_items(*wrong)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["dsmoe", "dsmoe_plus", "fism"])
@@ -218,7 +290,12 @@ def test_items_come_and_go_without_training(found, folder, tmp_path):
     assert left == [item for item in lists if item not in ("n2", "i4")]
     for gone in ("n2", "i4"):
         with pytest.raises(ValueError, match=f"items: expected items of the bundle, got '{gone}'"):
-            found.remove_items([gone])
+            found.similar_items([gone], "feed")
+    # What failed half-way may be done again.
+    before = found.catalogue
+    assert found.remove_items(["i4", "n2"]) == shop.NUM_ITEMS + 1 and found.catalogue is before
+    with pytest.raises(ValueError, match="items: expected items of the bundle, got 'n9'"):
+        found.remove_items(["n1", "n9"])
     cold = found.recommend({"user_id": "nobody"}, "feed", 99)
     assert set(cold["item_id"]) == set(left)
     expected = found.recommend(["u3", "nobody"], "all", 99, exclude=None)
@@ -250,7 +327,9 @@ def test_changes_are_kept_in_the_bundle(store, tmp_path):
     "new, message",
     [
         ({"item_id": "n1", "brandd": "b"}, "items: unknown field 'brandd'; nearest: 'brand'"),
-        ({"brand": "b1"}, "items: item_id: expected distinct ids, got None"),
+        ({"brand": "b1"}, "items: item_id: expected an id, got None"),
+        ({"item_id": True}, "items: item_id: expected an id, got True"),
+        ({"item_id": "n1", "colours": 27}, "items: colours: expected a list, got 27"),
         ([{"item_id": "n1"}, {"item_id": "n1"}], "items: item_id: expected distinct ids, got 'n1'"),
         ({"item_id": "n1", "price": "dear"}, "items: price: expected a number, got 'dear'"),
     ],
