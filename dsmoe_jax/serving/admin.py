@@ -41,7 +41,8 @@ class NewItems(pydantic.BaseModel, extra="forbid"):
 class OldItems(pydantic.BaseModel, extra="forbid"):
     """Raw ids of items."""
 
-    item_ids: list[int | str]
+    # Strictly: true is no 1.
+    item_ids: list[pydantic.StrictInt | pydantic.StrictStr]
 
 
 def make_reading(source: live.Live, limits: wire.Limits) -> fastapi.APIRouter:
@@ -55,7 +56,10 @@ def make_reading(source: live.Live, limits: wire.Limits) -> fastapi.APIRouter:
 
     @router.get("/items")
     def items(item_ids: ItemIds) -> dict[str, Any]:
-        """Features of items by raw id; those that the bundle does not know are left out."""
+        """Features of items by raw id, null where unknown, and `removed` where no list holds one.
+
+        Items that the bundle does not know are left out.
+        """
         return {"items": facts.describe_items(source.current.retriever, list(item_ids))}
 
     @router.get("/sample_users")
@@ -125,10 +129,10 @@ def make_changing(
 
     @router.delete("/items")
     def remove(body: OldItems) -> dict[str, int]:
-        """Takes items out of all lists."""
-        count = source.remove_items(body.item_ids)
+        """Takes items out of all lists; `removed` leaves out what had been taken out before."""
+        count, removed = source.remove_items(body.item_ids)
         changed()
-        return {"items": count}
+        return {"items": count, "removed": removed}
 
     return router
 

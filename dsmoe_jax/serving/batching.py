@@ -19,8 +19,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from dsmoe_jax.serving import frames, live, service_metrics, wire
 from dsmoe_jax.serving import lists as lists_lib
 from dsmoe_jax.serving import retriever as retriever_lib
@@ -253,8 +251,9 @@ def ask(
     Raises:
       ValueError: In one line, on what the bundle does not know or cannot be.
     """
-    exclude = served.exclude if query.exclude is msgspec.UNSET else query.exclude
-    wanted = served.retriever.want(query.k, exclude=exclude, allow=query.allow, filter=query.filter)
+    wanted = served.retriever.want(
+        query.k, exclude=query.exclude, allow=query.allow, filter=query.filter
+    )
     return served.retriever.retrieve(frames.read_users(users), query.scenario, wanted, times)
 
 

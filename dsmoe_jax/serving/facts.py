@@ -28,7 +28,7 @@ def describe(retriever: retriever_lib.Retriever, limits: wire.Limits) -> dict[st
         "scenarios": list(retriever.scenarios),
         "items": retriever.searcher(retriever.scenarios[0]).num_candidates,
         "users": len(retriever.encoder.users),
-        "request_fields": list(dict.fromkeys(retriever.encoder.fields)),
+        "request_fields": list(retriever.encoder.fields),
         "filters": _list_filters(retriever),
         "default_exclude": retriever.usual_exclude or None,
         "knows_test_clicks": retriever.bundle.has(_QUERIES),
@@ -37,12 +37,18 @@ def describe(retriever: retriever_lib.Retriever, limits: wire.Limits) -> dict[st
 
 
 def describe_items(retriever: retriever_lib.Retriever, raw_ids: list[Any]) -> list[dict[str, Any]]:
-    """Features of the items among these that are known, in raw values; removed ones are too."""
+    """Features of the items among these that are known, in raw values; of removed ones too.
+
+    What an upserted item was given no number for is None; items of the export have the mean there.
+    """
     bundle, encoder, found = retriever.bundle, retriever.encoder, retriever.catalogue
     spec = found.spec
     row_N = found.rows(raw_ids, "items")
     row_N = row_N[row_N > 0]
-    names: dict[str, list[Any]] = {"item_id": found.raw_id_V[row_N].tolist()}
+    names: dict[str, list[Any]] = {
+        "item_id": found.raw_id_V[row_N].tolist(),
+        "removed": np.isin(row_N, list(found.removed)).tolist(),
+    }
     sparse_NF, dense_NF = found.sparse_VF[row_N], found.dense_VF[row_N]
     for n, feature in enumerate(spec.item_sparse):
         if feature.name in encoder.vocabularies:
@@ -51,7 +57,9 @@ def describe_items(retriever: retriever_lib.Retriever, raw_ids: list[Any]) -> li
         moments = bundle.manifest["dense"][number.name]
         value_N = dense_NF[:, n].astype(np.float64) * moments["std"] + moments["mean"]
         value_N = np.expm1(value_N) if moments["transform"] == "log1p" else value_N
-        names[number.name] = [float(f"{value:.6g}") for value in value_N.tolist()]
+        names[number.name] = [
+            None if np.isnan(value) else float(f"{value:.6g}") for value in value_N.tolist()
+        ]
     for bag in spec.item_bags:
         if bag.name in encoder.vocabularies:
             values = encoder.vocabularies[bag.name]

@@ -33,7 +33,6 @@ class Served:
     Attributes:
       retriever: It.
       digest: Of its bundle.
-      exclude: What lists leave out where a query does not say.
       query_s: About how long one query takes, in seconds; a moving average.
       changes: To items that the bundle itself does not hold; those before it too.
       changes_since: Those since it was put in place, the last time.
@@ -42,7 +41,6 @@ class Served:
     def __init__(self, retriever: retriever_lib.Retriever, query_s: float):
         self.retriever = retriever
         self.digest = retriever.bundle.digest
-        self.exclude = retriever.usual_exclude
         self.query_s = query_s
         self.changes = item_changes.ItemChanges()
         self.changes_since = item_changes.ItemChanges()
@@ -93,14 +91,19 @@ class Live:
                 changes.upsert(served.retriever, items)
             return count
 
-    def remove_items(self, raw_ids: Sequence[Any]) -> int:
-        """See `Retriever.remove_items`; a bundle that is swapped in follows."""
+    def remove_items(self, raw_ids: Sequence[Any]) -> tuple[int, int]:
+        """See `Retriever.remove_items`; a bundle that is swapped in follows.
+
+        Returns:
+          Items that can be retrieved now, and how many could be before and cannot.
+        """
         with self._changing_items:
             served = self._current
+            before = served.retriever.catalogue.num_items
             count = served.retriever.remove_items(raw_ids)
             for changes in (served.changes, served.changes_since):
                 changes.remove(served.retriever, raw_ids)
-            return count
+            return count, before - count
 
     def open_candidate(self, path: str | os.PathLike[str]) -> Served:
         """The bundle at `path` as a swap would put it in place now.
@@ -158,7 +161,7 @@ def open_warm(path: str | os.PathLike[str]) -> Served:
     retriever = retriever_lib.Retriever.load(path)
     users = retriever.encoder.users
     known = users.decode(np.arange(1, min(len(users), 1) + 1))
-    wanted = retriever.want(_WARM_K, exclude=retriever.usual_exclude)
+    wanted = retriever.want(_WARM_K)
     columns = {"user_id": [None, *known]}
     retriever.retrieve(columns, retriever_lib.ALL, wanted)
     # The first call has read pages and, of a program, compiled it.

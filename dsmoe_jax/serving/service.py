@@ -224,11 +224,11 @@ def _add_pages(app: fastapi.FastAPI) -> None:
     headers = {"content-security-policy": _POLICY, "referrer-policy": "no-referrer"}
     index = page.read_text(encoding="utf-8")
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def show_page() -> fastapi.responses.HTMLResponse:
         return fastapi.responses.HTMLResponse(index, headers=headers)
 
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
     def show_routes() -> fastapi.responses.HTMLResponse:
         return fastapi.responses.HTMLResponse(api_page.render(app.openapi()), headers=headers)
 

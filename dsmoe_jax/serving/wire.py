@@ -6,17 +6,17 @@ Owns the refusal of a body before the retriever sees it. What a request's own fi
 
 import dataclasses
 import http
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 
+from dsmoe_jax.serving import lists as lists_lib
 from dsmoe_jax.serving import retriever as retriever_lib
 
 _REF = "#/components/schemas/{name}"
 _EXCLUDE = (
     "Left out of every list: item ids, 'seen' (what the user is known to have clicked), 'shown' "
-    "(all that the user was shown), or null for nothing; by default as the model was evaluated"
+    "(all that the user was shown), 'usual' (as when the model was evaluated), or null for nothing"
 )
 
 Id = int | str
@@ -56,12 +56,6 @@ class Limits:
     waiting: int = 256
     time_s: float = 10.0
 
-    def check(self) -> None:
-        """Raises ValueError on a limit that lets nothing through."""
-        for name, value in dataclasses.asdict(self).items():
-            if not value > 0:
-                raise ValueError(f"limit of {name}: expected more than 0, got {value}")
-
 
 class Query(msgspec.Struct, forbid_unknown_fields=True):
     """Users, and what their lists may hold."""
@@ -72,7 +66,7 @@ class Query(msgspec.Struct, forbid_unknown_fields=True):
     ]
     scenario: Annotated[str | list[str], _say("A scenario, several, or 'all'")] = retriever_lib.ALL
     k: Annotated[int, _say("Items of a list, at least 1")] = 50
-    exclude: Annotated[str | list[Id] | msgspec.UnsetType | None, _say(_EXCLUDE)] = msgspec.UNSET
+    exclude: Annotated[str | list[Id] | None, _say(_EXCLUDE)] = lists_lib.USUAL
     allow: Annotated[list[Id] | None, _say("Item ids, of which alone lists are made")] = None
     filter: Annotated[
         dict[str, list[Id]] | None,
@@ -112,7 +106,7 @@ def decode(body: bytes, limits: Limits) -> Query:
     """The query in a body.
 
     Raises:
-      RefusedError: When it is no JSON (400), not of this form (422) or over a limit (400).
+      RefusedError: When it is no JSON (400), not of this form (422) or outside a limit (400).
     """
     try:
         query = _decoder.decode(body)
@@ -143,6 +137,10 @@ def schemas() -> dict[str, Any]:
 
 
 def _check(query: Query, limits: Limits) -> None:
+    if query.k < 1:
+        raise RefusedError(
+            http.HTTPStatus.BAD_REQUEST, f"k: expected 1 to {limits.k}, got {query.k}"
+        )
     _check_limit("k", query.k, limits.k)
     _check_limit("users", len(query.users), limits.users)
     for name, listed in (("exclude", query.exclude), ("allow", query.allow)):
@@ -150,8 +148,6 @@ def _check(query: Query, limits: Limits) -> None:
             _check_limit(name, len(listed), limits.ids)
     for name, values in (query.filter or {}).items():
         _check_limit(f"filter: {name}", len(values), limits.ids)
-    if isinstance(query.scenario, list):
-        _check_repeats(query.scenario)
     for user in query.users:
         for name, value in user.items():
             if isinstance(value, list):
@@ -162,11 +158,4 @@ def _check_limit(name: str, got: int, most: int) -> None:
     if got > most:
         raise RefusedError(
             http.HTTPStatus.BAD_REQUEST, f"{name}: expected at most {most}, got {got}"
-        )
-
-
-def _check_repeats(scenarios: Sequence[str]) -> None:
-    if len(set(scenarios)) < len(scenarios):
-        raise RefusedError(
-            http.HTTPStatus.UNPROCESSABLE_ENTITY, "scenario: expected every name once"
         )

@@ -46,9 +46,10 @@ def test_facts_are_in_raw_values(service):
 def test_items_come_and_go(service):
     items = [{"item_id": 7, "brand": "b1"}, {"item_id": 8, "price": 2.5}]
     assert send(service, "POST", "/v1/items", json={"items": items}).json() == {"items": 42}
-    assert send(service, "DELETE", "/v1/items", json={"item_ids": [7, "1000"]}).json() == {
-        "items": 40
-    }
+    gone = {"item_ids": [7, "1000"]}
+    for removed in (2, 0):
+        got = send(service, "DELETE", "/v1/items", json=gone)
+        assert (got.status_code, got.json()) == (200, {"items": 40, "removed": removed})
     [found] = send(
         service, "POST", "/v1/retrieve", json={"users": [{}], "scenario": "feed", "k": 50}
     ).json()["lists"]
@@ -56,8 +57,10 @@ def test_items_come_and_go(service):
     for method, body, told in (
         ("POST", {"items": [{"item_id": 9, "maker": "b"}]}, "items: unknown field 'maker'"),
         ("POST", {"items": []}, "body.items: List should have at least 1 item"),
-        ("POST", {"items": [{"brand": "b1"}]}, "items: item_id: expected distinct ids, got None"),
-        ("DELETE", {"item_ids": [8, 7]}, "items: expected items of the bundle, got 7"),
+        ("POST", {"items": [{"brand": "b1"}]}, "items: item_id: expected an integer, got None"),
+        ("POST", {"items": [{"item_id": True}]}, "items: item_id: expected an id, got True"),
+        ("DELETE", {"item_ids": [True]}, "body.item_ids.0."),
+        ("DELETE", {"item_ids": [8, 9]}, "items: expected items of the bundle, got 9"),
     ):
         got = send(service, method, "/v1/items", json=body)
         assert got.status_code == 422 and got.json()["error"].startswith(told)
@@ -70,5 +73,11 @@ def test_facts_of_items_are_those_of_today(service):
     send(service, "POST", "/v1/items", json={"items": [price, new]})
     send(service, "DELETE", "/v1/items", json={"item_ids": [1001]})
     got = send(service, "GET", "/v1/items?id=7&id=1001").json()["items"]
-    assert got == [new, {"item_id": 1001, "brand": None, "price": 2.5, "colours": []}]
-    assert send(service, "GET", "/v1/info").json()["items"] == 40
+    assert got == [
+        {**new, "removed": False},
+        {"item_id": 1001, "removed": True, "brand": None, "price": 2.5, "colours": []},
+    ]
+    send(service, "POST", "/v1/items", json={"items": [{"item_id": 1002}, {"item_id": 8}]})
+    got = send(service, "GET", "/v1/items?id=8&id=1002").json()["items"]
+    assert [item["price"] for item in got] == [None, None]
+    assert send(service, "GET", "/v1/info").json()["items"] == 41

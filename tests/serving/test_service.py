@@ -154,7 +154,7 @@ def test_a_query_that_is_refused_costs_the_others_nothing(serve):
         ('{"users": [1]}', 422, "Expected `object`, got `int` - at `$.users[0]`"),
         ('{"users": [{}], "kk": 3}', 422, "contains unknown field `kk`"),
         ('{"users": [{}], "k": "3"}', 422, "Expected `int`, got `str` - at `$.k`"),
-        ('{"users": [{}], "k": 0}', 422, "k: expected an integer >= 1, got 0"),
+        ('{"users": [{}], "k": 0}', 400, "k: expected 1 to 50, got 0"),
         ('{"users": [{}], "k": 51}', 400, "k: expected at most 50, got 51"),
         ('{"users": [{}, {}, {}, {}]}', 400, "users: expected at most 3, got 4"),
         ('{"users": [{"history": [1, 2, 3, 4, 5, 6]}]}', 400, "users: history: expected at most 5"),
@@ -163,6 +163,8 @@ def test_a_query_that_is_refused_costs_the_others_nothing(serve):
         ('{"users": [{}], "scenario": []}', 422, "scenario: expected at least one, got none"),
         ('{"users": [{}], "scenario": ["feed", "feed"]}', 422, "scenario: expected every name"),
         ('{"users": [{}], "exclude": "all"}', 422, "exclude: expected 'seen', 'shown'"),
+        ('{"users": [{}], "exclude": ["sen", 1001]}', 422, "got 'sen'; nearest: 'seen'"),
+        ('{"users": [{"user_id": true}]}', 422, "users: user_id: expected an id, got True"),
         ('{"users": [{}], "filter": {"maker": ["b"]}}', 422, "filter: expected features among"),
         ('{"users": [{"orders": "many"}]}', 422, "users: orders: expected a number, got 'many'"),
         ('{"users": [{"history": 7}]}', 422, "users: history: expected a list, got 7"),
@@ -437,6 +439,7 @@ def test_the_page_and_the_routes_load_nothing_from_elsewhere(serve):
         got = send(service, "GET", route, anonymous=True)
         assert got.headers["content-type"].startswith("text/html")
         assert got.headers["content-security-policy"].startswith("default-src 'none'")
+        assert send(service, "HEAD", route, anonymous=True).status_code == 200
         outside = got.text.replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in outside and "https://" not in outside
     document = send(service, "GET", "/openapi.json").json()
