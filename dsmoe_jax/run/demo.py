@@ -10,6 +10,7 @@ from dsmoe_jax import optional
 from dsmoe_jax.serving import serve
 
 CONFIG = "kuairand:sample,plus"
+_HOST = "127.0.0.1"  # where the service listens when nobody says
 
 
 def make_bundle(workdir: pathlib.Path, **fields: object) -> pathlib.Path:
@@ -33,7 +34,9 @@ def make_bundle(workdir: pathlib.Path, **fields: object) -> pathlib.Path:
     if not bundle.exists(folder) or bundle.read_manifest(folder)["config_hash"] != wanted:
         runlog.say(f"training on the packaged rows, {CONFIG}: about three minutes on two cores")
         whole_run.run(experiment, workdir, "all", handle_signals=True)
-    indexing.make_index(folder, min_recall=0.99)
+    # An export writes none: what is there is of these vectors.
+    if "indexes" not in bundle.read_manifest(folder):
+        indexing.make_index(folder, min_recall=0.99)
     return folder
 
 
@@ -52,7 +55,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default=pathlib.Path("runs/demo"),
         help="folder of the run (runs/demo)",
     )
-    parser.add_argument("--port", default="8000", help="port of the service, on this machine alone")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port of the service, on this machine alone (8000)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -60,8 +65,12 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command.
 
     Raises:
-      ValueError: When a library of the service is missing, or the folder holds another run.
+      ValueError: When a library of the service is missing, the port is taken, or the folder holds
+        another run.
     """
     optional.require(*serve.LIBRARIES, extra="serve")
+    # Before minutes of training; it is asked for again when it is needed.
+    with serve.listen(_HOST, options.port):
+        pass
     folder = make_bundle(options.workdir.expanduser())
-    return serve.main([str(folder), "--port", options.port])
+    return serve.main([str(folder), "--port", str(options.port)])

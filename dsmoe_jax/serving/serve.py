@@ -79,6 +79,10 @@ def run(options: argparse.Namespace) -> int:
     optional.require(*LIBRARIES, extra="serve", what="dsmoe serve: ")
     from dsmoe_jax.serving import live, service, wire
 
+    for flag in ("max_k", "max_users", "max_events", "max_bytes", "concurrency", "timeout_s"):
+        value = getattr(options, flag)
+        if not value > 0:
+            raise ValueError(f"--{flag}: expected more than 0, got {value}")
     limits = wire.Limits(
         k=options.max_k,
         users=options.max_users,
@@ -87,12 +91,11 @@ def run(options: argparse.Namespace) -> int:
         waiting=options.concurrency,
         time_s=options.timeout_s,
     )
-    limits.check()
     if not 0 <= options.recall_s < threading.TIMEOUT_MAX:
         raise ValueError(f"--recall_s: expected seconds or 0, got {options.recall_s}")
     if options.threads < 1:
         raise ValueError(f"--threads: expected at least 1, got {options.threads}")
-    with _listen(options.host, options.port) as listening:
+    with listen(options.host, options.port) as listening:
         served = service.Service(
             live.open_warm(options.bundle), token=token, limits=limits, recall_s=options.recall_s
         )
@@ -161,8 +164,12 @@ def check_host(host: str, token: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that is bound before the bundle is read, so that a taken port is told at once."""
+def listen(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that is bound before the bundle is read, so that a taken port is told at once.
+
+    Raises:
+      ValueError: When the port is none or taken, or the host is none of this machine's.
+    """
     if not 0 <= port < 1 << 16:
         raise ValueError(f"--port: expected 0 to 65535, got {port}")
     try:

@@ -6,7 +6,7 @@ import pytest
 
 from dsmoe_jax import main
 from dsmoe_jax.run import demo
-from dsmoe_jax.serving import bundle, serve
+from dsmoe_jax.serving import bundle, indexing, serve
 from tests.e2e import commands
 
 
@@ -70,10 +70,22 @@ def test_the_demonstration_trains_once_and_serves(tmp_path, monkeypatch, capsys)
     }
     make = demo.make_bundle
     monkeypatch.setattr(demo, "make_bundle", lambda workdir: make(workdir, **fields))
-    arguments = ["dsmoe", "demo", "--workdir", str(tmp_path), "--port", "0"]
+    arguments = ["dsmoe", "demo", "--workdir", str(tmp_path), "--port"]
+    with serve.listen("127.0.0.1", 0) as taken:
+        taken.listen()
+        for port, expected in (
+            (str(taken.getsockname()[1]), "expected a free port of 127.0.0.1"),
+            ("70000", "expected 0 to 65535, got 70000"),
+        ):
+            assert main.main([*arguments, port]) == 2
+            told = capsys.readouterr()
+            assert "--port" in told.err and expected in told.err and not told.out
+    arguments.append("0")
     assert main.main(arguments) == 0
     assert "training on the packaged rows" in capsys.readouterr().out
     assert bundle.read_manifest(tmp_path / "bundle")["indexes"]
+    # Neither model nor index is made again.
+    monkeypatch.setattr(indexing, "make_index", None)
     assert main.main(arguments) == 0
     assert "training on the packaged rows" not in capsys.readouterr().out
     assert served == [[str(tmp_path / "bundle"), "--port", "0"]] * 2

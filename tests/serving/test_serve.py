@@ -131,7 +131,8 @@ def test_flags_reach_the_service(start, tmp_path):
         (["--host", "::"], "--host ::: expected a token where others can connect"),
         (["--host", "no.such.host.invalid"], "expected a token where others can connect"),
         (["--port", "70000"], "--port: expected 0 to 65535, got 70000"),
-        (["--max_k", "0"], "limit of k: expected more than 0, got 0"),
+        (["--max_k", "0"], "--max_k: expected more than 0, got 0"),
+        (["--concurrency", "0"], "--concurrency: expected more than 0, got 0"),
         (["--recall_s", "-1"], "--recall_s: expected seconds or 0, got -1.0"),
         (["--recall_s", "nan"], "--recall_s: expected seconds or 0, got nan"),
         (["--threads", "0"], "--threads: expected at least 1, got 0"),
@@ -178,7 +179,7 @@ def test_products_have_as_many_threads_as_asked_and_collection_passes_over_what_
 def test_a_folder_that_is_no_bundle_and_a_port_that_is_taken_are_told(path, tmp_path, capsys):
     assert serve.main([str(tmp_path), "--port", "0"]) == 2
     assert "expected a bundle with manifest.json, found none" in capsys.readouterr().err
-    with serve._listen("127.0.0.1", 0) as taken:
+    with serve.listen("127.0.0.1", 0) as taken:
         # Else asyncio leaves Nagle's algorithm on, and every answer waits 40 ms.
         assert taken.proto == socket.IPPROTO_TCP
         port = taken.getsockname()[1]
