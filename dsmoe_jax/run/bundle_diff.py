@@ -163,9 +163,7 @@ def _compare_lists(
     moved: list[tuple[str, ...]] = []
     for name in shared:
         pairs = [
-            served.retrieve(
-                {requests.USER: chosen}, name, served.want(k, exclude=served.usual_exclude)
-            )
+            served.retrieve({requests.USER: chosen}, name, served.want(k))
             for served in (before, after)
         ]
         share, entered, left = [], collections.Counter[Any](), collections.Counter[Any]()
@@ -282,7 +280,7 @@ def _recall(
     served: retriever.Retriever, queries: Sequence[_Query], cuts: Sequence[int]
 ) -> dict[int, np.ndarray]:
     """Recall of every query by cut-off."""
-    wanted = served.want(max(cuts), exclude=served.usual_exclude)
+    wanted = served.want(max(cuts))
     relevant = [np.unique(served.encoder.items.encode(list(q.items), "items")) for q in queries]
     counts = [len(items) for items in relevant]
     rows = store_lib.Ragged(np.concatenate([[0], np.cumsum(counts)]), np.concatenate(relevant))

@@ -160,7 +160,7 @@ def _ask_all(
 
 
 def _ask_retriever(served: retriever.Retriever, k: int) -> Ask:
-    wanted = served.want(k, exclude=served.usual_exclude)
+    wanted = served.want(k)
 
     def ask(users: list[Any], scenario: str) -> np.ndarray:
         encoded = served.encoder.encode({requests.USER: users})
@@ -188,8 +188,13 @@ def _ask_service(served: retriever.Retriever, url: str, k: int) -> Ask:
             "exclude": served.usual_exclude,
         }
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-            lists = json.load(answer)["lists"]
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+                lists = json.load(answer)["lists"]
+        except OSError as error:
+            # Of a refusal, too, the reason is one.
+            reason = getattr(error, "reason", error)
+            raise ValueError(f"--url: expected lists from {address}, got {reason}") from None
         names = {entry["scenario"] for entry in lists}
         if len(lists) != len(users) or names != {scenario}:
             raise ValueError(

@@ -164,8 +164,7 @@ def test_what_a_bundle_cannot_hold_is_told_and_the_rest_follows(paths, tmp_path,
     items = swap(service, paths[0])
     assert items["upserted"] == 3
     assert items["left_out"] == [
-        f"{name}: items: item_id: expected an integer, got '{name}'"
-        for name in ("new", "newer")
+        f"{name}: items: item_id: expected an integer, got '{name}'" for name in ("new", "newer")
     ]
     assert listed(service) == {7, 8, 9, *range(1000, 1040)}
     # They follow to a bundle that can.
