@@ -34,6 +34,7 @@ AXES = {
     "history": registry.HISTORY_TOKENS,
     "teacher": registry.TEACHER_TOKENS,
     "inputs": registry.INPUT_TOKENS,
+    "taught": registry.TAUGHT_TOKENS,
 }
 
 # A user lives in one scenario: only items can be seen in two.
@@ -62,6 +63,8 @@ def get_config(variant: str = "") -> schema.Experiment:
         experiment.data.exposures = True
         experiment.features.history_length = 100
     variants.assign(experiment.train, experiment.model.recipe)
+    if "taught" in chosen:
+        variants.assign(experiment.train, registry.TAUGHT_RECIPE)
     experiment.features.history_encoder = registry.history_encoder(chosen)
     if not registry.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0

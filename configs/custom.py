@@ -35,6 +35,7 @@ AXES = {
     "ablation": registry.ABLATION_TOKENS,
     "history": registry.HISTORY_TOKENS,
     "inputs": registry.INPUT_TOKENS,
+    "taught": registry.TAUGHT_TOKENS,
 }
 
 
@@ -91,6 +92,8 @@ def get_config(variant: str = "") -> schema.Experiment:
     if "inputs" in chosen:
         experiment.data.exposures = True
         experiment.features.history_length = 100
+    if "taught" in chosen:
+        variants.assign(experiment.train, registry.TAUGHT_RECIPE)
     experiment.features.history_encoder = registry.history_encoder(chosen)
     if not registry.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0

@@ -53,6 +53,7 @@ AXES = {
     "teacher": registry.TEACHER_TOKENS,
     "fields": ("teacher_fields=same",),
     "inputs": registry.INPUT_TOKENS,
+    "taught": registry.TAUGHT_TOKENS,
 }
 
 # What the data want of single methods, however many rows there are.
@@ -184,6 +185,8 @@ def get_config(variant: str = "") -> schema.Experiment:
     if "inputs" in chosen:
         experiment.data.exposures = True
         experiment.features.history_length = 100
+    if "taught" in chosen:
+        variants.assign(experiment.train, registry.TAUGHT_RECIPE)
     experiment.features.history_encoder = registry.history_encoder(chosen)
     if not registry.is_distilled(chosen):
         experiment.loss.distill_weight = 0.0

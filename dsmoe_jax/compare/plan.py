@@ -25,6 +25,8 @@ DECIDED = "decisions"
 TABLES = (*PRINTED, DECIDED)
 
 METHOD = registry.DEFAULT_MATCHER
+# It, with the inputs `plus` and earlier stages as its teacher.
+TAUGHT = "taught"
 # What the method is by its inputs.
 _OWN = (METHOD, registry.PLUS_MATCHER)
 _TEACHER = "teacher"
@@ -214,13 +216,17 @@ def systems_of(table: str, config: str) -> tuple[System, ...]:
     _check_own(config)
     model = _load(config).model
     own = System(METHOD, _label_of(model), config)
+    is_plus = type(model) is registry.MATCHERS[registry.PLUS_MATCHER]
     if table in ("table2", "table3"):
         methods = {name: registry.LABELS.get(name, name) for name in registry.METHOD_TOKENS}
         baselines = (
             System(name, baseline.label, config, kind="scored")
             for name, baseline in catalogue.SYSTEMS.items()
         )
-        found = (own, *_variants(config, {name: (name, methods[name], {}) for name in methods}))
+        rows = {name: (name, methods[name], {}) for name in methods}
+        if is_plus:
+            rows = {TAUGHT: (TAUGHT, f"{own.label}, taught", {}), **rows}
+        found = (own, *_variants(config, rows))
         return found if table == "table3" else (*found, *baselines)
     if table in SWEEPS:
         # The default value is the method's own row.
@@ -232,7 +238,6 @@ def systems_of(table: str, config: str) -> tuple[System, ...]:
             else System(f"{field}{value}", str(value), config, {f"model.{field}": value})
             for value in sorted({*values, usual})
         )
-    is_plus = type(model) is registry.MATCHERS[registry.PLUS_MATCHER]
     ablations = PLUS_ABLATIONS if is_plus else ABLATIONS
     changes = {"table4": ablations, DECIDED: DECISIONS, "fig4": {}}
     return (own, *_variants(config, changes[table])) if table in changes else ()

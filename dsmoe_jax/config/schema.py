@@ -102,6 +102,9 @@ class Pretraining:
       learning_rate: Adam's step size; None for that of the main stage.
       decays: Whether it falls over the stage, see `optimizer.make_schedule`.
       least_steps: Passes go on until there were so many steps.
+      is_start: Whether it starts from the one before, and the next one from it.
+      is_teacher: Whether its model, as it is in the end, teaches in the main stage, beside the
+        others that do: by the mean of what the objective's `logit_method` gives.
     """
 
     name: str
@@ -111,6 +114,8 @@ class Pretraining:
     learning_rate: float | None = None
     decays: bool = False
     least_steps: int = 0
+    is_start: bool = True
+    is_teacher: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +124,17 @@ class Objective:
 
     Attributes:
       loss_method: The model's method that gives the loss, see `train_step.make_train_step`; empty
-        for logits and their cross entropy, which alone a teacher can join.
+        for logits and their cross entropy, which alone a ranker can teach.
       last_only: See `Pretraining`.
+      logit_method: The model's method that gives the logits which that loss is the cross entropy of
+        (`sampled_softmax.first_among`), and which earlier stages can teach; empty for none.
+      teacher_weight: lambda of their divergence.
     """
 
     loss_method: str = ""
     last_only: bool = False
+    logit_method: str = ""
+    teacher_weight: float = 0.0
 
 
 @dataclasses.dataclass

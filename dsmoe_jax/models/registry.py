@@ -76,6 +76,10 @@ TEACHER_TOKENS = tuple(f"teacher={name}" for name in RANKERS)
 HISTORY_TOKENS = tuple(f"history={n}" for n in features.HISTORY_ENCODERS if n != "mean")
 ABLATION_TOKENS = (*dsmoe.ABLATIONS, "no_distill")
 INPUT_TOKENS = ("plus",)
+TAUGHT_TOKENS = ("taught",)
+# With it, the teachers, and what training wants then: beside them a larger step does not over-fit.
+TEACHERS = 3
+TAUGHT_RECIPE: dict[str, Any] = {"learning_rate": 1e-3}
 
 
 def matcher_name(chosen: dict[str, str]) -> str:
@@ -87,12 +91,15 @@ def matcher_name(chosen: dict[str, str]) -> str:
 def make_matcher(chosen: dict[str, str]) -> schema.MatcherConfig:
     """The method of a variant: its axes "method", "inputs" and "ablation", see `variants.parse`.
 
-    With the inputs `plus` every method has a place for the popularity that is known.
+    With the inputs `plus` every method has a place for the popularity that is known, and DSMOE
+    beside FISM may be taught by several of the latter.
 
     Raises:
-      ValueError: When another method than DSMOE is to be ablated.
+      ValueError: When another method than DSMOE is to be ablated, or taught so.
     """
     name, ablation = matcher_name(chosen), chosen.get("ablation", "")
+    if "taught" in chosen and name != PLUS_MATCHER:
+        raise ValueError(f"variant: expected 'taught' beside 'plus' alone, got it with {name!r}")
     if name == DEFAULT_MATCHER:
         return dsmoe.DSMOEConfig(**dsmoe.ABLATIONS.get(ablation, {}))
     if ablation:
@@ -101,6 +108,8 @@ def make_matcher(chosen: dict[str, str]) -> schema.MatcherConfig:
         )
     method = MATCHERS[name]()
     method.known_prior = "inputs" in chosen and not isinstance(method, fism.FISMConfig)
+    if isinstance(method, dsmoe_plus.DSMOEPlusConfig) and "taught" in chosen:
+        method.teachers = TEACHERS
     return method
 
 

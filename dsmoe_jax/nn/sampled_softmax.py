@@ -1,6 +1,6 @@
-"""Sampled softmax over a positive and negatives, at every position of a sequence.
+"""Sampled softmax over a positive and negatives, at every position of a sequence or of an example.
 
-Letters: B examples, L positions, N negatives of an example, D width.
+Letters: B examples, L positions, N negatives of an example, X logits, D width.
 """
 
 import jax
@@ -30,6 +30,14 @@ def sampled_softmax(
     negative_BLN = jnp.einsum("bld,bnd->bln", query_BLD, negative_BND)
     collides_BLN = positive_id_BL[:, :, None] == negative_id_BN[:, None, :]
     negative_BLN = jnp.where(collides_BLN, MASKED_LOGIT, negative_BLN)
-    of_negatives_BL = jax.nn.logsumexp(negative_BLN, axis=-1)
-    # -log sigmoid(positive - logsumexp(negatives)).
-    return jax.nn.softplus(of_negatives_BL - positive_BL)
+    return _cross_entropy(positive_BL, negative_BLN)
+
+
+def first_among(logit_BX: Float[jax.Array, "B X"]) -> Float[jax.Array, "B 1"]:
+    """-log of the first logit's softmax among all of a row; logits of -inf take no part."""
+    return _cross_entropy(logit_BX[:, 0], logit_BX[:, 1:])[:, None]
+
+
+def _cross_entropy(positive: jax.Array, others: jax.Array) -> jax.Array:
+    # -log sigmoid(positive - logsumexp(others)).
+    return jax.nn.softplus(jax.nn.logsumexp(others, axis=-1) - positive)

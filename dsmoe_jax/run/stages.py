@@ -26,6 +26,7 @@ from dsmoe_jax.models.ranking import ranker
 from dsmoe_jax.run import calibration, continuation, earlier, inputs, results
 from dsmoe_jax.training import (
     checkpoint,
+    committee,
     interrupt,
     loop,
     optimizer,
@@ -150,17 +151,32 @@ class Stages:
           ValueError: When it is to be distilled and there is no trained teacher.
         """
         start_from: Callable[[], train_state.Frozen] | None = None
+        teaching: list[train_state.Frozen] = []
         spent_s = 0.0
-        for stage in self.pretraining_stages():
-            trained = self._train(dataclasses.replace(stage, start_from=start_from))
-            start_from = functools.partial(self._calibrate, trained.frozen)
+        for stage, kind in self._pretraining():
+            begins = start_from if kind.is_start else None
+            trained = self._train(dataclasses.replace(stage, start_from=begins))
+            calibrate = functools.cache(functools.partial(self._calibrate, trained.frozen))
+            start_from = calibrate if kind.is_start else start_from
+            teaching += [calibrate()] if kind.is_teacher else []
             spent_s += trained.progress.train_s
         teacher = self.load_teacher().frozen if self.needs_teacher else None
         stage = self.student_stage(teacher)
+        if teaching:
+            stage = dataclasses.replace(stage, distillation=self._convene(teaching))
         return self._train(
             dataclasses.replace(
                 stage, start_from=start_from, max_train_s=stage.max_train_s - spent_s
             )
+        )
+
+    def _convene(self, members: list[train_state.Frozen]) -> loop.Distillation:
+        """Earlier stages of the student as its teacher."""
+        objective = self.experiment.model.objective()
+        return loop.Distillation(
+            committee.Committee(self.matcher, objective.logit_method),
+            committee.join(members),
+            weight=objective.teacher_weight,
         )
 
     def _calibrate(self, frozen: train_state.Frozen) -> train_state.Frozen:
@@ -207,9 +223,13 @@ class Stages:
 
     def pretraining_stages(self) -> list[loop.Stage]:
         """The stages that the student's method begins with: none where a run goes on."""
+        return [stage for stage, _ in self._pretraining()]
+
+    def _pretraining(self) -> list[tuple[loop.Stage, schema.Pretraining]]:
         if self.experiment.continued_from:
             return []
-        return [self._pretraining_stage(stage) for stage in self.experiment.model.pretraining()]
+        kinds = self.experiment.model.pretraining()
+        return [(self._pretraining_stage(kind), kind) for kind in kinds]
 
     def _pretraining_stage(self, stage: schema.Pretraining) -> loop.Stage:
         train = self.experiment.train
@@ -251,6 +271,7 @@ class Stages:
             experiment.train,
             validate=lambda frozen: self._validate(self.evaluate_matcher, frozen, per_scenario),
             loss_method=objective.loss_method,
+            logit_method=objective.logit_method,
             last_only=objective.last_only,
             average_decay=experiment.train.average_decay,
             distillation=distillation,

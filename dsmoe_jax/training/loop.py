@@ -48,7 +48,7 @@ class DivergedError(Exception):
 class Distillation:
     """What a stage learns from beside the labels."""
 
-    teacher: nn.Module  # The module that teaches
+    teacher: train_step.Teacher  # The module that teaches
     frozen: train_state.Frozen  # Its parameters
     weight: float  # lambda
     warmup_epochs: int = 0  # First epochs with lambda = 0
@@ -70,6 +70,7 @@ class Stage:
     # Fields of evaluation that the score depends on; scores of other fields are not compared.
     judged_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loss_method: str = ""  # The model's method that gives the loss; empty for logits and their BCE
+    logit_method: str = ""  # That which gives the loss's logits, where there is a teacher
     # Gives what an earlier stage trained, where no checkpoint is; None starts from initial
     # parameters.
     start_from: Callable[[], train_state.Frozen] | None = None
@@ -306,6 +307,7 @@ class _Loop:
             loss=stage.loss,
             average_decay=stage.average_decay,
             loss_method=stage.loss_method,
+            logit_method=stage.logit_method,
         )
         step = held.hold(step, stage.hold) if stage.hold else step
         steps: train_step.Step = train_step.jit_step(

@@ -124,10 +124,13 @@ def listwise_kl(
     """KL(p_t || p_s) between softmaxes over the candidates; the teacher gets no gradient.
 
     Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2:
-    `temperature` > 0 divides all logits, and the value is scaled by its square.
+    `temperature` > 0 divides all logits, and the value is scaled by its square. A candidate whose
+    logits are both -inf takes no part.
     """
     teacher_logit_BG = jax.lax.stop_gradient(teacher_logit_BG) / temperature
     log_teacher_BG = jax.nn.log_softmax(teacher_logit_BG, axis=1)
     log_student_BG = jax.nn.log_softmax(logit_BG / temperature, axis=1)
-    divergence_BG = jnp.exp(log_teacher_BG) * (log_teacher_BG - log_student_BG)
+    takes_part_BG = jnp.isfinite(log_teacher_BG)
+    gap_BG = jnp.where(takes_part_BG, log_teacher_BG - log_student_BG, 0.0)
+    divergence_BG = jnp.exp(log_teacher_BG) * gap_BG
     return divergence_BG.sum(axis=1, keepdims=True) * temperature**2

@@ -10,7 +10,7 @@ scenarios.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import negatives
 from dsmoe_jax.models.matching import two_tower
+from dsmoe_jax.nn import sampled_softmax
 from dsmoe_jax.training import losses, optimizer, sharding, train_state
 
 # Sums over the rows of each scenario, [S] per name; divided by "rows" once, when logged. Those of
@@ -28,16 +29,26 @@ Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[train_state.TrainState, Metrics]]
 
 
+@runtime_checkable
+class Teacher(Protocol):
+    """What teaches: a Flax module, or what is applied like one."""
+
+    def apply(self, variables: Any, *inputs: Any, train: bool) -> Any:
+        """Logits of candidates, and auxiliary losses that nobody reads."""
+        ...
+
+
 def make_train_step(
     model: nn.Module,
     updater: optimizer.Updater,
     *,
     num_items: int,
     num_negatives: int,
-    teacher: nn.Module | None = None,
+    teacher: Teacher | None = None,
     loss: schema.LossConfig | None = None,
     average_decay: float = 0.0,
     loss_method: str = "",
+    logit_method: str = "",
 ) -> Step:
     """Builds `step(state, frozen_teacher, corpus, batch, distill_weight, key)`.
 
@@ -47,7 +58,9 @@ def make_train_step(
     drawn and what is learned of them; None for the paper's.
 
     With `loss_method` the loss is that method's of the model: `(users, items, scenario_B, *, train)
-    -> (loss_BX, aux)`, one loss per row or more, in place of the logits and their BCE.
+    -> (loss_BX, aux)`, one loss per row or more, in place of the logits and their BCE. Where there
+    is a teacher, it is the cross entropy of what `logit_method` gives instead, `(logit_BX, aux)`
+    with the positive first, which the teacher is to give too; their divergence is listwise.
 
     A matcher that draws unlabelled items (`Matcher.draw_unlabelled`) is called with them as
     `unlabelled`, but not for such a loss.
@@ -56,8 +69,13 @@ def make_train_step(
     **Deviation:** means over rows where the paper sums: Adam is indifferent to the scale.
     """
     chosen = loss or schema.LossConfig()
+    is_own_loss = bool(loss_method)
+    if is_own_loss and teacher is not None:
+        loss_method, is_own_loss = logit_method, False
 
     def task_loss(logit_BG: jax.Array, drawn: negatives.Candidates) -> jax.Array:
+        if loss_method:
+            return sampled_softmax.first_among(logit_BG)
         if chosen.task == "pairwise":
             return losses.pairwise(logit_BG, drawn.is_other_BN)
         if chosen.task == "softmax":
@@ -65,7 +83,8 @@ def make_train_step(
             return losses.sampled_softmax(logit_BG, drawn.is_other_BN, log_share_BN)
         return losses.candidates_bce(logit_BG, drawn.is_other_BN)
 
-    distill = losses.listwise_kl if chosen.distill_kind == "listwise" else losses.bernoulli_kl
+    is_listwise = bool(loss_method) or chosen.distill_kind == "listwise"
+    distill = losses.listwise_kl if is_listwise else losses.bernoulli_kl
 
     def objective(
         params: Any,
@@ -91,7 +110,7 @@ def make_train_step(
             method=loss_method or "__call__",
             **extra,
         )
-        parts_BX = {"loss_task": output_BX if loss_method else task_loss(output_BX, drawn)}
+        parts_BX = {"loss_task": output_BX if is_own_loss else task_loss(output_BX, drawn)}
         total = parts_BX["loss_task"].mean()
         if teacher_logit_BG is not None:
             parts_BX["loss_distill"] = distill(

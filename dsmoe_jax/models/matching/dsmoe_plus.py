@@ -1,6 +1,6 @@
 """DSMOE beside a linear skip: its two towers add to the score of FISM, and start from it.
 
-Owns the two stages, the towers' inputs and how both scores become one inner product. The linear
+Owns the stages, the towers' inputs and how both scores become one inner product. The linear
 form is in `fism.py`, DSMOE's layers in `nn/mixture.py`.
 
 **Deviation:** ours, no paper has it. A user's tower reads what the user did and was shown as FISM
@@ -22,7 +22,10 @@ from dsmoe_jax import batch as batch_lib
 from dsmoe_jax import features
 from dsmoe_jax.config import fields, schema
 from dsmoe_jax.models.matching import fism, two_tower
-from dsmoe_jax.nn import dropout, dsbn, embed, mixture, scenario, tables
+from dsmoe_jax.nn import dropout, dsbn, embed, mixture, sampled_softmax, scenario, tables
+
+# Stages of FISM; the towers' begins where the first ends.
+_LINEAR = ("linear", "second", "third", "fourth", "fifth")
 
 
 @dataclasses.dataclass
@@ -42,6 +45,9 @@ class DSMOEPlusConfig(fism.FISMConfig):
       input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
       norm: "dsbn"; "bn" shares one batch normalisation among the scenarios; "none".
       bn_momentum: Share of a batch in the running statistics, in (0, 1].
+      teachers: FISMs that are trained, each with random numbers of its own, and teach by their mean
+        score; what learns starts from the first of them. 0 for one FISM and no teacher.
+      teacher_weight: lambda > 0 of the divergence from the teacher, beside the cross entropy.
     """
 
     pretrain_epochs: int = fields.field(30, at_least=1)
@@ -56,6 +62,8 @@ class DSMOEPlusConfig(fism.FISMConfig):
     input_dropout: float = fields.rate(0.3)
     norm: str = fields.field("dsbn", choices=dsbn.KINDS)
     bn_momentum: float = fields.share(0.1)
+    teachers: int = fields.field(0, at_least=0, at_most=len(_LINEAR), added_later=True)
+    teacher_weight: float = fields.field(3.0, above=0, added_later=True)
 
     recipe: ClassVar[dict[str, Any]] = {
         "batch_size": 256,
@@ -71,20 +79,26 @@ class DSMOEPlusConfig(fism.FISMConfig):
 
     def objective(self) -> schema.Objective:
         """A softmax over items."""
-        return schema.Objective("softmax_loss")
+        return schema.Objective(
+            "softmax_loss", logit_method="candidate_logits", teacher_weight=self.teacher_weight
+        )
 
     def pretraining(self) -> tuple[schema.Pretraining, ...]:
-        """FISM's own stage."""
-        stage = schema.Pretraining(
-            "linear",
-            "pairwise_loss",
-            self.pretrain_epochs,
-            last_only=True,
-            learning_rate=self.pretrain_rate,
-            decays=True,
-            least_steps=self.pretrain_steps,
+        """FISM's own stage, once, or for every teacher."""
+        return tuple(
+            schema.Pretraining(
+                name,
+                "pairwise_loss",
+                self.pretrain_epochs,
+                last_only=True,
+                learning_rate=self.pretrain_rate,
+                decays=True,
+                least_steps=self.pretrain_steps,
+                is_start=name == _LINEAR[0],
+                is_teacher=self.teachers > 0,
+            )
+            for name in _LINEAR[: max(1, self.teachers)]
         )
-        return (stage,)
 
     def calibrated(self) -> str:
         """The scale of FISM's score, which changes little in the few epochs after it."""
@@ -199,10 +213,22 @@ class DSMOEPlus(fism.FISM):
         *,
         train: bool,
     ) -> tuple[Float[jax.Array, "B 1"], two_tower.Aux]:
-        """Cross entropy of an example's item under a softmax over all items, in nats.
+        """Cross entropy of an example's item under a softmax over all items, in nats."""
+        logit_BX = self.candidate_logits(users, items, scenario_B, train=train)[0]
+        return sampled_softmax.first_among(logit_BX), {}
 
-        The sum over all other items is estimated from the uniform negatives of the whole batch,
-        each of which stands for (V - 2) / X of them; the target is taken out of its own input.
+    def candidate_logits(
+        self,
+        users: batch_lib.Users,
+        items: batch_lib.Items,
+        scenario_B: Int[jax.Array, "B"],
+        *,
+        train: bool,
+    ) -> tuple[Float[jax.Array, "B _"], two_tower.Aux]:
+        """Logits of an example's item and of the uniform negatives of the whole batch.
+
+        Each negative stands for (V - 2) / X of all other items, whose log is in its logit; -inf
+        where it is the example's own item. That is taken out of its own input.
         """
         own_B1 = items.sparse_VF[:, :1, 0]
         pooled = [bag.pool_without(own_B1)[0][:, 0] for bag in self._bags(users)]
@@ -219,8 +245,7 @@ class DSMOEPlus(fism.FISM):
         other_BX = user_BD @ other_XD.T + scenario.pick(prior_SX, one_hot_BS)
         other_BX = jnp.where(negative_X[None] == own_B1, -jnp.inf, other_BX)
         share = (self.spec.num_items - 2) / len(negative_X)
-        rest_B = jax.nn.logsumexp(other_BX, axis=1) + jnp.log(share)
-        return jax.nn.softplus(rest_B - own_B)[:, None], {}
+        return jnp.concatenate([own_B[:, None], other_BX + jnp.log(share)], axis=1), {}
 
     def _embed_pooled(
         self,
