@@ -17,6 +17,7 @@ Variants, at most one token per axis, in any order:
     inputs     plus: impressions without a click are a history of their own, popularity in a
                scenario counts them, is of the days before the split and part of every score,
                histories are longer; DSMOE becomes DSMOE beside FISM, without a teacher
+    taught     taught: beside plus, several FISMs teach DSMOE by their mean score
 
 A user lives in one scenario, so the history of the own scenario repeats the one of all and is left
 out. The values are the paper's, and where it states none the usual ones: no method is tuned here.

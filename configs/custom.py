@@ -23,6 +23,7 @@ Variants, at most one token per axis, in any order:
     inputs     plus: rows that are no positives are a history of their own, popularity in a scenario
                counts them, is of the days before the split and part of every score, histories are
                longer; DSMOE becomes DSMOE beside FISM, without a teacher
+    taught     taught: beside plus, several FISMs teach DSMOE by their mean score
 """
 
 from dsmoe_jax.config import schema, variants

@@ -21,6 +21,7 @@ Variants, at most one token per axis, in any order:
     inputs     plus: what users were shown without a click is a history of its own, popularity in
                a scenario counts it, is of the days before the split and part of every score,
                histories are longer; DSMOE becomes DSMOE beside FISM, without a teacher
+    taught     taught: beside plus, several FISMs teach DSMOE by their mean score
 
 The full archive and `paper_exact` keep the paper's values and, where it states none, the usual
 ones. `:sample` and `:synthetic` have few rows: there the user id and wide layers over-fit and a
@@ -33,7 +34,8 @@ values chosen by hand: trained again with three seeds, neither the searched one 
 learning rate 3e-3, input dropout 0.1) nor its student is better on validation days (macro recall@50
 in %: 26.1 for 26.4, and 27.4 for 27.7). The ensemble's members have what was found for their models
 and learn together at the default teacher's learning rate. FISM's values were chosen by hand, with
-`plus`, among about ten settings with seed 0, and so were those of DSMOE beside FISM.
+`plus`, among about ten settings with seed 0, and so were those of DSMOE beside FISM, and among
+five of `taught`.
 """
 
 from typing import Any

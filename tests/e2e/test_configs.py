@@ -106,13 +106,14 @@ def test_a_student_without_teacher_takes_an_encoded_history_and_another_loss(tmp
 
 def test_dsmoe_begins_with_fism_where_it_knows_what_was_shown(tmp_path):
     arguments = (
-        "--config=configs/kuairand.py:synthetic,plus",
+        "--config=configs/kuairand.py:synthetic,plus,taught",
         f"--workdir={tmp_path}",
         *commands.SMALL,
         *commands.SMALL_KUAIRAND,
         "--config.model.tower_dim=4",
         "--config.model.pretrain_epochs=1",
         "--config.model.pretrain_steps=5",
+        "--config.model.teachers=2",
         "--config.train.max_epochs=1",
         "--config.train.decay_epochs=1",
         "--config.eval.remove_seen=shown",
@@ -120,7 +121,11 @@ def test_dsmoe_begins_with_fism_where_it_knows_what_was_shown(tmp_path):
     output = commands.run(*arguments)
     results = check(tmp_path, taught=False)
     # An epoch of its users has four steps, of which there are to be five.
-    assert "linear epoch   2" in output and "linear epoch   3" not in output
+    for stage in ("linear", "second"):
+        assert f"{stage} epoch   2" in output and f"{stage} epoch   3" not in output
+    assert "third epoch" not in output
+    points = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert any(point.get("train/loss_distill", 0) > 0 for point in points)
     assert "all items shown removed" in output
     assert results["time_s"]["pretraining"] > 0
     of_prior = {"weight", "half_life_days", "exposure_weight"}

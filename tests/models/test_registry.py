@@ -103,6 +103,12 @@ def test_with_the_inputs_plus_dsmoe_begins_with_fism_and_others_stay_themselves(
     assert not load("sample,plus,fism").model.known_prior  # It has the prior anyway.
     with pytest.raises(overrides.UsageError, match="'no_sap' is an ablation of dsmoe, got it with"):
         load("sample,plus,no_sap")
+    assert own.model.teachers == 0
+    taught = load("sample,plus,taught")
+    assert taught.model.teachers == registry.TEACHERS == 3
+    assert taught.train.learning_rate > own.train.learning_rate
+    with pytest.raises(overrides.UsageError, match="expected 'taught' beside 'plus' alone"):
+        load("sample,plus,dssm,taught")
 
 
 def test_labels_are_of_registered_methods_and_tell_them_apart():

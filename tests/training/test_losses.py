@@ -150,3 +150,10 @@ def test_listwise_kl_equals_the_probability_form():
     assert not jax.grad(lambda t: losses.listwise_kl(t, jnp.float32(student)).sum())(
         jnp.float32(teacher)
     ).any()
+    # What is out of both lists is as if it were not there, in the gradient too.
+    out = jnp.full((5, 1), -jnp.inf)
+    wide = [jnp.concatenate([jnp.float32(x), out], axis=1) for x in (teacher, student)]
+    kept = losses.listwise_kl(jnp.float32(teacher), jnp.float32(student))
+    np.testing.assert_allclose(losses.listwise_kl(*wide), kept, rtol=1e-6)
+    gradient_BG = jax.grad(lambda s: losses.listwise_kl(wide[0], s).sum())(wide[1])
+    assert np.isfinite(gradient_BG).all() and not gradient_BG[:, -1].any()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from dsmoe_jax.compare import estimates, queries
+from dsmoe_jax.compare import estimates, plan, queries
 from dsmoe_jax.compare.report import build, findings, finished, formats, recall_table
 from dsmoe_jax.evaluation import metrics
 
@@ -85,6 +85,17 @@ def show_parts(source: build.Source) -> formats.Table:
     return make_leads(systems, "plus_parts", "What a part earns", same_seeds=True)
 
 
+def show_taught(source: build.Source) -> formats.Table:
+    """The lead of the taught method over all others, and over itself without a teacher."""
+    systems = load(source)
+    return make_leads(systems, "plus_taught", "Leads, taught", own=_taught(systems))
+
+
+def _taught(systems: Sequence[finished.System]) -> finished.System:
+    """The taught method, or the method itself where that was not run."""
+    return next((s for s in systems if s.name == plan.TAUGHT), finished.own(systems))
+
+
 def make_users(systems: Sequence[finished.System], known: queries.Known) -> formats.Table:
     """Recall of users by what was known of them, in the mean of scenarios and over all queries."""
     own = finished.own(systems)
@@ -153,17 +164,19 @@ def make_leads(
     name: str = "plus_leads",
     title: str = "Leads",
     *,
+    own: finished.System | None = None,
     same_seeds: bool = False,
 ) -> formats.Table:
-    """DSMOE minus every other system but the random one, in macro recall and over all queries.
+    """One system minus every other but the random one, in macro recall and over all queries.
 
-    With `same_seeds` of the seeds that both have, and of all seeds otherwise.
+    It is `own`, by default DSMOE. With `same_seeds` of the seeds that both have, and of all seeds
+    otherwise.
     """
-    own = finished.own(systems)
+    own = own or finished.own(systems)
     k = recall_table.cutoffs_of(own)[0]
     scenarios = recall_table.scenarios_of(own)
     parts = (estimates.MACRO, _ALL, *scenarios)
-    heads: tuple[str, ...] = ("DSMOE beside FISM minus", *(f"{part} @{k}" for part in parts))
+    heads: tuple[str, ...] = (f"{own.label} minus", *(f"{part} @{k}" for part in parts))
     rows, records = [], []
     for system in systems:
         if system.name in (own.name, "random"):
@@ -199,7 +212,7 @@ def compare(own: finished.System, other: finished.System, k: int) -> dict[str, m
 
 def say(systems: Sequence[finished.System]) -> str:
     """One sentence: DSMOE's macro recall and that of the best baseline with the same inputs."""
-    own = finished.own(systems)
+    own = _taught(systems)
     k = recall_table.cutoffs_of(own)[0]
     scenarios = recall_table.scenarios_of(own)
     recall = {
@@ -208,8 +221,9 @@ def say(systems: Sequence[finished.System]) -> str:
     }
     best = max((s for s in systems if s.kind == "scored"), key=lambda s: recall[s.name])
     lead = compare(own, best, k)
+    how = "taught by FISMs" if own.name == plan.TAUGHT else "without a teacher"
     return (
-        f"{100 * recall[own.name]:.1f} % in the mean of scenarios, without a teacher "
+        f"{100 * recall[own.name]:.1f} % in the mean of scenarios, {how} "
         f"({len(own.entries)} seeds); {best.label}, the best baseline with the same inputs, "
         f"{100 * recall[best.name]:.1f} %: DSMOE minus it {lead[estimates.MACRO].points} points, "
         f"over all queries {lead[_ALL].points}."

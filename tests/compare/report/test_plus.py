@@ -55,6 +55,21 @@ def test_a_lead_is_the_difference_in_macro_recall_and_over_all_queries(systems):
     assert shown.startswith(f"{100 * lead['all queries']:+.1f}")
 
 
+def test_the_leads_of_the_taught_method_are_over_all_others_and_itself(tmp_path):
+    for name, means in (("dsmoe", (0.5, 0.4)), ("taught", (0.52, 0.45)), ("fism", (0.4, 0.4))):
+        made_up.save(tmp_path, made_up.record(name, {name: made_up.system(means, 0)}, seed=0))
+    baselines = {"popularity": made_up.system((0.2, 0.1))}
+    made_up.save(tmp_path, made_up.record("references", baselines, kind="scored"))
+    source = build.Source(tmp_path, plus.CONFIG)
+    table = plus.show_taught(source)
+    assert table.heads[0] == "DSMOE beside FISM, taught minus"
+    assert [row[0].text for row in table.rows] == ["DSMOE beside FISM", "FISM", "popularity"]
+    taught, own = (s.entries[0].queries().recall(5) for s in plus.load(source)[1::-1])
+    [found] = [r for r in table.records if (r["row"], r["part"]) == ("dsmoe", "all queries")]
+    assert found["difference"] == pytest.approx(np.mean(taught - own))
+    assert "taught by FISMs (1 seeds)" in plus.say(plus.load(source))
+
+
 def test_the_sentence_names_the_best_baseline_and_the_lead(systems):
     said = plus.say(systems)
     shown = made_up.row_of(plus.make_recall(systems), "DSMOE beside FISM")["macro @5"].text

@@ -163,7 +163,29 @@ def test_fism_is_trained_first_over_users():
     assert stage.learning_rate == CONFIG.pretrain_rate
     assert stage.least_steps == CONFIG.pretrain_steps > 0
     assert CONFIG.objective().loss_method == "softmax_loss"
-    assert not CONFIG.objective().last_only
+    assert not CONFIG.objective().last_only and not stage.is_teacher
+
+
+def test_several_fisms_teach_and_the_towers_begin_where_the_first_ends():
+    stages = dataclasses.replace(CONFIG, teachers=3).pretraining()
+    assert [stage.name for stage in stages] == ["linear", "second", "third"]
+    assert [stage.is_start for stage in stages] == [True, False, False]
+    assert all(stage.is_teacher for stage in stages)
+    assert len({dataclasses.replace(s, name="", is_start=True) for s in stages}) == 1
+    [alone] = dataclasses.replace(CONFIG, teachers=1).pretraining()
+    assert alone.name == "linear" and alone.is_teacher
+
+
+def test_the_loss_is_the_cross_entropy_of_the_logits_that_are_taught():
+    inputs = (USERS, ITEMS, SCENARIO_B)
+    logit_BX = np.float64(apply(VARIABLES, *inputs, method="candidate_logits"))
+    assert logit_BX.shape == (B, 1 + B * (G - 1))
+    is_own = np.asarray(ITEMS.sparse_VF[:, 1:, 0]).reshape(1, -1) == ITEMS.sparse_VF[:, :1, 0]
+    np.testing.assert_array_equal(np.isneginf(logit_BX[:, 1:]), is_own)
+    expected = np.log(np.exp(logit_BX).sum(axis=1)) - logit_BX[:, 0]
+    found = apply(VARIABLES, *inputs, method="softmax_loss")
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5)
+    assert CONFIG.objective().logit_method == "candidate_logits"
 
 
 def test_the_weight_of_its_score_is_chosen_before_the_towers_learn():
