@@ -124,7 +124,7 @@ def test_dsmoe_begins_with_fism_where_it_knows_what_was_shown(tmp_path):
     for stage in ("linear", "second"):
         assert f"{stage} epoch   2" in output and f"{stage} epoch   3" not in output
     assert "third epoch" not in output
-    points = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    points = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert any(point.get("train/loss_distill", 0) > 0 for point in points)
     assert "all items shown removed" in output
     assert results["time_s"]["pretraining"] > 0
