@@ -70,7 +70,6 @@ class Documents:
             **{name: functools.partial(self.show_table, name) for name in TABLES},
             "plus": lambda: _show_table(plus.make_recall(plus.load(plus_inputs))),
             "plus_leads": lambda: _show_table(plus.make_leads(plus.load(plus_inputs))),
-            "plus_taught": lambda: _show_table(plus.show_taught(plus_inputs)),
             "plus_users": lambda: _show_table(plus.show_users(plus_inputs)),
             "plus_earlier": lambda: _show_tables(plus.show_earlier(plus_inputs)),
             "plus_parts": lambda: _show_table(plus.show_parts(plus_inputs)),

@@ -75,25 +75,14 @@ def show_shown(source: build.Source) -> list[formats.Table]:
 
 
 def show_parts(source: build.Source) -> formats.Table:
-    """What each part of the recipe earns: DSMOE's lead over itself without the part.
+    """What each part of the recipe earns: DSMOE's lead over itself without the part, or taught.
 
     Seeds that both have are compared: what a seed draws, both draw.
     """
     ablated = [system.on_days(0) for system in source.systems("table4")]
-    plain = [system for system in load(source) if system.name == _PLAIN]
-    systems = [system for system in (*ablated, *plain) if system.entries]
+    others = [system for system in load(source) if system.name in (_PLAIN, plan.TAUGHT)]
+    systems = [system for system in (*ablated, *others) if system.entries]
     return make_leads(systems, "plus_parts", "What a part earns", same_seeds=True)
-
-
-def show_taught(source: build.Source) -> formats.Table:
-    """The lead of the taught method over all others, and over itself without a teacher."""
-    systems = load(source)
-    return make_leads(systems, "plus_taught", "Leads, taught", own=_taught(systems))
-
-
-def _taught(systems: Sequence[finished.System]) -> finished.System:
-    """The taught method, or the method itself where that was not run."""
-    return next((s for s in systems if s.name == plan.TAUGHT), finished.own(systems))
 
 
 def make_users(systems: Sequence[finished.System], known: queries.Known) -> formats.Table:
@@ -164,15 +153,13 @@ def make_leads(
     name: str = "plus_leads",
     title: str = "Leads",
     *,
-    own: finished.System | None = None,
     same_seeds: bool = False,
 ) -> formats.Table:
-    """One system minus every other but the random one, in macro recall and over all queries.
+    """DSMOE minus every other system but the random one, in macro recall and over all queries.
 
-    It is `own`, by default DSMOE. With `same_seeds` of the seeds that both have, and of all seeds
-    otherwise.
+    With `same_seeds` of the seeds that both have, and of all seeds otherwise.
     """
-    own = own or finished.own(systems)
+    own = finished.own(systems)
     k = recall_table.cutoffs_of(own)[0]
     scenarios = recall_table.scenarios_of(own)
     parts = (estimates.MACRO, _ALL, *scenarios)
@@ -212,7 +199,7 @@ def compare(own: finished.System, other: finished.System, k: int) -> dict[str, m
 
 def say(systems: Sequence[finished.System]) -> str:
     """One sentence: DSMOE's macro recall and that of the best baseline with the same inputs."""
-    own = _taught(systems)
+    own = finished.own(systems)
     k = recall_table.cutoffs_of(own)[0]
     scenarios = recall_table.scenarios_of(own)
     recall = {
@@ -221,9 +208,8 @@ def say(systems: Sequence[finished.System]) -> str:
     }
     best = max((s for s in systems if s.kind == "scored"), key=lambda s: recall[s.name])
     lead = compare(own, best, k)
-    how = "taught by FISMs" if own.name == plan.TAUGHT else "without a teacher"
     return (
-        f"{100 * recall[own.name]:.1f} % in the mean of scenarios, {how} "
+        f"{100 * recall[own.name]:.1f} % in the mean of scenarios, without a teacher "
         f"({len(own.entries)} seeds); {best.label}, the best baseline with the same inputs, "
         f"{100 * recall[best.name]:.1f} %: DSMOE minus it {lead[estimates.MACRO].points} points, "
         f"over all queries {lead[_ALL].points}."

@@ -55,21 +55,6 @@ def test_a_lead_is_the_difference_in_macro_recall_and_over_all_queries(systems):
     assert shown.startswith(f"{100 * lead['all queries']:+.1f}")
 
 
-def test_the_leads_of_the_taught_method_are_over_all_others_and_itself(tmp_path):
-    for name, means in (("dsmoe", (0.5, 0.4)), ("taught", (0.52, 0.45)), ("fism", (0.4, 0.4))):
-        made_up.save(tmp_path, made_up.record(name, {name: made_up.system(means, 0)}, seed=0))
-    baselines = {"popularity": made_up.system((0.2, 0.1))}
-    made_up.save(tmp_path, made_up.record("references", baselines, kind="scored"))
-    source = build.Source(tmp_path, plus.CONFIG)
-    table = plus.show_taught(source)
-    assert table.heads[0] == "DSMOE beside FISM, taught minus"
-    assert [row[0].text for row in table.rows] == ["DSMOE beside FISM", "FISM", "popularity"]
-    taught, own = (s.entries[0].queries().recall(5) for s in plus.load(source)[1::-1])
-    [found] = [r for r in table.records if (r["row"], r["part"]) == ("dsmoe", "all queries")]
-    assert found["difference"] == pytest.approx(np.mean(taught - own))
-    assert "taught by FISMs (1 seeds)" in plus.say(plus.load(source))
-
-
 def test_the_sentence_names_the_best_baseline_and_the_lead(systems):
     said = plus.say(systems)
     shown = made_up.row_of(plus.make_recall(systems), "DSMOE beside FISM")["macro @5"].text
@@ -132,16 +117,23 @@ def test_what_a_part_earns_is_the_lead_over_the_row_without_it(tmp_path):
         ("fism", 0, 0.45),
         ("fism", 1, 0.45),
         ("shared_norm", 0, 0.3),
+        ("taught", 1, 0.9),
         ("dssm", 0, 0.1),
     ):
         values = {system: made_up.system((mean, mean), seed)}
         made_up.save(tmp_path, made_up.record(system, values, seed=seed))
     table = plus.show_parts(build.Source(tmp_path, plus.CONFIG))
     without = "without DSBN: one batch normalisation"
-    assert [(row[0].text, row[-1].text) for row in table.rows] == [(without, "0"), ("FISM", "0, 1")]
+    taught = "DSMOE beside FISM, taught"
+    assert [(row[0].text, row[-1].text) for row in table.rows] == [
+        (without, "0"),
+        (taught, "1"),
+        ("FISM", "0, 1"),
+    ]
     found = {r["row"]: r["difference"] for r in table.records if r["part"] == "macro"}
     assert found["shared_norm"] == pytest.approx(0.2, abs=0.08)
     assert found["fism"] == pytest.approx(0.25, abs=0.08)
+    assert found["taught"] == pytest.approx(0.0, abs=0.08)
 
 
 def test_the_page_of_users_wants_what_a_job_leaves(tmp_path):
