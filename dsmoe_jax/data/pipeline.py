@@ -264,10 +264,11 @@ class BatchSource:
 
     def _count_shares(self, store: store_lib.Store) -> Float[np.ndarray, "S V"]:
         """Log share of every item in every scenario, or, of one row, over all; -inf for none."""
-        rows_NC, V = self._train_NC[self._example_N], store.spec.num_items
-        scenario_N = rows_NC[:, self._columns["scenario"]] if self._by_scenario else 0
-        S = store.spec.num_scenarios if self._by_scenario else 1
-        place_N = scenario_N * V + rows_NC[:, self._columns["item"]]
+        V, S = store.spec.num_items, store.spec.num_scenarios if self._by_scenario else 1
+        scenario_N, item_N = (
+            self._train_NC[:, self._columns[name]][self._example_N] for name in ("scenario", "item")
+        )
+        place_N = (scenario_N if self._by_scenario else 0) * V + item_N
         count_SV = np.bincount(place_N, minlength=S * V).reshape(S, V)
         with np.errstate(divide="ignore"):
             log_SV = np.log(count_SV) - np.log(count_SV.sum(axis=1, keepdims=True))

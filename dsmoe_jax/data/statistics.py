@@ -96,9 +96,9 @@ def read_interactions(store: store_lib.Store) -> scipy.sparse.csr_matrix:
     Users without any positive in the log have no row of the store that points at their earlier
     clicks, and stay empty.
     """
-    columns, train_NC, rows_XC = store.columns, store.train_NC, store.all_rows()
-    user_X, first_X = np.unique(rows_XC[:, columns["user"]], return_index=True)
-    start_X = rows_XC[first_X, columns["history_start"]]
+    columns, train_NC = store.columns, store.train_NC
+    user_X, rows_XC = store.first_rows()
+    start_X = rows_XC[:, columns["history_start"]]
     ids_EF, time_E = store.sequences["history"]
     # Clicks from before the log have no time and open a user's history; these users have at least
     # one timed click, so the first one ends the run.
@@ -118,11 +118,11 @@ def read_exposures(store: store_lib.Store) -> scipy.sparse.csr_matrix:
     U, V = len(store.users_sparse), store.spec.num_items
     if features.EXPOSURES not in store.sequences:
         return scipy.sparse.csr_matrix((U, V), dtype=np.float32)
-    columns, rows_XC = store.columns, store.all_rows()
-    user_X, first_X = np.unique(rows_XC[:, columns["user"]], return_index=True)
+    columns = store.columns
+    user_X, rows_XC = store.first_rows()
     ids_EF, time_E = store.sequences[features.EXPOSURES]
     # A user's events are together, and who has one has a row, which tells where they start.
-    start_X = rows_XC[first_X, columns[f"{features.EXPOSURES}_start"]]
+    start_X = rows_XC[:, columns[f"{features.EXPOSURES}_start"]]
     user_E = np.repeat(user_X, np.diff(np.append(start_X, len(time_E))))
     known_E = time_E < store.queries("validation").rows_QC[:, columns["time_s"]].max()
     shown_UV = _binary(user_E[known_E], ids_EF[known_E, 0], (U, V))

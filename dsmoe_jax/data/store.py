@@ -156,9 +156,22 @@ class Store:
     def _load_table(self, side: str) -> list[np.ndarray]:
         return [self.load(f"{side}_{name}") for name in ("sparse", "dense", "raw_id")]
 
-    def all_rows(self) -> np.ndarray:
-        """Rows [X, C] of the training examples, then of the queries of every split."""
-        return np.concatenate([self.train_NC, *(self.queries(s).rows_QC for s in SPLITS)])
+    def first_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Users that have a row, ascending, and the first row of each [users, C].
+
+        Training examples come before the queries, validation before test.
+        """
+        tables = [self.train_NC, *(self.queries(s).rows_QC for s in SPLITS)]
+        # Rows may be many times the log: no copy of all of them is made.
+        user_X = np.concatenate([table[:, self.columns["user"]] for table in tables])
+        users, first = np.unique(user_X, return_index=True)
+        rows = np.empty((len(users), len(self.columns)), np.int64)
+        start = 0
+        for table in tables:
+            mine = (first >= start) & (first < start + len(table))
+            rows[mine] = table[first[mine] - start]
+            start += len(table)
+        return users, rows
 
     def queries(self, split: str) -> QueryTable:
         """The queries of `split`, "validation" or "test".

@@ -86,8 +86,7 @@ def _find(
     before_E = sequence.time_E < rows_UC[sequence.key_E // K, store.columns["time_s"]]
     count_X = np.bincount(sequence.key_E[before_E], minlength=U * K)
     # Where a user's events begin, the user's rows say.
-    rows_XC = store.all_rows()
-    user_U, first_U = np.unique(rows_XC[:, store.columns["user"]], return_index=True)
+    user_X, rows_XC = store.first_rows()
     start_UK = np.zeros((U, K), np.int64)
-    start_UK[user_U], _ = of.read(rows_XC[first_U], store.columns)
+    start_UK[user_X], _ = of.read(rows_XC, store.columns)
     return start_UK, start_UK + count_X.reshape(U, K)

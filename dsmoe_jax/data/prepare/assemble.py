@@ -43,18 +43,22 @@ from dsmoe_jax.config import fields, schema
 from dsmoe_jax.data import kept
 from dsmoe_jax.data import manifest as manifest_lib
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.data.prepare import clocks, entities, events, histories, splits, standard
+from dsmoe_jax.data.prepare import (
+    clocks,
+    entities,
+    events,
+    histories,
+    row_tables,
+    splits,
+    standard,
+)
 
 # Raised when the same inputs and settings give another content than before, so that stores in place
 # are prepared again; the package's own version is ignored.
 STORE_VERSION = 1
-# What the windows of a scenario each may need where there are many.
-_MANY_SCENARIOS, _MOST_WINDOW_BYTES = 64, 1 << 33
 _QUERIES = tuple(f"{split}_queries" for split in store_lib.SPLITS)
 # Of a line on all.
 _SHOWN_SCENARIOS = 20
-# Rows written at once.
-_BLOCK_ROWS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +233,8 @@ def write(
     }
     of_scenarios = splits.count(positives, rule, queries, dataset.scenarios)
     splits.check(of_scenarios, rule)
-    _check_windows(of_scenarios, S)
+    in_tables = {name: of_scenarios[name] for name in ("train", *_QUERIES)}
+    row_tables.check_size(in_tables, S, sum(entry["bytes"] for entry in inputs.values()))
     described = splits.describe(positives, rule)
     if isinstance(rule, splits.ByDay):
         runlog.say(splits.name_days(described, rule))
@@ -260,18 +265,6 @@ def write(
             raw_forms={name: dict(form) for name, form in dataset.raw_forms.items()},
         )
     return counts
-
-
-def _check_windows(counts: dict[str, dict[str, int]], num_scenarios: int) -> None:
-    """Refuses what many scenarios would need: a window in each of every example and query."""
-    rows = sum(sum(counts[name].values()) for name in ("train", *_QUERIES))
-    needed = 16 * rows * num_scenarios
-    if num_scenarios > _MANY_SCENARIOS and needed > _MOST_WINDOW_BYTES:
-        raise ValueError(
-            f"scenarios: expected fewer than {num_scenarios} for {rows:,} examples and queries, "
-            f"whose histories of every scenario need {needed / 2**30:.1f} GiB of memory; set "
-            "data.least_positives, with data.rare_scenarios='merge' to keep all rows"
-        )
 
 
 def _check_names(users: entities.EncodedTable, items: entities.EncodedTable) -> None:
@@ -335,26 +328,16 @@ def _write_rows(
         rows[f"{split}_queries"] = rule.query_rows(positives, query, split)
     of_rows, S = list(rows.values()), len(dataset.scenarios)
     history = histories.make_history(positives, dataset.pre_history, users, items)
-    found = [(store_lib.Windows("history"), [history.find(of_rows)])]
+    found = {store_lib.Windows("history"): history.find(of_rows)}
     _write_sequence(writer, "history", history)
     scenario_history = histories.make_scenario_history(positives, S)
     _write_sequence(writer, "scenario_history", scenario_history)
-    by_scenario = [scenario_history.find(of_rows, scenario=s) for s in range(S)]
-    found.append((store_lib.Windows("scenario_history", S), by_scenario))
     if log := dataset.behavior:
         of_log = events.write_behavior(writer, log, users, items, of_rows, dataset.clock)
-        found.append((store_lib.Windows(log.name), [of_log]))
+        found[store_lib.Windows(log.name)] = of_log
     if exposures:
-        found.append((store_lib.Windows(features.EXPOSURES), [exposures.find(of_rows)]))
-    columns = ["user", "scenario", "item", "time_s", *(n for w, _ in found for n in w.columns)]
-    for i, (name, row) in enumerate(rows.items()):
-        matrix_XC = writer.append_array(name, np.int64, len(columns))
-        first = (row.user_X, row.scenario_X, row.item_X, row.time_X)
-        bounds = [bound for _, parts in found for part in parts for bound in part[i]]
-        for start in range(0, len(row.user_X), _BLOCK_ROWS):
-            block = slice(start, start + _BLOCK_ROWS)
-            matrix_XC.append(np.stack([value_X[block] for value_X in (*first, *bounds)], axis=1))
-    return columns
+        found[store_lib.Windows(features.EXPOSURES)] = exposures.find(of_rows)
+    return row_tables.write(writer, rows, found, scenario_history)
 
 
 def _write_exposures(

@@ -41,6 +41,38 @@ class Rows(NamedTuple):
     day_X: np.ndarray
 
 
+class Searchable(NamedTuple):
+    """Events, prepared for windows to be found in them; all int64.
+
+    Attributes:
+      key_E: The events' keys, ascending.
+      by_time_E: Key, then the latest time of the key's events up to each.
+      by_day_E: Key, then day.
+    """
+
+    key_E: np.ndarray
+    by_time_E: np.ndarray
+    by_day_E: np.ndarray
+
+    @classmethod
+    def of(cls, key_E: np.ndarray, day_E: np.ndarray, time_E: np.ndarray) -> "Searchable":
+        """Events that ascend by key (>= 0), by day within a key, and by time within a day."""
+        # Within a key the running maximum of time ascends like the day does, so the longest prefix
+        # below both limits is the shorter of two binary searches. The key leads, so one pass over
+        # all keys does it.
+        latest_E = np.maximum.accumulate(key_E * _BASE + time_E)
+        return cls(key_E, latest_E, key_E * _BASE + day_E)
+
+    def find(
+        self, key_X: np.ndarray, day_X: np.ndarray, time_X: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `find_windows`."""
+        by_time_X = np.searchsorted(self.by_time_E, key_X * _BASE + time_X, side="left")
+        by_day_X = np.searchsorted(self.by_day_E, key_X * _BASE + day_X, side="right")
+        start_X = np.searchsorted(self.key_E, key_X, side="left")
+        return start_X.astype(np.int64), np.minimum(by_time_X, by_day_X).astype(np.int64)
+
+
 def find_windows(
     key_E: np.ndarray,
     day_E: np.ndarray,
@@ -56,14 +88,7 @@ def find_windows(
     Events ascend by key (>= 0), by day within a key, and by time, in [0, 2**31), within a day. Rows
     are in any order, their times at most `END_OF_DAY`. All are int64.
     """
-    # Within a key the running maximum of time ascends like the day does, so the longest prefix
-    # below both limits is the shorter of two binary searches. The key leads, so one pass over all
-    # keys does it.
-    latest_E = np.maximum.accumulate(key_E * _BASE + time_E)
-    by_time_X = np.searchsorted(latest_E, key_X * _BASE + time_X, side="left")
-    by_day_X = np.searchsorted(key_E * _BASE + day_E, key_X * _BASE + day_X, side="right")
-    start_X = np.searchsorted(key_E, key_X, side="left")
-    return start_X.astype(np.int64), np.minimum(by_time_X, by_day_X).astype(np.int64)
+    return Searchable.of(key_E, day_E, time_E).find(key_X, day_X, time_X)
 
 
 class QuerySet(NamedTuple):
@@ -154,13 +179,32 @@ class ClickSequence(NamedTuple):
     time_E: np.ndarray
     day_E: np.ndarray
 
-    def find(self, rows: list[Rows], scenario: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The windows `(start_X, stop_X)` of each of `rows`, into a scenario's events."""
-        found = []
-        for row in rows:
-            of_row = (row.user_X * self.num_scenarios + scenario, row.day_X, row.before_X)
-            found.append(find_windows(self.key_E, self.day_E, self.time_E, *of_row))
-        return found
+    def find(self, rows: list[Rows]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The windows `(start_X, stop_X)` of each of `rows`, into the events of all scenarios."""
+        events = Searchable.of(self.key_E, self.day_E, self.time_E)
+        return [events.find(row.user_X, row.day_X, row.before_X) for row in rows]
+
+
+class WindowFinder:
+    """Windows into the events of every scenario, made for some rows at a time.
+
+    They are many times the size of the log where there are many scenarios.
+    """
+
+    def __init__(self, sequence: ClickSequence):
+        self._num_scenarios = sequence.num_scenarios
+        self._events = Searchable.of(sequence.key_E, sequence.day_E, sequence.time_E)
+
+    def fill(self, row: Rows, rows: slice, out_XC: np.ndarray) -> None:
+        """Writes start and stop of every scenario, in turn, of some of the rows.
+
+        `out_XC` is int64 [rows, 2 S].
+        """
+        day_X, before_X = row.day_X[rows], row.before_X[rows]
+        key_X = row.user_X[rows] * self._num_scenarios
+        for scenario in range(self._num_scenarios):
+            start_X, stop_X = self._events.find(key_X + scenario, day_X, before_X)
+            out_XC[:, 2 * scenario], out_XC[:, 2 * scenario + 1] = start_X, stop_X
 
 
 def number_positives(

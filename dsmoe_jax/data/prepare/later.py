@@ -78,10 +78,9 @@ def add_queries(store: store_lib.Store, positives: Mapping[str, np.ndarray]) -> 
     by_scenario = store_lib.Windows("scenario_history", store.spec.num_scenarios)
     shown = [store_lib.Windows(name) for name in store.sequences if name == features.EXPOSURES]
     for of in (store_lib.Windows("history"), by_scenario, *shown):
-        sequence = read_sequence(store, of)
-        start_QK, stop_QK = of.read(rows_QC, store.columns)  # views
-        for k in range(start_QK.shape[1]):
-            [(start_QK[:, k], stop_QK[:, k])] = sequence.find([rows], scenario=k)
+        first = store.columns[of.columns[0]]
+        finder = histories.WindowFinder(read_sequence(store, of))
+        finder.fill(rows, slice(None), rows_QC[:, first : first + len(of.columns)])
     table = store_lib.QueryTable(rows_QC, found.relevant, found.seen, found.cold_Q)
     return LaterStore(store, table)
 
@@ -91,9 +90,8 @@ def read_sequence(store: store_lib.Store, of: store_lib.Windows) -> histories.Cl
 
     Those of users without a row, who have none but from before the log, are left out.
     """
-    rows_XC = store.all_rows()
-    user_U, first_U = np.unique(rows_XC[:, store.columns["user"]], return_index=True)
-    start_UK, _ = of.read(rows_XC[first_U], store.columns)
+    user_U, rows_UC = store.first_rows()
+    start_UK, _ = of.read(rows_UC, store.columns)
     ids_EF, time_E = store.sequences[of.sequence]
     K = start_UK.shape[1]
     key_UK = user_U[:, None] * K + np.arange(K)

@@ -323,7 +323,7 @@ def test_rows_that_are_no_positives_are_exposures_if_asked_for(tmp_path):
 def test_exposures_of_the_packaged_rows(packaged, tmp_path):
     store = prepare("", tmp_path / "store", exposures=True)
     np.testing.assert_array_equal(store.train_NC[:, :-2], packaged.train_NC)
-    users = set(packaged.users_raw_id[packaged.all_rows()[:, 0]].tolist())
+    users = set(packaged.users_raw_id[packaged.first_rows()[0]].tolist())
     clicked, shown = set(), set()
     for row in read_csv(kuairand.SAMPLE_DIR / "log_standard_4_25_to_5_06_pure.csv.gz"):
         tab = int(row["tab"])
