@@ -74,6 +74,7 @@ def _from_pandas(name: str, values: Any) -> pl.Series:
         has_zone = getattr(values.dtype, "tz", None) is not None
         return times_of.dt.replace_time_zone("UTC") if has_zone else times_of
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in "iufb":
-        return pl.Series(name, values.to_numpy()).fill_nan(None)
+        column = pl.Series(name, values.to_numpy())
+        return column.fill_nan(None) if column.dtype.is_float() else column
     cells = zip(values, values.isna(), strict=True)
     return pl.Series(name, [None if null else value for value, null in cells], strict=False)

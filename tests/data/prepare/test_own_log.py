@@ -116,7 +116,9 @@ def test_ids_that_missing_cells_made_real_numbers_are_whole_again(tmp_path):
 def test_positives_are_told_by_truth_values_or_a_condition(tmp_path, positive, share):
     good = np.arange(120) // 12 % 2 == 0
     log = log_of().with_columns(good=pl.Series(good), stars=pl.Series(np.where(good, 5, 1)))
-    assert infer(tmp_path, log, positive=positive).num_positives == 120 * share
+    for name, frame in (("polars", log), ("pandas", pd.DataFrame(log.to_dict(as_series=False)))):
+        found = infer(tmp_path / name, frame, positive=positive)
+        assert found.num_positives == 120 * share
 
 
 def test_a_log_without_scenarios_has_one(tmp_path):
