@@ -55,8 +55,10 @@ def to_seconds(cells: pl.Series, unit: str, clock: clocks.Clock) -> pl.Series:
         if _is_naive(cells.dtype):
             time_s = clock.seconds(value)
     elif unit == "iso":
+        # A number is no date, and nothing is no time.
         is_text = cells.dtype == pl.String
-        time_s = pl.lit(parse_iso(cells, clock) if is_text else None, pl.Int64)
+        nothing = pl.Series([None], dtype=pl.Int64).new_from_index(0, len(cells))
+        time_s = pl.lit(parse_iso(cells, clock) if is_text else nothing)
     else:
         time_s = _count(value, cells.dtype, PER_S[unit])
         per_s = [n for n in PER_S.values() if n < PER_S[unit]]

@@ -109,6 +109,12 @@ def test_another_unit_is_no_time_and_named(cell, unit, setting):
     assert times.mend(cell, unit, clocks.UTC, "correct it") == f"this looks like {setting}"
 
 
+@pytest.mark.parametrize("cells", [[SECOND] * 3, [1.5, None, 2.5], [None] * 3])
+def test_numbers_are_no_dates(cells):
+    found = times.to_seconds(pl.Series("t", cells), "iso", clocks.UTC)
+    assert found.to_list() == [None] * 3
+
+
 @pytest.mark.parametrize("cell", ["soon", "", "nan", "1e400", "2147483647", "0", "-5"])
 def test_what_is_no_time_is_null(cell):
     assert times.to_seconds(pl.Series("t", [cell]), "s", clocks.UTC).to_list() == [None]
