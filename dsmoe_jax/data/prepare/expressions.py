@@ -5,6 +5,7 @@ Owns the small grammar and what fulfils it. Does not own where it is used (`own_
 
 import dataclasses
 import decimal
+import math
 import operator
 import re
 from typing import Any
@@ -50,12 +51,15 @@ class Condition:
         if not cells.dtype.is_numeric() and cells.dtype != pl.String:
             cells = cells.cast(pl.String)
         is_text = cells.dtype == pl.String
-        if not (_WRITTEN.fullmatch(self.value) or self.is_ordered):
+        is_number = bool(_WRITTEN.fullmatch(self.value)) and math.isfinite(float(self.value))
+        if not (is_number or self.is_ordered):
             equal = cells.cast(pl.String) == self.value
             return (equal if self.operator == "==" else ~equal).fill_null(False)
-        number = decimal.Decimal(self.value)
+        number = _exact(self.value)
         # Rounding keeps the order, so only what rounds to the same may have been compared wrongly.
         near, value = _floats(cells), float(number)
+        if cells.dtype.is_float():
+            value = pl.Series([value]).cast(cells.dtype).cast(pl.Float64)[0]
         close = cells.filter((near == value).fill_null(False)).unique()
         compare: Any = _OPERATORS[self.operator]
         right = [cell for cell in close.to_list() if self._holds_exactly(cell, number)]
@@ -75,11 +79,20 @@ class Condition:
             cell = cell.strip()
             if not self.is_ordered and not _WRITTEN.fullmatch(cell):
                 return self.operator == "!="
-        return bool(compare(decimal.Decimal(cell), number))
+        exact = _exact(cell) if isinstance(cell, str) else decimal.Decimal(cell)
+        return bool(compare(exact, number))
 
 
 def _floats(cells: pl.Series) -> pl.Series:
     return cells.cast(pl.Float64, strict=False).fill_nan(None)
+
+
+def _exact(text: str) -> decimal.Decimal:
+    """The number of a text; what has more digits than a decimal may have is as good as rounded."""
+    try:
+        return decimal.Decimal(text)
+    except decimal.InvalidOperation:
+        return decimal.Decimal(float(text))
 
 
 def parse_condition(text: str) -> Condition | None:
@@ -100,4 +113,8 @@ def parse_condition(text: str) -> Condition | None:
     condition = Condition(column, symbol, value)
     if condition.is_ordered and not _NUMBER.fullmatch(value):
         raise ValueError(f"data.positive: expected a number after {symbol}, got {value!r}")
+    if condition.is_ordered and not math.isfinite(float(value)):
+        raise ValueError(
+            f"data.positive: expected a number below 1.8e308 after {symbol}, got {value!r}"
+        )
     return condition

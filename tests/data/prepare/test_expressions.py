@@ -80,6 +80,31 @@ def test_equal_is_what_is_written_so_or_the_same_number(text, cells, expected):
     assert kept(text, cells) == expected
 
 
+@pytest.mark.parametrize("dtype", [pl.Float32, pl.Float64])
+def test_numbers_of_single_precision_are_those_that_are_written(dtype):
+    cells = [3.9, 4.1, 4.2]
+    for text, expected in (("==", [1]), (">=", [1, 2]), (">", [2]), ("<=", [0, 1]), ("!=", [0, 2])):
+        series = pl.Series("c", cells, dtype=dtype)
+        found = expressions.parse_condition(f"c {text} 4.1").holds(series)
+        assert found.arg_true().to_list() == expected
+    # Integers that single precision rounds are told apart still.
+    assert kept(f"c == {2**24 + 1}", [2.0**24], dtype) == []
+    assert kept(f"c < {2**24 + 1}", [2.0**24], dtype) == [2.0**24]
+    assert kept("c < 1e300", [1.0, 3e38], pl.Float32)[0] == 1.0
+
+
+HUGE = "1e99999999999999999999999"
+
+
+def test_texts_with_exponents_beyond_numbers_are_codes():
+    assert kept(f"c == {HUGE}", ["1", HUGE]) == [HUGE]
+    assert kept(f"c != {HUGE}", ["1", HUGE, None]) == ["1"]
+    assert kept("c == 0", ["0", f"0{HUGE[1:]}", "1e-99999999999999999999999"]) == [
+        "0", f"0{HUGE[1:]}", "1e-99999999999999999999999"
+    ]  # fmt: skip
+    assert kept("c >= 1", [HUGE[:3], HUGE, "0"])[0] == HUGE[:3]
+
+
 def test_decimals_compare_as_numbers():
     cells = [decimal.Decimal("4.00"), decimal.Decimal("4.01"), None]
     assert kept("c == 4", cells, pl.Decimal(10, 2)) == cells[:1]
@@ -118,6 +143,7 @@ def test_column_names_may_hold_spaces_and_nothing_means_every_row():
         (">= 4", "expected a column"),
         ("stars >=", "expected a column"),
         ("what > buy", "expected a number after >, got 'buy'"),
+        (f"what >= {HUGE}", f"expected a number below 1.8e308 after >=, got '{HUGE}'"),
     ],
 )
 def test_conditions_that_say_nothing_are_refused(text, match):
