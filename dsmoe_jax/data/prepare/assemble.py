@@ -305,7 +305,7 @@ def _write_table(writer: store_lib.StoreWriter, table: entities.EncodedTable, si
     for name, ids_XP in table.bags.items():
         writer.array(f"{side}_bag_{name}", ids_XP)
     for name, vocabulary in table.vocabularies.items():
-        writer.array(f"vocabulary_{name}", entities.as_array(vocabulary))
+        writer.array(f"vocabulary_{name}", entities.as_array(vocabulary, table.where[name]))
 
 
 def _write_rows(

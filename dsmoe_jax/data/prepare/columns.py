@@ -23,8 +23,10 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+# What names of added columns begin with, and those of a file that is asked for do not.
+OWN = "\0"
 # Name of the extra column with the row number in the file (int64).
-ROW = "__row__"
+ROW = f"{OWN}row"
 CORRECT = "correct or remove the row"
 UNKNOWN = "leave the cell empty where the number is unknown, or name it in data.null_values"
 # Characters of a cell that a message shows at most.

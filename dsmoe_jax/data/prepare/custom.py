@@ -7,6 +7,7 @@ same user. `configs/custom.py` is an example to start from.
 
 import dataclasses
 import hashlib
+import itertools
 import pathlib
 import re
 
@@ -58,11 +59,14 @@ class CustomConfig(own_config.LogConfig):
         positives = positives.with_columns(scenario).drop_nulls("scenario")
         days = own_days.check(self, found) if self.split == "days" else []
         renamed = self._new_names()
+        # Users and items without a table of their own are those of the log.
+        log = str(logs[0].path) if len(logs) == 1 else "data.log_files"
+        sources = {side: str(paths.get(side, log)) for side in own_config.SIDES}
         return assemble.Dataset(
             name=self.name,
             scenarios=tuple(values),
-            users=self._describe("user", tables, positives, renamed),
-            items=self._describe("item", tables, positives, renamed),
+            users=self._describe("user", tables, positives, renamed, sources["user"]),
+            items=self._describe("item", tables, positives, renamed, sources["item"]),
             positives=positives,
             days=days,
             split=self.split,
@@ -100,26 +104,32 @@ class CustomConfig(own_config.LogConfig):
         tables: dict[str, pl.DataFrame],
         positives: pl.DataFrame,
         renamed: dict[tuple[str, str], str],
+        source: str,
     ) -> entities.Table:
         """The features for the store; without a file, the ids that occur."""
         key, ids = self.key_of(side), positives[side].unique()
         if side not in tables:
-            return entities.Table(pl.DataFrame({key: ids}), key)
+            name = getattr(self, f"{side}_id")
+            return entities.Table(pl.DataFrame({name: ids}), name, source=source)
         table = tables[side]
         if getattr(self, f"unknown_{side}s") == "keep":
             unknown = ids.filter(~ids.is_in(table[key].implode())).sort()
             table = pl.concat([table, pl.DataFrame({key: unknown})], how="diagonal")
         names = {name: new for (of, name), new in renamed.items() if of == side}
         roles = {r: tuple(names.get(n, n) for n in found) for r, found in self.roles(side).items()}
-        return entities.Table(table.rename(names), key, **roles)
+        written = {new: name for name, new in names.items()}
+        return entities.Table(table.rename(names), key, **roles, source=source, written=written)
 
     def _new_names(self) -> dict[tuple[str, str], str]:
         """By side and column, what features are called that have not their column's name.
 
-        It is one that both sides have or an id has, or that is no name of a file.
+        It is one that both sides have or an id has, or that is no name of a file. A new name that
+        another column has is numbered.
         """
         named = {s: [n for r in self.roles(s).values() for n in r] for s in own_config.SIDES}
-        found: dict[tuple[str, str], str] = {}
+        wished: dict[tuple[str, str], str] = {}
+        # No feature may be called as another one, nor as a column of its own table.
+        taken = {"user_id", "item_id"}
         for side, other in (own_config.SIDES, own_config.SIDES[::-1]):
             ids = self.roles(side)
             in_files = {*ids["sparse"], *ids["bags"]}
@@ -127,9 +137,19 @@ class CustomConfig(own_config.LogConfig):
                 new = _as_file_name(name) if name in in_files else name
                 if name in named[other] or name in ("user_id", "item_id"):
                     new = f"{side}_{new}"
-                if new != name:
-                    found[side, name] = new
-                    runlog.say(f"{side}s: column {name!r} is the feature {new!r}")
+                if new == name:
+                    taken.add(name)
+                else:
+                    wished[side, name] = new
+        found: dict[tuple[str, str], str] = {}
+        for (side, name), new in wished.items():
+            own = {self.key_of(side)}
+            if self.scenario_in_users and side == "user":
+                own.add(self.scenario)
+            numbered = itertools.chain([new], (f"{new}_{i}" for i in itertools.count(2)))
+            found[side, name] = new = next(n for n in numbered if n not in taken | own)
+            taken.add(new)
+            runlog.say(f"{side}s: column {name!r} is the feature {new!r}")
         return found
 
 

@@ -38,6 +38,8 @@ class Table:
       dense: Numeric columns, standardised as they are; null becomes the mean.
       log_dense: Numeric columns >= 0, standardised after log(1 + x).
       bags: List columns of integers or texts; null is the empty list.
+      source: The file that messages name; "" where there is none.
+      written: What the file calls columns that have another name here.
     """
 
     frame: pl.DataFrame
@@ -46,6 +48,13 @@ class Table:
     dense: tuple[str, ...] = ()
     log_dense: tuple[str, ...] = ()
     bags: tuple[str, ...] = ()
+    source: str = ""
+    written: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def where(self, name: str) -> str:
+        """A column as messages begin."""
+        column = f"column {self.written.get(name, name)!r}"
+        return f"{self.source}: {column}" if self.source else column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +67,7 @@ class EncodedTable:
       sparse, dense, bag: The features' descriptions, columns in that order.
       vocabularies: By sparse or bag feature, the raw values of ids 1.. in ascending order.
       moments: By dense feature, the transform, mean and standard deviation applied.
+      where: By sparse or bag feature, its column as messages begin.
     """
 
     raw_id: np.ndarray
@@ -69,6 +79,7 @@ class EncodedTable:
     bag: tuple[features.BagFeature, ...]
     vocabularies: dict[str, pl.Series]
     moments: dict[str, dict[str, Any]]
+    where: dict[str, str]
 
     @property
     def names(self) -> list[str]:
@@ -122,8 +133,10 @@ def encode(raw: pl.Series, vocabulary: pl.Series) -> np.ndarray:
     return joined["id"].fill_null(0).to_numpy().astype(np.int32)
 
 
-def as_array(vocabulary: pl.Series) -> np.ndarray:
+def as_array(vocabulary: pl.Series, where: str) -> np.ndarray:
     """A vocabulary or key column as int64 or fixed-width text, with a row 0 of -1 or "".
+
+    `where` is what messages call it.
 
     Raises:
       ValueError: On what fixed-width text cannot hold, or not within reason.
@@ -132,14 +145,14 @@ def as_array(vocabulary: pl.Series) -> np.ndarray:
         return np.concatenate([[-1], vocabulary.to_numpy()]).astype(np.int64)
     if vocabulary.str.contains("\0", literal=True).any():
         raise ValueError(
-            f"column {vocabulary.name!r}: expected text without zero characters, got one; remove "
-            "them, or set data.encoding where the file is not of UTF-8"
+            f"{where}: expected text without zero characters, got one; remove them, or set "
+            "data.encoding where the file is not of UTF-8"
         )
     if len(vocabulary):
         lengths = vocabulary.str.len_chars()
         longest, total = int(str(lengths.max())), int(lengths.sum())
         mend = "shorten it, or leave the column out where it is no category"
-        check_padding(vocabulary.name, "characters", longest, len(vocabulary), total, mend)
+        check_padding(where, "characters", longest, len(vocabulary), total, mend)
     return np.array(["", *vocabulary.to_list()], dtype=np.str_)
 
 
@@ -181,13 +194,13 @@ def encode_table(
     dense, dense_XF, found = _encode_dense(table, frame, moments or {})
     bag, bags = [], {}
     for name in table.bags:
-        vocabulary, ids_XP = _encode_bag(frame[name])
+        vocabulary, ids_XP = _encode_bag(frame[name], table.where(name))
         if len(vocabulary) > 0:
             vocabularies[name] = vocabulary
             bags[name] = ids_XP
             bag.append(features.BagFeature(name, len(vocabulary) + 1, ids_XP.shape[1]))
     return EncodedTable(
-        raw_id=as_array(frame[table.key]),
+        raw_id=as_array(frame[table.key], table.where(table.key)),
         sparse_XF=np.stack(columns, axis=1),
         dense_XF=dense_XF,
         bags=bags,
@@ -196,6 +209,7 @@ def encode_table(
         bag=tuple(bag),
         vocabularies=vocabularies,
         moments=found,
+        where={name: table.where(name) for name in vocabularies},
     )
 
 
@@ -223,7 +237,7 @@ def _encode_dense(
         if transform == "log1p":
             if np.any(value[known] < 0):
                 raise ValueError(
-                    f"column {name!r}: expected numbers >= 0 for log(1 + x), got "
+                    f"{table.where(name)}: expected numbers >= 0 for log(1 + x), got "
                     f"{value[known].min()}; use `dense` for it"
                 )
             value = np.log1p(value)
@@ -232,9 +246,9 @@ def _encode_dense(
         elif not known.any() or np.ptp(value[known]) == 0:
             continue
         else:
-            mean, std = _moments(name, value[known])
+            mean, std = _moments(table.where(name), value[known])
         if known.any():
-            _warn_of_outlier(name, frame[name].drop_nulls())
+            _warn_of_outlier(table.where(name), frame[name])
         scaled = np.where(known, (value - mean) / std, 0.0).astype(np.float32)
         columns.append(np.append(np.float32(0), scaled))
         moments[name] = {"transform": transform, "mean": mean, "std": std}
@@ -243,21 +257,33 @@ def _encode_dense(
     return found, np.stack(columns, axis=1) if columns else empty, moments
 
 
-def _warn_of_outlier(name: str, value: pl.Series) -> None:
-    """Says so where one number dwarfs all others: it may mean "unknown"."""
+def _warn_of_outlier(where: str, value: pl.Series) -> None:
+    """Says so where a few numbers dwarf all others: they may mean "unknown".
+
+    Those are the numbers above a gap that is wider than any among true numbers, however many
+    different ones stand for "unknown".
+    """
     size = value.cast(pl.Float64).fill_nan(None).abs()
-    largest = float(str(size.max()))
-    smaller = size.filter(size < largest)
-    others = float(str(smaller.max())) if len(smaller) else largest
-    if largest > _DWARFS * max(others, 1e-12):
-        number = value.filter(size == largest)
-        runlog.say(
-            f"column {name!r}: {len(number):,} cells hold {number[0]!r}, and no other is above "
-            f"{others:g}; where it means unknown, name it in data.null_values"
-        )
+    sizes = size.drop_nulls().unique().sort().to_numpy()
+    # Zero is small beside 1, and beside what is smaller.
+    sizes = np.where(sizes == 0, np.minimum(1.0, sizes[1:2].sum()), sizes)
+    gaps = np.flatnonzero(sizes[1:] > _DWARFS * sizes[:-1])
+    if not len(gaps):
+        return
+    below, above = sizes[gaps[0]], sizes[gaps[0] + 1]
+    number = value.filter(size >= above)
+    if 2 * len(number) > value.len() - value.null_count():
+        return
+    low, high = number.min(), number.max()
+    held = f"{low!r}" if low == high else f"{low!r} to {high!r}"
+    others = 0.0 if size.filter(size < above).max() == 0 else below
+    runlog.say(
+        f"{where}: {len(number):,} cells hold {held}, and no other is above {others:g}; where it "
+        "means unknown, name it in data.null_values"
+    )
 
 
-def _moments(name: str, value: np.ndarray) -> tuple[float, float]:
+def _moments(where: str, value: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation of numbers that are not all equal, however small or large.
 
     Raises:
@@ -272,18 +298,18 @@ def _moments(name: str, value: np.ndarray) -> tuple[float, float]:
         mean, std = float(unit.mean()) * largest, float(unit.std()) * largest
     if not (np.isfinite(mean) and _LEAST_NORMAL <= std < np.inf and std > largest * _ROUNDING):
         raise ValueError(
-            f"column {name!r}: expected numbers with a spread, got mean {mean:g} and standard "
+            f"{where}: expected numbers with a spread, got mean {mean:g} and standard "
             f"deviation {std:g}, which double precision cannot tell from a constant; write it in "
             "another unit or leave the column out"
         )
     return mean, std
 
 
-def check_padding(name: str, what: str, length: int, rows: int, total: int, mend: str) -> None:
+def check_padding(where: str, what: str, length: int, rows: int, total: int, mend: str) -> None:
     """Refuses an array whose rows are padded to the longest, when nearly all of it is padding.
 
     Args:
-      name: The column.
+      where: The column, as messages begin.
       what: What the lengths count.
       length: The longest row's.
       rows: Number of rows.
@@ -296,13 +322,13 @@ def check_padding(name: str, what: str, length: int, rows: int, total: int, mend
     size = 4 * length * rows
     if size > max(_SMALL_BYTES, _MOST_PADDING * 4 * total):
         raise ValueError(
-            f"column {name!r}: expected cells of about the same length, got one of {length:,} "
+            f"{where}: expected cells of about the same length, got one of {length:,} "
             f"{what} among {rows:,} rows with {total / rows:.1f} on average, which would need "
             f"{size / 2**20:,.0f} MiB; {mend}"
         )
 
 
-def _encode_bag(bag: pl.Series) -> tuple[pl.Series, np.ndarray]:
+def _encode_bag(bag: pl.Series, where: str) -> tuple[pl.Series, np.ndarray]:
     """The bag's vocabulary and its ids, right-padded with 0, one row per row plus row 0."""
     flat = (
         pl.DataFrame({"value": bag.list.unique(maintain_order=True)})
@@ -316,7 +342,7 @@ def _encode_bag(bag: pl.Series) -> tuple[pl.Series, np.ndarray]:
     first = np.searchsorted(row, row, side="left")
     column = np.arange(len(row)) - first
     longest, mend = int(column.max(initial=0)) + 1, "shorten it or set data.bag_limit"
-    check_padding(bag.name, "values", longest, len(bag), len(row), mend)
+    check_padding(where, "values", longest, len(bag), len(row), mend)
     ids_XP = np.zeros((len(bag) + 1, longest), np.int32)
     ids_XP[row, column] = encode(value, vocabulary)
     return vocabulary, ids_XP

@@ -6,7 +6,7 @@ Owns the fields of that configuration. Does not own what is done with them (`cus
 import dataclasses
 
 from dsmoe_jax.config import fields, schema
-from dsmoe_jax.data.prepare import clocks, expressions, forms, splits, times
+from dsmoe_jax.data.prepare import clocks, columns, expressions, forms, splits, times
 
 SIDES = ("user", "item")
 # What results call the mean over scenarios.
@@ -172,6 +172,7 @@ class LogConfig(schema.DataConfig):
                 "mean over scenarios; rename it in the log"
             )
         condition = expressions.parse_condition(self.positive)
+        self._validate_names([condition.column] if condition else [])
         if self.exposures and condition is None:
             raise ValueError(
                 "data.exposures: expected False without data.positive, which makes every row a "
@@ -190,6 +191,16 @@ class LogConfig(schema.DataConfig):
             )
         for side in SIDES:
             self._validate_side(side)
+
+    def _validate_names(self, more: list[str]) -> None:
+        """Refuses names of columns that begin as those do that are added."""
+        named = [name for side in SIDES for names in self.roles(side).values() for name in names]
+        named += [self.key_of(side) for side in SIDES] + more
+        for name in (self.user_id, self.item_id, self.time, self.scenario, *named):
+            if name.startswith(columns.OWN):
+                raise ValueError(
+                    f"data: expected names of columns without a zero character, got {name!r}"
+                )
 
     def _validate_side(self, side: str) -> None:
         """Refuses columns without a file, and a column with two roles."""

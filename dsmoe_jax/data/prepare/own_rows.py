@@ -19,8 +19,10 @@ from dsmoe_jax.data.prepare import columns, expressions, own_config, own_files, 
 EVERYWHERE, OTHER = "everywhere", "other"
 # Values of a column that a message shows.
 _SHOWN_VALUES = 5
-# Columns that are added; a log may have columns of the plain names.
-_SCENARIO, _TIME, _POSITIVE, _NEEDED = "__scenario__", "__time_s__", "__positive__", "__needed__"
+# Columns that are added, of names that no column of a log has.
+_SCENARIO, _TIME, _DAY, _POSITIVE, _NEEDED = (
+    columns.OWN + name for name in ("scenario", "time_s", "day", "positive", "needed")
+)
 
 
 class Place(NamedTuple):
@@ -123,8 +125,8 @@ class _Reader:
         self.num_rows += frame.height
         time_s = times.to_seconds(frame[section.time], section.time_unit, section.clock)
         date = section.clock.shown(pl.col(_TIME)).dt.date()
-        frame = frame.with_columns(time_s.alias(_TIME)).with_columns(day=date)
-        self._days.update(frame["day"].drop_nulls().unique().to_list())
+        frame = frame.with_columns(time_s.alias(_TIME)).with_columns(date.alias(_DAY))
+        self._days.update(frame[_DAY].drop_nulls().unique().to_list())
         frame = self._with_scenario(frame)
         frame = self._with_labels(path, frame)
         chosen = pl.col(_POSITIVE) & pl.col(_NEEDED)
@@ -212,7 +214,7 @@ class _Reader:
     def _select(self, rows: pl.DataFrame) -> pl.DataFrame:
         section = self._section
         return rows.select(
-            user=section.user_id, item=section.item_id, scenario=_SCENARIO, time_s=_TIME, day="day"
+            user=section.user_id, item=section.item_id, scenario=_SCENARIO, time_s=_TIME, day=_DAY
         )
 
     def finish(self) -> Rows:
@@ -249,7 +251,7 @@ class _Reader:
 
 
 def _first_rows(rows: pl.DataFrame) -> dict[datetime.date, int]:
-    return dict(rows.group_by("day").agg(pl.col(columns.ROW).min()).iter_rows())
+    return dict(rows.group_by(_DAY).agg(pl.col(columns.ROW).min()).iter_rows())
 
 
 def _list(values: Iterable[str]) -> str:

@@ -182,7 +182,8 @@ def _parse_block(
     # Times that left-out rows have need not be numbers: such a block is read as text.
     for raw_type in (columns_lib.RAW_TYPE, columns_lib.TEXT_TYPE):
         # Columns nobody asked for may share a name.
-        schema = {n if n in wanted else f"{n}@{i}": pl.String for i, n in enumerate(names)}
+        own = columns_lib.OWN
+        schema = {n if n in wanted else f"{own}{i}": pl.String for i, n in enumerate(names)}
         schema |= {name: raw_type[column.kind] for name, column in wanted.items()}
         try:
             frame = pl.read_csv(

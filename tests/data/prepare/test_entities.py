@@ -51,8 +51,8 @@ def test_sparse_values_are_numbered_in_ascending_order_and_null_is_0():
         [[0, 0, 0, 0, 0], [1, 2, 2, 3, 2], [2, 0, 1, 1, 1], [3, 1, 0, 2, 0], [4, 2, 2, 3, 2]],
     )
     assert [f.num_ids for f in table.sparse] == [5, 3, 3, 4, 3]
-    assert entities.as_array(table.vocabularies["code"]).tolist() == [-1, -2, 7]
-    assert entities.as_array(table.vocabularies["day"]).tolist()[1] == "2022-01-01"
+    assert entities.as_array(table.vocabularies["code"], "code").tolist() == [-1, -2, 7]
+    assert entities.as_array(table.vocabularies["day"], "day").tolist()[1] == "2022-01-01"
 
 
 def test_extra_values_get_ids_of_their_own():

@@ -206,7 +206,7 @@ def test_a_few_long_cells_among_many_short_ones_are_refused(tmp_path):
     match = "column 'c': expected cells of about the same length, got one of 20,000 characters"
     with pytest.raises(ValueError, match=match):
         found = entities.encode_table(entities.Table(long, "id", sparse=("c",)), "item_id", {})
-        entities.as_array(found.vocabularies["c"])
+        entities.as_array(found.vocabularies["c"], found.where["c"])
     tags = [["a"]] * 19_999 + [[f"t{i}" for i in range(10_000)]]
     bag = many.with_columns(c=pl.Series(tags))
     with pytest.raises(ValueError, match=r"got one of 10,000 values .*set data\.bag_limit"):
@@ -222,8 +222,23 @@ def test_ids_that_differ_in_zero_characters_alone_are_refused():
 
 
 def test_a_number_that_dwarfs_all_others_is_asked_about(tmp_path, capsys):
-    for last, asked in ((2**63 - 1, True), (10**6, False)):
-        frame = pl.DataFrame({"id": range(30), "x": [*range(29), last]})
-        entities.encode_table(entities.Table(frame, "id", dense=("x",)), "item_id", {})
-        shown = "column 'x': 1 cells hold 9223372036854775807, and no other is above 28"
-        assert (shown in capsys.readouterr().out) == asked
+    for few, shown in (
+        ([2**63 - 1], "1 cells hold 9223372036854775807, and no other is above 28"),
+        ([10**6], ""),
+        ([1e30, 1e33, -1e33], "3 cells hold -1e+33 to 1e+33, and no other is above 28"),
+    ):
+        values = pl.Series(
+            [*range(29), *few], dtype=None if isinstance(few[0], int) else pl.Float64
+        )
+        frame = pl.DataFrame({"id": range(len(values)), "x": values})
+        table = entities.Table(frame, "id", dense=("x",), source="i.csv", written={"x": "p/q"})
+        entities.encode_table(table, "item_id", {})
+        out = capsys.readouterr().out
+        assert out.startswith(f"i.csv: column 'p/q': {shown}") if shown else not out
+
+
+@pytest.mark.parametrize("values", [[0, 1] * 9, [0] * 9 + [1e-3], [1e-17] + [5.0, 6.0] * 9])
+def test_truth_values_zeros_and_one_small_number_are_not_asked_about(values, capsys):
+    frame = pl.DataFrame({"id": range(len(values)), "x": values}, strict=False)
+    entities.encode_table(entities.Table(frame, "id", dense=("x",)), "item_id", {})
+    assert not capsys.readouterr().out

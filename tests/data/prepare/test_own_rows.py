@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsmoe_jax.data.prepare import custom, own_files, own_rows, tags
+from dsmoe_jax.data.prepare import columns, custom, own_files, own_rows, tags
 
 SECOND = 1_714_521_600
 FIELDS = {"user_id": "user", "item_id": "item", "scenario": "page", "positive": "label == 7"}
@@ -212,7 +212,7 @@ def test_tags_are_their_parts_however_they_are_joined(tmp_path, cells, form):
     else:
         padded = form == "padded"
         texts = [(" |  | " if padded else "|").join(cell) + " |" * padded for cell in cells]
-    frame = pl.DataFrame({"tags": texts}, schema={"tags": pl.String}).with_row_index("__row__", 2)
+    frame = pl.DataFrame({"tags": texts}, schema={"tags": pl.String}).with_row_index(columns.ROW, 2)
     found = tags.split(tmp_path / "items.csv", frame, "tags", "|", 0)
     assert found.to_list() == cells
 
@@ -229,19 +229,19 @@ def test_tags_are_their_parts_however_they_are_joined(tmp_path, cells, form):
     ],
 )
 def test_lists_in_brackets_are_read_where_all_cells_are_some(tmp_path, cells, expected):
-    frame = pl.DataFrame({"tags": cells}).with_row_index("__row__", 2)
+    frame = pl.DataFrame({"tags": cells}).with_row_index(columns.ROW, 2)
     assert tags.split(tmp_path, frame, "tags", "|", 0).to_list() == expected
 
 
 @pytest.mark.parametrize("cell", ["[27, 9]", "[27]", "[[1], [2]]", "['a\\\\'b']"])
 def test_lists_beside_other_cells_are_refused(tmp_path, cell):
-    frame = pl.DataFrame({"tags": ["a|b", cell]}).with_row_index("__row__", 2)
+    frame = pl.DataFrame({"tags": ["a|b", cell]}).with_row_index(columns.ROW, 2)
     with pytest.raises(ValueError, match=r"row 3, column 'tags': .*set data\.bag_separator"):
         tags.split(tmp_path / "items.csv", frame, "tags", "|", 0)
 
 
 def test_the_first_tags_of_a_long_cell_can_be_kept(tmp_path):
-    frame = pl.DataFrame({"tags": [["a", "", " b ", None, "c"]]}).with_row_index("__row__", 1)
+    frame = pl.DataFrame({"tags": [["a", "", " b ", None, "c"]]}).with_row_index(columns.ROW, 1)
     assert tags.split(tmp_path, frame, "tags", ",", 2).to_list() == [["a", "b"]]
 
 
