@@ -17,7 +17,7 @@ A data set names its columns and checks what only it can know:
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -179,6 +179,50 @@ def parses(cell: str, kind: Kind) -> bool:
     return "_" not in cell
 
 
+def from_text(
+    path: pathlib.Path, frame: pl.DataFrame, columns: Iterable[Column], null_values: Sequence[str]
+) -> pl.DataFrame:
+    """A frame of texts, numbers as their raw types; blanks around a number do not count.
+
+    Raises:
+      ValueError: Naming the first cell that is no number.
+    """
+    parsed, bad = [], {}
+    for column in columns:
+        if TEXT_TYPE[column.kind] == pl.String:
+            continue
+        text = pl.col(column.name).str.strip_chars()
+        text = pl.when(~text.is_in(["", column.null, *null_values])).then(text)
+        number = text.cast(RAW_TYPE[column.kind], strict=False)
+        parsed.append(number)
+        bad[column] = text.is_not_null() & number.is_null()
+    rows = frame.select(pl.col(ROW).filter(rule).min().alias(c.name) for c, rule in bad.items())
+    first = {column: rows[column.name][0] for column in bad}
+    found = [column for column in bad if first[column] is not None]
+    if found:
+        column = min(found, key=lambda c: int(first[c]))
+        got = frame.filter(pl.col(ROW) == first[column])[column.name][0]
+        raise error(path, first[column], column.name, column.expected, _show(got))
+    return frame.with_columns(parsed)
+
+
+def check_constant(
+    path: pathlib.Path, frame: pl.DataFrame, column: Column, constant: str | None
+) -> None:
+    """Refuses a row whose cell is not what the path says of all rows.
+
+    Raises:
+      ValueError: Naming the first such row.
+    """
+    value, dtype = pl.col(column.name), frame.schema[column.name]
+    stated = pl.lit(constant, pl.String)
+    if dtype.is_numeric():
+        stated = stated.cast(dtype, strict=False)
+    expected = f"{constant!r} as the path says" if constant is not None else "nothing, by the path"
+    todo = "correct the row, or rename the column or the folder"
+    check(path, frame, value.ne_missing(stated), column.name, expected, todo)
+
+
 def to_types(path: pathlib.Path, frame: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
     """Checks parsed cells against their columns and gives them their final types.
 
@@ -186,12 +230,12 @@ def to_types(path: pathlib.Path, frame: pl.DataFrame, columns: Sequence[Column])
       ValueError: Naming the first cell that is null, not finite, out of range or no date.
     """
     violations = {column.name: _violated(column, frame.schema[column.name]) for column in columns}
-    either = {c.name: violations[c.name] | _is_huge(c) for c in columns}
+    either = {c.name: violations[c.name] | _is_unknown(c) for c in columns}
     found = frame.select(rule.fill_null(False).any().alias(n) for n, rule in either.items())
     for column in columns:
         if found[column.name].item():
+            check(path, frame, _is_unknown(column), column.name, column.expected, UNKNOWN)
             check(path, frame, violations[column.name], column.name, column.expected)
-            check(path, frame, _is_huge(column), column.name, column.expected, UNKNOWN)
     final = []
     for column in columns:
         value = pl.col(column.name)
@@ -205,9 +249,12 @@ def to_types(path: pathlib.Path, frame: pl.DataFrame, columns: Sequence[Column])
     return frame.select(*final, ROW)
 
 
-def _is_huge(column: Column) -> pl.Expr:
-    """Where a number is so large that it stands for something else."""
-    return pl.col(column.name).abs() >= _MOST if column.kind == "float" else pl.lit(False)
+def _is_unknown(column: Column) -> pl.Expr:
+    """Where a number is infinite or none, or so large that it stands for something else."""
+    value = pl.col(column.name)
+    if column.kind == "float":
+        return ~value.is_finite() | (value.abs() >= _MOST)
+    return ~value.is_finite() if column.kind == "code" else pl.lit(False)
 
 
 def _violated(column: Column, dtype: Any) -> pl.Expr:
@@ -215,8 +262,6 @@ def _violated(column: Column, dtype: Any) -> pl.Expr:
     rules = []
     if not column.nullable:
         rules.append(value.is_null() if dtype != pl.String else value.fill_null("") == "")
-    if column.kind in ("code", "float"):
-        rules.append(~value.is_finite())
     if column.kind == "code":
         rules.append(value != value.floor())
     if column.kind == "yyyymmdd":

@@ -27,7 +27,8 @@ class Condition:
     """`column operator value`, which cells fulfil or not; the operator is of `_OPERATORS`.
 
     Equal is what is written the same, or is the same number: 4 and 4.0, but neither 007 and 7 nor
-    integers that only their 64-bit floating-point numbers share.
+    integers that only their 64-bit floating-point numbers share. Blanks around a number count for
+    equality and not for an order.
     """
 
     column: str
@@ -43,7 +44,7 @@ class Condition:
         """Of each cell, whether it should be a finite number and is none; an empty one may be."""
         if not self.is_ordered:
             return pl.Series([False]).new_from_index(0, len(cells))
-        number = _floats(cells)
+        number = _floats(_stripped(cells))
         return cells.is_not_null() & ~number.is_finite().fill_null(False)
 
     def holds(self, cells: pl.Series) -> pl.Series:
@@ -55,6 +56,8 @@ class Condition:
         if not (is_number or self.is_ordered):
             equal = cells.cast(pl.String) == self.value
             return (equal if self.operator == "==" else ~equal).fill_null(False)
+        if is_text and self.is_ordered:
+            cells = _stripped(cells)
         number = _exact(self.value)
         # Rounding keeps the order, so only what rounds to the same may have been compared wrongly.
         near, value = _floats(cells), float(number)
@@ -81,6 +84,11 @@ class Condition:
                 return self.operator == "!="
         exact = _exact(cell) if isinstance(cell, str) else decimal.Decimal(cell)
         return bool(compare(exact, number))
+
+
+def _stripped(cells: pl.Series) -> pl.Series:
+    """Texts without the blanks around them, which do not count for a number."""
+    return cells.str.strip_chars() if cells.dtype == pl.String else cells
 
 
 def _floats(cells: pl.Series) -> pl.Series:

@@ -54,13 +54,16 @@ class Table(NamedTuple):
 def read_header(
     path: pathlib.Path,
     stream: streams.Text,
+    begin: tuple[bytes, bytes],
     columns: Sequence[columns_lib.Column],
-    block_bytes: int,
     form: Form,
     constants: Mapping[str, str | None],
 ) -> tuple[Table, bytes]:
-    """The header or what stands in its place, and the text after it that was read with it."""
-    first, rest = read_line(path, stream, block_bytes)
+    """The header or what stands in its place, and the text after it that was read with it.
+
+    `begin` is what `read_line` found.
+    """
+    first, rest = begin
     line = first.decode("utf-8", errors="replace")
     asked = [column.name for column in columns if column.name not in constants]
     tried = [form.separator] if form.separator else SEPARATORS
@@ -73,6 +76,14 @@ def read_header(
             raise ValueError(
                 f"{path}: row 1: expected the {len(names)} columns of {form.setting}, got {cells}: "
                 f"{records.shorten(first)}; name all of them in order, or set data.separator"
+            )
+        known_here = [name for name in asked if name in names]
+        if len(known_here) > 1 and all(
+            split[separator][names.index(name)] == name for name in known_here
+        ):
+            raise ValueError(
+                f"{path}: row 1: expected values of the columns {form.setting}, got their names; "
+                f"the file has a header: leave {form.setting} empty"
             )
         rest = b"" if is_empty else first + b"\n" + rest
     else:
@@ -90,7 +101,8 @@ def read_header(
                 )
             if form.names:
                 raise ValueError(
-                    f"{form.setting}: expected a column {column.name!r}, got {', '.join(names)}"
+                    f"{form.setting}: expected a column {column.name!r}, got "
+                    f"{terminal.one_line(', '.join(names))}"
                 )
             is_one = len(names) == 1 and names[0]
             guess = f" in one cell, split by {separator!r}" if is_one else ""

@@ -54,14 +54,14 @@ def _typed(table: pl.DataFrame, texts: Set[str | None]) -> pl.DataFrame:
     """The table with numbers and truth values where a column holds nothing else."""
     found = []
     for column in table.get_columns():
-        known = column.drop_nulls()
+        known = column.drop_nulls().str.strip_chars()
         if column.name not in texts and len(known):
             if known.is_in(["true", "false"]).all():
-                column = column == "true"
+                column = column.str.strip_chars() == "true"
             elif not known.str.contains(_CODE).any():
                 for kind in (pl.Int64, pl.Float64):
                     if not known.cast(kind, strict=False).null_count():
-                        column = column.cast(kind)
+                        column = column.str.strip_chars().cast(kind)
                         break
         found.append(column)
     return pl.DataFrame(found)

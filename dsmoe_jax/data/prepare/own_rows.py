@@ -168,7 +168,9 @@ class _Reader:
         cells = frame[self._condition.column]
         bad = self._condition.is_bad(cells) & frame[_NEEDED]
         if bad.any():
-            columns.check(path, frame, bad, cells.name, "a finite number or nothing")
+            columns.check(
+                path, frame, bad, cells.name, "a finite number or nothing", columns.UNKNOWN
+            )
         if len(self._labels) < _SHOWN_VALUES:
             self._labels.update(cells.drop_nulls().unique().head(50).cast(pl.String).to_list())
         return frame.with_columns(self._condition.holds(cells).alias(_POSITIVE))
@@ -200,6 +202,8 @@ class _Reader:
         if late.any():
             cell = rows.filter(late).sort(columns.ROW)[section.time][0]
             todo = times.mend(cell, section.time_unit, section.clock, columns.CORRECT)
+            if section.log_columns and rows.filter(late)[columns.ROW].min() == 1:
+                todo += "; if row 1 is a header, leave data.log_columns empty"
             columns.check(path, rows, late, section.time, times.expected(section.time_unit), todo)
         # A user that is kept without features has no scenario of the users' table.
         return rows.drop_nulls(_SCENARIO) if section.scenario_in_users else rows

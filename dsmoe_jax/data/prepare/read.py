@@ -75,11 +75,12 @@ def iterate(
 
     Frames have the columns asked for, in that order, and `columns.ROW`; `block_bytes` are parsed at
     once from a text file. A column that the file lacks may be one of `constants`, its text in every
-    row. A file without rows, or of no bytes, is refused unless it `may_be_empty`.
+    row. A file without rows is refused unless it `may_be_empty`; then it may lack a header too, and
+    hold nothing or blanks, in an archive or not.
 
     Raises:
       ValueError: Missing file or column, a row too short or too long, a cell that is not what its
-        column expects, a truncated archive, a table without rows.
+        column expects or not its constant, a truncated archive, a table without rows.
     """
     path = pathlib.Path(path)
     streams.check_file(path)
@@ -87,7 +88,7 @@ def iterate(
         return
     blocks = _parquet_blocks if streams.is_parquet(path) else _csv_blocks
     rows = 0
-    for frame in one_ahead(blocks(path, columns, block_bytes, form, constants)):
+    for frame in one_ahead(blocks(path, columns, block_bytes, form, constants, may_be_empty)):
         rows += frame.height
         yield frame
     if not rows and not may_be_empty:
@@ -139,13 +140,20 @@ def _csv_blocks(
     block_bytes: int,
     form: forms.Form,
     constants: Mapping[str, str | None],
+    may_be_empty: bool,
 ) -> Generator[pl.DataFrame, None, None]:
     size = path.stat().st_size
     with (
         streams.open_text(path, form.encoding) as stream,
         runlog.bar(total=size, desc=path.name, unit="B", unit_scale=True, delay=2) as bar,
     ):
-        table, rest = forms.read_header(path, stream, columns, block_bytes, form, constants)
+        first, rest = forms.read_line(path, stream, block_bytes)
+        if may_be_empty and not first.strip():
+            while not rest.strip() and (more := stream.read(block_bytes)):
+                rest += more
+            if not rest.strip():
+                return
+        table, rest = forms.read_header(path, stream, (first, rest), columns, form, constants)
         row, separator = (1 if form.names else 2), table.separator.encode()
         while True:
             read_text = stream.read(block_bytes)
@@ -179,12 +187,14 @@ def _parse_block(
     text, rows = block.text, block.rows
     wanted, names = table.wanted, table.names
     reason = "rows of different lengths"
-    # Times that left-out rows have need not be numbers: such a block is read as text.
-    for raw_type in (columns_lib.RAW_TYPE, columns_lib.TEXT_TYPE):
+    # Where a number has blanks around it, or is none, the block is read as text. Times that
+    # left-out rows have need not be numbers.
+    for as_text in (False, True):
         # Columns nobody asked for may share a name.
         own = columns_lib.OWN
         schema = {n if n in wanted else f"{own}{i}": pl.String for i, n in enumerate(names)}
-        schema |= {name: raw_type[column.kind] for name, column in wanted.items()}
+        raw_type = columns_lib.RAW_TYPE
+        schema |= {n: pl.String if as_text else raw_type[c.kind] for n, c in wanted.items()}
         try:
             frame = pl.read_csv(
                 io.BytesIO(text),
@@ -205,6 +215,8 @@ def _parse_block(
             numbered = frame.with_columns(
                 pl.int_range(row, row + frame.height).alias(columns_lib.ROW)
             )
+            if as_text:
+                numbered = columns_lib.from_text(path, numbered, wanted.values(), table.null_values)
             return _finish(path, numbered, table.columns, table.constants, table.null_values)
         break
     _locate(path, text, row, table)
@@ -215,7 +227,7 @@ def _parse_block(
 
 
 def _locate(path: pathlib.Path, text: bytes, row: int, table: forms.Table) -> None:
-    """Raises the error of the first row that does not parse."""
+    """Raises the error of the first row that is no text, or has too few or too many cells."""
     names = table.names
     for number, line in enumerate(records.split_rows(text), start=row):
         try:
@@ -232,13 +244,6 @@ def _locate(path: pathlib.Path, text: bytes, row: int, table: forms.Table) -> No
                 f"{path}: row {number}: expected {len(names)} columns, got {len(cells)}: "
                 f"{records.shorten(line)}; {columns_lib.CORRECT}"
             )
-        for name, cell in zip(names, cells, strict=True):
-            column = table.wanted.get(name)
-            if not column or cell in ("", column.null, *table.null_values):
-                continue
-            if not columns_lib.parses(cell, column.kind):
-                got = records.shorten(cell.encode())
-                raise columns_lib.error(path, number, name, column.expected, got)
 
 
 def _finish(
@@ -248,7 +253,18 @@ def _finish(
     constants: Mapping[str, str | None],
     null_values: tuple[str, ...],
 ) -> pl.DataFrame:
-    """Adds the constants that the file lacks; checks all cells and gives them their types."""
+    """Adds the constants that the file lacks; checks all cells and gives them their types.
+
+    Raises:
+      ValueError: Naming the first cell that is not what its column expects, or not the constant.
+    """
+    for column in columns:
+        # A time may be of a file and its day of the path.
+        is_time = column.kind in ("time", "clock")
+        if column.name in constants and column.name in frame.columns and not is_time:
+            constant = constants[column.name]
+            stated = None if constant in null_values else constant
+            columns_lib.check_constant(path, frame, column, stated)
     added = [
         pl.lit(constants[column.name], dtype=pl.String)
         .cast(columns_lib.TEXT_TYPE[column.kind], strict=False)
@@ -266,6 +282,7 @@ def _parquet_blocks(
     block_bytes: int,
     form: forms.Form,
     constants: Mapping[str, str | None],
+    may_be_empty: bool,
 ) -> Generator[pl.DataFrame, None, None]:
     del block_bytes  # records are counted instead
     try:
@@ -275,11 +292,14 @@ def _parquet_blocks(
         height = table.select(pl.len()).collect().item()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as failure:
         raise _damaged_parquet(path, failure) from None
+    if may_be_empty and not height:
+        return
     for column in columns:
         if column.name not in schema and column.name not in constants:
+            shown = terminal.one_line(", ".join(schema)) or "no columns"
             raise ValueError(
-                f"{path}: column {column.name!r}: expected it in the file, got "
-                f"{terminal.one_line(', '.join(schema))}; check that this is the right file"
+                f"{path}: column {column.name!r}: expected it in the file, got {shown}; check that "
+                "this is the right file"
             )
         # Parts without rows may have types of their own.
         if height and column.name in schema and not columns_lib.fits(schema[column.name], column):

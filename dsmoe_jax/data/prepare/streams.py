@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import zstandard
 
+from dsmoe_jax import terminal
 from dsmoe_jax.data.prepare import records
 
 PARQUET = b"PAR1"
@@ -57,6 +58,17 @@ _ARCHIVES = (
 )
 _ZIP = b"PK\x03\x04"
 _EMPTY_ZIP = b"PK\x05\x06"
+# Files that are no text although their bytes could be read: where their mark is, and what to do.
+_UNPACK, _EXPORT = "unpack it", "export it as CSV or Parquet"
+_OTHERS = (
+    *((0, archive.magic, f"a {archive.name}", _UNPACK) for archive in _ARCHIVES),
+    (0, _ZIP, "a zip", _UNPACK),
+    (257, b"ustar", "a tar", _UNPACK),
+    (0, PARQUET, "a Parquet", _UNPACK),
+    (0, b"\xd0\xcf\x11\xe0", "an Excel", _EXPORT),
+    (0, b"SQLite format 3", "an SQLite", _EXPORT),
+    (0, b"ARROW1", "an Arrow", _EXPORT),
+)
 # What a name promises, for the message on a file that is something else.
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz", ".zip": "zip"}
 
@@ -72,7 +84,7 @@ class Text:
         self, path: pathlib.Path, raw: io.BufferedReader, source: Callable[[int], bytes], kind: str
     ):
         self.promised = "" if kind else _SUFFIXES.get(path.suffix, "")
-        self._path, self._raw, self._source = path, raw, source
+        self._path, self._raw, self._source, self._kind = path, raw, source, kind
         self._ready = b""
         self._encoding = ""
         self._decode: Any = None
@@ -81,6 +93,7 @@ class Text:
     def start(self, encoding: str) -> None:
         """Looks at the first bytes for the encoding and the line ends."""
         first = self._source(_FIRST_BYTES)
+        self._check_kind(first)
         self._encoding = name = codecs.lookup(encoding).name
         if name == "utf-8" and first.startswith(_UTF_16):
             self._encoding = name = "utf-16"
@@ -97,6 +110,14 @@ class Text:
         # A text of carriage returns alone is that of old Macs and of some spreadsheets.
         self._returns = first[end : end + 1] == b"\r" and first[end + 1 : end + 2] != b"\n"
         self._ready = self._plain(first)
+
+    def _check_kind(self, first: bytes) -> None:
+        """Refuses another kind of file, also inside an archive."""
+        for place, mark, name, todo in _OTHERS:
+            # A text may begin with letters that are a mark, and has no zeros.
+            if first[place:].startswith(mark) and b"\0" in first:
+                inside = f" inside a {self._kind} file" if self._kind else ""
+                raise ValueError(f"{self._path}: expected text, got {name} file{inside}; {todo}")
 
     @property
     def position(self) -> int:
@@ -231,11 +252,13 @@ def _zip_reader(
             for entry in archive.infolist()
             if not entry.is_dir() and not entry.filename.startswith("__MACOSX/")
         ]
+        if not names:
+            return lambda size: b""
         if len(names) != 1:
             raise ValueError(
                 f"{path}: expected a zip file with one file in it, got "
-                f"{', '.join(names[:5]) or 'none'}{'...' if len(names) > 5 else ''}; unpack it and "
-                "name the files"
+                f"{terminal.one_line(', '.join(names[:5]))}{'...' if len(names) > 5 else ''}; "
+                "unpack it and name the files"
             )
         member = stack.enter_context(archive.open(names[0]))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as failure:

@@ -73,6 +73,8 @@ def to_seconds(cells: pl.Series, unit: str, clock: clocks.Clock) -> pl.Series:
 def _count(value: pl.Expr, dtype: Any, per_s: int) -> pl.Expr:
     if dtype.is_integer():
         return value // per_s
+    if dtype == pl.String:
+        value = value.str.strip_chars()
     number = (value.cast(pl.Float64, strict=False) / per_s).floor()
     seconds = pl.when(number.abs() < 2.0**62).then(number).cast(pl.Int64, strict=False)
     if dtype != pl.String:

@@ -74,6 +74,8 @@ def test_integers_beyond_floating_point_are_told_apart(as_cell, symbol, expected
         (f"c == {BIG}", [float(BIG)], []),
         ("c > 7", ["007", "8"], ["8"]),
         ("c >= 7", ["007", "8", "6"], ["007", "8"]),
+        ("c >= 7", [" 7", "8 ", "\t6 "], [" 7", "8 "]),
+        ("c == 7", [" 7", "7 ", "7"], ["7"]),
     ],
 )
 def test_equal_is_what_is_written_so_or_the_same_number(text, cells, expected):
@@ -111,9 +113,9 @@ def test_decimals_compare_as_numbers():
     assert kept("c > 4", cells, pl.Decimal(10, 2)) == cells[1:2]
 
 
-@pytest.mark.parametrize("cell", ["buy", "inf", "nan", "-"])
+@pytest.mark.parametrize("cell", ["buy", "inf", "nan", "-", "1 0"])
 def test_an_order_needs_numbers_and_equality_does_not(cell):
-    cells = pl.Series(["1", cell, None])
+    cells = pl.Series([" 1 ", cell, None])
     assert expressions.parse_condition("c >= 1").is_bad(cells).to_list() == [False, True, False]
     assert not expressions.parse_condition("c == 1").is_bad(cells).any()
 

@@ -3,6 +3,7 @@
 import csv
 import datetime
 import decimal
+import gzip
 import os
 import re
 import zoneinfo
@@ -147,11 +148,12 @@ def test_empty_files_among_others_are_none_and_all_empty_are_refused(tmp_path):
     write(tmp_path, [GOOD], "log_1.csv")
     write(tmp_path, [], "log_2.csv")
     (tmp_path / "log_3.csv").touch()
+    (tmp_path / "log_4.csv").write_bytes(gzip.compress(b"\n"))
     section = custom.CustomConfig(**FIELDS, log_files=("log_*.csv",))
     assert len(read_rows(section, tmp_path)) == 1
     (tmp_path / "log_1.csv").unlink()
     with pytest.raises(
-        ValueError, match=r"data\.log_files: expected at least one row in the 2 files"
+        ValueError, match=r"data\.log_files: expected at least one row in the 3 files"
     ):
         read_rows(section, tmp_path)
 
@@ -355,6 +357,11 @@ def test_parts_without_a_header_are_numbered_from_row_1(tmp_path):
         ({"log_columns": ("user", "user")}, "u1,i1\n",
          "data.log_columns: expected the distinct names of all columns, got 'user', 'user'"),
         ({}, "", "expected at least one row"),
+        ({}, "user,item,time,page,label\n", "u.data: row 1: expected values of the columns "
+         "data.log_columns, got their names; the file has a header: leave data.log_columns empty"),
+        ({"positive": ""}, "uid,iid,ts,page,label\n", "row 1, column 'time': expected unix seconds "
+         "from 1 to 2147483646, got 'ts'; correct or remove the row; if row 1 is a header, leave "
+         "data.log_columns empty"),
         ({}, f"u1,i1,{SECOND},home,7\nu1\n", "row 2: expected 5 columns, got 1: 'u1'"),
         ({"log_columns": (), "log_files": ("log.csv",)}, "u1\n",
          "log.csv to exist, found no file; the folder holds u.data"),

@@ -1,9 +1,15 @@
+import bz2
 import datetime
 import gzip
+import io
+import lzma
+import tarfile
 import threading
+import zipfile
 
 import polars as pl
 import pytest
+import zstandard
 
 from dsmoe_jax.data.prepare import columns, read
 
@@ -134,6 +140,123 @@ def test_a_short_and_a_long_row_do_not_hide_each_other(tmp_path):
 def test_a_bad_header_or_empty_table_is_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         rows(write(tmp_path / "t.csv", content))
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_blanks_around_numbers_do_not_count_on_either_side(tmp_path, end):
+    lines = ["7, 2.0 ,q,x,\t1e2 ,20220401 ", " 8 ,NULL ,q,y,  , 20220402"]
+    path = write(tmp_path / "t.csv", HEADER + "\n".join(lines).encode() + end.encode())
+    assert rows(path) == [
+        (7, 2, "x", datetime.date(2022, 4, 1), 100.0, 2),
+        (8, None, "y", datetime.date(2022, 4, 2), None, 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (" 101 ,2,q,x,1,20220401", "row 3, column 'user': expected .*0 to 100, got 101; correct"),
+        ("1,2,q,x, nan ,20220401", "row 3, column 'price': .* got nan; .* in data.null_values"),
+        ("1,inf,q,x,1,20220401", "row 3, column 'code': .* got inf; .* in data.null_values"),
+        ("1,2,q,x, 1 0 ,20220401", "row 3, column 'price': .* got ' 1 0 '; correct"),
+        (" ,2,q,x,1,20220401", "row 3, column 'user': .*, got nothing; correct"),
+        (
+            "1,2,q,x, ?,20220401\nz,2,q,x,1,20220401",
+            "row 3, column 'price': .* got ' \\?'; correct",
+        ),
+    ],
+)
+def test_a_cell_with_blanks_is_named_with_its_row(tmp_path, line, message):
+    path = write(tmp_path / "t.csv", HEADER + GOOD + line.encode() + b"\n")
+    with pytest.raises(ValueError, match=message):
+        rows(path)
+
+
+def zipped(*members):
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name in members:
+                archive.writestr(name, "")
+        return file.getvalue()
+
+
+EMPTY = [
+    b"", b"\n", b"\r\n\n", b"  \n", b"\xef\xbb\xbf", b"\xff\xfe", gzip.compress(b""),
+    bz2.compress(b""), zstandard.compress(b"\n \n"), lzma.compress(b""), zipped("a.csv"),
+    zipped(), b"\n" * 99 + b" ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", EMPTY)
+def test_a_part_of_nothing_or_blanks_is_empty_and_a_file_alone_is_not(tmp_path, content):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    assert list(read.iterate(path, COLUMNS, 8, may_be_empty=True)) == []
+    with pytest.raises(ValueError, match="row 1, column 'user': expected it in the header"):
+        list(read.iterate(path, COLUMNS))
+
+
+def test_a_part_that_begins_with_blank_lines_is_not_empty(tmp_path):
+    path = write(tmp_path / "t.csv", b"\n" * 20 + HEADER + GOOD)
+    with pytest.raises(ValueError, match="row 1, column 'user': expected it in the header"):
+        list(read.iterate(path, COLUMNS, 8, may_be_empty=True))
+
+
+def test_a_parquet_part_without_columns_is_empty(tmp_path):
+    path = tmp_path / "t.parquet"
+    pl.DataFrame().write_parquet(path)
+    assert list(read.iterate(path, COLUMNS, may_be_empty=True)) == []
+    with pytest.raises(ValueError, match="column 'user': expected it in the file, got no columns"):
+        rows(path)
+
+
+def tar(content):
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            entry = tarfile.TarInfo("t.csv")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(gzip.compress(GOOD * 99)), "a gzip file inside a gzip file; unpack it"),
+        (gzip.compress(tar(GOOD)), "a tar file inside a gzip file; unpack it"),
+        (tar(GOOD), "a tar file; unpack it"),
+        (zstandard.compress(b"PAR1" + bytes(9)), "a Parquet file inside a zstd file; unpack it"),
+        (b"SQLite format 3\0" + bytes(9), "an SQLite file; export it as CSV or Parquet"),
+    ],
+)
+def test_another_kind_of_file_is_named(tmp_path, content, message):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"t\.csv: expected text, got {message}"):
+        rows(path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("constants", "message"),
+    [
+        ({"name": "x", "user": "1"}, ""),
+        ({"name": "y"}, r"row \d, column 'name': expected 'y' as the path says, got 'x'; .*folder"),
+        ({"name": None}, r"column 'name': expected nothing, by the path, got 'x'"),
+        ({"code": "z"}, r"column 'code': expected 'z' as the path says, got 2"),
+    ],
+)
+def test_a_cell_that_the_path_contradicts_is_refused(tmp_path, kind, constants, message):
+    path = tmp_path / f"t.{kind}"
+    if kind == "csv":
+        write(path, HEADER + GOOD)
+    else:
+        parquet(path, user=[1, 1], name=["x", "x"], code=[2.0, 2.0])
+    if not message:
+        assert list(read.iterate(path, COLUMNS, constants=constants))
+        return
+    with pytest.raises(ValueError, match=message):
+        list(read.iterate(path, COLUMNS, constants=constants))
 
 
 def test_a_truncated_archive_is_named(tmp_path):

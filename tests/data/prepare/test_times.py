@@ -69,6 +69,8 @@ SECOND = 1_714_536_000
         (pl.Series([SECOND * 10**9 + 1]), "ns"),
         (pl.Series([str(SECOND)]), "s"),
         (pl.Series([f"{SECOND}.75"]), "s"),
+        (pl.Series([f" {SECOND}\t"]), "s"),
+        (pl.Series([f"{SECOND}.5 "]), "s"),
         (pl.Series([SECOND + 0.75]), "s"),
         (pl.Series([f"{SECOND * 10**9 + 1}"]), "ns"),
         (pl.Series([datetime.datetime(2024, 5, 1, 4)]), "s"),
