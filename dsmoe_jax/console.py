@@ -58,11 +58,21 @@ def exit_status(work: Callable[[], int | None], *, show_traceback: bool = False)
         _tell()
         return 130
     except (ValueError, OSError) as error:
-        # One line is a message for the user; more lines come from a library and need their trace.
-        if show_traceback or "\n" in str(error):
+        # A message for the user is one line, but for what a name in it holds; more lines come from
+        # a library and need their trace.
+        if show_traceback or ("\n" in str(error) and not _is_own(error)):
             raise
-        print(f"error: {terminal.printable(str(error))}", file=sys.stderr)
+        print(f"error: {terminal.one_line(str(error))}", file=sys.stderr)
         return 2
+
+
+def _is_own(error: BaseException) -> bool:
+    """Whether a module of the package raised an error."""
+    trace, name = error.__traceback__, ""
+    while trace is not None:
+        trace, name = trace.tb_next, str(trace.tb_frame.f_globals.get("__name__"))
+    # JAX leaves out its own frames and says so in a note.
+    return name.startswith(f"{__package__}.") and not getattr(error, "__notes__", ())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -40,7 +40,7 @@ def quiet(is_quiet: bool = True) -> Iterator[None]:
 def say(text: str) -> None:
     """Prints one line above the progress bars."""
     if not _quiet_calls:
-        tqdm.tqdm.write(terminal.printable(text))
+        tqdm.tqdm.write(terminal.one_line(text))
         sys.stdout.flush()
 
 

@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dsmoe_jax import features, runlog
+from dsmoe_jax import features, runlog, terminal
 from dsmoe_jax.config import fields, schema
 from dsmoe_jax.data import kept
 from dsmoe_jax.data import manifest as manifest_lib
@@ -57,8 +57,6 @@ from dsmoe_jax.data.prepare import (
 # are prepared again; the package's own version is ignored.
 STORE_VERSION = 1
 _QUERIES = tuple(f"{split}_queries" for split in store_lib.SPLITS)
-# Of a line on all.
-_SHOWN_SCENARIOS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +161,7 @@ def prepare(
 
 def _name_some(numbers: dict[str, int]) -> str:
     """The first of some named numbers."""
-    parts = [f"{name} {n:,}" for name, n in list(numbers.items())[:_SHOWN_SCENARIOS]]
-    more = len(numbers) - len(parts)
-    return ", ".join(parts) + (f" and {more} more scenarios" if more else "")
+    return terminal.some([f"{terminal.shorten(name, 40)} {n:,}" for name, n in numbers.items()])
 
 
 def make_split(dataset: Dataset, section: schema.DataConfig) -> splits.Split:

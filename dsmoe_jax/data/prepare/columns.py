@@ -23,14 +23,14 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from dsmoe_jax import terminal
+
 # What names of added columns begin with, and those of a file that is asked for do not.
 OWN = "\0"
 # Name of the extra column with the row number in the file (int64).
 ROW = f"{OWN}row"
 CORRECT = "correct or remove the row"
 UNKNOWN = "leave the cell empty where the number is unknown, or name it in data.null_values"
-# Characters of a cell that a message shows at most.
-_SHOWN = 80
 _INTEGER = re.compile(r"\s*-?\d+\s*")
 
 # From here on numbers mean "unknown" in some libraries, and the models' numbers have no such sizes.
@@ -162,8 +162,7 @@ def check_known(
 def _show(value: object) -> str:
     if value is None or value == "":
         return "nothing"
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    return terminal.shorten(repr(value))
 
 
 def parses(cell: str, kind: Kind) -> bool:

@@ -13,7 +13,7 @@ import re
 
 import polars as pl
 
-from dsmoe_jax import runlog
+from dsmoe_jax import runlog, terminal
 from dsmoe_jax.data.prepare import (
     assemble,
     columns,
@@ -37,6 +37,10 @@ class CustomConfig(own_config.LogConfig):
 
     def prepare(self, store_dir: str) -> None:
         """Writes the store; see `schema.DataConfig.prepare`."""
+        with terminal.errors_in_one_line():
+            self._prepare(store_dir)
+
+    def _prepare(self, store_dir: str) -> None:
         self.validate()
         section: own_config.LogConfig = self
         if objects.is_url(self.raw_dir):

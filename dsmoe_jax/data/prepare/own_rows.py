@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import polars as pl
 
-from dsmoe_jax import runlog
+from dsmoe_jax import runlog, terminal
 from dsmoe_jax.data.prepare import columns, expressions, own_config, own_files, read, times
 
 # The one scenario of a log without, and that of rare ones.
 EVERYWHERE, OTHER = "everywhere", "other"
-# Values of a column that a message shows.
-_SHOWN_VALUES = 5
+# Values of a column that a message shows, and characters of each.
+_SHOWN_VALUES, _SHOWN = 5, 40
 # Columns that are added, of names that no column of a log has.
 _SCENARIO, _TIME, _DAY, _POSITIVE, _NEEDED = (
     columns.OWN + name for name in ("scenario", "time_s", "day", "positive", "needed")
@@ -261,7 +261,7 @@ def _first_rows(rows: pl.DataFrame) -> dict[datetime.date, int]:
 def _list(values: Iterable[str]) -> str:
     """A few values as a message shows them."""
     ordered = sorted(values)
-    shown = [repr(v if len(v) <= 40 else f"{v[:37]}...") for v in ordered[:_SHOWN_VALUES]]
+    shown = [repr(terminal.shorten(value, _SHOWN)) for value in ordered[:_SHOWN_VALUES]]
     more = ", ..." if len(ordered) > _SHOWN_VALUES else ""
     return f"{', '.join(shown) or 'nothing'}{more}"
 
@@ -286,7 +286,9 @@ def choose_scenarios(
     counts = dict(positives.group_by("scenario").len().iter_rows())
     rare = [name for name in values if counts.get(name, 0) < section.least_positives]
     values = [name for name in values if name not in rare]
-    shown = ", ".join(f"{name} {counts.get(name, 0):,}" for name in rare)
+    shown = terminal.some(
+        [f"{terminal.shorten(name, _SHOWN)} {counts.get(name, 0):,}" for name in rare]
+    )
     if rare and section.rare_scenarios == "merge":
         if OTHER in values:
             raise ValueError(

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dsmoe_jax import terminal
+
 # Longer rows are taken for a quote that nothing closes.
 LONGEST_RECORD = 1 << 26
 # Comparisons stay in the cache.
@@ -238,5 +240,4 @@ def split_cells(row: str, separator: str) -> list[str]:
 
 def shorten(text: bytes) -> str:
     """A text as a message shows it, at most 80 characters."""
-    shown = text.decode("utf-8", errors="replace")
-    return repr(shown if len(shown) <= 80 else f"{shown[:77]}...")
+    return repr(terminal.shorten(text.decode("utf-8", errors="replace")))

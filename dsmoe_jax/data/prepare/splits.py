@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dsmoe_jax import terminal
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import clocks, histories
@@ -282,8 +283,8 @@ def name_days(described: dict[str, dict[str, Any]], rule: Split) -> str:
 
 
 def _scenarios(names: list[str]) -> str:
-    """All of them, as messages begin."""
-    return f"scenario{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
+    """Their names, as messages begin."""
+    return f"scenario{'s' * (len(names) > 1)} {terminal.some([repr(name) for name in names])}"
 
 
 def _them(names: list[str]) -> str:
