@@ -86,6 +86,7 @@ class Dataset:
       behavior: A further log of events, or None.
       extra_values: By item sparse feature, raw values that need an id beside those of `items`,
         e.g. categories that occur in the behaviour log alone.
+      hint: What a refusal of the split adds, of where the log may be wrong.
       raw_forms: How the raw files write a feature, for those that send requests: of a bag
         `{"separator": ","}`, of ranges of a number `{"column": NAME, "edges": [...]}`.
     """
@@ -104,6 +105,7 @@ class Dataset:
     behavior: events.BehaviorLog | None = None
     extra_values: Mapping[str, pl.Series] = dataclasses.field(default_factory=dict)
     raw_forms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    hint: str = ""
 
     @property
     def has_exposures(self) -> bool:
@@ -228,12 +230,11 @@ def write(
         for split in store_lib.SPLITS
     }
     of_scenarios = splits.count(positives, rule, queries, dataset.scenarios)
-    splits.check(of_scenarios, rule)
+    splits.check(of_scenarios, rule, dataset.hint)
     in_tables = {name: of_scenarios[name] for name in ("train", *_QUERIES)}
     row_tables.check_size(in_tables, S, sum(entry["bytes"] for entry in inputs.values()))
     described = splits.describe(positives, rule)
-    if isinstance(rule, splits.ByDay):
-        runlog.say(splits.name_days(described, rule))
+    runlog.say(splits.name_days(described, rule))
     counts = {"users": len(users.raw_id) - 1, "items": len(items.raw_id) - 1, **of_scenarios}
     with store_lib.StoreWriter(store_dir) as writer:
         exposures = None

@@ -56,16 +56,17 @@ class CustomConfig(own_config.LogConfig):
     def _load(self, logs: list[own_files.Log], paths: dict[str, pathlib.Path]) -> assemble.Dataset:
         tables = {side: self._read_table(side, path) for side, path in paths.items()}
         found = own_rows.read_logs(self, logs, paths, tables)
-        positives, values = own_rows.choose_scenarios(self, found.positives)
+        # Users and items without a table of their own are those of the log.
+        log = str(logs[0].path) if len(logs) == 1 else "data.log_files"
+        sources = {side: str(paths.get(side, log)) for side in own_config.SIDES}
+        source = sources["user"] if self.scenario_in_users else log
+        positives, values = own_rows.choose_scenarios(self, found.positives, source)
         scenario = pl.col("scenario").replace_strict(
             values, list(range(len(values))), default=None, return_dtype=pl.Int64
         )
         positives = positives.with_columns(scenario).drop_nulls("scenario")
         days = own_days.check(self, found) if self.split == "days" else []
         renamed = self._new_names()
-        # Users and items without a table of their own are those of the log.
-        log = str(logs[0].path) if len(logs) == 1 else "data.log_files"
-        sources = {side: str(paths.get(side, log)) for side in own_config.SIDES}
         return assemble.Dataset(
             name=self.name,
             scenarios=tuple(values),
@@ -75,6 +76,7 @@ class CustomConfig(own_config.LogConfig):
             days=days,
             split=self.split,
             clock=self.clock,
+            hint=own_days.explain(self, found),
             exposures=found.exposures.with_columns(scenario) if self.exposures else None,
             raw_forms={
                 renamed.get((side, name), name): {"separator": self.bag_separator}

@@ -11,6 +11,12 @@ from dsmoe_jax.data.prepare import own_config, own_rows
 
 # Days without a row before the held-out days, above which a time is taken to be wrong.
 _LONGEST_GAP = 90
+# Days without a positive that a refusal of the split points at, where they outnumber the held-out
+# days.
+_TOLD_GAP = 30
+# Of all days with positives, those after a gap that may be wrong; and how often such a gap is as
+# long as most.
+_FEW, _UNUSUAL = 0.1, 10
 
 
 def check(section: own_config.LogConfig, found: own_rows.Rows) -> list[datetime.date]:
@@ -25,13 +31,19 @@ def check(section: own_config.LogConfig, found: own_rows.Rows) -> list[datetime.
     while len(days) > 1:
         last = days[-1] - datetime.timedelta(days=section.drop_last_days)
         first_held = last - datetime.timedelta(days=held_out - 1)
-        pairs = itertools.pairwise(days)
-        after = [b for a, b in pairs if first_held <= b <= last and b - a > longest]
+        first_test = last - datetime.timedelta(days=section.test_days - 1)
+        # Days that are dropped may leave the test days in the gap before them.
+        after = [
+            b
+            for a, b in itertools.pairwise(days)
+            if b - a > longest and first_held <= b and (b <= last or a < first_test)
+        ]
         if not after:
             break
         late = {day: where for day, where in found.needed.items() if day >= after[0]}
         if late:
-            _refuse(days, after[0], late)
+            before = days[days.index(after[0]) - 1]
+            _refuse(before, min(late), late[min(late)])
         dropped = [day for day in days if day >= after[0]]
         days = [day for day in days if day < after[0]]
         runlog.say(
@@ -41,14 +53,34 @@ def check(section: own_config.LogConfig, found: own_rows.Rows) -> list[datetime.
     return days
 
 
-def _refuse(
-    days: list[datetime.date], first: datetime.date, late: dict[datetime.date, own_rows.Place]
-) -> None:
-    before = days[days.index(first) - 1]
-    day = min(late)
-    path, row, column = late[day]
+def _refuse(before: datetime.date, day: datetime.date, place: own_rows.Place) -> None:
     raise ValueError(
-        f"{path}: row {row}, column {column!r}: expected a time near the others, got the day "
-        f"{day}, {(day - before).days:,} days after {before}; correct the row, or set "
+        f"{place.path}: row {place.row}, column {place.column!r}: expected a time near the others, "
+        f"got the day {day}, {(day - before).days:,} days after {before}; correct the row, or set "
         "data.validation_days and data.test_days so that they hold the days between"
     )
+
+
+def explain(section: own_config.LogConfig, found: own_rows.Rows) -> str:
+    """What a refusal of the split adds: the row after the longest gap between positives, if long.
+
+    With leave-one-out a gap before few days is told at once, as it tests without being refused.
+    """
+    days = sorted(found.needed)
+    gaps = [(b - a, a, b) for a, b in itertools.pairwise(days)]
+    gap, before, day = max(gaps, default=(datetime.timedelta(0), None, None))
+    if before is None or day is None:
+        return ""
+    path, row, column = found.needed[day]
+    text = (
+        f"{path}: row {row}, column {column!r} is of {day}, {gap.days:,} days after {before}: "
+        "correct it if it is wrong"
+    )
+    if section.split != "days":
+        few = sum(d >= day for d in days) <= max(1, _FEW * len(days))
+        usual = sorted(gaps)[len(gaps) // 2][0]
+        if gap > max(_UNUSUAL * usual, datetime.timedelta(days=_LONGEST_GAP)) and few:
+            runlog.say(text)
+        return ""
+    held_out = section.validation_days + section.test_days
+    return f"; {text}" if gap.days > max(_TOLD_GAP, held_out) else ""

@@ -3,6 +3,7 @@
 Owns which files are read. Does not own their content (`read.py`).
 """
 
+import contextlib
 import pathlib
 import urllib.parse
 from collections.abc import Iterable, Iterator
@@ -45,7 +46,8 @@ def find(section: own_config.LogConfig) -> tuple[list[Log], dict[str, pathlib.Pa
         raise ValueError("data.log_files: expected at least one name or pattern, got none")
     paths: list[pathlib.Path] = []
     for pattern in section.log_files:
-        found = list(_expand(folder, pattern))
+        with _naming("data.log_files", pattern):
+            found = list(_expand(folder, pattern))
         if not found:
             raise ValueError(
                 f"data.log_files: expected {folder / pattern} to exist, found no file"
@@ -57,12 +59,29 @@ def find(section: own_config.LogConfig) -> tuple[list[Log], dict[str, pathlib.Pa
     tables = {"user": section.users_file, "item": section.items_file}
     named = {side: folder / name for side, name in tables.items() if name}
     for side, path in named.items():
-        if not path.is_file() and not path.exists() and not path.is_symlink():
+        with _naming(f"data.{side}s_file", tables[side]):
+            is_there = path.is_file() or path.exists() or path.is_symlink()
+        if not is_there:
             raise ValueError(
                 f"data.{side}s_file: expected {path} to exist, found no file{_beside(folder)}"
             )
         streams.check_file(path)
     return [Log(path, partitions(path.relative_to(folder).parts[:-1])) for path in paths], named
+
+
+@contextlib.contextmanager
+def _naming(field: str, value: str) -> Iterator[None]:
+    """Says which field holds what is no name or pattern for the system."""
+    try:
+        yield
+    except (OSError, ValueError, NotImplementedError) as failure:
+        reason = failure.strerror if isinstance(failure, OSError) else str(failure)
+        if reason and reason.startswith("data."):
+            raise
+        raise ValueError(
+            f"{field}: expected names{' or patterns' if field == 'data.log_files' else ''} below "
+            f"data.raw_dir, got {terminal.shorten(value)!r}: {reason}"
+        ) from None
 
 
 def _beside(folder: pathlib.Path) -> str:

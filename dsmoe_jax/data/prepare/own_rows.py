@@ -24,6 +24,9 @@ _SCENARIO, _TIME, _DAY, _POSITIVE, _NEEDED = (
     columns.OWN + name for name in ("scenario", "time_s", "day", "positive", "needed")
 )
 
+# Its positives would have day 0, which is before the log.
+_FIRST_DAY = datetime.date(1970, 1, 1)
+
 
 class Place(NamedTuple):
     """A cell of a file."""
@@ -205,6 +208,13 @@ class _Reader:
             if section.log_columns and rows.filter(late)[columns.ROW].min() == 1:
                 todo += "; if row 1 is a header, leave data.log_columns empty"
             columns.check(path, rows, late, section.time, times.expected(section.time_unit), todo)
+        early = rows[_DAY] <= _FIRST_DAY
+        if early.any():
+            todo = (
+                "if the times count from another moment than 1970, add that moment to them; "
+                "another unit is set by data.time_unit"
+            )
+            columns.check(path, rows, early, section.time, "a time after 1970-01-01", todo)
         # A user that is kept without features has no scenario of the users' table.
         return rows.drop_nulls(_SCENARIO) if section.scenario_in_users else rows
 
@@ -267,9 +277,11 @@ def _list(values: Iterable[str]) -> str:
 
 
 def choose_scenarios(
-    section: own_config.LogConfig, positives: pl.DataFrame
+    section: own_config.LogConfig, positives: pl.DataFrame, source: str
 ) -> tuple[pl.DataFrame, list[str]]:
     """The positives, rare scenarios merged if that is asked for, and the scenarios in their order.
+
+    `source` is the file that has them.
 
     Raises:
       ValueError: When none has enough positives, or one has the name of the mean.
@@ -277,8 +289,8 @@ def choose_scenarios(
     values = list(section.scenarios) or by_count(positives["scenario"])
     if own_config.MEAN in values:
         raise ValueError(
-            f"column {section.scenario!r}: expected no scenario {own_config.MEAN!r}, which "
-            "results call the mean over scenarios; rename it in the log, or leave it out of "
+            f"{source}: column {section.scenario!r}: expected no scenario {own_config.MEAN!r}, "
+            "which results call the mean over scenarios; rename it in the log, or leave it out of "
             "data.scenarios"
         )
     if not section.least_positives:

@@ -89,10 +89,11 @@ def by_day(days: Sequence[datetime.date], section: schema.DataConfig, clock: clo
     with_rows = {day for day in with_rows if day <= last}
     first, held_out = min(with_rows, default=last), section.validation_days + section.test_days
     number = last - first + 1 if with_rows else 0
+    span = f" ({_iso(first)} to {_iso(last)})" if with_rows else ""
     if section.validation_days < 1 or section.test_days < 1 or number <= held_out:
         raise ValueError(
             f"data.validation_days, data.test_days: expected at least 1 each and fewer than the "
-            f"{number} days that the log has after data.drop_last_days="
+            f"{number} days that the log has{span} after data.drop_last_days="
             f"{section.drop_last_days}, got {section.validation_days} + {section.test_days}; "
             "add log files or hold out fewer days"
         )
@@ -207,8 +208,10 @@ def count(
     }
 
 
-def check(counts: dict[str, dict[str, int]], rule: Split) -> None:
+def check(counts: dict[str, dict[str, int]], rule: Split, hint: str = "") -> None:
     """Refuses a split without positives, and a scenario without training positives or a query.
+
+    Messages end with `hint`.
 
     Raises:
       ValueError: Naming the split or the scenario.
@@ -221,12 +224,13 @@ def check(counts: dict[str, dict[str, int]], rule: Split) -> None:
                 f"split {split!r}{_span(rule, split)}: expected at least one positive, got none"
                 f"{_have_rows(rule, split)}; "
                 + _mend(rule, "add log files or change data.validation_days, data.test_days")
+                + hint
             )
     named = counts["train"]
     if empty := [name for name, number in named.items() if not number]:
         raise ValueError(
             f"{_scenarios(empty)}: expected at least one training positive"
-            f"{_span(rule, 'train')}, got none; add log files or leave {_them(empty)} out"
+            f"{_span(rule, 'train')}, got none; add log files or leave {_them(empty)} out{hint}"
         )
     for split in store_lib.SPLITS:
         queries = counts[f"{split}_queries"]
@@ -241,7 +245,7 @@ def check(counts: dict[str, dict[str, int]], rule: Split) -> None:
                 )
             raise ValueError(
                 f"{_scenarios(empty)}: expected at least one {split} query (a user with a "
-                f"positive not clicked before), got none; {mend} or leave {_them(empty)} out"
+                f"positive not clicked before), got none; {mend} or leave {_them(empty)} out{hint}"
             )
 
 
@@ -278,8 +282,8 @@ def name_days(described: dict[str, dict[str, Any]], rule: Split) -> str:
             number = entry.get("days_with_rows", len(days))
             have = f" ({len(days):,} days, {number:,} with rows)"
         parts.append(f"{split} {days[0]} to {days[-1]}{have}")
-    clock = f"days of {rule.clock}" if isinstance(rule, ByDay) else "split"
-    return f"{clock}: {', '.join(parts)}"
+    rule_name = "" if isinstance(rule, ByDay) else "leave one out, "
+    return f"{rule_name}days of {rule.clock}: {', '.join(parts)}"
 
 
 def _scenarios(names: list[str]) -> str:

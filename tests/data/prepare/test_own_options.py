@@ -138,7 +138,7 @@ def test_rare_scenarios_are_left_out_or_merged(rule, scenarios, positives, shown
 
 def test_no_scenario_is_called_as_the_mean_is(tmp_path):
     log = log_of(pages=("home", "macro"))
-    with pytest.raises(ValueError, match="column 'page': expected no scenario 'macro'"):
+    with pytest.raises(ValueError, match=r"log\.parquet: column 'page': expected no scenario 'ma"):
         prepare(tmp_path, log)
     with pytest.raises(ValueError, match=r"data\.scenarios: expected another name than 'macro'"):
         prepare(tmp_path, log, scenarios=("home", "macro"))
@@ -155,14 +155,61 @@ def late(year):
     return int(datetime.datetime(year, 1, 5, tzinfo=datetime.UTC).timestamp())
 
 
-def test_one_row_of_another_year_does_not_become_the_test_day(tmp_path):
-    one = pl.DataFrame([("u0", "x1", late(2037), "home")], log_of().columns, orient="row")
-    log = pl.concat([log_of(), one])
-    with pytest.raises(
-        ValueError,
-        match=r"row 81, column 'time': expected a time near the others, got the day 2037-01-05, "
-        r"4,623 days after 2024-05-10; .*data\.test_days",
-    ):
+def with_rows(*seconds):
+    """The log, and further rows of one user with an item each."""
+    rows = [("u0", f"x{i}", second, "home") for i, second in enumerate(seconds)]
+    return pl.concat([log_of(), pl.DataFrame(rows, log_of().columns, orient="row")])
+
+
+LATE = "2037-01-05, 4,623 days after 2024-05-10"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fields", "match"),
+    [
+        (
+            [late(2037)],
+            {},
+            rf"expected a time near the others, got the day {LATE}; .*data\.test_days",
+        ),
+        (
+            [late(2037)],
+            {"drop_last_days": 1},
+            f"expected a time near the others, got the day {LATE}",
+        ),
+        # More rows than one look like days, which hold no query of each scenario.
+        ([late(2037), late(2037) + 5 * DAY_S], {}, f"is of {LATE}: correct it"),
+        ([late(2037) + d * DAY_S for d in range(3)], {}, f"is of {LATE}: correct it"),
+        ([SECOND + 60 * DAY_S], {}, "is of 2024-06-30, 51 days after 2024-05-10: correct it"),
+    ],
+)
+def test_one_row_of_another_year_does_not_become_the_test_day(tmp_path, seconds, fields, match):
+    with pytest.raises(ValueError, match=rf"log\.parquet: row 81, column 'time'.* {match}"):
+        prepare(tmp_path, with_rows(*seconds), **fields)
+
+
+def test_days_after_a_gap_may_be_dropped(tmp_path):
+    store = prepare(tmp_path, with_rows(SECOND + 110 * DAY_S), drop_last_days=101)
+    assert store.manifest["split"]["test"]["days"] == ["2024-05-10"]
+
+
+def test_a_late_row_that_leave_one_out_tests_is_told_and_the_days_are_named(tmp_path, capsys):
+    log = log_of(pages=("home",))
+    late_row = with_rows(late(2037)).tail(1)
+    prepare(tmp_path, pl.concat([log, late_row]), split="leave_one_out")
+    shown = capsys.readouterr().out
+    assert f"log.parquet: row 41, column 'time' is of {LATE}: correct it if it is wrong" in shown
+    assert "leave one out, days of UTC+0 h: train 2024-05-01 to 2024-05-09, validation " in shown
+    # Logs of few days far apart are no mistake.
+    sparse = log.with_columns(time=SECOND + (pl.col("time") - SECOND) * 100)
+    prepare(tmp_path, sparse, split="leave_one_out")
+    assert "correct it" not in capsys.readouterr().out
+
+
+def test_times_that_count_from_another_moment_are_named_with_their_row(tmp_path):
+    log = log_of().with_columns(time=pl.col("time") - SECOND + 5)
+    match = r"log\.parquet: row 1, column 'time': expected a time after 1970-01-01, got 5; .* 1970"
+    with pytest.raises(ValueError, match=match):
         prepare(tmp_path, log)
 
 

@@ -190,10 +190,23 @@ def test_a_pipe_a_loop_and_a_folder_are_refused_at_once(tmp_path, where):
         own_files.find(section)
 
 
-@pytest.mark.parametrize("pattern", ["", "/etc/log.csv"])
-def test_patterns_are_below_the_folder(tmp_path, pattern):
-    section = custom.CustomConfig(**FIELDS, raw_dir=str(tmp_path), log_files=(pattern,))
-    with pytest.raises(ValueError, match=r"data\.log_files: expected names or patterns below"):
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        (
+            {"log_files": ("",)},
+            r"log_files: expected names or patterns below data\.raw_dir, got ''$",
+        ),
+        ({"log_files": ("/etc/log.csv",)}, r"log_files: expected names or patterns below"),
+        ({"log_files": ("a**",)}, r"log_files: expected names or patterns .* got 'a\*\*': Invalid"),
+        ({"log_files": ("a" * 300,)}, r"log_files: .* got 'a{77}\.\.\.': File name too long$"),
+        ({"users_file": "a" * 300}, r"users_file: expected names below .*: File name too long$"),
+    ],
+)
+def test_what_is_no_name_or_pattern_below_the_folder_is_named(tmp_path, fields, match):
+    write(tmp_path, [GOOD])
+    section = custom.CustomConfig(**FIELDS, raw_dir=str(tmp_path), **fields)
+    with pytest.raises(ValueError, match=rf"^data\.{match}"):
         own_files.find(section)
 
 
