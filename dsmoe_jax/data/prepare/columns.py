@@ -295,26 +295,29 @@ def drop_values(frame: pl.DataFrame, null_values: Sequence[str]) -> pl.DataFrame
     return frame.with_columns(changed)
 
 
+def _is_whole(dtype: Any) -> bool:
+    return bool(dtype.is_integer() or (dtype.is_decimal() and dtype.scale == 0))
+
+
 def fits(dtype: Any, column: Column) -> bool:
     """Whether a typed column (of a Parquet file) can serve as `column`."""
     kind = column.kind
     if dtype == pl.Null:
         return True
-    whole = bool(dtype.is_integer() or (dtype.is_decimal() and dtype.scale == 0))
     # Ids, categories and times all have one text each; real numbers have several.
     texts = (pl.String, pl.Categorical, pl.Enum, pl.Boolean)
-    is_text = bool(dtype in texts or whole or dtype.is_temporal())
+    is_text = bool(dtype in texts or _is_whole(dtype) or dtype.is_temporal())
     if kind == "str":
         return is_text
     if kind == "list":
         inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else dtype
-        return bool(inner == pl.Null or inner in texts or inner.is_integer())
+        return bool(inner == pl.Null or inner in texts or _is_whole(inner))
     if kind == "label":
         return bool(is_text or dtype.is_numeric())
     if kind in ("time", "clock"):
         return bool(dtype == pl.String or dtype.is_numeric() or dtype in (pl.Date, pl.Datetime))
     if RAW_TYPE[kind] == pl.Int64:
-        return bool(whole or dtype == pl.Boolean)
+        return _is_whole(dtype) or bool(dtype == pl.Boolean)
     return bool(dtype.is_numeric())
 
 

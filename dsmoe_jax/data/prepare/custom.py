@@ -100,7 +100,9 @@ class CustomConfig(own_config.LogConfig):
         table = read.read(path, wanted, self.form(f"{side}s"))
         columns.check_unique(path, table, key)
         return table.with_columns(
-            tags.split(path, table, name, self.bag_separator, self.bag_limit).alias(name)
+            tags.split(
+                path, table, name, self.bag_separator, self.bag_limit, self.null_values
+            ).alias(name)
             for name in roles["bags"]
         )
 

@@ -53,13 +53,14 @@ class LogConfig(schema.DataConfig):
       user_log_dense, item_log_dense: Numeric columns >= 0, standardised after log(1 + x).
       user_bags, item_bags: Columns of several values joined by `bag_separator`.
       bag_separator: For instance "," or "|". Blanks around a value and empty values do not count;
-        a column whose cells are all lists in brackets, `[27, 9]` or `['a', 'b']`, is read as such.
+        a column whose cells are all lists in brackets, `[27, 9]`, `[27|9]` or `['a', 'b']`, is read
+        as such, split by the separator where it stands outside quotes and else by commas.
       bag_limit: The first values of a cell that are kept; 0 keeps all.
       separator: One character between cells; empty takes the comma, tab, semicolon or bar by which
         the header has the columns.
       encoding: Of the text files, such as "latin-1" or "cp1252".
-      null_values: Texts that mean an empty cell, such as ("NULL", "-999"), in every column that is
-        read, and the same numbers in Parquet files.
+      null_values: Texts that mean an empty cell or value of a list, such as ("NULL", "-999"), in
+        every column that is read, and the same numbers in Parquet files.
       log_columns, users_columns, items_columns: Names of all columns of text files that have no
         header, in their order; empty where the first line has them.
       users_key, items_key: Column of the ids in the users' and the items' table where it is called

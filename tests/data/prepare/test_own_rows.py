@@ -241,14 +241,37 @@ def test_tags_are_their_parts_however_they_are_joined(tmp_path, cells, form):
         (["['a' 'b']", "[None, nan, 'c']"], [["a", "b"], ["c"]]),
         (['["a, b", "c"]', "('d',)"], [["a, b", "c"], ["d"]]),
         (["[Official]", "rock|pop"], [["[Official]"], ["rock", "pop"]]),
+        (["[27|9]", "[3]", "[4, 5]"], [["27", "9"], ["3"], ["4", "5"]]),
+        (["['a|b'|\"c\"| d, e ]", "['a|b', 'c']"], [["a|b", "c", "d, e"], ["a|b", "c"]]),
+        (["array([1, 2])", "np.array([3, NULL], dtype=int64)"], [["1", "2"], ["3"]]),
+        (["a|-9", "NULL", "NULL|b"], [["a"], [], ["b"]]),
+        ([["-9", "a", None], ["NULL"]], [["a"], []]),
+        (['{"a: b",c}', "{12:30,13:00}", "{}"], [["a: b", "c"], ["12:30", "13:00"], []]),
     ],
 )
 def test_lists_in_brackets_are_read_where_all_cells_are_some(tmp_path, cells, expected):
     frame = pl.DataFrame({"tags": cells}).with_row_index(columns.ROW, 2)
-    assert tags.split(tmp_path, frame, "tags", "|", 0).to_list() == expected
+    found = tags.split(tmp_path, frame, "tags", "|", 0, ("NULL", "-9")).to_list()
+    assert found == expected
 
 
-@pytest.mark.parametrize("cell", ["[27, 9]", "[27]", "[[1], [2]]", "['a\\\\'b']"])
+@pytest.mark.parametrize("separator", ["::", ", ", "."])
+def test_a_separator_of_several_characters_joins_in_brackets(tmp_path, separator):
+    frame = pl.DataFrame({"tags": [f"[a{separator}b:c]", "['d']"]}).with_row_index(columns.ROW, 2)
+    assert tags.split(tmp_path, frame, "tags", separator, 0).to_list() == [["a", "b:c"], ["d"]]
+
+
+@pytest.mark.parametrize("cell", ["{'a': 1}", '{"a":1,"b":2}', "{1: 2}"])
+def test_dictionaries_are_refused(tmp_path, cell):
+    frame = pl.DataFrame({"tags": ["{b}", cell]}).with_row_index(columns.ROW, 2)
+    with pytest.raises(ValueError, match=r"row 3, column 'tags': expected a flat list, no dict"):
+        tags.split(tmp_path / "items.csv", frame, "tags", "|", 0)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["[27, 9]", "[27]", "[[1], [2]]", "['a\\\\'b']", "array([1, 2])", "set(['a'])"],
+)
 def test_lists_beside_other_cells_are_refused(tmp_path, cell):
     frame = pl.DataFrame({"tags": ["a|b", cell]}).with_row_index(columns.ROW, 2)
     with pytest.raises(ValueError, match=r"row 3, column 'tags': .*set data\.bag_separator"):

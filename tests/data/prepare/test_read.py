@@ -319,6 +319,27 @@ def test_parquet_values_of_one_text_each_can_be_read_as_text(tmp_path, values, t
 
 
 @pytest.mark.parametrize(
+    ("dtype", "texts"),
+    [
+        (pl.List(pl.Decimal(10, 0)), ["1", "2"]),
+        (pl.Array(pl.Int64, 2), ["1", "2"]),
+        (pl.List(pl.Decimal(10, 1)), None),
+    ],
+)
+def test_lists_of_whole_numbers_are_lists_of_texts(tmp_path, dtype, texts):
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"tags": pl.Series([[1, 2]], dtype=pl.List(pl.Int64)).cast(dtype)}).write_parquet(
+        path
+    )
+    column = [columns.Column("tags", "list")]
+    if texts:
+        assert read.read(path, column)["tags"].to_list() == [texts]
+        return
+    with pytest.raises(ValueError, match=r"'tags': expected text or a list of texts, got the type"):
+        read.read(path, column)
+
+
+@pytest.mark.parametrize(
     ("replaced", "message"),
     [
         ({"user": [1, 101]}, "row 2, column 'user': expected an integer from 0 to 100, got 101"),
