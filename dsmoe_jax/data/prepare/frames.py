@@ -40,10 +40,16 @@ def to_polars(frame: Frame, name: str, texts: Set[str | None]) -> pl.DataFrame:
                 return pl.read_parquet(path, glob=False, hive_partitioning=False)
             return _typed(read.read_texts(path, _FORM), texts)
         except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+            # Messages of a library have more lines, those of this package line ends in names.
+            own = isinstance(error, ValueError)
+            reason = str(error) if own else str(error).splitlines()[0]
             raise ValueError(
-                f"{name}: expected a CSV or Parquet file, got {path}: {str(error).splitlines()[0]}"
+                f"{name}: expected a CSV or Parquet file, got {path}: {reason}"
             ) from error
     if hasattr(frame, "columns") and hasattr(frame, "iloc"):
+        if not frame.columns.is_unique:
+            repeated = str(frame.columns[frame.columns.duplicated()][0])
+            raise ValueError(f"{name}: expected each column once, got {repeated!r} twice")
         return pl.DataFrame([_from_pandas(str(column), frame[column]) for column in frame.columns])
     raise ValueError(
         f"{name}: expected a polars or pandas frame or a path, got {type(frame).__name__}"

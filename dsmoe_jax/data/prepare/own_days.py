@@ -1,10 +1,12 @@
 """Days of an own log: one wrong time must not become the days that test.
 
-Owns that check. Does not own the split (`splits.py`).
+Owns these checks. Does not own the split (`splits.py`).
 """
 
 import datetime
 import itertools
+
+import polars as pl
 
 from dsmoe_jax import runlog
 from dsmoe_jax.data.prepare import own_config, own_rows
@@ -59,6 +61,39 @@ def _refuse(before: datetime.date, day: datetime.date, place: own_rows.Place) ->
         f"got the day {day}, {(day - before).days:,} days after {before}; correct the row, or set "
         "data.validation_days and data.test_days so that they hold the days between"
     )
+
+
+def without_far_times(
+    events: pl.DataFrame, needed: pl.Series, section: own_config.LogConfig
+) -> pl.DataFrame:
+    """A log with seconds, without the times of rows that are far from those that are needed.
+
+    Those are before or after a gap of more than 90 days, with no needed row beyond it, and must not
+    decide how many days there are.
+    """
+    day = events.select(section.clock.shown(pl.col(section.time)).dt.date()).to_series()
+    of_needed = day.filter(needed).drop_nulls()
+    if not len(of_needed):
+        return events
+    days = day.drop_nulls().unique().sort().to_list()
+    start, stop = days.index(of_needed.min()), days.index(of_needed.max())
+    longest = datetime.timedelta(days=_LONGEST_GAP)
+    while start > 0 and days[start] - days[start - 1] <= longest:
+        start -= 1
+    while stop + 1 < len(days) and days[stop + 1] - days[stop] <= longest:
+        stop += 1
+    for left_out, words, near in (
+        (days[:start], f"up to {days[start - 1]}", f"after them is {days[start]}"),
+        (days[stop + 1 :], f"from {days[min(stop + 1, len(days) - 1)]} on",
+         f"before them is {days[stop]}"),
+    ):  # fmt: skip
+        if left_out:
+            runlog.say(
+                f"log: {len(left_out)} days {words} are left out: they have no positive, and the "
+                f"day {near}"
+            )
+    far = ~day.is_between(days[start], days[stop])
+    return events.with_columns(pl.when(~far).then(pl.col(section.time)).alias(section.time))
 
 
 def explain(section: own_config.LogConfig, found: own_rows.Rows) -> str:

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dsmoe_jax import runlog
+from dsmoe_jax import runlog, terminal
 from dsmoe_jax.config import load
-from dsmoe_jax.data.prepare import clocks, custom, expressions, frames, own_rows, times
+from dsmoe_jax.data.prepare import clocks, custom, expressions, frames, own_days, own_rows, times
+from dsmoe_jax.data.prepare import columns as columns_lib
 
 _LOG = "log.parquet"
-# A character that no text of a list holds.
+# Of requests to what serves the model; a character that texts rarely hold.
 _SEPARATOR = "\x1f"
+# Whole numbers up to which each real one stands for one alone.
+_MOST_WHOLE = 2**53
 # The least number of each unit of a time that is taken for it: 1973 in milliseconds.
 _LEAST = {"ns": 10**17, "us": 10**14, "ms": 10**11, "s": 0}
 _SPLIT_SHARE, _MOST_DAYS = 10, 7
@@ -71,6 +74,7 @@ class Found:
     notes: tuple[str, ...]
 
 
+@terminal.errors_in_one_line()
 def infer(
     folder: pathlib.Path,
     log: frames.Frame,
@@ -112,6 +116,7 @@ def infer(
         and roles.scenario in tables["user"].columns
     )
     events, section = _normalise(events, roles, section)
+    events = own_days.without_far_times(events, _is_needed(events, section), section)
     events.write_parquet(folder / _LOG)
     positives = _positives(events, section, tables.get("user"))
     notes = _choose_split(positives, events, section)
@@ -123,6 +128,7 @@ def infer(
     return Found(section, positives.height, num_items, tuple(notes))
 
 
+@terminal.errors_in_one_line()
 def read_positives(log: frames.Frame, section: custom.CustomConfig) -> dict[str, np.ndarray]:
     """The positives of another log in the columns that a configuration names.
 
@@ -154,16 +160,18 @@ def _normalise(
     condition = expressions.parse_condition(positive)
     scenario = roles.scenario or own_rows.EVERYWHERE
     in_log = [] if section.scenario_in_users else [scenario]
+    ids = list(dict.fromkeys((roles.user, roles.item, *in_log)))
+    others = [roles.time, *([condition.column] if condition else [])]
+    _check_roles([roles.user, roles.item, *in_log], others)
     if roles.scenario is None:
         events = events.with_columns(pl.lit(scenario).alias(scenario))
-    wanted = [roles.user, roles.item, roles.time, *in_log]
-    wanted += [condition.column] if condition else []
+    wanted = list(dict.fromkeys((roles.user, roles.item, roles.time, *in_log, *others)))
     _check_columns(events, wanted, "log")
-    ids = [_as_id(events, name) for name in (roles.user, roles.item, *in_log)]
-    events = events.select(list(dict.fromkeys(wanted))).with_columns(
-        *ids, *truth, _seconds(events[roles.time], section.clock)
-    )
-    return events, dataclasses.replace(
+    if not events.height:
+        raise ValueError("log: expected at least one row, got none")
+    texts = [_as_id(events, name, "log") for name in ids]
+    events = events.select(wanted).with_columns(*texts, *truth)
+    section = dataclasses.replace(
         section,
         user_id=roles.user,
         item_id=roles.item,
@@ -172,6 +180,27 @@ def _normalise(
         scenario=scenario,
         positive=positive,
     )
+    needed = _is_needed(events, section)
+    return events.with_columns(_seconds(events[roles.time], section.clock, needed)), section
+
+
+def _is_needed(events: pl.DataFrame, section: custom.CustomConfig) -> pl.Series:
+    """Of each row, whether it is a positive of a scenario, so that its time has to be one."""
+    condition = expressions.parse_condition(section.positive)
+    needed = pl.Series([True]).new_from_index(0, events.height)
+    if condition:
+        needed = condition.holds(events[condition.column])
+    return needed if section.scenario_in_users else needed & events[section.scenario].is_not_null()
+
+
+def _check_roles(ids: list[str], others: list[str]) -> None:
+    """Refuses a column that is an id or scenario and something else, or the scenario of none."""
+    for name in others:
+        if name in ids or others.count(name) > 1:
+            raise ValueError(f"log: expected column {name!r} in one role, got it in two")
+    if own_rows.EVERYWHERE in ids[:2]:
+        name = own_rows.EVERYWHERE
+        raise ValueError(f"log: expected another name than {name!r} for a column of ids; rename it")
 
 
 def _texts(roles: Roles) -> set[str | None]:
@@ -193,16 +222,36 @@ def _check_columns(frame: pl.DataFrame, wanted: Any, name: str) -> None:
             )
 
 
-def _as_id(frame: pl.DataFrame, column: str) -> pl.Expr:
-    """Text; whole numbers that missing cells made real ones are written as they were."""
-    value = pl.col(column)
-    if frame[column].dtype.is_float():
+def _as_id(frame: pl.DataFrame, column: str, name: str) -> pl.Expr:
+    """Text; whole numbers that missing cells made real ones are written as they were.
+
+    Raises:
+      ValueError: On fractions, real numbers beyond 2**53, which stand for several whole ones, and
+        types without one text for each value.
+    """
+    value, cells = pl.col(column), frame[column]
+    if cells.dtype.is_float():
+        known = cells.fill_nan(None)
+        wrong = ((known != known.floor()) | (known.abs() > _MOST_WHOLE)).arg_true()
+        if len(wrong):
+            raise ValueError(
+                f"{name}: row {wrong[0] + 1}, column {column!r}: expected a whole number up to "
+                f"2**53 or text as an id, got {cells[wrong[0]]!r}; write integers or texts"
+            )
         value = value.cast(pl.Int64, strict=False)
+    elif not columns_lib.fits(cells.dtype, columns_lib.Column(column, "str")):
+        raise ValueError(
+            f"{name}: column {column!r}: expected whole numbers or text as ids, got {cells.dtype}; "
+            "write integers or texts"
+        )
     return value.cast(pl.String)
 
 
-def _seconds(cells: pl.Series, clock: clocks.Clock) -> pl.Series:
-    """Unix seconds of a column of the log; text without a zone is on the clock."""
+def _seconds(cells: pl.Series, clock: clocks.Clock, needed: pl.Series) -> pl.Series:
+    """Unix seconds of a column of the log; text without a zone is on the clock.
+
+    Rows that are not needed may have none.
+    """
     unit = "iso"
     if cells.dtype.is_numeric():
         # One wrong time does not decide the unit of all others.
@@ -213,11 +262,12 @@ def _seconds(cells: pl.Series, clock: clocks.Clock) -> pl.Series:
     bad = 0
     if fits:
         seconds = times.to_seconds(cells, unit, clock)
-        if not seconds.null_count():
+        wrong = (seconds.is_null() & needed).arg_true()
+        if not len(wrong):
             if twice := times.count_twice(cells, seconds, unit, clock):
                 runlog.say(times.say_twice(twice, "rows", clock))
             return seconds.alias(cells.name)
-        bad = int(seconds.is_null().arg_true()[0])
+        bad = int(wrong[0])
     todo = times.mend(cells[bad], unit, clock, "")
     raise ValueError(
         f"log: row {bad + 1}, column {cells.name!r}: expected a date, text like "
@@ -235,17 +285,17 @@ def _write_table(
 ) -> pl.DataFrame:
     """The table as `custom` reads it; its roles are set in the section."""
     found: dict[str, list[str]] = {"sparse": [], "dense": [], "bags": []}
-    columns = [_as_id(table, name) for name in table.columns if name in left_out]
+    columns = [_as_id(table, name, f"{side}s") for name in table.columns if name in left_out]
     for name, dtype in table.schema.items():
         value = pl.col(name)
         if name in left_out:
             continue
-        if isinstance(dtype, pl.List):
-            role, texts = "bags", value.list.eval(pl.element().cast(pl.String))
-            value = texts.list.join(_SEPARATOR)
+        if isinstance(dtype, pl.List | pl.Array) and not dtype.inner.is_nested():
+            lists = value.arr.to_list() if isinstance(dtype, pl.Array) else value
+            role, value = "bags", lists.cast(pl.List(pl.String))
         elif dtype.is_numeric():
             role, value = "dense", value.cast(pl.Float64).fill_nan(None)
-        elif dtype.is_temporal():
+        elif dtype in (pl.Date, pl.Datetime):
             role, value = "dense", value.cast(pl.Datetime("us")).dt.epoch("s").cast(pl.Float64)
         elif dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean):
             role, value = "sparse", value.cast(pl.String)
@@ -292,7 +342,9 @@ def _choose_split(
     Raises:
       ValueError: When the log has fewer than three days.
     """
-    day = events.select(_day(section)).to_series()
+    day = events.select(_day(section)).to_series().drop_nulls()
+    if not len(day):
+        raise ValueError(f"log: expected a row with a time in column {section.time!r}, got none")
     first, last = int(str(day.min())), int(str(day.max()))
     if (number := last - first + 1) < 3:
         raise ValueError(
@@ -321,7 +373,7 @@ def _choose_split(
     if without and len(evaluable[chosen]):
         kept = positives.filter(pl.col("scenario").is_in(evaluable[chosen].implode()))
         section.scenarios = tuple(own_rows.by_count(kept["scenario"]))
-        notes.append(f"scenarios left out, with too few positives: {', '.join(without)}")
+        notes.append(f"scenarios left out, with too few positives: {terminal.some(without)}")
     return notes
 
 

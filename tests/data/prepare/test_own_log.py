@@ -177,6 +177,17 @@ def test_a_scenario_that_cannot_be_evaluated_is_left_out_and_said_so(tmp_path):
          "expected a date, text like 2024-05-01T12:30:00 or a number since 1970, got 'soon'"),
         (lambda log: log.head(12), "log: expected at least 3 days, one each to train, validate and "
          "test, got 2"),
+        (lambda log: log.clear(), "log: expected at least one row, got none"),
+        (lambda log: log.with_columns(item_id=pl.col("user_id") + 0.5), "log: row 1, column "
+         "'item_id': expected a whole number up to 2**53 or text as an id, got 0.5; write "),
+        (lambda log: log.with_columns(user_id=pl.lit(2.0**60)), "log: row 1, column 'user_id': "
+         "expected a whole number up to 2**53 or text as an id, got 1.1529"),
+        (lambda log: log.with_columns(user_id=pl.concat_list("user_id")), "log: column 'user_id': "
+         "expected whole numbers or text as ids, got List(Int64); write integers or texts"),
+        (lambda log: pd.DataFrame([[1, 2]], columns=["a", "a"]), "log: expected each column once, "
+         "got 'a' twice"),
+        (lambda log: "no\nwhere.csv", "log: expected a CSV or Parquet file, got no\\nwhere.csv: "
+         "no\\nwhere.csv: expected a file, found none"),
         (lambda log: log.to_dicts(), "log: expected a polars or pandas frame or a path, got list"),
         (lambda log: "nowhere.csv", "log: expected a CSV or Parquet file, got nowhere.csv: "),
     ],
@@ -214,8 +225,72 @@ def test_a_named_pipe_is_refused_at_once(tmp_path):
         infer(tmp_path, tmp_path / "log.csv")
 
 
-def test_a_type_without_a_role_is_named(tmp_path):
-    users = pl.DataFrame({"user_id": range(6), "place": [{"x": 1}] * 6})
+LEFT_OUT = [(None, "i", None, "a"), ("u", None, "soon", None), ("u", "i", "", "b")]
+
+
+@pytest.mark.parametrize("year", [1971, None, 2037])
+def test_rows_that_are_no_positives_need_nothing_and_decide_no_day(tmp_path, capsys, year):
+    log = log_of().with_columns(pl.col("timestamp", "user_id").cast(pl.String))
+    stray = [("u", "i", str(int((year - 1970) * 365.25 * DAY_S)), "a")] if year else LEFT_OUT
+    extra = pl.DataFrame(stray, log.columns, orient="row")
+    log = pl.concat([log.with_columns(kind=pl.lit("buy")), extra.with_columns(kind=pl.lit("v"))])
+    if year:
+        log = log.with_columns(pl.col("timestamp").cast(pl.Int64))
+    else:
+        clock = pl.from_epoch(pl.col("timestamp").cast(pl.Int64, strict=False))
+        text = clock.dt.to_string("%Y-%m-%d %H:%M:%S")
+        log = log.with_columns(timestamp=pl.coalesce(text, "timestamp"))
+    found = infer(tmp_path, log, positive="kind == buy")
+    assert found.num_positives == 120 and " 20 days, 20 with rows" in found.notes[0]
+    told = "log: 1 days " + ("up to 19" if year == 1971 else "from 2036-12-31 on")
+    assert (told in capsys.readouterr().out) == (year is not None)
+    split = prepared(tmp_path, found).manifest["split"]
+    assert sum(entry["examples"] for entry in split.values()) == 120
+
+
+def test_a_positive_without_a_time_is_named(tmp_path):
+    log = log_of().with_columns(timestamp=pl.col("timestamp").replace(START_S + 3, None))
+    with pytest.raises(ValueError, match="log: row 4, column 'timestamp': expected a date"):
+        infer(tmp_path, log)
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        ({"time": "user_id"}, "log: expected column 'user_id' in one role, got it in two"),
+        ({"positive": "page == a"}, "log: expected column 'page' in one role, got it in two"),
+        ({"item": "everywhere", "scenario": None}, "log: expected another name than 'everywhere'"),
+    ],
+)
+def test_a_column_has_one_role(tmp_path, roles, message):
+    with pytest.raises(ValueError, match=message):
+        infer(tmp_path, log_of().with_columns(everywhere="item_id"), **roles)
+
+
+LISTS = {
+    "texts": (pl.Series([["a\x1fb", "[1, 2]"], None, []] * 40), ["[1, 2]", "a\x1fb"]),
+    "arrays": (pd.Series([np.array([27, 9]), np.array([3, 9])] * 60), ["27", "3", "9"]),
+    "decimals": (pl.Series([[1, 2], [2]] * 60, dtype=pl.List(pl.Decimal(9, 0))), ["1", "2"]),
+    "real": (pl.Series([[1.5, 2]] * 120, dtype=pl.Array(pl.Float32, 2)), ["1.5", "2.0"]),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_any_kind_are_bags(tmp_path, kind):
+    tags, expected = LISTS[kind]
+    frame = (pd if kind == "arrays" else pl).DataFrame(
+        {"item_id": log_of()["item_id"].to_list(), "tags": tags}
+    )
+    found = infer(tmp_path, log_of(), items=frame)
+    assert found.data.item_bags == ("tags",)
+    assert prepared(tmp_path, found).load("vocabulary_tags").tolist() == ["", *expected]
+
+
+@pytest.mark.parametrize(
+    "cells", [[{"x": 1}] * 6, [[[1]]] * 6, [datetime.timedelta(1)] * 6, [datetime.time(1)] * 6]
+)
+def test_a_type_without_a_role_is_named(tmp_path, cells):
+    users = pl.DataFrame({"user_id": range(6), "place": cells})
     with pytest.raises(ValueError, match="users: column 'place': expected text, numbers, dates"):
         infer(tmp_path, log_of(), users)
 
