@@ -19,12 +19,13 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps other runs out of a folder while the block runs.
 
     The system frees the lock when its process ends, however it ends: a killed run leaves a note
-    behind, and no lock.
+    behind, and no lock. A block that raises before it wrote anything leaves nothing.
 
     Raises:
       ValueError: When another run has it, with its process and host.
     """
     path = workdir / FILE
+    is_new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as file:
         try:
@@ -34,6 +35,8 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
                 f"{workdir}: another run works in this folder: {_describe(file.read())}; wait for "
                 "its end, end it, or choose another --workdir"
             ) from None
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise ValueError(f"{workdir}: another run that was refused has just left; try again")
         if left := file.read().strip("\0 \n"):
             runlog.say(
                 f"{workdir}: takes over from a run that did not end by itself, {_describe(left)}"
@@ -46,6 +49,10 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
         _write(file.fileno(), json.dumps(note))
         try:
             yield
+        except BaseException:
+            if is_new and [entry.name for entry in workdir.iterdir()] == [FILE]:
+                path.unlink()
+            raise
         finally:
             _write(file.fileno(), "")
 

@@ -104,7 +104,7 @@ def _begin(
     continue_from: pathlib.Path | None,
 ) -> None:
     """Refuses a run before it writes anything: of a folder in use, and of other fields."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(workdir_lib.make(workdir))
     stack.enter_context(lock.hold(workdir))
     continued, experiment = continuation.find(experiment, workdir, continue_from, given)
     unknown = sizes.unset(experiment, given) if experiment.by_size else ()

@@ -4,9 +4,10 @@ store/  store-<data hash>/  config.json  checkpoints/<stage>/  metrics.jsonl  te
 results.json  arrays.npz  figures/  bundle/  run.lock
 """
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dsmoe_jax import runlog
@@ -17,6 +18,21 @@ from dsmoe_jax.training import checkpoint
 CONFIG_FILE = "config.json"
 # Where a configuration keeps a hash of the rest.
 _OWN = "sha256"
+
+
+@contextlib.contextmanager
+def make(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes a run's folder; when the block raises, removes what was made, as far as it is empty."""
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        # The folder of a run that wrote something stays, and so do those above it.
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def store_folder(experiment: schema.Experiment, workdir: pathlib.Path) -> pathlib.Path:

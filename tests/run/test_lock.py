@@ -65,5 +65,27 @@ def test_a_half_written_note_locks_all_the_same(tmp_path, capsys):
 def test_a_run_that_fails_frees_its_folder(tmp_path):
     with pytest.raises(KeyError), lock.hold(tmp_path):
         raise KeyError
+    # It wrote nothing and leaves nothing; one that did, or a folder of runs before, keeps the file.
+    assert list(tmp_path.iterdir()) == []
     with lock.hold(tmp_path):
+        pass
+    with pytest.raises(KeyError), lock.hold(tmp_path):
+        raise KeyError
+    (tmp_path / lock.FILE).unlink()
+    with pytest.raises(KeyError), lock.hold(tmp_path):
+        (tmp_path / "config.json").touch()
+        raise KeyError
+    assert (tmp_path / lock.FILE).is_file()
+
+
+def test_a_lock_that_a_refused_run_took_away_is_none(tmp_path, monkeypatch):
+    taken = os.open
+
+    def open_late(path, *options):
+        descriptor = taken(path, *options)
+        (tmp_path / lock.FILE).unlink()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_late)
+    with pytest.raises(ValueError, match="try again"), lock.hold(tmp_path):
         pass

@@ -177,3 +177,11 @@ def test_a_second_run_in_a_workdir_is_refused_at_once(start, tmp_path):
     assert stages.done == []
     start(stages)
     assert stages.done == ["prepare", "student", "report", "export"]
+
+
+def test_a_first_run_that_is_refused_leaves_nothing(tmp_path):
+    experiment = load.load_config("kuairand:sample")
+    experiment.data.raw_dir = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"data\.raw_dir"):
+        run.run(experiment, tmp_path / "new" / "run", "prepare")
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,21 @@ def test_a_configuration_is_read_back(written, tmp_path):
     assert fingerprint.as_dict(found) == fingerprint.as_dict(written)
 
 
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
+    made, before = tmp_path / "a" / "b", tmp_path / "c"
+    before.mkdir()
+    for folder in (made, before / "d", before):
+        with pytest.raises(KeyError), workdir.make(folder):
+            raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["c"]
+    with pytest.raises(KeyError), workdir.make(made):
+        (made / "config.json").touch()
+        raise KeyError
+    with workdir.make(before / "d"):
+        pass
+    assert made.is_dir() and (before / "d").is_dir()
+
+
 def edit(change):
     def apply(content: bytes) -> bytes:
         record = json.loads(content)
