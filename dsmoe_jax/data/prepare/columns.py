@@ -100,6 +100,19 @@ class Column:
         return text + (" or nothing" if self.nullable else "")
 
 
+def check_name(where: str, name: str) -> None:
+    """Refuses what cannot be the name of a column that is read.
+
+    Raises:
+      ValueError: On names of added columns, and those that are patterns to polars.
+    """
+    if name.startswith(OWN) or name == "*" or re.fullmatch(r"(?s)\^.*\$", name):
+        raise ValueError(
+            f"{where}: expected another name of a column than '*', '^...$' or one with a zero "
+            f"character, got {name!r}; rename the column"
+        )
+
+
 def error(
     path: pathlib.Path, row: int, column: str, expected: str, got: str, todo: str = CORRECT
 ) -> ValueError:

@@ -67,7 +67,7 @@ class Condition:
         compare: Any = _OPERATORS[self.operator]
         right = [cell for cell in close.to_list() if self._holds_exactly(cell, number)]
         found: pl.Series = compare(near, value) & (near != value)
-        found |= cells.is_in(pl.Series(right, dtype=cells.dtype))
+        found |= cells.is_in(pl.Series(right, dtype=cells.dtype).implode())
         if self.operator == "!=" and is_text:
             found |= near.is_null() & cells.is_not_null()
         return found.fill_null(False)

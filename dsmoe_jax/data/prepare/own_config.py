@@ -194,14 +194,11 @@ class LogConfig(schema.DataConfig):
             self._validate_side(side)
 
     def _validate_names(self, more: list[str]) -> None:
-        """Refuses names of columns that begin as those do that are added."""
+        """Refuses names of columns that the preparation has for its own, or that mean several."""
         named = [name for side in SIDES for names in self.roles(side).values() for name in names]
         named += [self.key_of(side) for side in SIDES] + more
         for name in (self.user_id, self.item_id, self.time, self.scenario, *named):
-            if name.startswith(columns.OWN):
-                raise ValueError(
-                    f"data: expected names of columns without a zero character, got {name!r}"
-                )
+            columns.check_name("data", name)
 
     def _validate_side(self, side: str) -> None:
         """Refuses columns without a file, and a column with two roles."""

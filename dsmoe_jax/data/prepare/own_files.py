@@ -108,8 +108,13 @@ def _expand(folder: pathlib.Path, pattern: str) -> Iterator[pathlib.Path]:
             continue
         for inside in sorted(path.rglob("*")):
             below = inside.relative_to(path).parts
-            if not inside.is_dir() and not any(part[0] in "._" for part in below):
+            if not inside.is_dir() and not any(map(_is_note, below)):
                 yield inside
+
+
+def _is_note(part: str) -> bool:
+    """Whether a part of a path is one of what wrote the log; a column may begin with a low line."""
+    return part[0] == "." or (part[0] == "_" and "=" not in part)
 
 
 def partitions(parts: Iterable[str]) -> dict[str, str | None]:

@@ -104,6 +104,8 @@ def infer(
     for side, frame, key in (("user", users, roles.user), ("item", items, roles.item)):
         if frame is not None:
             table = frames.to_polars(frame, f"{side}s", {key, roles.scenario})
+            for name in table.columns:
+                columns_lib.check_name(f"{side}s", name)
             _check_columns(table, (key,), f"{side}s")
             left_out = {key, roles.scenario if side == "user" else None}
             tables[side] = table = _write_table(table, key, left_out, section, side)
@@ -167,6 +169,8 @@ def _normalise(
         events = events.with_columns(pl.lit(scenario).alias(scenario))
     wanted = list(dict.fromkeys((roles.user, roles.item, roles.time, *in_log, *others)))
     _check_columns(events, wanted, "log")
+    for name in wanted:
+        columns_lib.check_name("log", name)
     if not events.height:
         raise ValueError("log: expected at least one row, got none")
     texts = [_as_id(events, name, "log") for name in ids]
