@@ -48,13 +48,19 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
         }
         _write(file.fileno(), json.dumps(note))
         try:
-            yield
-        except BaseException:
-            if is_new and [entry.name for entry in workdir.iterdir()] == [FILE]:
-                path.unlink()
-            raise
+            with contextlib.ExitStack() as failed:
+                if is_new:
+                    failed.callback(_remove, path)
+                yield
+                failed.pop_all()
         finally:
             _write(file.fileno(), "")
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a lock that is the only file of its folder."""
+    if [entry.name for entry in path.parent.iterdir()] == [path.name]:
+        path.unlink()
 
 
 def check_free(workdir: pathlib.Path) -> None:

@@ -25,14 +25,17 @@ def make(workdir: pathlib.Path) -> Iterator[None]:
     """Makes a run's folder; when the block raises, removes what was made, as far as it is empty."""
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
-    try:
+    with contextlib.ExitStack() as failed:
+        failed.callback(_remove_empty, made)
         yield
-    except BaseException:
-        # The folder of a run that wrote something stays, and so do those above it.
-        with contextlib.suppress(OSError):
-            for folder in made:
-                folder.rmdir()
-        raise
+        failed.pop_all()
+
+
+def _remove_empty(folders: list[pathlib.Path]) -> None:
+    """Removes folders, the innermost first, up to one that holds something."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def store_folder(experiment: schema.Experiment, workdir: pathlib.Path) -> pathlib.Path:
