@@ -70,7 +70,8 @@ def _is_own(error: BaseException) -> bool:
     """Whether a module of the package raised an error."""
     trace, name = error.__traceback__, ""
     while trace is not None:
-        trace, name = trace.tb_next, str(trace.tb_frame.f_globals.get("__name__"))
+        name = str(trace.tb_frame.f_globals.get("__name__"))
+        trace = trace.tb_next
     # JAX leaves out its own frames and says so in a note.
     return name.startswith(f"{__package__}.") and not getattr(error, "__notes__", ())
 

@@ -223,7 +223,7 @@ def systems_of(table: str, config: str) -> tuple[System, ...]:
             System(name, baseline.label, config, kind="scored")
             for name, baseline in catalogue.SYSTEMS.items()
         )
-        rows = {name: (name, methods[name], {}) for name in methods}
+        rows: dict[str, Change] = {name: (name, methods[name], {}) for name in methods}
         if is_plus:
             rows = {TAUGHT: (TAUGHT, f"{own.label}, taught", {}), **rows}
         found = (own, *_variants(config, rows))
