@@ -3,14 +3,15 @@
 Owns how a system's lists are made: a matcher embeds the corpus per scenario and is searched through
 an index; a ranker scores the catalogue by brute force. Which queries there are and how lists
 are evaluated is in `evaluation/protocol.py`. No parameter is trained here, and models run as in
-serving (`train=False`).
+serving (`train=False`). All processes make the lists together; each evaluates its own
+(`evaluation/shares.py`).
 
-Letters: Q queries of a split, B queries of a batch, V rows of the corpus (row 0 is padding),
-T retrieved list length, D tower output, G candidates of a chunk, Z devices, W rows of a device's
-shard.
+Letters: Q queries of a split, B queries of a batch, A those of this process, V rows of the corpus
+(row 0 is padding), T retrieved list length, D tower output, G candidates of a chunk, Z devices, W
+rows of a device's shard.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import flax.linen as nn
@@ -24,7 +25,7 @@ from dsmoe_jax import features, runlog
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import pipeline, statistics
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.evaluation import protocol
+from dsmoe_jax.evaluation import protocol, shares
 from dsmoe_jax.models.matching import two_tower
 from dsmoe_jax.models.ranking import ranker as ranker_lib
 from dsmoe_jax.retrieval import exact
@@ -126,7 +127,8 @@ class MatcherEvaluator(Evaluator[two_tower.Matcher]):
     ) -> protocol.Evaluation:
         """Evaluates the parameters on the given queries of a split."""
         frozen = self._know(frozen, split)
-        rules = protocol.Protocol(self._store, self._config, split)
+        share = shares.Share(self._batch_size)
+        rules = protocol.Protocol(self._store, self._config, split, share)
         groups = list(rules.group_by_scenario(query_Q, self._batch_size))
         index: index_lib.Index | None = None
         indexed = -1
@@ -136,13 +138,19 @@ class MatcherEvaluator(Evaluator[two_tower.Matcher]):
                 if index is None or (self._model.item_uses_scenario and scenario != indexed):
                     index, indexed = None, scenario  # frees the former index first
                     index = self._make_index(frozen, scenario)
-                pending.append((ids, *self._search(frozen, index, rules, ids)))
+                lists = self._search(frozen, index, rules, ids)
+                if jax.process_count() > 1:
+                    # The lists of other processes stay off this host.
+                    lists = tuple(part.addressable_data(0)[share.rows] for part in lists)
+                pending.append((ids, *lists))
                 # The host evaluates one batch while the devices search the next.
                 if len(pending) > 1:
-                    rules.add_lists(*pending.pop(0))
+                    with share:
+                        rules.add_lists(*pending.pop(0))
                 bar.update()
-            for lists in pending:
-                rules.add_lists(*lists)
+            for batch in pending:
+                with share:
+                    rules.add_lists(*batch)
         return rules.finish()
 
     def embed_corpus(self, frozen: train_state.Frozen, scenario: int) -> Float[jax.Array, "rows D"]:
@@ -168,7 +176,7 @@ class MatcherEvaluator(Evaluator[two_tower.Matcher]):
         index: index_lib.Index,
         rules: protocol.Protocol,
         ids: np.ndarray,
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Any, ...]:
         users, scenario_B = self._read_queries(rules.split, ids)
         query_BMD = self._embed_users(frozen, users, scenario_B)
         return index.search(query_BMD, rules.list_length(ids))
@@ -248,28 +256,23 @@ class RankerEvaluator(Evaluator[ranker_lib.Ranker]):
             logit_BXG = jax.lax.map(score_chunk, jnp.arange(0, V, G)).swapaxes(0, 1)
             return jnp.reshape(logit_BXG, (len(scenario_B), -1))[:, :V]
 
-        self._score = jax.jit(score, out_shardings=sharding.replicated(self._mesh))
+        self._score = jax.jit(score, out_shardings=sharding.by_rows(self._mesh))
 
     def __call__(
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
     ) -> protocol.Evaluation:
         """Evaluates the parameters on the given queries of a split, log-loss included."""
         frozen = self._know(frozen, split)
-
-        def scores(ids: np.ndarray) -> Any:
+        share = shares.Share(self._batch_size)
+        rules = protocol.Protocol(self._store, self._config, split, share)
+        for ids in _batches(split, query_Q, self._batch_size):
             users, scenario_B = self._read_queries(split, ids)
-            return self._score(frozen, self._corpus, users, scenario_B)
-
-        return evaluate_scores(
-            self._store,
-            self._config,
-            split,
-            query_Q,
-            scores,
-            batch_size=self._batch_size,
-            num_negatives=_NUM_NEGATIVES,
-            seed=self._seed,
-        )
+            score_BV = self._score(frozen, self._corpus, users, scenario_B)
+            with share:
+                score_AV = np.array(sharding.read_batch(score_BV))[: len(ids[share.rows])]
+                rules.add_log_loss(ids, score_AV, _NUM_NEGATIVES, self._seed)
+                rules.add_scores(ids, score_AV)
+        return rules.finish()
 
 
 def evaluate_scores(
@@ -285,6 +288,8 @@ def evaluate_scores(
 ) -> protocol.Evaluation:
     """Evaluates anything that scores the whole corpus.
 
+    Of several processes all call it: each scores whole batches and evaluates its rows of them.
+
     Args:
       store: The prepared data.
       config: Cut-offs, batch size and removal rule.
@@ -297,19 +302,17 @@ def evaluate_scores(
         their log-loss is evaluated.
       seed: Of the negatives, which are the same for every system.
     """
-    rules = protocol.Protocol(store, config, split)
     if batch_size is None:
         batch_size = fit_rows(store.spec.num_items, at_most=config.query_batch)
-    query_Q = np.sort(query_Q)
-    starts = range(0, len(query_Q), batch_size)
-    with _progress(f"evaluate {split}", len(starts)) as bar:
-        for start in starts:
-            ids = query_Q[start : start + batch_size]
-            score_BV = np.array(scores(ids))[: len(ids)]  # a copy: seen items are struck out
+    share = shares.Share(batch_size)
+    rules = protocol.Protocol(store, config, split, share)
+    for ids in _batches(split, query_Q, batch_size):
+        with share:
+            score_BV = np.asarray(scores(ids))[: len(ids)]
+            score_AV = np.array(score_BV[share.rows])  # a copy: seen items are struck out
             if num_negatives:
-                rules.add_log_loss(ids, score_BV, num_negatives, seed)
-            rules.add_scores(ids, score_BV)
-            bar.update()
+                rules.add_log_loss(ids, score_AV, num_negatives, seed)
+            rules.add_scores(ids, score_AV)
     return rules.finish()
 
 
@@ -320,6 +323,18 @@ def fit_rows(num_items: int, *, at_most: int) -> int:
 
 def _apply(model: nn.Module, frozen: train_state.Frozen, *args: Any, method: str) -> Any:
     return model.apply(frozen.variables, *args, train=False, method=method)
+
+
+def _batches(
+    split: str, query_Q: Int[np.ndarray, "Q"], batch_size: int
+) -> Iterator[Int[np.ndarray, "B"]]:
+    """Query ids in ascending order, under a progress bar."""
+    query_Q = np.sort(query_Q)
+    starts = range(0, len(query_Q), batch_size)
+    with _progress(f"evaluate {split}", len(starts)) as bar:
+        for start in starts:
+            yield query_Q[start : start + batch_size]
+            bar.update()
 
 
 # Shown on a terminal only, and by one process.

@@ -1,13 +1,15 @@
 """Evaluation protocol: which queries, what is removed, metrics per query.
 
 Owns the rules that hold for every system alike. Does not own the arithmetic of a metric
-(`metrics.py`), search (`retrieval/`) or how a system makes its lists (`evaluation/evaluators.py`).
+(`metrics.py`), search (`retrieval/`), how a system makes its lists (`evaluation/evaluators.py`) or
+which process evaluates which (`evaluation/shares.py`).
 
 A query is a (user, scenario) pair of a split with at least one relevant item; candidates are all
 items of the corpus, in every scenario.
 
-Letters: Q queries, B queries of a batch, S scenarios, V rows of the corpus (row 0 is padding),
-T retrieved list length, P relevant items of the batch, N negatives per relevant item.
+Letters: Q queries, B queries of a batch, A those of them that this process evaluates, all without
+others, S scenarios, V rows of the corpus (row 0 is padding), T retrieved list length, P relevant
+items of the batch, N negatives per relevant item.
 """
 
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from dsmoe_jax.config import schema
 from dsmoe_jax.data import statistics
 from dsmoe_jax.data import store as store_lib
-from dsmoe_jax.evaluation import metrics
+from dsmoe_jax.evaluation import metrics, shares
 from dsmoe_jax.retrieval import exact
 from dsmoe_jax.retrieval import index as index_lib
 
@@ -205,9 +207,19 @@ def read_removed(
 class Protocol:
     """Collects the lists of one system, batch by batch, and makes an `Evaluation`."""
 
-    def __init__(self, store: store_lib.Store, config: schema.EvalConfig, split: str):
-        """Opens the query table of a split, "validation" or "test"; ValueError on another."""
-        self.split = split
+    def __init__(
+        self,
+        store: store_lib.Store,
+        config: schema.EvalConfig,
+        split: str,
+        share: shares.Share | None = None,
+    ):
+        """Opens the query table of a split, "validation" or "test"; ValueError on another.
+
+        `share` is what this process evaluates, everything by default. Where it is a part, all
+        processes add lists of the same batches and call `finish`.
+        """
+        self.split, self._share = split, share or shares.Share()
         self._store, self._config = store, config
         self._length = max(config.k[-1], config.mrr_depth)
         self._table = store.queries(split)
@@ -242,20 +254,29 @@ class Protocol:
     def add_lists(
         self,
         query_B: Int[np.ndarray, "B"],
-        score_BT: Float[np.ndarray | jax.Array, "rows T"],
-        item_BT: Int[np.ndarray | jax.Array, "rows T"],
+        score_AT: Float[np.ndarray | jax.Array, "rows T"],
+        item_AT: Int[np.ndarray | jax.Array, "rows T"],
     ) -> None:
-        """Evaluates retrieved lists of at least `list_length` entries; rows past B are padding."""
-        _, item_BT = self.cut_lists(query_B, score_BT, item_BT)
-        relevant = metrics.take_rows(self._table.relevant, query_B)
-        relevant_B = np.diff(relevant.indptr)
-        hit_BT = metrics.find_members(item_BT, relevant)
-        part = {"query": query_B, "relevant": relevant_B}
+        """Evaluates retrieved lists of at least `list_length` entries.
+
+        The lists are those of this process's share of the batch; rows past A are padding.
+        """
+        own = self._share.rows
+        query_A = query_B[own]
+        _, item_AT = self.cut_lists(query_A, score_AT, item_AT)
+        relevant = metrics.take_rows(self._table.relevant, query_A)
+        relevant_A = np.diff(relevant.indptr)
+        hit_AT = metrics.find_members(item_AT, relevant)
+        # The last bit of a row's NDCG depends on the row's place among those it is computed with.
+        hit_BT = np.zeros((len(query_B), hit_AT.shape[1]), bool)
+        relevant_B = np.ones(len(query_B), relevant_A.dtype)
+        hit_BT[own], relevant_B[own] = hit_AT, relevant_A
+        part = {"query": query_A, "relevant": relevant_A}
         for cut in self._config.k:
-            part[f"hits@{cut}"] = metrics.hits_at_k(hit_BT, cut)
-            part[f"ndcg@{cut}"] = metrics.ndcg_at_k(hit_BT, relevant_B, cut)
+            part[f"hits@{cut}"] = metrics.hits_at_k(hit_AT, cut)
+            part[f"ndcg@{cut}"] = metrics.ndcg_at_k(hit_BT, relevant_B, cut)[own]
         if self._config.mrr_depth:
-            part["mrr"] = metrics.reciprocal_rank(hit_BT, self._config.mrr_depth)
+            part["mrr"] = metrics.reciprocal_rank(hit_AT, self._config.mrr_depth)
         self._parts.append(part)
 
     def cut_lists(
@@ -272,16 +293,16 @@ class Protocol:
         removed_BT = metrics.find_members(item_BT, metrics.take_rows(self._removed, query_B))
         return index_lib.drop(score_BT, item_BT, removed_BT, self._length)
 
-    def add_scores(self, query_B: Int[np.ndarray, "B"], score_BV: Float[np.ndarray, "B V"]) -> None:
-        """Evaluates scores of the whole corpus; writes -inf over removed items in `score_BV`."""
-        removed = metrics.take_rows(self._removed, query_B)
-        score_BV[metrics.row_of(removed), removed.items] = -np.inf
-        self.add_lists(query_B, *exact.top_k(score_BV, self._length))
+    def add_scores(self, query_B: Int[np.ndarray, "B"], score_AV: Float[np.ndarray, "A V"]) -> None:
+        """Evaluates scores of the whole corpus; writes -inf over removed items in `score_AV`."""
+        removed = metrics.take_rows(self._removed, query_B[self._share.rows])
+        score_AV[metrics.row_of(removed), removed.items] = -np.inf
+        self.add_lists(query_B, *exact.top_k(score_AV, self._length))
 
     def add_log_loss(
         self,
         query_B: Int[np.ndarray, "B"],
-        logit_BV: Float[np.ndarray, "B V"],
+        logit_AV: Float[np.ndarray, "A V"],
         num_negatives: int,
         seed: int,
     ) -> None:
@@ -296,27 +317,31 @@ class Protocol:
         )
         draw += draw >= np.asarray(table.items)[:, None]
         entry = store_lib.Ragged(table.indptr, np.arange(len(table.items)))
-        chosen = metrics.take_rows(entry, query_B)
+        chosen = metrics.take_rows(entry, query_B[self._share.rows])
         positive_P1 = np.asarray(table.items)[chosen.items][:, None]
         item_PG = np.concatenate([positive_P1, draw[chosen.items]], axis=1)
         row_P = metrics.row_of(chosen)
         label_PG = np.zeros(item_PG.shape, bool)
         label_PG[:, 0] = True
-        loss_P = metrics.log_loss(logit_BV[row_P[:, None], item_PG], label_PG).mean(axis=1)
-        sum_B = np.bincount(row_P, weights=loss_P, minlength=len(query_B))
-        self._losses.append(sum_B / np.diff(chosen.indptr))
+        loss_P = metrics.log_loss(logit_AV[row_P[:, None], item_PG], label_PG).mean(axis=1)
+        sum_A = np.bincount(row_P, weights=loss_P, minlength=len(chosen.indptr) - 1)
+        self._losses.append(sum_A / np.diff(chosen.indptr))
 
     def finish(self) -> Evaluation:
-        """The evaluation of everything added.
+        """The evaluation of everything added, by all processes.
 
         Raises:
-          ValueError: If nothing was.
+          ValueError: If nothing was, or another process could not evaluate its share.
         """
+        self._share.check(self.split)
         if not self._parts:
             raise ValueError(f"{self.split}: expected at least one query to evaluate, got none")
         column = {
             name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]
         }
+        if self._losses:
+            column["log_loss"] = np.concatenate(self._losses)
+        column = self._share.gather(column)
         order_Q = np.argsort(column["query"])
         column = {name: value_Q[order_Q] for name, value_Q in column.items()}
         store, query_Q = self._store, column["query"]
@@ -332,7 +357,7 @@ class Protocol:
             hits={k: column[f"hits@{k}"] for k in self._config.k},
             ndcg={k: column[f"ndcg@{k}"] for k in self._config.k},
             mrr_Q=column.get("mrr"),
-            log_loss_Q=np.concatenate(self._losses)[order_Q] if self._losses else None,
+            log_loss_Q=column.get("log_loss"),
             num_candidates=store.spec.num_items - 1,
             remove_seen=self._config.remove_seen,
         )

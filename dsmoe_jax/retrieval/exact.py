@@ -156,7 +156,7 @@ def _search(
         score_NT.reshape(Q, M, k), item_NT.reshape(Q, M, k).astype(jnp.int32), k
     )
     if mesh is not None:
-        # Every process of a run reads the lists whole.
+        # Every process reads the lists of its queries from a device of its own.
         whole = NamedSharding(mesh, PartitionSpec())
         score_QT, item_QT = jax.lax.with_sharding_constraint((score_QT, item_QT), whole)
     return score_QT, item_QT

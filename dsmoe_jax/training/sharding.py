@@ -136,6 +136,14 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(put, batch)
 
 
+def read_batch(array: jax.Array) -> np.ndarray:
+    """This process's slice of an array in the layout of `put_batch`, whose inverse it is."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
 def check_batch(mesh: Mesh, rows: int) -> None:
     """Refuses a process's slice of a batch that its devices do not divide.
 
