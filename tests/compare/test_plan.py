@@ -16,10 +16,14 @@ def names(jobs):
 
 def test_every_method_of_the_registry_is_a_row():
     others = {*registry.MATCHERS, "references", *catalogue.EXTERNAL} - {registry.PLUS_MATCHER}
-    for config, label in ((CONFIG, "DSMOE"), (f"{CONFIG},plus", "DSMOE beside FISM")):
+    for config, label, more in (
+        (CONFIG, "DSMOE", set()),
+        (f"{CONFIG},plus", "DSMOE beside FISM", {plan.TAUGHT}),
+    ):
         found = {row.name: row for row in plan.systems_of("table2", config)}
-        assert found.keys() == others
+        assert found.keys() == others | more
         assert found["dsmoe"].label == label
+    assert found[plan.TAUGHT].label == "DSMOE beside FISM, taught"
 
 
 def test_with_other_inputs_every_row_has_them_and_dsmoe_no_teacher():
