@@ -31,10 +31,21 @@ def quiet() -> Iterator[None]:
         logger.addFilter(_is_of_another)
         undo.callback(logger.removeFilter, _is_of_another)
         for module, name in hooks:
-            before = getattr(module, name)
-            undo.callback(setattr, module, name, before)
-            setattr(module, name, _but_for_theirs(before))
+            undo.callback(_set_back, module, name, getattr(module, name), _wrap(module, name))
         yield
+
+
+def _wrap(module: Any, name: str) -> Callable[..., None]:
+    """Puts a hook in place that is called as before but for their errors."""
+    hook = _but_for_theirs(getattr(module, name))
+    setattr(module, name, hook)
+    return hook
+
+
+def _set_back(module: Any, name: str, before: Any, own: Any) -> None:
+    # What took its place since stays, as that of a failed attempt.
+    if getattr(module, name) is own:
+        setattr(module, name, before)
 
 
 class Attempt:
@@ -66,7 +77,9 @@ class Attempt:
             traceback.clear_frames(error.__traceback__)
             error.__cause__ = error.__context__ = error.__traceback__ = None
             gc.collect()
-            return True
+        # Reads that were under way report to a loop that is closed, some only when all is said.
+        _wrap(sys, "unraisablehook")
+        return True
 
 
 def _is_of_another(record: logging.LogRecord) -> bool:
