@@ -101,6 +101,11 @@ def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) 
     return True if is_file and wanted == "unit" and kind_of(collection_path) != "unit" else None
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are numbered: those of an archive hold the time, and two processes would not agree."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Gives every test the marker of its file; the longest come first, so that none ends alone."""
     for item in items:
