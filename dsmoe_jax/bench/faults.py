@@ -21,12 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dsmoe_jax import main as command_line
 from dsmoe_jax.bench import malformed
-from dsmoe_jax.config import fingerprint, load
+from dsmoe_jax.config import fields, fingerprint, load
 from dsmoe_jax.run import results, run
 
 CONFIG = "kuairand:synthetic,dssm"
@@ -243,21 +243,41 @@ def damage(case: Case) -> Iterator[Trial]:
 def drift(case: Case) -> Iterator[Trial]:
     """Every field that decides numbers, changed on resume."""
     base = load.load_config(CONFIG, FIELDS)
-    flat, known = fingerprint.flatten(fingerprint.as_dict(base)), load.field_names(base)
-    names = [n for n, v in flat.items() if type(v) in (int, float) and n in known]
-    case.random.shuffle(names)
-    decides = fingerprint.of_stage(base, stage="student")
-    for name in names:
-        changed = copy.deepcopy(base)
-        load.override(changed, name, flat[name] + 1)
-        if fingerprint.of_stage(changed, stage="student") == decides:
-            continue
-        workdir = case.copy()
-        before = (workdir / "config.json").read_bytes()
-        end = case.again(workdir, **{name: flat[name] + 1})
-        if end == "refused" and (workdir / "config.json").read_bytes() != before:
-            end = "refused, but config.json is overwritten"
-        yield Trial(f"{name} changed", end)
+    known, decides = load.field_names(base), fingerprint.of_stage(base, stage="student")
+    found = [(name, own.metadata, v) for name, own, v in fields.walk(base) if name in known]
+    case.random.shuffle(found)
+    for name, stated, value in found:
+        for other in _others(stated, value):
+            changed = copy.deepcopy(base)
+            try:
+                load.override(changed, name, other)
+                changed.validate()
+            except (load.UsageError, ValueError):
+                continue
+            if fingerprint.of_stage(changed, stage="student") == decides:
+                continue
+            workdir = case.copy()
+            before = (workdir / "config.json").read_bytes()
+            end = case.again(workdir, **{name: other})
+            if end == "refused" and (workdir / "config.json").read_bytes() != before:
+                end = "refused, but config.json is overwritten"
+            yield Trial(f"{name} changed", end)
+            break
+
+
+def _others(stated: Mapping[str, Any], value: Any) -> list[Any]:
+    """Values that a field does not have; which of them are allowed is not known here."""
+    if "choices" in stated:
+        return [name for name in stated["choices"] if name != value]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int | float):
+        return [value + 1, value + 2, value / 2 if isinstance(value, float) else value - 1]
+    if isinstance(value, tuple | list):
+        return [(entry + 1, *value[1:]) for entry in value[:1] if not isinstance(entry, str)] + [
+            (*value, more) for more in (*value[-1:], 1, 1.0, "user_id")
+        ]
+    return [f"{value}x"] if isinstance(value, str) else []
 
 
 def two(case: Case) -> Iterator[Trial]:
