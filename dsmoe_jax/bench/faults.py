@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from dsmoe_jax import main as command_line
 from dsmoe_jax.bench import malformed
@@ -119,12 +120,13 @@ class Case:
 
     def again(self, workdir: pathlib.Path, **fields: Any) -> str:
         """Ends the command in this process, with other fields where there are any."""
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        with _kept_errors() as file, contextlib.redirect_stdout(io.StringIO()):
             status, error = _status(lambda: self._run(workdir, fields))
+            file.seek(0)
+            said = file.read()
         if error is not None:
             return f"a traceback: {error!r}"[:200]
-        return self.judge(workdir, status, said.getvalue())
+        return self._judge_said(workdir, status, said)
 
     def alone(self, workdir: pathlib.Path) -> str:
         """Ends the command in a process of its own, as the run was that nothing happened to.
@@ -133,10 +135,14 @@ class Case:
         """
         process = self.start(workdir)
         said, _ = process.communicate()
+        return self._judge_said(workdir, process.returncode, said)
+
+    def _judge_said(self, workdir: pathlib.Path, status: int, said: str) -> str:
         if "Traceback" in said:
             return f"a traceback: {said[-200:]!r}"
-        errors = said[said.index("error: ") :] if "error: " in said else said[-200:]
-        return self.judge(workdir, process.returncode, errors)
+        return self.judge(
+            workdir, status, said[said.index("error: ") :] if "error: " in said else said[-200:]
+        )
 
     def judge(self, workdir: pathlib.Path, status: int, said: str) -> str:
         """`equal` or `refused`, or what is wrong with an end."""
@@ -154,6 +160,18 @@ class Case:
     def _run(self, workdir: pathlib.Path, fields: dict[str, Any]) -> None:
         experiment = load.load_config(CONFIG, {**FIELDS, **fields})
         run.run(experiment, workdir, "all")
+
+
+@contextlib.contextmanager
+def _kept_errors() -> Iterator[TextIO]:
+    """The error stream as a file, with what libraries write there that opened it before."""
+    with tempfile.TemporaryFile("w+") as file, contextlib.ExitStack() as undo:
+        before = os.dup(2)
+        undo.callback(os.close, before)
+        os.dup2(file.fileno(), 2)
+        undo.callback(os.dup2, before, 2)
+        with contextlib.redirect_stderr(file):
+            yield file
 
 
 def _status(work: Callable[[], None]) -> tuple[int, BaseException | None]:

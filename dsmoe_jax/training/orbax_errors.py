@@ -22,14 +22,18 @@ import jax
 def quiet() -> Iterator[None]:
     """Keeps their errors from the console inside the block: who waits for the work gets them."""
     logger = logging.getLogger("absl")
+    # Stays: a task for whose end nobody waited is told of when Python collects it.
+    logging.getLogger("asyncio").addFilter(_is_task_of_another)
     hooks: list[tuple[Any, str]] = [
         (sys, "excepthook"),
         (sys, "unraisablehook"),
         (threading, "excepthook"),
     ]
     with contextlib.ExitStack() as undo:
-        logger.addFilter(_is_of_another)
-        undo.callback(logger.removeFilter, _is_of_another)
+        # A block inside another leaves the other's in place.
+        if _is_of_another not in logger.filters:
+            logger.addFilter(_is_of_another)
+            undo.callback(logger.removeFilter, _is_of_another)
         for module, name in hooks:
             undo.callback(_set_back, module, name, getattr(module, name), _wrap(module, name))
         yield
@@ -86,6 +90,10 @@ def _is_of_another(record: logging.LogRecord) -> bool:
     # That a folder is only read was asked for.
     is_told = record.levelno >= logging.ERROR or "read only" in record.getMessage()
     return not is_told or "orbax" not in record.pathname
+
+
+def _is_task_of_another(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.getMessage()
 
 
 def _but_for_theirs(hook: Callable[..., object]) -> Callable[..., None]:

@@ -1,5 +1,8 @@
 """The short form of the campaign, and that it tells a sound end from a fall."""
 
+import os
+import sys
+
 import pytest
 
 from dsmoe_jax.bench import faults
@@ -51,3 +54,11 @@ def test_falls_are_listed_under_the_table():
     lines = faults.describe(found)
     assert lines[1].split() == ["kill", "2", "1", "0", "1"]
     assert lines[2] == "  kill: SIGKILL: OTHER NUMBERS"
+
+
+def test_what_libraries_write_to_the_error_stream_is_kept():
+    with faults._kept_errors() as file:
+        os.write(2, b"by its number\n")
+        print("by its name", file=sys.stderr, flush=True)
+        file.seek(0)
+        assert file.read() == "by its number\nby its name\n"

@@ -1,7 +1,12 @@
 """Errors of Orbax: what is told once is not told again, however late."""
 
+import asyncio
+import gc
+import logging
 import sys
 import types
+
+import pytest
 
 from dsmoe_jax.training import orbax_errors
 
@@ -31,3 +36,44 @@ def test_where_nothing_fails_the_hooks_are_what_they_were():
     with orbax_errors.quiet(), orbax_errors.Attempt() as attempt:
         assert sys.unraisablehook is not before[0]
     assert not attempt.failure and (sys.unraisablehook, sys.excepthook) == before
+
+
+@pytest.fixture
+def own_filters(monkeypatch):
+    """Filters of loggers that last until the test ends."""
+    for name in ("absl", "asyncio"):
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
+
+
+def fail_unwatched(file):
+    """A task that fails, of a function in the file, for whose end nobody waits."""
+    names = {}
+    exec(compile("async def read():\n    raise ValueError('cut')", file, "exec"), names)
+
+    async def start():
+        task = asyncio.ensure_future(names["read"]())
+        await asyncio.sleep(0.01)
+        del task
+
+    asyncio.run(start())
+    gc.collect()
+
+
+def test_a_read_that_fails_beside_the_refused_one_says_nothing(own_filters, caplog):
+    with orbax_errors.Attempt():
+        raise ValueError("damaged")
+    fail_unwatched("/lib/orbax/reads.py")
+    assert caplog.messages == []
+    fail_unwatched("/lib/another/reads.py")
+    assert len(caplog.messages) == 1 and "never retrieved" in caplog.messages[0]
+
+
+def test_an_attempt_inside_a_quiet_block_leaves_it_quiet(own_filters, caplog):
+    record = logging.LogRecord("absl", logging.ERROR, "/lib/orbax/x.py", 1, "told", None, None)
+    with orbax_errors.quiet():
+        with orbax_errors.Attempt():
+            pass
+        logging.getLogger("absl").handle(record)
+        assert caplog.messages == []
+    logging.getLogger("absl").handle(record)
+    assert caplog.messages == ["told"]
