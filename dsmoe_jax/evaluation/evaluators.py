@@ -42,6 +42,8 @@ _SCORE_BYTES = 1 << 28
 _NUM_NEGATIVES = 4
 
 Model = TypeVar("Model", bound=nn.Module)
+# Scores and item ids [rows T].
+Lists = tuple[Any, ...]
 # Scores of every item for the queries with these ids (rows of the split's query table).
 Scores = Callable[[np.ndarray], np.ndarray | jax.Array]
 
@@ -80,31 +82,49 @@ class Evaluator(Generic[Model]):
         """Makes the functions."""
         raise NotImplementedError
 
-    def _know(self, frozen: train_state.Frozen, split: str) -> train_state.Frozen:
-        """The model with what is known when a split's queries are asked."""
+    def _begin(
+        self, frozen: train_state.Frozen, split: str, share: shares.Share
+    ) -> tuple[train_state.Frozen, protocol.Protocol]:
+        """The model with what is known when a split's queries are asked, and the protocol.
+
+        All processes have read what they need before the first program that they all run.
+        """
+        values: dict[str, np.ndarray] = {}
+        with share:
+            rules = protocol.Protocol(self._store, self._config, split, share)
+            if self._changing and split not in self._constants:
+                values = statistics.make_constants(self._store, self._changing, split)
+        share.check(split)
         if not self._changing:
-            return frozen
-        if split not in self._constants:
-            values = statistics.make_constants(self._store, self._changing, split)
+            return frozen, rules
+        if values:
             self._constants[split] = sharding.put_replicated(self._mesh, values)
         constants = {**frozen.model_state["constants"], **self._constants[split]}
-        return frozen._replace(model_state={**frozen.model_state, "constants": constants})
+        known = frozen._replace(model_state={**frozen.model_state, "constants": constants})
+        return known, rules
 
-    def _read_queries(self, split: str, ids: np.ndarray) -> tuple[batch_lib.Users, jax.Array]:
-        """Users and scenarios of one batch of queries, of which each process reads its slice."""
-        batches = pipeline.query_batches(
-            self._store,
-            self._spec,
-            split,
-            ids,
-            self._batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        batch = next(batches)
-        placed: tuple[batch_lib.Users, jax.Array] = sharding.put_batch(
-            self._mesh, (batch.users, batch.scenario_Q)
-        )
+    def _read_queries(
+        self, split: str, ids: np.ndarray, share: shares.Share
+    ) -> tuple[batch_lib.Users, jax.Array]:
+        """Users and scenarios of one batch of queries, of which each process reads its slice.
+
+        A process that cannot read them gives zeros: the others wait for it in the next program.
+        """
+        read: tuple[batch_lib.Users, Any] | None = None
+        with share:
+            batches = pipeline.query_batches(
+                self._store,
+                self._spec,
+                split,
+                ids,
+                self._batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            batch = next(batches)
+            read = batch.users, batch.scenario_Q
+        read = read or _make_zeros(self._spec, self._batch_size // jax.process_count())
+        placed: tuple[batch_lib.Users, jax.Array] = sharding.put_batch(self._mesh, read)
         return placed
 
 
@@ -126,31 +146,32 @@ class MatcherEvaluator(Evaluator[two_tower.Matcher]):
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
     ) -> protocol.Evaluation:
         """Evaluates the parameters on the given queries of a split."""
-        frozen = self._know(frozen, split)
-        share = shares.Share(self._batch_size)
-        rules = protocol.Protocol(self._store, self._config, split, share)
+        # FAISS searches on every host by itself, so that whole batches are searched in turns.
+        share = shares.Share(self._batch_size, whole_batches=self._config.backend == "faiss")
+        frozen, rules = self._begin(frozen, split, share)
         groups = list(rules.group_by_scenario(query_Q, self._batch_size))
         index: index_lib.Index | None = None
         indexed = -1
+
+        def add(number: int, ids: np.ndarray, lists: Lists) -> None:
+            with share:
+                share.turn_to(number)
+                rules.add_lists(ids, *lists)
+
         with _progress(f"evaluate {split}", len(groups)) as bar:
-            pending: list[tuple[np.ndarray, Any, Any]] = []
-            for scenario, ids in groups:
-                if index is None or (self._model.item_uses_scenario and scenario != indexed):
+            pending: list[tuple[int, np.ndarray, Lists]] = []
+            for number, (scenario, ids) in enumerate(groups):
+                if indexed < 0 or (self._model.item_uses_scenario and scenario != indexed):
                     index, indexed = None, scenario  # frees the former index first
-                    index = self._make_index(frozen, scenario)
-                lists = self._search(frozen, index, rules, ids)
-                if jax.process_count() > 1:
-                    # The lists of other processes stay off this host.
-                    lists = tuple(part.addressable_data(0)[share.rows] for part in lists)
-                pending.append((ids, *lists))
+                    index = self._make_index(frozen, scenario, share)
+                share.turn_to(number)
+                pending.append((number, ids, self._search(frozen, index, rules, ids, share)))
                 # The host evaluates one batch while the devices search the next.
                 if len(pending) > 1:
-                    with share:
-                        rules.add_lists(*pending.pop(0))
+                    add(*pending.pop(0))
                 bar.update()
             for batch in pending:
-                with share:
-                    rules.add_lists(*batch)
+                add(*batch)
         return rules.finish()
 
     def embed_corpus(self, frozen: train_state.Frozen, scenario: int) -> Float[jax.Array, "rows D"]:
@@ -162,24 +183,44 @@ class MatcherEvaluator(Evaluator[two_tower.Matcher]):
         """`embed_corpus`, lowered for arrays, or their shapes, in their layout: to look at."""
         return self._embed_corpus.lower(frozen, self._corpus, jnp.int32(0))
 
-    def _make_index(self, frozen: train_state.Frozen, scenario: int) -> index_lib.Index:
+    def _make_index(
+        self, frozen: train_state.Frozen, scenario: int, share: shares.Share
+    ) -> index_lib.Index | None:
+        """The index of a scenario; none where this process could not make its own."""
         item_VD = self.embed_corpus(frozen, scenario)
-        if self._config.backend == "faiss":
+        if self._config.backend != "faiss":
+            return exact.ExactIndex(item_VD, num_rows=self._spec.num_items, mesh=self._mesh)
+        index: index_lib.Index | None = None
+        with share:
             from dsmoe_jax.retrieval import faiss_index  # an optional extra
 
-            return faiss_index.FaissIndex(np.asarray(item_VD)[: self._spec.num_items])
-        return exact.ExactIndex(item_VD, num_rows=self._spec.num_items, mesh=self._mesh)
+            index = faiss_index.FaissIndex(np.asarray(item_VD)[: self._spec.num_items])
+        return index
 
     def _search(
         self,
         frozen: train_state.Frozen,
-        index: index_lib.Index,
+        index: index_lib.Index | None,
         rules: protocol.Protocol,
         ids: np.ndarray,
-    ) -> tuple[Any, ...]:
-        users, scenario_B = self._read_queries(rules.split, ids)
+        share: shares.Share,
+    ) -> Lists:
+        """The lists of this process's rows of a batch."""
+        users, scenario_B = self._read_queries(rules.split, ids, share)
         query_BMD = self._embed_users(frozen, users, scenario_B)
-        return index.search(query_BMD, rules.list_length(ids))
+        k = rules.list_length(ids)
+        if self._config.backend == "faiss":
+            lists: Lists = (np.zeros((0, k), np.float32), np.zeros((0, k), np.int32))
+            with share:
+                if index is not None and len(ids[share.rows]):
+                    lists = index.search(query_BMD, k)
+            return lists
+        assert index is not None
+        found: Lists = index.search(query_BMD, k)
+        if jax.process_count() > 1:
+            # The lists of other processes stay off this host.
+            found = tuple(part.addressable_data(0)[share.rows] for part in found)
+        return found
 
     def _trace_corpus(
         self, frozen: train_state.Frozen, corpus: batch_lib.Items, scenario: jax.Array
@@ -262,11 +303,10 @@ class RankerEvaluator(Evaluator[ranker_lib.Ranker]):
         self, frozen: train_state.Frozen, split: str, query_Q: Int[np.ndarray, "Q"]
     ) -> protocol.Evaluation:
         """Evaluates the parameters on the given queries of a split, log-loss included."""
-        frozen = self._know(frozen, split)
         share = shares.Share(self._batch_size)
-        rules = protocol.Protocol(self._store, self._config, split, share)
+        frozen, rules = self._begin(frozen, split, share)
         for ids in _batches(split, query_Q, self._batch_size):
-            users, scenario_B = self._read_queries(split, ids)
+            users, scenario_B = self._read_queries(split, ids, share)
             score_BV = self._score(frozen, self._corpus, users, scenario_B)
             with share:
                 score_AV = np.array(sharding.read_batch(score_BV))[: len(ids[share.rows])]
@@ -288,7 +328,7 @@ def evaluate_scores(
 ) -> protocol.Evaluation:
     """Evaluates anything that scores the whole corpus.
 
-    Of several processes all call it: each scores whole batches and evaluates its rows of them.
+    Of several processes all call it: they score and evaluate whole batches in turns.
 
     Args:
       store: The prepared data.
@@ -304,12 +344,18 @@ def evaluate_scores(
     """
     if batch_size is None:
         batch_size = fit_rows(store.spec.num_items, at_most=config.query_batch)
-    share = shares.Share(batch_size)
-    rules = protocol.Protocol(store, config, split, share)
-    for ids in _batches(split, query_Q, batch_size):
+    share = shares.Share(batch_size, whole_batches=True)
+    with share:
+        rules = protocol.Protocol(store, config, split, share)
+    share.check(split)
+    for number, ids in enumerate(_batches(split, query_Q, batch_size)):
+        share.turn_to(number)
         with share:
-            score_BV = np.asarray(scores(ids))[: len(ids)]
-            score_AV = np.array(score_BV[share.rows])  # a copy: seen items are struck out
+            if len(ids[share.rows]):
+                # A copy: seen items are struck out.
+                score_AV = np.array(np.asarray(scores(ids))[: len(ids)])
+            else:
+                score_AV = np.zeros((0, store.spec.num_items), np.float32)
             if num_negatives:
                 rules.add_log_loss(ids, score_AV, num_negatives, seed)
             rules.add_scores(ids, score_AV)
@@ -323,6 +369,17 @@ def fit_rows(num_items: int, *, at_most: int) -> int:
 
 def _apply(model: nn.Module, frozen: train_state.Frozen, *args: Any, method: str) -> Any:
     return model.apply(frozen.variables, *args, train=False, method=method)
+
+
+def _make_zeros(
+    spec: features.FeatureSpec, rows: int
+) -> tuple[batch_lib.Users, Int[np.ndarray, "rows"]]:
+    """So many users that are unknown, in the first scenario, with the types of those read."""
+    users, _, scenario_B = train_state.example_inputs(spec)
+    zeros: tuple[batch_lib.Users, np.ndarray] = jax.tree.map(
+        lambda leaf: np.zeros((rows, *leaf.shape[1:]), leaf.dtype), (users, scenario_B)
+    )
+    return zeros
 
 
 def _batches(

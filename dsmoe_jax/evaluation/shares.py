@@ -1,14 +1,17 @@
-"""Evaluation over several processes: each evaluates its rows of every batch, one gather joins them.
+"""Evaluation over several processes: each evaluates its part of the batches, one gather joins them.
 
 Owns which rows are whose, what a failure in one process does to the others, and the gather. Does
 not own which processes read and compute what before lists are found (`evaluators.py`).
 
-Letters: Q queries, A queries of one process, P processes.
+Letters: Q queries, A queries of one process, P processes, X bytes of a reason.
 """
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+# Of why a process failed, what the others hear.
+_REASON_BYTES = 400
 
 
 class Share:
@@ -21,14 +24,26 @@ class Share:
       rows: Of a batch, those of this process; may reach beyond the batch, or lie behind it.
     """
 
-    def __init__(self, batch_size: int | None = None):
-        """Splits batches of this size, as `pipeline.query_batches` does; none for one process."""
+    def __init__(self, batch_size: int | None = None, *, whole_batches: bool = False):
+        """Splits batches of this size; none for one process.
+
+        Rows are split as `pipeline.query_batches` does. `whole_batches` are taken in turns instead
+        (`turn_to`): for what each process computes by itself, whose last bits may depend on the
+        rows that are computed together.
+        """
         self._is_split = batch_size is not None and jax.process_count() > 1
+        self._in_turns = self._is_split and whole_batches
         self._failure: Exception | None = None
         self.rows = slice(None)
         if batch_size is not None and self._is_split:
             size = -(-batch_size // jax.process_count())
             self.rows = slice(jax.process_index() * size, (jax.process_index() + 1) * size)
+
+    def turn_to(self, number: int) -> None:
+        """Sets `rows` for a batch, which are numbered from 0; they change for whole batches."""
+        if self._in_turns:
+            is_own = number % jax.process_count() == jax.process_index()
+            self.rows = slice(None) if is_own else slice(0)
 
     def __enter__(self) -> None:
         pass
@@ -47,17 +62,22 @@ class Share:
         """Ends all processes when one could not evaluate its share; all of them call it.
 
         Raises:
-          ValueError: In the others; the one raises what it held.
+          ValueError: In the others, with the process and its reason; the one raises what it held.
         """
         if not self._is_split:
             return
-        failed_P = multihost_utils.process_allgather(np.int32(self._failure is not None))
+        reason = "" if self._failure is None else _describe(self._failure)
+        # The end of a line that is cut may be half a letter.
+        said = np.frombuffer(reason.encode()[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0"), np.uint8)
+        said_PX = np.asarray(multihost_utils.process_allgather(said))
         if self._failure is not None:
             raise self._failure
+        failed_P = said_PX.any(axis=1)
         if failed_P.any():
+            first = int(np.argmax(failed_P))
+            heard = said_PX[first].tobytes().rstrip(b"\0").decode(errors="ignore")
             raise ValueError(
-                f"{what}: process {int(np.argmax(failed_P))} could not evaluate its share of the "
-                "queries; its own message says why"
+                f"{what}: process {first} could not evaluate its share of the queries: {heard}"
             )
 
     def gather(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -79,3 +99,8 @@ class Share:
         parts = [part[:count] for part, count in zip(found, count_P, strict=True)]
         table_Q = np.concatenate(parts).view(table_A.dtype)[:, 0]
         return {name: table_Q[name] for name in columns}
+
+
+def _describe(error: Exception) -> str:
+    """One line that is never empty."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,7 +1,8 @@
 """One of several processes that evaluate a small store together, or the only one.
 
-`python -m tests.e2e.shared_evaluation FOLDER PROCESSES INDEX PORT [fail]` writes every number that
-it returns to FOLDER/PROCESSES-INDEX.npz; with `fail`, process 1 cannot evaluate its second batch.
+`python -m tests.e2e.shared_evaluation FOLDER PROCESSES INDEX PORT [WHAT]` writes every number that
+it returns to FOLDER/PROCESSES-INDEX.npz. WHAT process 1 cannot do: `judge` its second batch, `read`
+the users of its second batch, or `index` the corpus by FAISS.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from dsmoe_jax.data import pipeline
 from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.evaluation import evaluators, protocol
 from dsmoe_jax.models.ranking import din
+from dsmoe_jax.retrieval import faiss_index
 from dsmoe_jax.training import sharding, train_state
 from tests import tiny, tiny_features
 
@@ -55,20 +57,29 @@ def evaluate(store: store_lib.Store) -> dict[str, protocol.Evaluation]:
     return found
 
 
-def fail_at_second_batch() -> None:
-    """Lets this process fail where no other takes part."""
-    cut_lists, calls = protocol.Protocol.cut_lists, []
+# What of this process fails, at which call, and where no other takes part in it.
+FAILURES: dict[str, tuple[Any, str, int]] = {
+    "judge": (protocol.Protocol, "cut_lists", 2),
+    "read": (pipeline.UserReader, "read", 2),
+    "index": (faiss_index.FaissIndex, "__init__", 1),
+}
 
-    def fail(rules: protocol.Protocol, *lists: Any) -> Any:
-        calls.append(lists)
-        if len(calls) == 2:
+
+def fail(what: str) -> None:
+    """Lets a call of this process fail."""
+    owner, name, at = FAILURES[what]
+    work, calls = getattr(owner, name), []
+
+    def count_and_work(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == at:
             raise OSError("store: input/output error")
-        return cut_lists(rules, *lists)
+        return work(*arguments)
 
-    mock.patch.object(protocol.Protocol, "cut_lists", fail).start()
+    mock.patch.object(owner, name, count_and_work).start()
 
 
-def main(folder: str, processes: str, index: str, port: str, *fail: str) -> None:
+def main(folder: str, processes: str, index: str, port: str, *failing: str) -> None:
     """Connects to the others, evaluates and writes."""
     if int(processes) > 1:
         jax.distributed.initialize(
@@ -77,8 +88,9 @@ def main(folder: str, processes: str, index: str, port: str, *fail: str) -> None
             int(index),
             cluster_detection_method="deactivate",
         )
-    if fail and index == "1":
-        fail_at_second_batch()
+    if index == "1":
+        for what in failing:
+            fail(what)
     found = evaluate(store_lib.Store.open(pathlib.Path(folder, "store")))
     leaves, _ = jax.tree_util.tree_flatten_with_path(found)
     numbers = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

@@ -17,7 +17,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return made
 
 
-def run(folder: pathlib.Path, processes: int, *fail: str, status: int = 0) -> list[str]:
+def run(folder: pathlib.Path, processes: int, *failing: str, status: int = 0) -> list[str]:
     """Evaluates in so many processes, which have four devices together; what each of them said."""
     devices = f"--xla_force_host_platform_device_count={4 // processes}"
     flags = f"{compilation.XLA_FLAGS} {devices}"
@@ -27,7 +27,7 @@ def run(folder: pathlib.Path, processes: int, *fail: str, status: int = 0) -> li
     started = [
         commands.start_module(
             "tests.e2e.shared_evaluation",
-            *map(str, (folder, processes, index, port, *fail)),
+            *map(str, (folder, processes, index, port, *failing)),
             XLA_FLAGS=flags,
         )
         for index in range(processes)
@@ -48,11 +48,12 @@ def test_two_processes_give_the_evaluations_of_one_to_the_bit(folder):
                     assert found[name].dtype == value.dtype, name
 
 
-def test_both_end_when_one_cannot_evaluate_its_share(folder):
-    first, second = run(folder, 2, "fail", status=1)
+@pytest.mark.parametrize("what", ["judge", "read", "index"])
+def test_both_end_when_one_cannot_evaluate_its_share(folder, what):
+    first, second = run(folder, 2, what, status=1)
     assert (
-        "ValueError: validation: process 1 could not evaluate its share of the queries; "
-        "its own message says why"
+        "ValueError: validation: process 1 could not evaluate its share of the queries: "
+        "OSError: store: input/output error"
     ) in first
     assert "OSError: store: input/output error" in second
     assert "could not evaluate its share" not in second

@@ -218,14 +218,22 @@ def test_one_index_lives_at_a_time(store, spec, monkeypatch):
     make_index, held = evaluator._make_index, []
     rows = 8 * sharding.shard_rows(V, 8)
 
-    def count_and_make(frozen, scenario):
+    def count_and_make(frozen, scenario, share):
         gc.collect()
         held.append(sum(array.shape == (rows, D) for array in jax.live_arrays()))
-        return make_index(frozen, scenario)
+        return make_index(frozen, scenario, share)
 
     monkeypatch.setattr(evaluator, "_make_index", count_and_make)
     evaluator(make_tables(mesh), "test", np.arange(len(store.queries("test").rows_QC)))
     assert held == [0] * S
+
+
+def test_what_stands_in_for_users_that_cannot_be_read_has_their_types(store, spec):
+    batch = next(pipeline.query_batches(store, spec, "test", np.arange(3), 4))
+    zeros = evaluators._make_zeros(spec, 4)
+    like = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (batch.users, batch.scenario_Q))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), zeros) == like
+    assert not any(leaf.any() for leaf in jax.tree.leaves(zeros))
 
 
 def test_evaluating_again_compiles_nothing_anew(store, spec):

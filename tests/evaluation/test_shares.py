@@ -1,4 +1,7 @@
-"""Processes that share an evaluation, as threads: they find what one finds, and end together."""
+"""Processes that share an evaluation, as threads: they find what one finds, and end together.
+
+Letters: Q queries, V rows of the corpus (row 0 is padding).
+"""
 
 import dataclasses
 import threading
@@ -9,7 +12,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from dsmoe_jax.config import schema
-from dsmoe_jax.evaluation import evaluators, metrics, shares
+from dsmoe_jax.evaluation import evaluators, metrics, protocol, shares
 from tests import tiny
 
 CONFIG = schema.EvalConfig(k=(2, 5), query_batch=8, mrr_depth=3)
@@ -57,18 +60,36 @@ def run_processes(monkeypatch):
     return run
 
 
+def make_scores(store):
+    size = (len(store.queries("test").rows_QC), store.spec.num_items)
+    return np.random.default_rng(0).normal(size=size).astype(np.float32)
+
+
 def evaluate(store, query_Q=None, config=CONFIG, scores=None):
-    table = store.queries("test").rows_QC
-    score_QV = np.random.default_rng(0).normal(size=(len(table), store.spec.num_items))
+    score_QV = make_scores(store)
     return evaluators.evaluate_scores(
         store,
         config,
         "test",
-        np.arange(len(table)) if query_Q is None else query_Q,
-        scores or score_QV.astype(np.float32).__getitem__,
+        np.arange(len(score_QV)) if query_Q is None else query_Q,
+        scores or score_QV.__getitem__,
         num_negatives=4,
         seed=3,
     )
+
+
+def evaluate_rows(store):
+    """Every process evaluates its rows of every batch, as it does those of a model."""
+    score_QV, size = make_scores(store), CONFIG.query_batch
+    share = shares.Share(size)
+    rules = protocol.Protocol(store, CONFIG, "test", share)
+    for start in range(0, len(score_QV), size):
+        ids = np.arange(start, min(start + size, len(score_QV)))
+        with share:
+            score_AV = score_QV[ids[share.rows]]
+            rules.add_log_loss(ids, score_AV, 4, 3)
+            rules.add_scores(ids, score_AV)
+    return rules.finish()
 
 
 def assert_equal(found, expected):
@@ -98,6 +119,30 @@ def test_every_process_has_the_evaluation_of_one_to_the_bit(
         assert_equal(found, expected)
 
 
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_rows_that_are_split_give_the_evaluation_of_one_to_the_bit(store, run_processes, processes):
+    for found in run_processes(processes, lambda _: evaluate_rows(store)):
+        assert_equal(found, evaluate(store))
+
+
+def test_every_batch_is_scored_by_one_process(store, run_processes):
+    asked, score_QV = {}, make_scores(store)
+
+    def work(process):
+        def scores(ids):
+            asked.setdefault(process, []).append(ids)
+            return score_QV[ids]
+
+        return evaluate(store, scores=scores)
+
+    run_processes(3, work)
+    firsts = {
+        process: [ids[0] // CONFIG.query_batch for ids in own] for process, own in asked.items()
+    }
+    batches = -(-len(score_QV) // CONFIG.query_batch)
+    assert firsts == {process: list(range(process, batches, 3)) for process in range(3)}
+
+
 def test_there_may_be_fewer_queries_than_processes(store, run_processes):
     some = np.array([9, 2])
     for found in run_processes(4, lambda _: evaluate(store, some)):
@@ -114,13 +159,13 @@ def test_ndcg_is_computed_at_the_row_s_place_in_its_batch(store, run_processes, 
     with monkeypatch.context() as patched:
         patched.setattr(metrics, "ndcg_at_k", places)
         expected = evaluate(store)
-        several = run_processes(3, lambda _: evaluate(store))
+        several = run_processes(3, lambda _: evaluate_rows(store))
     assert expected.ndcg[2].max() >= CONFIG.query_batch - 1
     for found in several:
         assert_equal(found, expected)
 
 
-@pytest.mark.parametrize("failing_batch", [0, 2])
+@pytest.mark.parametrize("failing_batch", [1, 4])
 def test_a_failure_in_one_process_ends_all_of_them(store, run_processes, failing_batch):
     score_QV = np.zeros((len(store.queries("test").rows_QC), store.spec.num_items), np.float32)
 
@@ -136,8 +181,38 @@ def test_a_failure_in_one_process_ends_all_of_them(store, run_processes, failing
     assert isinstance(second, OSError) and str(second) == "scores.npy: input/output error"
     for other in (first, third):
         assert str(other) == (
-            "test: process 1 could not evaluate its share of the queries; its own message says why"
+            "test: process 1 could not evaluate its share of the queries: OSError: scores.npy: "
+            "input/output error"
         )
+
+
+@pytest.mark.parametrize("reason", ["", "several\nlines", "\N{SNOWMAN}" * 400])
+def test_the_others_hear_any_reason_in_one_line(run_processes, reason):
+    def work(process):
+        share = shares.Share(8)
+        with share:
+            if process == 0:
+                raise OSError(reason)
+        share.check("test")
+
+    said = str(run_processes(2, work)[1])
+    assert said.startswith("test: process 0 could not evaluate its share of the queries: OSError:")
+    assert "\n" not in said and len(said.encode()) < 500
+
+
+def test_no_process_waits_for_one_that_cannot_open_its_queries(store, run_processes, monkeypatch):
+    opened, read_removed = [], protocol.read_removed
+
+    def fail_once(*arguments):
+        opened.append(arguments)
+        if len(opened) == 1:
+            raise OSError("queries: input/output error")
+        return read_removed(*arguments)
+
+    monkeypatch.setattr(protocol, "read_removed", fail_once)
+    ends = run_processes(2, lambda _: evaluate(store))
+    assert sorted(type(end).__name__ for end in ends) == ["OSError", "ValueError"]
+    assert all("queries: input/output error" in str(end) for end in ends)
 
 
 def test_one_process_fails_at_once(store):
