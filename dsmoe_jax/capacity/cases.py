@@ -82,12 +82,16 @@ CASES = {
 
 def make_case(shape: str, num_batches: int) -> Case:
     """The case of a name in `CASES`; for a number, two id tables of half as many rows each."""
+    shares = (0.5, 0.5) if shape.isdigit() else CASES[shape][1]
+    return make(make_spec(shape), num_batches, shares=shares)
+
+
+def make_spec(shape: str) -> features.FeatureSpec:
+    """The features of `make_case`."""
     if shape.isdigit():
         half = int(shape) // 2
-        spec, shares = _spec("S1 S2", f"user_id {half}", f"item_id {half}"), (0.5, 0.5)
-        return make(spec, num_batches, shares=shares)
-    spec, of_scenarios = CASES[shape]
-    return make(spec, num_batches, shares=of_scenarios)
+        return _spec("S1 S2", f"user_id {half}", f"item_id {half}")
+    return CASES[shape][0]
 
 
 def make(

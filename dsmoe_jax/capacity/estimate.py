@@ -244,7 +244,7 @@ def _largest_batch(
     compiled.
     """
     devices = setup.mesh.size
-    most = features.MAX_IDS // _ids_per_example(setup) // devices * devices
+    most = most_positives(setup) // devices * devices
     used = fixed + parts["one batch"] + parts[TEMPORARY]
     points = [(0, fixed), (setup.batch_size, used)]
     for _ in range(ATTEMPTS):
@@ -265,15 +265,16 @@ def _largest_batch(
     return max(size for size, used in points if not size or used <= memory_bytes)
 
 
-def _ids_per_example(setup: abstract.Setup) -> int:
-    """Numbers of an example with its candidates; those of a batch are counted in int32."""
+def most_positives(setup: abstract.Setup) -> int:
+    """Positives of a batch at most: its numbers, with those of candidates, are counted in int32."""
     users, items, _ = train_state.example_inputs(setup.spec)
     sides = (users, 1), (items, 1 + setup.num_negatives)
-    return sum(
+    ids_per_example: int = sum(
         times * leaf.size // leaf.shape[0]
         for side, times in sides
         for leaf in jax.tree.leaves(side)
     )
+    return features.MAX_IDS // ids_per_example
 
 
 def _temporary(compiled: Any) -> int:

@@ -4,10 +4,12 @@ Owns the processes. The number of devices is fixed when JAX starts, so every num
 of its own; those of one run find each other through a free port and talk by Gloo.
 """
 
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,12 @@ _FLAG = "--xla_force_host_platform_device_count"
 
 
 def run(
-    function: Callable[..., Any], arguments: tuple[Any, ...], *, devices: int, processes: int = 1
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    *,
+    devices: int,
+    processes: int = 1,
+    limit_s: float = math.inf,
 ) -> list[Any]:
     """Calls a function in new processes that share simulated devices, so many in all.
 
@@ -25,7 +32,8 @@ def run(
       What the function returned, by process.
 
     Raises:
-      ValueError: When the numbers do not fit, or a process fails, with its message.
+      ValueError: When the numbers do not fit, a process fails, with its message, or `limit_s`
+        seconds were not enough.
     """
     if devices < 1 or processes < 1 or devices % processes:
         raise ValueError(
@@ -46,7 +54,11 @@ def run(
             remote.close()
             started.append(process)
             pipes.append(pipe)
-        return _receive(pipes)
+        return _receive(pipes, limit_s)
+    except TimeoutError:
+        for process in started:
+            process.kill()
+        raise ValueError(f"simulated devices: not done in {limit_s:.0f} s") from None
     finally:
         for process in started:
             process.join(_GOODBYE_S)
@@ -55,10 +67,14 @@ def run(
             process.join()
 
 
-def _receive(pipes: list[Any]) -> list[Any]:
+def _receive(pipes: list[Any], limit_s: float) -> list[Any]:
     found: dict[Any, Any] = {}
+    end_s = time.monotonic() + limit_s
     while len(found) < len(pipes):
-        ready: list[Any] = multiprocessing.connection.wait(set(pipes) - set(found))
+        left_s = None if math.isinf(limit_s) else max(0.0, end_s - time.monotonic())
+        ready: list[Any] = multiprocessing.connection.wait(set(pipes) - set(found), left_s)
+        if not ready:
+            raise TimeoutError
         for pipe in ready:
             try:
                 kind, value = pipe.recv()
