@@ -20,6 +20,16 @@ from dsmoe_jax.retrieval import index as index_lib
 _MAX_GPU_K = 2048
 
 
+def has_gpu_code() -> bool:
+    """Whether FAISS was built for GPUs: faiss-cpu has not even the function that counts them."""
+    return hasattr(faiss, "StandardGpuResources")
+
+
+def sees_gpu() -> bool:
+    """Whether FAISS searches on a GPU here."""
+    return has_gpu_code() and faiss.get_num_gpus() > 0
+
+
 class FaissIndex:
     """Flat inner product index; implements `index.Index`."""
 
@@ -28,8 +38,7 @@ class FaissIndex:
         # Row 0 is left out, so FAISS's position p is item p + 1.
         item_XD = np.ascontiguousarray(np.asarray(item_VD)[1:], dtype=np.float32)
         self._index: Any = faiss.IndexFlatIP(item_XD.shape[1])
-        # faiss-cpu has neither GPUs nor the function that counts them.
-        self.on_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+        self.on_gpu = sees_gpu()
         if self.on_gpu:
             self._resources = faiss.StandardGpuResources()
             self._index = faiss.index_cpu_to_gpu(self._resources, 0, self._index)

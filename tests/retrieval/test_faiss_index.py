@@ -33,3 +33,25 @@ def test_queries_of_another_width_are_refused():
     index = faiss_index.FaissIndex(np.eye(4, dtype=np.float32))
     with pytest.raises(ValueError, match=r"expected shape \[queries, interests, 4\]"):
         index.search(np.ones((2, 1, 3), np.float32), 2)
+
+
+def test_a_gpu_is_used_where_faiss_sees_one(monkeypatch):
+    moved = []
+
+    def move(resources, number, index):
+        moved.append((resources, number))
+        return index
+
+    item_VD = np.eye(4, dtype=np.float32)
+    assert not faiss_index.FaissIndex(item_VD).on_gpu  # faiss-cpu
+    faiss = faiss_index.faiss
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", move, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
+    assert faiss_index.has_gpu_code() and not faiss_index.sees_gpu()
+    assert not faiss_index.FaissIndex(item_VD).on_gpu and not moved
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
+    index = faiss_index.FaissIndex(item_VD)
+    assert index.on_gpu and moved == [("resources", 0)]
+    with pytest.raises(ValueError, match="expected at most 2048, the limit of FAISS on a GPU"):
+        index.search(np.ones((1, 1, 4), np.float32), 2049)
