@@ -24,7 +24,7 @@ COMMANDS = {
     "million": "a bundle of a million generated items: opened, indexed, asked for lists in bulk",
     "serving": "the service of a bundle under 1 to 64 clients, and its cost above tower and search",
     "prepare": "preparation of Alimama's files against one in pandas: time and memory",
-    "device": "one accelerator in eight minutes: peaks, steps, search, evaluation",
+    "device": "one accelerator in eight minutes: peaks, steps and their kernels, search, a run",
     "scale": "a step on 1, 2, 4 and 8 simulated devices: bytes moved and held",
     "daily": "seven rolling days: yesterday's model, one that goes on from it, one trained anew",
     "faults": "injected faults: what runs that are killed, filled up or damaged end with",

@@ -10,20 +10,48 @@ import gc
 import importlib.metadata
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
-from dsmoe_jax.bench import device_work
+from dsmoe_jax.bench import device_batch, device_timing, device_work
 
 HEADS = ("part", "what", "ms", "first call, s", "rate", "of the peak")
+BUDGET_S = 450.0
+# Of the whole budget's seconds, what is kept for a part while those before it are measured: a
+# device that compiles slowly would else never come to the last ones.
+RESERVED_S = {
+    "dispatch": 20,
+    "search": 30,
+    "evaluation": 20,
+    "twins": 60,
+    "batch": 60,
+    "command": 90,
+}
+# Characters of a kernel's name that the table shows; the record holds all of them.
+_SHOWN = 48
+# A device, driver or library never seen before may fail in any of these ways, and a job that does
+# leaves all others their rows.
+_FAILURES = (
+    ValueError,
+    RuntimeError,
+    MemoryError,
+    OSError,
+    ImportError,
+    AttributeError,
+    TypeError,
+    LookupError,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this measurement's flags."""
     parser.add_argument(
-        "--budget_s", type=float, default=480.0, help="seconds after which nothing more is begun"
+        "--budget_s",
+        type=float,
+        default=BUDGET_S,
+        help="seconds that it may take; %(default)g leave half a minute of eight for the start",
     )
     parser.add_argument(
         "--parts",
@@ -38,9 +66,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Times every job that the budget holds; see `device_work.Sizes` for the sizes."""
-    start_s = time.perf_counter()
-    sizes = device_work.SMALL if options.small else device_work.Sizes()
+    """Times every job that the budget holds; see `device_timing.Sizes` for the sizes."""
+    budget = device_timing.Budget(options.budget_s)
+    sizes = device_timing.SMALL if options.small else device_timing.Sizes()
+    parts = tuple(options.parts)
     found: dict[str, Any] = {
         "device": describe_device(),
         "small": options.small,
@@ -48,23 +77,54 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "entries": [],
         "left_out": [],
     }
-    for job in device_work.list_jobs(sizes, tuple(options.parts)):
-        about = {"part": job.part, "name": job.name}
-        if time.perf_counter() - start_s >= options.budget_s:
-            found["left_out"].append({**about, "why": "the budget was spent"})
-            continue
-        try:
-            entry = {**about, **job.measure()}
-        except (ValueError, RuntimeError, MemoryError) as error:
-            # A device that lacks memory or a library still answers all else.
-            why = str(error).strip().partition("\n")[0] or type(error).__name__
-            found["left_out"].append({**about, "why": why})
-            _show(f"{job.part}: {job.name}: left out: {why}")
+    longest_s: dict[str, float] = {}
+    jobs = list(device_work.list_jobs(sizes, parts, budget))
+    for job in order(jobs, parts, budget, options.budget_s / BUDGET_S):
+        left_s = budget.left_s()
+        if left_s <= 0:
+            _leave_out(found, job, "the budget was spent")
+        elif left_s < longest_s.get(job.part, 0.0):
+            _leave_out(found, job, f"{left_s:.0f} s were left, fewer than such a row took before")
         else:
-            found["entries"].append(add_share(entry, found["entries"]))
-            _show(_line(row(entry)))
-        gc.collect()  # arrays of a job that refers to itself would still fill the device
-    return {**found, "elapsed_s": time.perf_counter() - start_s}
+            start_s = time.perf_counter()
+            try:
+                entry = {"part": job.part, "name": job.name, **job.measure()}
+            except _FAILURES as error:
+                _leave_out(found, job, _say(error))
+            else:
+                found["entries"].append(add_share(entry, found["entries"]))
+                for cells in rows(entry):
+                    _show(_line(cells))
+            elapsed_s = time.perf_counter() - start_s
+            longest_s[job.part] = max(elapsed_s, longest_s.get(job.part, 0.0))
+            gc.collect()  # arrays of a job that refers to itself would still fill the device
+    return {**found, "elapsed_s": budget.elapsed_s()}
+
+
+def order(
+    jobs: Sequence[device_timing.Job],
+    parts: Sequence[str],
+    budget: device_timing.Budget,
+    scale: float,
+) -> Iterator[device_timing.Job]:
+    """Jobs in their order, but those last for which later parts' time would be taken.
+
+    `scale` is the share of `BUDGET_S` that there is.
+    """
+    postponed = []
+    for job in jobs:
+        later = parts_after(job.part, parts)
+        if budget.left_s() < scale * sum(RESERVED_S.get(part, 0) for part in later):
+            postponed.append(job)
+        else:
+            yield job
+    yield from postponed
+
+
+def parts_after(part: str, parts: Sequence[str]) -> list[str]:
+    """Those of the parts that come after one."""
+    at = device_work.PARTS.index(part)
+    return [other for other in parts if device_work.PARTS.index(other) > at]
 
 
 def describe_device() -> dict[str, Any]:
@@ -91,8 +151,22 @@ def add_share(entry: dict[str, Any], before: Sequence[dict[str, Any]]) -> dict[s
     return entry
 
 
-def row(entry: dict[str, Any]) -> tuple[str, ...]:
-    """The cells of an entry, one for each of `HEADS`."""
+def rows(entry: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of an entry, with a cell for each of `HEADS`."""
+    part, name = entry["part"], entry["name"]
+    if "parts_s" in entry:
+        return _command_rows(entry)
+    if "largest_batch" in entry:
+        return [(part, name, "", "", device_batch.describe(entry), "")]
+    found = [_timed_row(entry)]
+    if "kernels" in entry:
+        found += [_kernel_row(entry, kernel) for kernel in entry["kernels"]]
+    elif "why_no_kernels" in entry:
+        found.append((part, f"{name}: no kernels: {entry['why_no_kernels']}", "", "", "", ""))
+    return found
+
+
+def _timed_row(entry: dict[str, Any]) -> tuple[str, ...]:
     seconds = entry["seconds"]
     ms = (
         f"{1e3 * seconds['median']:,.3f} "
@@ -110,6 +184,25 @@ def row(entry: dict[str, Any]) -> tuple[str, ...]:
     return entry["part"], entry["name"], ms, first, ", ".join(rates), share
 
 
+def _kernel_row(entry: dict[str, Any], kernel: dict[str, Any]) -> tuple[str, ...]:
+    name = kernel["name"]
+    shown = name if len(name) <= _SHOWN else f"{name[: _SHOWN - 3]}..."
+    of = f"{kernel['share']:.1%} of {entry['kernel_ms']:,.3f} ms in kernels"
+    # The path in the program, but for the functions around all of it.
+    op = "/".join(kernel["op"].split("/")[-2:])
+    return "kernel", f"{entry['name']}: {shown}", f"{kernel['ms']:,.3f}", "", f"{of}; {op}", ""
+
+
+def _command_rows(entry: dict[str, Any]) -> list[tuple[str, ...]]:
+    total_s = sum(entry["parts_s"].values())
+    ended = f", {entry['ended']}" if entry["ended"] else ""
+    head = (entry["part"], entry["name"] + ended, f"{1e3 * entry['elapsed_s']:,.0f}", "", "", "")
+    return [head] + [
+        (entry["part"], part, f"{1e3 * part_s:,.0f}", "", f"{part_s / total_s:.1%} of it", "")
+        for part, part_s in entry["parts_s"].items()
+    ]
+
+
 def describe(found: dict[str, Any]) -> list[str]:
     """The result as a table in Markdown, under the device and above what is missing."""
     device = found["device"]
@@ -124,12 +217,23 @@ def describe(found: dict[str, Any]) -> list[str]:
         "",
         _line(HEADS),
         _line(["---"] * len(HEADS)),
-        *(_line(row(entry)) for entry in found["entries"]),
+        *(_line(cells) for entry in found["entries"] for cells in rows(entry)),
     ]
-    if found["left_out"]:
-        left = (f"- {one['part']}: {one['name']}: {one['why']}" for one in found["left_out"])
-        lines += ["", "Left out:", "", *left]
-    return lines
+    return lines + [_line(_left_out_row(one)) for one in found["left_out"]]
+
+
+def _left_out_row(left: dict[str, Any]) -> tuple[str, ...]:
+    return left["part"], left["name"], "left out", "", left["why"], ""
+
+
+def _leave_out(found: dict[str, Any], job: device_timing.Job, why: str) -> None:
+    left = {"part": job.part, "name": job.name, "why": why}
+    found["left_out"].append(left)
+    _show(_line(_left_out_row(left)))
+
+
+def _say(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _per_second(entry: dict[str, Any], what: str) -> float:
@@ -138,7 +242,8 @@ def _per_second(entry: dict[str, Any], what: str) -> float:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    # A kernel's name or a message may hold what ends a cell.
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 def _show(line: str) -> None:

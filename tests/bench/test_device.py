@@ -1,11 +1,22 @@
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from dsmoe_jax import optional
 from dsmoe_jax.bench import __main__ as command_line
-from dsmoe_jax.bench import device, device_twins, device_work, measurements
+from dsmoe_jax.bench import (
+    device,
+    device_search,
+    device_timing,
+    device_twins,
+    device_work,
+    kernels,
+    measurements,
+)
+from dsmoe_jax.retrieval import faiss_index
 from tests.bench import small_run
 
 
@@ -38,15 +49,18 @@ def test_peaks_and_searches_are_timed_and_what_a_cpu_cannot_do_is_left_out(tmp_p
         seconds = entry["seconds"]
         assert 0 < seconds["least"] <= seconds["median"] <= seconds["greatest"]
     assert names(found["left_out"]) == [
+        ("search", f"FAISS flat, {searched}"),
         ("twins", "PyTorch compile, step 200 dense float32"),
         ("twins", f"PyTorch topk, {searched}"),
     ]
     said = capsys.readouterr()
     # Each row is shown as it is found, and all of them at the end.
     rows = [line for line in said.err.splitlines() if line.startswith("| ")]
-    assert len(rows) == 7
+    assert len(rows) == 10
     assert all(line in said.out.splitlines() for line in rows)
     assert "expected an NVIDIA GPU, got cpu" in said.out
+    faiss = "FAISS for GPUs: not installed, FAISS here is for CPUs"
+    assert f"| search | FAISS flat, {searched} | left out |  | {faiss} |  |" in rows
 
 
 @pytest.mark.slow
@@ -64,6 +78,7 @@ def test_steps_have_their_operations_bytes_and_share_of_the_right_peak(steps):
         # XLA counts element-wise work too.
         assert entry["flop"] >= entry["matmul_flop"] > 0
         assert entry["bytes"] > 0 and entry["state_bytes"] > 0
+        assert len(entry["kernels"]) == 5
         rate = entry["flop"] / entry["seconds"]["median"]
         of = peaks[peak]
         assert entry["share"] == pytest.approx(rate * of["seconds"]["median"] / of["flop"])
@@ -79,7 +94,7 @@ def test_evaluation_counts_its_queries():
 
 
 def test_the_full_plan_holds_every_step_dispatch_and_search():
-    jobs = list(device_work.list_jobs(device_work.Sizes(), device_work.PARTS))
+    jobs = list(device_work.list_jobs(device_timing.Sizes(), device_work.PARTS))
     listed = names({"part": job.part, "name": job.name} for job in jobs)
     kinds = itertools.product(
         ("kuairand", "alimama"),
@@ -97,7 +112,7 @@ def test_the_full_plan_holds_every_step_dispatch_and_search():
             "1,000,000 items, 1,000 queries, k = 1,000",
             "7,583 items, 7,451 queries, k = 100",
         )
-        for way in ("lax.top_k", "reservoir", "two_stage")
+        for way in ("lax.top_k", "reservoir", "two_stage", "FAISS flat")
     ]
     assert [name for part, name in listed if part == "search"] == searched
     assert list(dict.fromkeys(part for part, _ in listed)) == list(device_work.PARTS)
@@ -107,9 +122,115 @@ def test_nothing_is_begun_once_the_budget_is_spent():
     found = small_run.measure(device, "--small", "--budget_s=0")
     assert found["entries"] == []
     assert {one["why"] for one in found["left_out"]} == {"the budget was spent"}
-    every = device_work.list_jobs(device_work.SMALL, device_work.PARTS)
+    every = device_work.list_jobs(device_timing.SMALL, device_work.PARTS)
     assert len(found["left_out"]) == len(list(every))
-    assert device.describe(found)[-1].startswith("- twins: PyTorch topk")
+    assert device.describe(found)[-1].startswith("| command | dsmoe train --config=")
+    assert device.describe(found)[-1].endswith(" | left out |  | the budget was spent |  |")
+
+
+def make_jobs(*jobs):
+    """Jobs that take so many seconds of a clock, which the budget reads."""
+    now = [0.0]
+
+    class Budget(device_timing.Budget):
+        def elapsed_s(self):
+            return now[0]
+
+    def spend(seconds):
+        now[0] += seconds
+        return {}
+
+    made = [
+        device_timing.Job(part, name, lambda seconds=seconds: spend(seconds))
+        for part, name, seconds in jobs
+    ]
+    return made, Budget
+
+
+def test_later_parts_keep_their_time_and_what_waits_for_them_comes_last():
+    jobs, budget = make_jobs(
+        ("step", "first", 150), ("step", "second", 150), ("search", "third", 10)
+    )
+    ordered = device.order(jobs, device_work.PARTS, budget(400.0), 1.0)
+    names = []
+    for job in ordered:
+        names.append(job.name)
+        job.measure()
+    assert names == ["first", "third", "second"]
+
+
+def test_a_job_that_would_take_longer_than_is_left_is_not_begun(monkeypatch):
+    begun = []
+
+    def list_jobs(sizes, parts, budget):
+        def work():
+            begun.append(budget)
+            budget.left_s = lambda: 1e-9
+            return {"largest_batch": 0, "memory_bytes": 1}
+
+        return [device_timing.Job("batch", name, work) for name in ("first", "second")]
+
+    monkeypatch.setattr(device_work, "list_jobs", list_jobs)
+    found = small_run.measure(device, "--small", "--parts", "batch")
+    assert len(begun) == 1 and names(found["entries"]) == [("batch", "first")]
+    [left] = found["left_out"]
+    assert left["why"] == "0 s were left, fewer than such a row took before"
+
+
+def test_a_step_without_a_profile_keeps_its_time(monkeypatch):
+    def forbid(*arguments):
+        raise RuntimeError("CUPTI: insufficient privileges\nmore")
+
+    monkeypatch.setattr(kernels, "profile", forbid)
+    found = device_work._profile(print, device_timing.SMALL, jax.jit(lambda: 1).lower().compile())
+    assert found == {"why_no_kernels": "CUPTI: insufficient privileges"}
+    entry = {
+        "part": "step", "name": "kuairand", "first_s": 1.0,
+        "seconds": {"median": 1.0, "least": 1.0, "greatest": 1.0}, **found,
+    }  # fmt: skip
+    assert [row[1] for row in device.rows(entry)] == [
+        "kuairand",
+        "kuairand: no kernels: CUPTI: insufficient privileges",
+    ]
+
+
+def test_a_kernel_s_row_is_short_and_ends_no_cell(monkeypatch):
+    entry = {
+        "part": "step", "name": "kuairand", "first_s": 1.0, "kernel_ms": 4.0,
+        "seconds": {"median": 1.0, "least": 1.0, "greatest": 1.0},
+        "kernels": [{"name": "a|" * 40, "ms": 3.0, "share": 0.75, "op": "jit(step)/tower/dot"}],
+    }  # fmt: skip
+    _, row = device.rows(entry)
+    assert row == (
+        "kernel", f"kuairand: {'a|' * 22}a...", "3.000", "",
+        "75.0% of 4.000 ms in kernels; tower/dot", "",
+    )  # fmt: skip
+    assert device._line(row).count("|") == len(device.HEADS) + 1
+
+
+@pytest.mark.parametrize(
+    ("missing", "gpu_code", "why"),
+    [
+        (["faiss"], False, "not installed"),
+        ([], False, "not installed, FAISS here is for CPUs"),
+        ([], True, "installed, but sees no GPU"),
+    ],
+)
+def test_faiss_that_cannot_search_on_a_gpu_says_what_is_missing(
+    monkeypatch, missing, gpu_code, why
+):
+    monkeypatch.setattr(optional, "list_missing", lambda modules: missing)
+    monkeypatch.setattr(faiss_index, "has_gpu_code", lambda: gpu_code)
+    monkeypatch.setattr(faiss_index, "sees_gpu", lambda: False)
+    with pytest.raises(ValueError, match=f"^FAISS for GPUs: {why}$"):
+        device_search.require_faiss()
+
+
+def test_faiss_is_timed_where_it_sees_a_gpu_once_its_lists_are_ours(monkeypatch):
+    monkeypatch.setattr(device_search, "require_faiss", lambda: None)
+    found = small_run.measure(device, "--small", "--parts", "search")
+    assert found["left_out"] == []
+    assert found["entries"][-1]["name"] == "FAISS flat, 2,000 items, 40 queries, k = 5"
 
 
 def test_a_job_that_the_device_refuses_leaves_the_others_alone(monkeypatch):
@@ -127,18 +248,19 @@ def test_lists_that_differ_are_no_measurement(monkeypatch):
         score_QT = np.zeros((len(query_QD), k), np.float32)
         return score_QT, np.ones((len(query_QD), k), np.int32)
 
-    monkeypatch.setattr(device_work, "search_whole", find_others)
+    monkeypatch.setattr(device_search, "search_whole", find_others)
     found = small_run.measure(device, "--small", "--parts", "search")
     assert [one["why"] for one in found["left_out"]] == [
         "reservoir: expected our scores, got others",
         "two_stage: expected our scores, got others",
+        "FAISS for GPUs: not installed, FAISS here is for CPUs",
     ]
 
 
 @pytest.mark.parametrize("most", [1, 3, 7, 100])
 def test_whole_rows_are_searched_in_blocks_of_any_size(most):
     item_VD, query_QD = device_twins.make_vectors(60, 7)
-    score_QT, item_QT = device_work.search_whole(query_QD, item_VD, k=9, most=most)
+    score_QT, item_QT = device_search.search_whole(query_QD, item_VD, k=9, most=most)
     expected_QV = query_QD @ item_VD.T
     expected_QV[:, 0] = -np.inf
     expected_QT = np.argsort(-expected_QV, axis=1)[:, :9]
