@@ -143,11 +143,18 @@ def describe_device() -> dict[str, Any]:
 
 
 def add_share(entry: dict[str, Any], before: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The entry with `share`, its operations per second against those of its `peak`, if known."""
+    """The entry with its place under the roofline, as far as the peaks are known.
+
+    `share` is its operations per second against those of its `peak`, `copy_share` its bytes per
+    second against those of a copy: the larger says what bounds it.
+    """
     peaks = {other["name"]: other for other in before if other["part"] == "peaks"}
-    peak = peaks.get(entry.get("peak", ""))
-    if peak is not None and entry.get("flop"):
-        entry["share"] = _per_second(entry, "flop") / _per_second(peak, "flop")
+    for share, name, what in (
+        ("share", entry.get("peak", ""), "flop"),
+        ("copy_share", device_timing.COPY, "bytes"),
+    ):
+        if name in peaks and entry.get(what) and entry["part"] != "peaks":
+            entry[share] = _per_second(entry, what) / _per_second(peaks[name], what)
     return entry
 
 
@@ -179,9 +186,11 @@ def _timed_row(entry: dict[str, Any]) -> tuple[str, ...]:
         rates.append(f"{_per_second(entry, 'flop') / 1e12:,.2f} TFLOP/s")
     if entry.get("bytes"):
         rates.append(f"{_per_second(entry, 'bytes') / 1e9:,.0f} GB/s")
-    share = f"{entry['share']:.1%} of {entry['peak']}" if "share" in entry else ""
+    shares = [f"{entry['share']:.1%} of {entry['peak']}"] if "share" in entry else []
+    if "copy_share" in entry:
+        shares.append(f"{entry['copy_share']:.1%} of {device_timing.COPY}")
     first = f"{entry['first_s']:.1f}"
-    return entry["part"], entry["name"], ms, first, ", ".join(rates), share
+    return entry["part"], entry["name"], ms, first, ", ".join(rates), ", ".join(shares)
 
 
 def _kernel_row(entry: dict[str, Any], kernel: dict[str, Any]) -> tuple[str, ...]:

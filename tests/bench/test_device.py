@@ -233,6 +233,20 @@ def test_faiss_is_timed_where_it_sees_a_gpu_once_its_lists_are_ours(monkeypatch)
     assert found["entries"][-1]["name"] == "FAISS flat, 2,000 items, 40 queries, k = 5"
 
 
+def test_a_step_is_held_against_products_and_a_copy():
+    second = {"median": 1.0, "least": 1.0, "greatest": 1.0}
+    peaks = [
+        {"part": "peaks", "name": "GEMM bf16", "seconds": second, "flop": 100.0},
+        {"part": "peaks", "name": "copy", "seconds": second, "bytes": 50.0},
+    ]
+    step = {
+        "part": "step", "name": "kuairand", "seconds": second, "first_s": 1.0, "flop": 20.0,
+        "bytes": 40.0, "peak": "GEMM bf16",
+    }  # fmt: skip
+    [row] = device.rows(device.add_share(step, peaks))
+    assert row[-1] == "20.0% of GEMM bf16, 80.0% of copy"
+
+
 def test_a_job_that_the_device_refuses_leaves_the_others_alone(monkeypatch):
     def refuse(sizes, *arguments):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nand a long trace")
