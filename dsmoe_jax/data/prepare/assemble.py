@@ -35,7 +35,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from dsmoe_jax import features, runlog, terminal
@@ -52,6 +51,7 @@ from dsmoe_jax.data.prepare import (
     splits,
     standard,
 )
+from dsmoe_jax.data.prepare import parts as parts_lib
 
 # Raised when the same inputs and settings give another content than before, so that stores in place
 # are prepared again; the package's own version is ignored.
@@ -84,6 +84,9 @@ class Dataset:
       pre_exposures: As `pre_history`, of exposures; likewise dropped. With either of the two the
         store has the sequence `exposures`, of the users that have a positive.
       behavior: A further log of events, or None.
+      parts: Gives the numbers of what `positives` and `exposures` hold, which then are empty, by
+        ranges of users in ascending order; with it there is neither behaviour log nor anything from
+        before the log. Its arguments are those of `parts.Whole` from `users` on.
       extra_values: By item sparse feature, raw values that need an id beside those of `items`,
         e.g. categories that occur in the behaviour log alone.
       hint: What a refusal of the split adds, of where the log may be wrong.
@@ -103,6 +106,7 @@ class Dataset:
     exposures: pl.DataFrame | None = None
     pre_exposures: pl.DataFrame | None = None
     behavior: events.BehaviorLog | None = None
+    parts: Callable[..., Sequence[parts_lib.Part]] | None = None
     extra_values: Mapping[str, pl.Series] = dataclasses.field(default_factory=dict)
     raw_forms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     hint: str = ""
@@ -220,39 +224,54 @@ def write(
             "is nothing to rank: add log files, or a table of items (data.items_file)"
         )
     S = len(dataset.scenarios)
-    positives = rule.order(
-        histories.number_positives(dataset.positives, users, items, S, rule.last_day)
-    )
-    queries = {
-        split: splits.split_queries(
-            positives, rule, split, len(items.raw_id), repeats=section.repeats
-        )
-        for split in store_lib.SPLITS
-    }
-    of_scenarios = splits.count(positives, rule, queries, dataset.scenarios)
+    parts = _make_parts(dataset, users, items, rule)
+
+    def number(part: parts_lib.Part) -> tuple[histories.Positives, dict[str, histories.QuerySet]]:
+        positives = rule.order(part.positives())
+        return positives, {
+            split: splits.split_queries(
+                positives, rule, split, len(items.raw_id), repeats=section.repeats
+            )
+            for split in store_lib.SPLITS
+        }
+
+    # A log in memory is one part, which is not numbered twice.
+    numbered, counted, spans = None, [], []
+    for part in parts:
+        positives, queries = numbered = number(part)
+        counted.append(splits.count(positives, rule, queries, dataset.scenarios))
+        spans.append(splits.spans(positives, rule))
+    of_scenarios = splits.join_counts(counted)
     splits.check(of_scenarios, rule, dataset.hint)
     in_tables = {name: of_scenarios[name] for name in ("train", *_QUERIES)}
     row_tables.check_size(in_tables, S, sum(entry["bytes"] for entry in inputs.values()))
-    described = splits.describe(positives, rule)
+    described = splits.describe(splits.join_spans(spans), rule)
     runlog.say(splits.name_days(described, rule))
     counts = {"users": len(users.raw_id) - 1, "items": len(items.raw_id) - 1, **of_scenarios}
     with store_lib.StoreWriter(store_dir) as writer:
-        exposures = None
-        if dataset.has_exposures:
-            exposures = _write_exposures(writer, dataset, users, items, positives, rule)
-            counts["exposures"] = len(exposures.item_E)
         _write_table(writer, users, "users")
         _write_table(writer, items, "items")
-        columns = _write_rows(writer, dataset, users, items, positives, exposures, rule, queries)
-        for split, query in queries.items():
-            for name, rows in (("relevant", query.relevant), ("seen", query.seen)):
-                writer.array(f"{split}_{name}_indptr", rows.indptr)
-                writer.array(f"{split}_{name}", rows.items)
-            writer.array(f"{split}_cold", query.cold_Q)
+        rows = parts_lib.Writer(
+            writer,
+            users,
+            items,
+            rule,
+            S,
+            has_exposures=dataset.has_exposures,
+            behavior=dataset.behavior,
+            pre_history=dataset.pre_history,
+            pre_exposures=dataset.pre_exposures,
+        )
+        for part in parts:
+            positives, queries = numbered if numbered and len(parts) == 1 else number(part)
+            rows.add(part, positives, queries)
+        rows.finish()
+        if dataset.has_exposures:
+            counts["exposures"] = rows.num_exposures
         writer.manifest(
             dataset=dataset.name,
             spec=_make_spec(dataset, users, items),
-            columns={"examples": columns},
+            columns={"examples": rows.columns},
             counts=counts,
             split=described,
             settings=settings,
@@ -262,6 +281,15 @@ def write(
             raw_forms={name: dict(form) for name, form in dataset.raw_forms.items()},
         )
     return counts
+
+
+def _make_parts(
+    dataset: Dataset, users: entities.EncodedTable, items: entities.EncodedTable, rule: splits.Split
+) -> Sequence[parts_lib.Part]:
+    numbers = (users, items, len(dataset.scenarios), rule.last_day)
+    if dataset.parts:
+        return dataset.parts(*numbers)
+    return [parts_lib.Whole(dataset.positives, dataset.exposures, *numbers)]
 
 
 def _check_names(users: entities.EncodedTable, items: entities.EncodedTable) -> None:
@@ -303,72 +331,3 @@ def _write_table(writer: store_lib.StoreWriter, table: entities.EncodedTable, si
         writer.array(f"{side}_bag_{name}", ids_XP)
     for name, vocabulary in table.vocabularies.items():
         writer.array(f"vocabulary_{name}", entities.as_array(vocabulary, table.where[name]))
-
-
-def _write_rows(
-    writer: store_lib.StoreWriter,
-    dataset: Dataset,
-    users: entities.EncodedTable,
-    items: entities.EncodedTable,
-    positives: histories.Positives,
-    exposures: histories.ClickSequence | None,
-    rule: splits.Split,
-    queries: dict[str, histories.QuerySet],
-) -> list[str]:
-    """Writes the sequences, and the training examples and queries with windows into them.
-
-    Returns:
-      The columns' names.
-    """
-    rows = {"train": rule.train_rows(positives)}
-    for split, query in queries.items():
-        rows[f"{split}_queries"] = rule.query_rows(positives, query, split)
-    of_rows, S = list(rows.values()), len(dataset.scenarios)
-    history = histories.make_history(positives, dataset.pre_history, users, items)
-    found = {store_lib.Windows("history"): history.find(of_rows)}
-    _write_sequence(writer, "history", history)
-    scenario_history = histories.make_scenario_history(positives, S)
-    _write_sequence(writer, "scenario_history", scenario_history)
-    if log := dataset.behavior:
-        of_log = events.write_behavior(writer, log, users, items, of_rows, dataset.clock)
-        found[store_lib.Windows(log.name)] = of_log
-    if exposures:
-        found[store_lib.Windows(features.EXPOSURES)] = exposures.find(of_rows)
-    return row_tables.write(writer, rows, found, scenario_history)
-
-
-def _write_exposures(
-    writer: store_lib.StoreWriter,
-    dataset: Dataset,
-    users: entities.EncodedTable,
-    items: entities.EncodedTable,
-    positives: histories.Positives,
-    rule: splits.Split,
-) -> histories.ClickSequence:
-    """Writes the sequence, and what days before the test days showed, by scenario and item."""
-    frame, earlier = dataset.exposures, dataset.pre_exposures
-    frame = dataset.positives.clear() if frame is None else frame
-    S = len(dataset.scenarios)
-    shown = histories.number_exposures(frame, positives, users, items, S, rule.last_day)
-    if earlier is not None:
-        earlier = histories.keep_known(earlier, users, items)
-    sequence = histories.make_history(shown, earlier, users, items)
-    # Nobody else has a row, whose windows tell whose an event is.
-    has_row_E = np.isin(sequence.key_E, positives.user_E)
-    sequence = histories.ClickSequence(1, *(values_E[has_row_E] for values_E in sequence[1:]))
-    _write_sequence(writer, features.EXPOSURES, sequence)
-    known = (
-        histories.Positives(*(values_E[rule.before(events, "test")] for values_E in events))
-        for events in (positives, shown)
-    )
-    counted = histories.count_by_day(*known, num_scenarios=S)
-    counted[:, 0] = dataset.clock.day_starts(counted[:, 0])
-    writer.array("daily", counted.astype(np.int32))
-    return sequence
-
-
-def _write_sequence(
-    writer: store_lib.StoreWriter, name: str, sequence: histories.ClickSequence
-) -> None:
-    writer.array(f"sequence_{name}", sequence.item_E.astype(np.int32)[:, None])
-    writer.array(f"sequence_{name}_time", sequence.time_E.astype(np.int32))

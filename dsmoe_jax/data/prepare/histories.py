@@ -231,6 +231,24 @@ def number_positives(
             "day": frame["day"].cast(pl.Date).to_physical().cast(pl.Int64),
         }
     )
+    return order(numbered, frame, num_scenarios, last_day, kind)
+
+
+def order(
+    numbered: pl.DataFrame, raw: pl.DataFrame, num_scenarios: int, last_day: int, kind: str
+) -> Positives:
+    """Events in row numbers, up to and with `last_day`, each once and in their order.
+
+    Args:
+      numbered: int64 columns user, scenario, item, time_s and day.
+      raw: Its rows as messages show them.
+      num_scenarios: S.
+      last_day: Days since 1970-01-01.
+      kind: What messages call them.
+
+    Raises:
+      ValueError: On an unknown user or item, a scenario outside [0, S), a time out of range.
+    """
     for name, low, high, expected in (
         ("user", 1, 2**62, "users of the user table"),
         ("item", 1, 2**62, "items of the item table"),
@@ -242,11 +260,11 @@ def number_positives(
         position = numbered.select(wrong.fill_null(True).arg_true().first()).item()
         if position is not None:
             raise ValueError(
-                f"{kind}: expected {expected}, got {name} {frame[name][position]!r}; "
+                f"{kind}: expected {expected}, got {name} {raw[name][position]!r}; "
                 "complete the table or remove the row"
             )
-    order = ["user", "day", "time_s", "item", "scenario"]
-    numbered = numbered.filter(pl.col("day") <= last_day).unique().sort(order)
+    key = ["user", "day", "time_s", "item", "scenario"]
+    numbered = numbered.filter(pl.col("day") <= last_day).unique().sort(key)
     return Positives(*(column.to_numpy() for column in numbered.get_columns()))
 
 
@@ -268,9 +286,14 @@ def number_exposures(
     frame = keep_known(frame, users, items)
     frame = frame.with_columns(pl.col("scenario").fill_null(num_scenarios))
     S, kind = num_scenarios + 1, "exposures"
-    shown = number_positives(frame, users, items, S, last_day, kind)._asdict()
+    shown = number_positives(frame, users, items, S, last_day, kind)
+    return without_positives(shown, positives)
+
+
+def without_positives(exposures: Positives, positives: Positives) -> Positives:
+    """The exposures that are no positive of the same second."""
     key = ["user_E", "scenario_E", "item_E", "time_E"]
-    left = pl.DataFrame(shown).join(
+    left = pl.DataFrame(exposures._asdict()).join(
         pl.DataFrame(positives._asdict()), on=key, how="anti", maintain_order="left"
     )
     return Positives(*(column.to_numpy() for column in left.get_columns()))
@@ -295,6 +318,16 @@ def count_by_day(
     kept = pl.concat(rows).filter(pl.col("scenario_E") < num_scenarios)
     counted = kept.group_by(key).sum().sort(key)
     return counted.to_numpy().astype(np.int64)
+
+
+def sum_by_day(
+    one: Int[np.ndarray, "R1 5"], other: Int[np.ndarray, "R2 5"]
+) -> Int[np.ndarray, "R 5"]:
+    """What `count_by_day` gives of both logs' rows, from what it gives of each."""
+    key = ["day_E", "scenario_E", "item_E"]
+    names = [*key, "positive", "exposure"]
+    rows = pl.concat([pl.DataFrame(counted, names) for counted in (one, other)])
+    return rows.group_by(key).sum().sort(key).to_numpy().astype(np.int64)
 
 
 def keep_known(

@@ -54,39 +54,57 @@ def check_size(counts: Mapping[str, Mapping[str, int]], num_scenarios: int, read
         )
 
 
-def write(
-    writer: store_lib.StoreWriter,
-    rows: Mapping[str, histories.Rows],
-    found: Found,
-    scenario_history: histories.ClickSequence,
-) -> list[str]:
-    """Writes the tables, block after block.
+class Tables:
+    """Appends to the tables, block after block.
 
-    The windows of every scenario are as many columns, so they are found for a block at a time. In
-    the tables they follow the first of `found`.
+    The windows of every scenario are as many columns, so they are found for a block at a time.
 
-    Returns:
-      The columns' names.
+    Attributes:
+      columns: Their names, the same of every table.
     """
-    by_scenario = store_lib.Windows("scenario_history", scenario_history.num_scenarios)
-    first, *more = found
-    order = [first, by_scenario, *more]
-    columns = ["user", "scenario", "item", "time_s", *(n for w in order for n in w.columns)]
-    finder, size = histories.WindowFinder(scenario_history), max(1, _BLOCK_CELLS // len(columns))
-    for i, (name, row) in enumerate(rows.items()):
-        matrix_XC = writer.append_array(name, np.int64, len(columns))
-        values = (row.user_X, row.scenario_X, row.item_X, row.time_X)
-        for start in range(0, len(row.user_X), size):
-            block = slice(start, start + size)
-            block_XC = np.empty((len(row.user_X[block]), len(columns)), np.int64)
-            block_XC[:, : len(values)] = np.stack([value_X[block] for value_X in values], axis=1)
-            column = len(values)
-            for windows in order:
-                bounds_XC = block_XC[:, column : column + len(windows.columns)]
-                column += len(windows.columns)
-                if windows == by_scenario:
-                    finder.fill(row, block, bounds_XC)
-                else:
-                    bounds_XC[:] = np.stack([bound_X[block] for bound_X in found[windows][i]], 1)
-            matrix_XC.append(block_XC)
-    return columns
+
+    def __init__(
+        self,
+        writer: store_lib.StoreWriter,
+        names: Sequence[str],
+        order: Sequence[store_lib.Windows],
+    ):
+        """`order` is that of the windows' columns; those of every scenario are among them."""
+        of_windows = [name for windows in order for name in windows.columns]
+        self.columns = ["user", "scenario", "item", "time_s", *of_windows]
+        self._order, width = order, len(self.columns)
+        self._arrays = {name: writer.append_array(name, np.int64, width) for name in names}
+
+    def add(
+        self,
+        rows: Mapping[str, histories.Rows],
+        found: Found,
+        scenario_history: histories.ClickSequence,
+        first: int = 0,
+    ) -> None:
+        """Appends rows of every table.
+
+        Args:
+          rows: Of each table.
+          found: Their windows into each sequence but that of every scenario.
+          scenario_history: That sequence, of the users of the rows.
+          first: Its events that were written before.
+        """
+        finder = histories.WindowFinder(scenario_history)
+        size = max(1, _BLOCK_CELLS // len(self.columns))
+        for i, (name, row) in enumerate(rows.items()):
+            values = (row.user_X, row.scenario_X, row.item_X, row.time_X)
+            for start in range(0, len(row.user_X), size):
+                block = slice(start, start + size)
+                block_XC = np.empty((len(row.user_X[block]), len(self.columns)), np.int64)
+                block_XC[:, : len(values)] = np.stack([value_X[block] for value_X in values], 1)
+                column = len(values)
+                for windows in self._order:
+                    bounds_XC = block_XC[:, column : column + len(windows.columns)]
+                    column += len(windows.columns)
+                    if windows.num_scenarios:
+                        finder.fill(row, block, bounds_XC)
+                        bounds_XC += first
+                    else:
+                        bounds_XC[:] = np.stack([b_X[block] for b_X in found[windows][i]], 1)
+                self._arrays[name].append(block_XC)

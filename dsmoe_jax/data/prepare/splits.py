@@ -8,8 +8,8 @@ X  rows (training examples or queries)     E  events or positives
 
 import dataclasses
 import datetime
-from collections.abc import Sequence, Set
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -208,6 +208,14 @@ def count(
     }
 
 
+def join_counts(parts: Sequence[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    """What `count` gives of a log, from what it gives of its parts."""
+    return {
+        name: {scenario: sum(part[name][scenario] for part in parts) for scenario in by_scenario}
+        for name, by_scenario in parts[0].items()
+    }
+
+
 def check(counts: dict[str, dict[str, int]], rule: Split, hint: str = "") -> None:
     """Refuses a split without positives, and a scenario without training positives or a query.
 
@@ -249,28 +257,53 @@ def check(counts: dict[str, dict[str, int]], rule: Split, hint: str = "") -> Non
             )
 
 
-def describe(positives: histories.Positives, rule: Split) -> dict[str, dict[str, Any]]:
+class Span(NamedTuple):
+    """Positives of a split: how many, and their first and last second; none without positives."""
+
+    number: int
+    first_s: int
+    last_s: int
+
+
+def spans(positives: histories.Positives, rule: Split) -> dict[str, Span]:
+    """Of each split."""
+    found = {}
+    for split in ("train", *store_lib.SPLITS):
+        time_E = positives.time_E[rule.members(positives, split)]
+        first, last = time_E.min(initial=histories.END_OF_DAY), time_E.max(initial=0)
+        found[split] = Span(len(time_E), int(first), int(last))
+    return found
+
+
+def join_spans(parts: Sequence[Mapping[str, Span]]) -> dict[str, Span]:
+    """Of each split, over all parts of a log."""
+    found = {}
+    for split in parts[0]:
+        number, first, last = zip(*(part[split] for part in parts), strict=True)
+        found[split] = Span(sum(number), min(first), max(last))
+    return found
+
+
+def describe(found: Mapping[str, Span], rule: Split) -> dict[str, dict[str, Any]]:
     """Days (ISO dates) and number of positives of each split.
 
     By day they are all calendar days, and beside them the number of those with rows where some have
     none; else the first and the last. The clock's zone is beside them where it has a name.
     """
-    found = {}
-    for split in ("train", *store_lib.SPLITS):
-        mine = rule.members(positives, split)
+    described = {}
+    for split, span in found.items():
         if isinstance(rule, ByDay):
             days = getattr(rule, split)
         else:
-            time_E = positives.time_E[mine]
-            days = rule.clock.days(np.array([time_E.min(), time_E.max()])).tolist()
-        found[split] = {"days": [_iso(day) for day in days], "examples": int(mine.sum())}
+            days = rule.clock.days(np.array([span.first_s, span.last_s])).tolist()
+        described[split] = {"days": [_iso(day) for day in days], "examples": span.number}
         if isinstance(rule, ByDay):
             with_rows = sum(day in rule.with_rows for day in days)
             if with_rows < len(days):
-                found[split]["days_with_rows"] = with_rows
+                described[split]["days_with_rows"] = with_rows
         if rule.clock.zone:
-            found[split]["time_zone"] = rule.clock.zone
-    return found
+            described[split]["time_zone"] = rule.clock.zone
+    return described
 
 
 def name_days(described: dict[str, dict[str, Any]], rule: Split) -> str:

@@ -40,7 +40,10 @@ def write(sequence: histories.ClickSequence, rows: histories.Rows, keep: bool = 
     writer = Writer(keep)
     one = [(rows.time_X, rows.time_X + 1)]
     found = {store_lib.Windows("history"): one, store_lib.Windows("log"): one}
-    columns = row_tables.write(writer, {"train": rows}, found, sequence)
+    order = [store_lib.Windows(*of) for of in (("history",), ("scenario_history", S), ("log",))]
+    tables = row_tables.Tables(writer, ["train"], order)
+    tables.add({"train": rows}, found, sequence)
+    columns = tables.columns
     expected = ["history_start", "history_stop", "scenario_history_start_0"]
     assert columns[4:7] == expected and columns[-2:] == ["log_start", "log_stop"]
     assert writer.rows == len(rows.user_X)

@@ -33,7 +33,7 @@ def test_by_day_training_rows_end_before_themselves_and_queries_before_their_spl
 
 
 def test_splits_by_day_are_described_with_iso_days():
-    assert splits.describe(number(ROWS), BY_DAY) == {
+    assert splits.describe(splits.spans(number(ROWS), BY_DAY), BY_DAY) == {
         "train": {"days": ["1970-01-02", "1970-01-03"], "examples": 3},
         "validation": {"days": ["1970-01-04"], "examples": 1},
         "test": {"days": ["1970-01-05"], "examples": 1},
@@ -92,7 +92,8 @@ def test_training_rows_know_what_came_before_in_the_same_second():
 
 
 def test_left_out_splits_are_described_with_their_first_and_last_day():
-    assert splits.describe(LEAVE_ONE_OUT.order(SEQUENCES), LEAVE_ONE_OUT) == {
+    found = splits.spans(LEAVE_ONE_OUT.order(SEQUENCES), LEAVE_ONE_OUT)
+    assert splits.describe(found, LEAVE_ONE_OUT) == {
         "train": {"days": ["1970-01-01", "1970-01-02"], "examples": 4},
         "validation": {"days": ["1970-01-01", "1970-01-01"], "examples": 1},
         "test": {"days": ["1970-01-01", "1970-01-01"], "examples": 1},
@@ -125,7 +126,7 @@ def test_no_positive_at_all_is_refused(rule):
 def test_left_out_splits_are_described_by_their_clock():
     # 90,000 s is 01:00 on 1970-01-02 in UTC and 20:00 on 1970-01-01 in New York.
     rule = splits.LeaveOneOut(clocks.Clock(zone="America/New_York"))
-    found = splits.describe(rule.order(SEQUENCES), rule)
+    found = splits.describe(splits.spans(rule.order(SEQUENCES), rule), rule)
     assert found["train"] == {
         "days": ["1969-12-31", "1970-01-01"], "examples": 4, "time_zone": "America/New_York",
     }  # fmt: skip
