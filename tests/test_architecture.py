@@ -27,6 +27,7 @@ HOMES = {
     "onnx": ("serving/onnx_graph.py", "serving/onnx_nodes.py"),
     "onnxruntime": ("serving/tools.py",),
     "fsspec": ("data/prepare/objects.py",),
+    "daft": ("data/prepare/own_daft.py",),
     "lancedb": ("serving/vector_stores.py",),
     "qdrant_client": ("serving/vector_stores.py",),
     "pymilvus": ("serving/vector_stores.py",),

@@ -63,7 +63,7 @@ def test_metadata_has_the_command_and_exclusive_extras(built: zipfile.ZipFile) -
     fields = email.message_from_bytes(built.read(metadata))
     assert fields["Requires-Python"] == ">=3.11"
     assert set(fields.get_all("Provides-Extra")) == {
-        *("azure", "baselines", "bench", "cluster", "cpu", "cuda12", "dev", "docs", "gcs"),
+        *("azure", "baselines", "bench", "cluster", "cpu", "cuda12", "daft", "dev", "docs", "gcs"),
         *("lancedb", "milvus", "onnx", "qdrant", "ray", "s3", "serve", "tune"),
     }
     links = dict(link.split(", ") for link in fields.get_all("Project-URL"))

@@ -5,6 +5,7 @@ categorical value is text here, so `42` in a CSV file and the integer 42 in a Pa
 same user. `configs/custom.py` is an example to start from.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -13,7 +14,9 @@ import re
 
 import polars as pl
 
-from dsmoe_jax import runlog, terminal
+from dsmoe_jax import optional, runlog, terminal
+from dsmoe_jax.data import manifest
+from dsmoe_jax.data import store as store_lib
 from dsmoe_jax.data.prepare import (
     assemble,
     columns,
@@ -21,6 +24,7 @@ from dsmoe_jax.data.prepare import (
     objects,
     own_config,
     own_days,
+    own_events,
     own_files,
     own_rows,
     read,
@@ -51,33 +55,55 @@ class CustomConfig(own_config.LogConfig):
             section = dataclasses.replace(self, raw_dir=str(folder))
         logs, paths = own_files.find(section)
         inputs = [*(log.path for log in logs), *paths.values()]
-        assemble.prepare(self, store_dir, inputs, lambda: self._load(logs, paths))
+        if not manifest.exists(store_dir):
+            self._check_engine()
+        with contextlib.ExitStack() as stack:
+            place = (pathlib.Path(store_dir), stack)
+            assemble.prepare(self, store_dir, inputs, lambda: self._load(logs, paths, *place))
 
-    def _load(self, logs: list[own_files.Log], paths: dict[str, pathlib.Path]) -> assemble.Dataset:
+    def _check_engine(self) -> None:
+        if self.engine == "daft":
+            optional.require("daft", extra="daft", what="data.engine=daft: ")
+
+    def _load(
+        self,
+        logs: list[own_files.Log],
+        paths: dict[str, pathlib.Path],
+        root: pathlib.Path,
+        stack: contextlib.ExitStack,
+    ) -> assemble.Dataset:
+        """What the store at `root` is made of; until `stack` ends files beside it may be a part."""
         tables = {side: self._read_table(side, path) for side, path in paths.items()}
-        found = own_rows.read_logs(self, logs, paths, tables)
+        events: own_events.Events
+        if self.engine == "daft":
+            self._check_engine()
+            from dsmoe_jax.data.prepare import own_daft
+
+            beside = root.with_name(f"{root.name}.events")
+            folder = stack.enter_context(store_lib.open_partial(beside, "preparing this store"))
+            events = own_daft.Spooled(self, logs, paths, tables, folder)
+        else:
+            events = own_events.InMemory(self, logs, paths, tables)
         # Users and items without a table of their own are those of the log.
         log = str(logs[0].path) if len(logs) == 1 else "data.log_files"
         sources = {side: str(paths.get(side, log)) for side in own_config.SIDES}
         source = sources["user"] if self.scenario_in_users else log
-        positives, values = own_rows.choose_scenarios(self, found.positives, source)
-        scenario = pl.col("scenario").replace_strict(
-            values, list(range(len(values))), default=None, return_dtype=pl.Int64
-        )
-        positives = positives.with_columns(scenario).drop_nulls("scenario")
-        days = own_days.check(self, found) if self.split == "days" else []
+        ids, values = own_rows.choose_scenarios(self, events.count_scenarios(), source)
+        events.choose(ids, values)
+        days = own_days.check(self, events.tally) if self.split == "days" else []
         renamed = self._new_names()
         return assemble.Dataset(
             name=self.name,
             scenarios=tuple(values),
-            users=self._describe("user", tables, positives, renamed, sources["user"]),
-            items=self._describe("item", tables, positives, renamed, sources["item"]),
-            positives=positives,
+            users=self._describe("user", tables, events.distinct("user"), renamed, sources["user"]),
+            items=self._describe("item", tables, events.distinct("item"), renamed, sources["item"]),
+            positives=events.positives,
+            parts=events.parts,
             days=days,
             split=self.split,
             clock=self.clock,
-            hint=own_days.explain(self, found),
-            exposures=found.exposures.with_columns(scenario) if self.exposures else None,
+            hint=own_days.explain(self, events.tally),
+            exposures=events.exposures,
             raw_forms={
                 renamed.get((side, name), name): {"separator": self.bag_separator}
                 for side, names in (("user", self.user_bags), ("item", self.item_bags))
@@ -110,12 +136,12 @@ class CustomConfig(own_config.LogConfig):
         self,
         side: str,
         tables: dict[str, pl.DataFrame],
-        positives: pl.DataFrame,
+        ids: pl.Series,
         renamed: dict[tuple[str, str], str],
         source: str,
     ) -> entities.Table:
-        """The features for the store; without a file, the ids that occur."""
-        key, ids = self.key_of(side), positives[side].unique()
+        """The features for the store; without a file, the ids that occur, each once."""
+        key = self.key_of(side)
         if side not in tables:
             name = getattr(self, f"{side}_id")
             return entities.Table(pl.DataFrame({name: ids}), name, source=source)

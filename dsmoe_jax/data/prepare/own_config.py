@@ -72,6 +72,8 @@ class LogConfig(schema.DataConfig):
       rare_scenarios: "leave_out", or "merge" into one scenario, `other`.
       split: "days", or "leave_one_out": every user's last positive tests and the one before it
         validates, whatever the numbers of days say.
+      engine: What prepares the store, the same bytes by either: "polars", in memory, or "daft" (the
+        extra `daft`), with the log's events on disk, on this machine or a Ray cluster.
     """
 
     name: str = "custom"
@@ -113,6 +115,7 @@ class LogConfig(schema.DataConfig):
         "leave_out", choices=("leave_out", "merge"), added_later=True
     )
     split: str = fields.field("days", choices=splits.RULES, added_later=True)
+    engine: str = fields.field("polars", choices=("polars", "daft"), resumable=True, unhashed=True)
 
     def validate(self) -> None:
         """Refuses what makes no sense, before a file is looked for.

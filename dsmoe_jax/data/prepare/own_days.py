@@ -21,7 +21,7 @@ _TOLD_GAP = 30
 _FEW, _UNUSUAL = 0.1, 10
 
 
-def check(section: own_config.LogConfig, found: own_rows.Rows) -> list[datetime.date]:
+def check(section: own_config.LogConfig, found: own_rows.Tally) -> list[datetime.date]:
     """The days of the log, without those after a gap that hold no positive.
 
     Raises:
@@ -96,7 +96,7 @@ def without_far_times(
     return events.with_columns(pl.when(~far).then(pl.col(section.time)).alias(section.time))
 
 
-def explain(section: own_config.LogConfig, found: own_rows.Rows) -> str:
+def explain(section: own_config.LogConfig, found: own_rows.Tally) -> str:
     """What a refusal of the split adds: the row after the longest gap between positives, if long.
 
     With leave-one-out a gap before few days is told at once, as it tests without being refused.

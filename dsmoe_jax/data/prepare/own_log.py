@@ -376,7 +376,8 @@ def _choose_split(
     without = sorted(set(all_scenarios) - set(evaluable[chosen]))
     if without and len(evaluable[chosen]):
         kept = positives.filter(pl.col("scenario").is_in(evaluable[chosen].implode()))
-        section.scenarios = tuple(own_rows.by_count(kept["scenario"]))
+        counts = dict(kept.group_by("scenario").len().iter_rows())
+        section.scenarios = tuple(own_rows.by_count(counts))
         notes.append(f"scenarios left out, with too few positives: {terminal.some(without)}")
     return notes
 

@@ -5,9 +5,10 @@ checked. Does not own files (`own_files.py`) nor how a time is written (`times.p
 """
 
 import collections
+import dataclasses
 import datetime
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import polars as pl
@@ -36,20 +37,91 @@ class Place(NamedTuple):
     column: str
 
 
-class Rows(NamedTuple):
-    """A log's rows that count.
+@dataclasses.dataclass
+class Tally:
+    """What is known of rows beside those that count.
+
+    Attributes:
+      num_rows: All of them.
+      num_positives: Those that count.
+      days: The days of all rows that have a time.
+      needed: The days of positives, and where the first row of each was found.
+      counts: Positives by what was unknown or missing about them.
+      labels, scenarios: Some values of their columns.
+      twice: Positives at a time that the clock shows twice.
+    """
+
+    num_rows: int = 0
+    num_positives: int = 0
+    days: set[datetime.date] = dataclasses.field(default_factory=set)
+    needed: dict[datetime.date, Place] = dataclasses.field(default_factory=dict)
+    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    labels: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    scenarios: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    twice: int = 0
+
+    def add(self, later: "Tally") -> None:
+        """Adds what is known of files that come later."""
+        self.num_rows += later.num_rows
+        self.num_positives += later.num_positives
+        self.days |= later.days
+        self.needed = {**later.needed, **self.needed}
+        self.counts.update(later.counts)
+        self.labels.update(later.labels)
+        self.scenarios.update(later.scenarios)
+        self.twice += later.twice
+
+    def finish(self, section: own_config.LogConfig, num_files: int) -> None:
+        """Says how many positives were of unknown users or items, once there is no more.
+
+        Raises:
+          ValueError: When there is no row or no positive, with values that the columns have.
+        """
+        if not self.num_rows:
+            raise ValueError(
+                f"data.log_files: expected at least one row in the {num_files} files, found none"
+            )
+        for what, number in self.counts.items():
+            if number:
+                runlog.say(f"log: {number:,} positives {what}")
+        if self.twice:
+            runlog.say(times.say_twice(self.twice, "positives", section.clock))
+        if not self.num_positives:
+            raise ValueError(f"positives: expected at least one {self._why_none(section)}")
+
+    def _why_none(self, section: own_config.LogConfig) -> str:
+        parts, condition = [], expressions.parse_condition(section.positive)
+        if condition is not None:
+            parts.append(
+                f"with data.positive={section.positive!r}, where column "
+                f"{condition.column!r} holds {_list(self.labels)}"
+            )
+        if section.scenarios:
+            parts.append(
+                f"in data.scenarios={tuple(section.scenarios)!r}, where column "
+                f"{section.scenario!r} holds {_list(self.scenarios)}"
+            )
+        return f"{' and '.join(parts) or 'that is in a scenario'}, got none"
+
+
+class Block(NamedTuple):
+    """Rows of a file that count.
 
     Attributes:
       positives, exposures: Columns user, item and scenario (texts), time_s and day; the scenario of
         an exposure may be null. Exposures are empty unless they are asked for.
-      days: The days of all rows that have a time.
-      needed: The days of positives, and where the first row of each was found.
     """
 
     positives: pl.DataFrame
     exposures: pl.DataFrame
-    days: set[datetime.date]
-    needed: dict[datetime.date, Place]
+
+
+class Rows(NamedTuple):
+    """A log's rows that count, as in `Block`, and what is known of all."""
+
+    positives: pl.DataFrame
+    exposures: pl.DataFrame
+    tally: Tally
 
 
 def read_logs(
@@ -64,45 +136,67 @@ def read_logs(
       ValueError: In one line, on the first row of a positive that is not valid, or when there is no
         positive.
     """
-    reader = _Reader(section, paths, tables)
-    for log in logs:
-        blocks = read.iterate(
-            log.path,
-            reader.columns,
-            form=section.form("log"),
-            constants=log.constants,
-            may_be_empty=len(logs) > 1,
-        )
-        for frame in blocks:
-            reader.add(log.path, frame)
-    if not reader.num_rows:
-        raise ValueError(
-            f"data.log_files: expected at least one row in the {len(logs)} files, found none"
-        )
-    return reader.finish()
+    tally = Tally()
+    blocks = [
+        block
+        for log in logs
+        for block in iterate(section, log, paths, tables, tally, may_be_empty=len(logs) > 1)
+    ]
+    tally.finish(section, len(logs))
+    return Rows(
+        pl.concat([block.positives for block in blocks]),
+        pl.concat([block.exposures for block in blocks]),
+        tally,
+    )
+
+
+def iterate(
+    section: own_config.LogConfig,
+    log: own_files.Log,
+    paths: Mapping[str, pathlib.Path],
+    tables: Mapping[str, pl.DataFrame],
+    tally: Tally,
+    *,
+    may_be_empty: bool,
+) -> Iterator[Block]:
+    """Reads one file in blocks, and adds to the tally.
+
+    Args:
+      section: The configuration.
+      log: The file.
+      paths: The users' and the items' tables, by "user" and "item".
+      tables: Their ids, and the users' scenarios where they have them.
+      tally: Of this file and those before it.
+      may_be_empty: Whether there are other files.
+
+    Raises:
+      ValueError: In one line, on the first row of a positive that is not valid.
+    """
+    reader = _Reader(section, paths, tables, tally)
+    blocks = read.iterate(
+        log.path,
+        reader.columns,
+        form=section.form("log"),
+        constants=log.constants,
+        may_be_empty=may_be_empty,
+    )
+    for frame in blocks:
+        yield reader.add(log.path, frame)
 
 
 class _Reader:
-    """Collects positives and exposures block by block."""
+    """Tells positives and exposures block by block."""
 
     def __init__(
         self,
         section: own_config.LogConfig,
         paths: Mapping[str, pathlib.Path],
         tables: Mapping[str, pl.DataFrame],
+        tally: Tally,
     ):
-        self.num_rows = 0
         self._section, self._paths, self._tables = section, paths, tables
         self._condition = expressions.parse_condition(section.positive)
-        self._positives: list[pl.DataFrame] = []
-        self._exposures: list[pl.DataFrame] = []
-        self._days: set[datetime.date] = set()
-        self._needed: dict[datetime.date, Place] = {}
-        # Positives by what was unknown or missing about them.
-        self._counts: collections.Counter[str] = collections.Counter()
-        self._labels: collections.Counter[str] = collections.Counter()
-        self._scenarios: collections.Counter[str] = collections.Counter()
-        self._twice = 0
+        self._tally = tally
 
     @property
     def columns(self) -> list[columns.Column]:
@@ -118,30 +212,32 @@ class _Reader:
             wanted[label] = columns.Column(label, "label", True)
         return list(wanted.values())
 
-    def add(self, path: pathlib.Path, frame: pl.DataFrame) -> None:
-        """Adds a block of a file.
+    def add(self, path: pathlib.Path, frame: pl.DataFrame) -> Block:
+        """The rows that count of a block of a file.
 
         Raises:
           ValueError: On the first row of a positive that is not valid.
         """
-        section = self._section
-        self.num_rows += frame.height
+        section, tally = self._section, self._tally
+        tally.num_rows += frame.height
         time_s = times.to_seconds(frame[section.time], section.time_unit, section.clock)
         date = section.clock.shown(pl.col(_TIME)).dt.date()
         frame = frame.with_columns(time_s.alias(_TIME)).with_columns(date.alias(_DAY))
-        self._days.update(frame[_DAY].drop_nulls().unique().to_list())
+        tally.days.update(frame[_DAY].drop_nulls().unique().to_list())
         frame = self._with_scenario(frame)
         frame = self._with_labels(path, frame)
         chosen = pl.col(_POSITIVE) & pl.col(_NEEDED)
         positives = self._check(path, frame.filter(chosen))
         for day, row in _first_rows(positives).items():
-            self._needed.setdefault(day, Place(path, row, section.time))
-        self._positives.append(self._select(positives))
+            tally.needed.setdefault(day, Place(path, row, section.time))
+        tally.num_positives += positives.height
         of_cells = (positives[section.time], positives[_TIME], section.time_unit)
-        self._twice += times.count_twice(*of_cells, section.clock)
+        tally.twice += times.count_twice(*of_cells, section.clock)
+        exposures = frame.clear()
         if section.exposures:
             whole = [pl.col(n).is_not_null() for n in (section.user_id, section.item_id, _TIME)]
-            self._exposures.append(self._select(frame.filter(~pl.col(_POSITIVE), *whole)))
+            exposures = frame.filter(~pl.col(_POSITIVE), *whole)
+        return Block(self._select(positives), self._select(exposures))
 
     def _with_scenario(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Adds each row's scenario, and whether it is one that is kept, or not known yet."""
@@ -158,7 +254,7 @@ class _Reader:
             known = pl.col(section.user_id).is_in(users[key].implode()).fill_null(False)
             scenario, unknown = pl.col(_SCENARIO), ~known
         frame = frame.with_columns(scenario)
-        self._scenarios.update(frame[_SCENARIO].drop_nulls().unique().head(50).to_list())
+        self._tally.scenarios.update(frame[_SCENARIO].drop_nulls().unique().head(50).to_list())
         kept = pl.col(_SCENARIO).is_not_null()
         if section.scenarios:
             kept = pl.col(_SCENARIO).is_in(list(section.scenarios)).fill_null(False)
@@ -174,8 +270,10 @@ class _Reader:
             columns.check(
                 path, frame, bad, cells.name, "a finite number or nothing", columns.UNKNOWN
             )
-        if len(self._labels) < _SHOWN_VALUES:
-            self._labels.update(cells.drop_nulls().unique().head(50).cast(pl.String).to_list())
+        if len(self._tally.labels) < _SHOWN_VALUES:
+            self._tally.labels.update(
+                cells.drop_nulls().unique().head(50).cast(pl.String).to_list()
+            )
         return frame.with_columns(self._condition.holds(cells).alias(_POSITIVE))
 
     def _check(self, path: pathlib.Path, rows: pl.DataFrame) -> pl.DataFrame:
@@ -223,45 +321,13 @@ class _Reader:
         return rows.filter(~which)
 
     def _count(self, rows: pl.DataFrame, which: pl.Expr, what: str) -> None:
-        self._counts[what] += rows.select(which.sum()).item()
+        self._tally.counts[what] += rows.select(which.sum()).item()
 
     def _select(self, rows: pl.DataFrame) -> pl.DataFrame:
         section = self._section
         return rows.select(
             user=section.user_id, item=section.item_id, scenario=_SCENARIO, time_s=_TIME, day=_DAY
         )
-
-    def finish(self) -> Rows:
-        """All of it; says how many positives were of unknown users or items.
-
-        Raises:
-          ValueError: When there is no positive, with values that the columns have.
-        """
-        for what, number in self._counts.items():
-            if number:
-                runlog.say(f"log: {number:,} positives {what}")
-        if self._twice:
-            runlog.say(times.say_twice(self._twice, "positives", self._section.clock))
-        positives = pl.concat(self._positives)
-        if not positives.height:
-            raise ValueError(f"positives: expected at least one {self._why_none()}")
-        exposures = pl.concat(self._exposures) if self._exposures else positives.clear()
-        return Rows(positives, exposures, self._days, self._needed)
-
-    def _why_none(self) -> str:
-        section, parts = self._section, []
-        if self._condition is not None:
-            seen = _list(self._labels)
-            parts.append(
-                f"with data.positive={section.positive!r}, where column "
-                f"{self._condition.column!r} holds {seen}"
-            )
-        if section.scenarios:
-            parts.append(
-                f"in data.scenarios={tuple(section.scenarios)!r}, where column "
-                f"{section.scenario!r} holds {_list(self._scenarios)}"
-            )
-        return f"{' and '.join(parts) or 'that is in a scenario'}, got none"
 
 
 def _first_rows(rows: pl.DataFrame) -> dict[datetime.date, int]:
@@ -277,38 +343,38 @@ def _list(values: Iterable[str]) -> str:
 
 
 def choose_scenarios(
-    section: own_config.LogConfig, positives: pl.DataFrame, source: str
-) -> tuple[pl.DataFrame, list[str]]:
-    """The positives, rare scenarios merged if that is asked for, and the scenarios in their order.
+    section: own_config.LogConfig, counts: Mapping[str, int], source: str
+) -> tuple[dict[str, int], list[str]]:
+    """The scenario id of each text that positives have and that is kept, and the ids' names.
 
-    `source` is the file that has them.
+    Args:
+      section: The configuration.
+      counts: Positives by the text of their scenario.
+      source: The file that has the texts.
 
     Raises:
       ValueError: When none has enough positives, or one has the name of the mean.
     """
-    values = list(section.scenarios) or by_count(positives["scenario"])
+    values = list(section.scenarios) or by_count(counts)
     if own_config.MEAN in values:
         raise ValueError(
             f"{source}: column {section.scenario!r}: expected no scenario {own_config.MEAN!r}, "
             "which results call the mean over scenarios; rename it in the log, or leave it out of "
             "data.scenarios"
         )
-    if not section.least_positives:
-        return positives, values
-    counts = dict(positives.group_by("scenario").len().iter_rows())
     rare = [name for name in values if counts.get(name, 0) < section.least_positives]
     values = [name for name in values if name not in rare]
     shown = terminal.some(
         [f"{terminal.shorten(name, _SHOWN)} {counts.get(name, 0):,}" for name in rare]
     )
+    merged: list[str] = []
     if rare and section.rare_scenarios == "merge":
         if OTHER in values:
             raise ValueError(
                 f"data.rare_scenarios: expected no scenario of the name {OTHER!r} to merge into, "
                 "got one in the log; rename it or set 'leave_out'"
             )
-        merged = pl.col("scenario").replace(dict.fromkeys(rare, OTHER))
-        positives, values = positives.with_columns(merged), [*values, OTHER]
+        merged, values = rare, [*values, OTHER]
         runlog.say(f"scenarios merged into {OTHER!r}, with too few positives: {shown}")
     elif rare:
         runlog.say(f"scenarios left out, with too few positives: {shown}")
@@ -317,10 +383,10 @@ def choose_scenarios(
             "data.least_positives: expected a scenario with "
             f"{section.least_positives:,} positives, got {shown}"
         )
-    return positives, values
+    ids = {name: i for i, name in enumerate(values)}
+    return {**dict.fromkeys(merged, len(values) - 1), **ids}, values
 
 
-def by_count(values: pl.Series) -> list[str]:
-    """The distinct values, most frequent first; ties in alphabetical order."""
-    counts = pl.DataFrame({"value": values}).group_by("value").len()
-    return counts.sort(["len", "value"], descending=[True, False])["value"].to_list()
+def by_count(counts: Mapping[str, int]) -> list[str]:
+    """The names, most frequent first; ties in alphabetical order."""
+    return sorted(counts, key=lambda name: (-counts[name], name))
