@@ -6,12 +6,10 @@ twin shows that it computes the same loss and gradients from the same weights.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from dsmoe_jax import optional
@@ -21,15 +19,6 @@ from dsmoe_jax.capacity import cases
 
 TWINS = ("eager", "compile", "sparse")
 OURS = ("dense", "row_sparse")
-# What holds XLA, PyTorch and their libraries to older instructions, as a slower machine has them.
-_HELD_TO = {
-    "avx2": {
-        "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-    }
-}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +35,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--plain_twins",
         action="store_true",
         help="twins use the C library's defaults; without this they keep freed memory as we do",
-    )
-    parser.add_argument(
-        "--instructions", choices=_HELD_TO, help="hold all contestants to these, where it has newer"
     )
     parser.add_argument("--hidden_dim", type=int, default=256)
     parser.add_argument("--output_dim", type=int, default=128)
@@ -70,20 +56,6 @@ def _names(known: tuple[str, ...], at_least: int) -> Callable[[str], tuple[str, 
     return parse
 
 
-@contextlib.contextmanager
-def _hold_to(instructions: str | None) -> Iterator[None]:
-    """Processes that begin inside the block use no newer instructions."""
-    before = dict(os.environ)
-    for name, value in _HELD_TO.get(instructions or "", {}).items():
-        is_list = name == "XLA_FLAGS" and name in before
-        os.environ[name] = f"{before[name]} {value}" if is_list else value
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Times our steps and their twins.
 
@@ -93,10 +65,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     overrides = {"hidden_dim": options.hidden_dim, "output_dim": options.output_dim}
     if options.twins:
         optional.require("torch", extra="cpu,bench")
-    with (
-        _hold_to(options.instructions),
-        tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name,
-    ):
+    with tempfile.TemporaryDirectory(prefix="dsmoe_jax_bench_") as name:
         folder = pathlib.Path(name)
         wanted = ours_lib.Wanted(options.shape, options.distill, overrides=overrides)
         contestants: dict[str, pairs.Contestant] = {}
@@ -121,7 +90,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "shape": options.shape,
         "distill": options.distill,
         "plain_twins": options.plain_twins,
-        "instructions": options.instructions,
         "positives": cases.POSITIVES,
         "candidates": cases.POSITIVES * (1 + cases.NEGATIVES),
         "step_ms": {name: 1e3 * timing.median for name, timing in timings.items()},
@@ -144,12 +112,10 @@ def describe(found: dict[str, Any]) -> list[str]:
     notes = next(iter(found["notes"].values()))
     products_ms = 1e3 * notes["matmul_flop"] / found["peak_flop_per_s"]
     teacher = " with its teacher" if found["distill"] else ""
-    # Records of before the flag were held to nothing.
-    held = f", held to {found['instructions'].upper()}" if found.get("instructions") else ""
     lines = [
         f"step, {found['shape']} shape{teacher}: {found['positives']} positives, "
         f"{found['candidates']:,} pairs",
-        f"  machine{held}: {found['peak_flop_per_s'] / 1e9:,.0f} GFLOP/s in a large product, "
+        f"  machine: {found['peak_flop_per_s'] / 1e9:,.0f} GFLOP/s in a large product, "
         f"{found['peak_byte_per_s'] / 1e9:,.1f} GB/s in a copy",
         f"  matrix products of our step: {notes['matmul_flop'] / 1e9:.2f} GFLOP, "
         f"{products_ms:.1f} ms at that rate",
