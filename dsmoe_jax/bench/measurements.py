@@ -85,8 +85,16 @@ def summarise(records: Sequence[dict[str, Any]]) -> str:
     first: dict[str, Any] = {}
     for record in records:
         first.setdefault(record["command"], record["found"])
-    step, growth, prepare, plan = (first[c] for c in ("step", "growth", "prepare", "plan"))
-    ratio = min(entry["median"] for entry in step["ratio"]["dense"].values())
+    growth, prepare, plan = (first[c] for c in ("growth", "prepare", "plan"))
+    steps = [record for record in records if record["command"] == "step"]
+    # The first step, on every machine that it was measured on.
+    ratios = sorted(
+        min(entry["median"] for entry in record["found"]["ratio"]["dense"].values())
+        for record in steps
+        if record["arguments"] == steps[0]["arguments"]
+    )
+    ratio = " to ".join(f"{value:.2f}" for value in dict.fromkeys((ratios[0], ratios[-1])))
+    on = f" on {len(ratios)} machines" if len(ratios) > 1 else ""
     tables = list(growth["step_ms"])
     slower = growth["ratio"][tables[-1]]["median"]
     rows = prepare["rows"]["impressions"]
@@ -94,7 +102,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> str:
     memory = prepare["peak_bytes"]["dsmoe_jax"] / 2**30
     return formats.bullets(
         [
-            f"A training step: {ratio:.2f} times as fast as the fastest PyTorch twin of the model.",
+            f"A training step: {ratio} times as fast as the fastest PyTorch twin of the model{on}.",
             f"Tables of {tables[-1]} in place of {tables[0]}, updated by rows: a step takes "
             f"{slower:.2f} times as long.",
             f"Preparing {rows:,} impressions of Alimama's format: {seconds:.1f} s, "
