@@ -60,6 +60,8 @@ PLUS_ABLATIONS: dict[str, Change] = {
         {"model.recency": 1.0, "model.exposure_recency": 1.0},
     ),
     "shared_norm": ("", "without DSBN: one batch normalisation", {"model.norm": "bn"}),
+    "shared_layers": ("", "without SAP: the same layers everywhere", {"model.use_sap": False}),
+    "one_expert": ("", "with one expert, which needs no gate", {"model.num_experts": 1}),
 }
 # What the paper leaves open, or what this project decided otherwise.
 DECISIONS: dict[str, Change] = {

@@ -41,6 +41,7 @@ class DSMOEPlusConfig(fism.FISMConfig):
       tower_dim: Entries that the towers add to a vector.
       num_experts: K, experts per tower.
       rank: R of the low-rank scenario correction in every SAP layer.
+      use_sap: Whether linear layers adapt to the scenario.
       hidden_dim: Width of each expert.
       input_dropout: Rate in [0, 1) at which entries of both towers' inputs are dropped in training.
       norm: "dsbn"; "bn" shares one batch normalisation among the scenarios; "none".
@@ -58,6 +59,7 @@ class DSMOEPlusConfig(fism.FISMConfig):
     tower_dim: int = fields.field(32, at_least=1)
     num_experts: int = fields.field(3, at_least=1)
     rank: int = fields.field(4, at_least=1, search=(2, 4, 8))
+    use_sap: bool = fields.field(True, added_later=True)
     hidden_dim: int = fields.field(64, at_least=1, search=(32, 64, 128))
     input_dropout: float = fields.rate(0.3)
     norm: str = fields.field("dsbn", choices=dsbn.KINDS)
@@ -287,6 +289,7 @@ class DSMOEPlus(fism.FISM):
             num_scenarios=num_scenarios,
             num_experts=cfg.num_experts,
             rank=cfg.rank,
+            use_sap=cfg.use_sap,
             norm=cfg.norm,
             momentum=cfg.bn_momentum,
         )

@@ -197,9 +197,14 @@ def test_the_weight_of_its_score_is_chosen_before_the_towers_learn():
     np.testing.assert_array_equal(user_BD[:, PRIOR:], whole_BD[:, PRIOR:])
 
 
-@pytest.mark.parametrize("norm", ["bn", "none"])
-def test_other_normalisations_run(norm):
-    model = dataclasses.replace(CONFIG, norm=norm).make(SPEC)
+@pytest.mark.parametrize(
+    "other", [{"norm": "bn"}, {"norm": "none"}, {"use_sap": False}, {"num_experts": 1}], ids=str
+)
+def test_towers_without_a_part_run_and_have_fewer_parameters(other):
+    model = dataclasses.replace(CONFIG, **other).make(SPEC)
     variables = tiny_features.make_variables(model, USERS, ITEMS, SCENARIO_B)
     user_BD, item_BGD = vectors(variables, model)
     assert np.isfinite(user_BD).all() and np.isfinite(item_BGD).all()
+    whole = tiny_features.make_variables(CONFIG.make(SPEC), USERS, ITEMS, SCENARIO_B)
+    sizes = [sum(x.size for x in jax.tree.leaves(v["params"])) for v in (variables, whole)]
+    assert sizes[0] < sizes[1]
