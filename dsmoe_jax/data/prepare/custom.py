@@ -55,6 +55,7 @@ class CustomConfig(own_config.LogConfig):
             section = dataclasses.replace(self, raw_dir=str(folder))
         logs, paths = own_files.find(section)
         inputs = [*(log.path for log in logs), *paths.values()]
+        # Before a large log is hashed. A store that fits it needs no engine; another is made anew.
         if not manifest.exists(store_dir):
             self._check_engine()
         with contextlib.ExitStack() as stack:
