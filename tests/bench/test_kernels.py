@@ -8,7 +8,7 @@ import pytest
 from dsmoe_jax.bench import kernels
 
 
-def test_a_program_s_matrix_product_is_its_largest_kernel():
+def test_a_program_s_matrix_product_is_among_its_kernels_with_its_share():
     a = jnp.ones((512, 512))
     compiled = jax.jit(lambda a: jnp.sin(a @ a + jnp.flip(a))).lower(a).compile()
 
@@ -18,10 +18,9 @@ def test_a_program_s_matrix_product_is_its_largest_kernel():
 
     turn(1)
     found = kernels.profile(turn, 5, compiled.as_text())
-    largest = found["kernels"][0]
-    assert largest["op"].endswith("dot_general"), found
-    assert 0 < largest["ms"] <= found["kernel_ms"]
-    assert largest["share"] == pytest.approx(largest["ms"] / found["kernel_ms"])
+    (product,) = [kernel for kernel in found["kernels"] if kernel["op"].endswith("dot_general")]
+    assert 0 < product["ms"] <= found["kernel_ms"]
+    assert product["share"] == pytest.approx(product["ms"] / found["kernel_ms"])
     shares = [kernel["share"] for kernel in found["kernels"]]
     assert shares == sorted(shares, reverse=True) and sum(shares) <= 1 + 1e-9
 
