@@ -195,7 +195,8 @@ class MatcherConfig(MethodConfig):
     Attributes:
       known_prior: Whether the log of an item's share of its scenario, as far as it is known, is a
         fixed term of the logits, in training and at serving. It counts exposures too where the
-        store has them. A score stays one inner product, of one entry more.
+        store has them. A score stays one inner product, of one entry more. Sequential matchers are
+        trained beside the log of an item's share among all positives, of any age and scenario.
       recipe: Fields of `TrainConfig` that the method's own source states and that suit no other
         method; configuration files assign them.
     """

@@ -28,6 +28,8 @@ EXPOSURE_WEIGHT = 3.0
 KNOWN_HALF_LIFE_DAYS = 4.0
 # The constant that is another for every split.
 KNOWN_PRIOR = "known_log_prior_SV"
+# The constant of sequential matchers with that prior.
+SEQUENCE_PRIOR = "sequence_log_prior_V"
 # Sequences of all items that a user is known to have been shown.
 SHOWN = (features.HISTORY, features.EXPOSURES)
 
@@ -38,9 +40,10 @@ def make_constants(
     """The constants that a model declares by name and shape, float32 but for ids.
 
     `log_prior_SV` [S, V], see `log_prior`; `known_log_prior_SV` [S, V], see `known_log_prior`, or
-    `log_prior` where the store holds no exposures; `clicked_SV` [S, V], 1 where an item has
-    training clicks in a scenario; `item_vector_VC` [V, C], see `item_vectors`; `sparse_NAME_V`,
-    `dense_NAME_V` and `bag_NAME_VP`, the items' feature NAME.
+    `log_prior` where the store holds no exposures; `sequence_log_prior_V` [V], see
+    `sequence_log_prior`; `clicked_SV` [S, V], 1 where an item has training clicks in a scenario;
+    `item_vector_VC` [V, C], see `item_vectors`; `sparse_NAME_V`, `dense_NAME_V` and `bag_NAME_VP`,
+    the items' feature NAME.
 
     `split` is the one whose queries are asked; training is asked those of "validation".
 
@@ -53,6 +56,8 @@ def make_constants(
             constants[name] = known_log_prior(store, split)
         elif name in ("log_prior_SV", KNOWN_PRIOR):
             constants[name] = log_prior(store)
+        elif name == SEQUENCE_PRIOR:
+            constants[name] = sequence_log_prior(store)
         elif name == "clicked_SV":
             constants[name] = (count_clicks(store) > 0).astype(np.float32)
         elif name == "item_vector_VC":
@@ -85,8 +90,8 @@ def _read_item_field(store: store_lib.Store, name: str) -> np.ndarray:
         if name == f"bag_{bag.name}_VP":
             return np.asarray(store.items_bags[bag.name])
     raise ValueError(
-        f"constant {name!r}: expected 'log_prior_SV', '{KNOWN_PRIOR}', 'clicked_SV', "
-        "'item_vector_VC' or a feature of the items"
+        f"constant {name!r}: expected 'log_prior_SV', '{KNOWN_PRIOR}', '{SEQUENCE_PRIOR}', "
+        "'clicked_SV', 'item_vector_VC' or a feature of the items"
     )
 
 
@@ -234,6 +239,19 @@ def known_log_prior(
         shown_SV.sum(axis=1, keepdims=True), 1e-30
     )
     return _smooth(click_SV + exposure_weight * rate_S1 * shown_SV, prior_clicks)
+
+
+def sequence_log_prior(store: store_lib.Store) -> Float[np.ndarray, "V"]:
+    """Log share of every item among the positives of all users, float32, finite everywhere.
+
+    A user's positives are those of training and of before the log, of any age and scenario, each
+    item once: what a loss of every position of a history is to predict. One user is added to those
+    of every item; row 0, which is no candidate, holds that of an item nobody has.
+    """
+    count_V = np.asarray(read_interactions(store).sum(axis=0), np.float64).ravel()
+    count_V[0] = 0.0
+    log_V: np.ndarray = np.log((count_V + 1.0) / (count_V[1:] + 1.0).sum())
+    return log_V.astype(np.float32)
 
 
 def _smooth(count_SV: np.ndarray, prior_clicks: float) -> Float[np.ndarray, "S V"]:

@@ -78,6 +78,13 @@ def test_probabilities_of_a_scenario_sum_to_one(random_store):
     assert np.isfinite(log_SV).all()
 
 
+def test_literal_log_share_among_what_users_did(store):
+    # Users by item, of before the log and of training: 2, 2, 1, 0, 1; plus one each.
+    log_V = statistics.sequence_log_prior(store)
+    np.testing.assert_allclose(np.exp(log_V), np.array([1, 3, 3, 2, 1, 2]) / 11, rtol=1e-6)
+    assert log_V.dtype == np.float32
+
+
 def test_item_vectors_span_the_leading_singular_space(random_store):
     interactions_UV = statistics.read_interactions(random_store)
     vector_VC = statistics.item_vectors(interactions_UV, 7)
@@ -127,7 +134,9 @@ def test_fields_of_the_items_are_those_of_the_corpus(random_store):
 
 
 def test_constants_have_the_declared_shapes(store):
-    shapes = {"log_prior_SV": (2, 6), "item_vector_VC": (6, 3)}
+    shapes = {
+        "log_prior_SV": (2, 6), "sequence_log_prior_V": (6,), "item_vector_VC": (6, 3)
+    }  # fmt: skip
     constants = statistics.make_constants(store, shapes)
     assert {name: value.shape for name, value in constants.items()} == shapes
     assert all(value.dtype == np.float32 for value in constants.values())

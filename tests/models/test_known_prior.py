@@ -1,6 +1,7 @@
 """What `known_prior` makes of every two-tower method: one more entry, a fixed term of logits."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 
 from dsmoe_jax.data import statistics
+from dsmoe_jax.models.matching import next_item
 from tests import tiny_features
 from tests.models import small, test_every_matcher
 
 B, G = 6, 3
 # Methods whose towers, constants or loss are of a kind of their own.
 NAMES = ("adin", "dsmoe", "fuxi", "hstu", "m5", "mind", "sass")
+SEQUENTIAL = ("fuxi", "fuxi_mme", "hstu")
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -30,8 +33,10 @@ def pair(request):
         tiny_features.make_scenarios(spec, B),
     )
     variables = tiny_features.make_variables(plain, *inputs)
-    prior_SV = jax.random.normal(jax.random.key(3), (spec.num_scenarios, spec.num_items))
-    constants = {**variables.get("constants", {}), statistics.KNOWN_PRIOR: prior_SV}
+    missing = known.constant_shapes.keys() - plain.constant_shapes.keys()
+    constants = dict(variables.get("constants", {}))
+    for n, name in enumerate(sorted(missing)):
+        constants[name] = jax.random.normal(jax.random.key(3 + n), known.constant_shapes[name])
     return plain, known, variables, {**variables, "constants": constants}, inputs
 
 
@@ -61,25 +66,28 @@ def test_one_inner_product_has_it(pair):
 
 
 def test_every_scenario_has_an_index_and_the_constant_is_declared(pair):
-    plain, known, _, with_prior, _ = pair
+    plain, known, *_ = pair
     assert known.item_uses_scenario
-    shape = with_prior["constants"][statistics.KNOWN_PRIOR].shape
-    assert known.constant_shapes == {**plain.constant_shapes, statistics.KNOWN_PRIOR: shape}
+    S, V = plain.spec.num_scenarios, plain.spec.num_items
+    added = {statistics.KNOWN_PRIOR: (S, V)}
+    if isinstance(plain, next_item.NextItemMatcher):
+        added[statistics.SEQUENCE_PRIOR] = (V,)
+    assert known.constant_shapes == {**plain.constant_shapes, **added}
     assert type(known) is type(plain).with_known_prior()
     assert type(known).__name__ == type(plain).__name__
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in NAMES if small.SMALL_MATCHERS[n].objective().loss_method]
-)
-def test_a_loss_of_its_own_learns_beside_the_prior(name):
-    """With a prior that knows the positives the loss is smaller, and with one that errs larger."""
+@functools.cache
+def make_case(name):
+    """A method with a loss of its own, and a batch whose histories are empty.
+
+    Item 1 is the positive of all examples, item 2 every negative.
+    """
     config = dataclasses.replace(small.SMALL_MATCHERS[name], known_prior=True)
     spec = test_every_matcher.make_spec(config.scenario_histories)
     model = config.make(spec)
     users, scenario_B = tiny_features.make_users(spec, B), tiny_features.make_scenarios(spec, B)
     items = tiny_features.make_items(spec, (B, G))
-    # One positive for all: in no history, and no negative.
     ids_BG = jnp.concatenate([jnp.full((B, 1), 1), jnp.full((B, G - 1), 2)], axis=1)
     items = items._replace(sparse_VF=items.sparse_VF.at[..., 0].set(ids_BG))
     sequences = {
@@ -87,20 +95,52 @@ def test_a_loss_of_its_own_learns_beside_the_prior(name):
     }
     users = users._replace(sequences=sequences)
     variables = tiny_features.make_variables(model, users, items, scenario_B)
-    losses = []
-    for value in (-2.0, 0.0, 2.0):
-        prior_SV = jnp.zeros((spec.num_scenarios, spec.num_items)).at[:, 1].set(value)
-        constants = {statistics.KNOWN_PRIOR: prior_SV}
-        loss, _ = model.apply(
-            {**variables, "constants": constants},
-            users,
-            items,
-            scenario_B,
-            train=False,
-            method=config.objective().loss_method,
-        )
-        losses.append(float(loss.mean()))
+    return model, variables, users, items, scenario_B
+
+
+def find_loss(name, **priors):
+    """The mean loss where item 1 has these priors, by constant, and all else has 0."""
+    model, variables, users, items, scenario_B = make_case(name)
+    constants = dict(variables["constants"])
+    for constant, value in priors.items():
+        zeros = jnp.zeros(model.constant_shapes[constant])
+        constants[constant] = zeros.at[..., 1].set(value)
+    loss, _ = model.apply(
+        {**variables, "constants": constants},
+        users,
+        items,
+        scenario_B,
+        train=False,
+        method=small.SMALL_MATCHERS[name].objective().loss_method,
+    )
+    return float(loss.mean())
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if small.SMALL_MATCHERS[n].objective().loss_method]
+)
+def test_a_loss_of_its_own_learns_beside_the_prior(name):
+    """With a prior that knows the positives the loss is smaller, and with one that errs larger."""
+    read = statistics.SEQUENCE_PRIOR if name in SEQUENTIAL else statistics.KNOWN_PRIOR
+    losses = [find_loss(name, **{read: value}) for value in (-2.0, 0.0, 2.0)]
     assert losses[0] > losses[1] > losses[2]
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_positions_of_any_age_are_not_learned_beside_the_prior_of_today(name):
+    """The prior of a day moves the lists of that day alone."""
+    losses = [find_loss(name, **{statistics.KNOWN_PRIOR: value}) for value in (0.0, 5.0)]
+    assert losses[0] == losses[1]
+    model, variables, users, items, scenario_B = make_case(name)
+    logits = []
+    for value in (0.0, 5.0):
+        constants = {
+            constant: jnp.zeros(shape).at[..., 1].set(value * (constant == statistics.KNOWN_PRIOR))
+            for constant, shape in model.constant_shapes.items()
+        }
+        values = {**variables, "constants": constants}
+        logits.append(model.apply(values, users, items, scenario_B, train=False)[0])
+    np.testing.assert_allclose(logits[1] - logits[0], [[5.0, 0.0, 0.0]] * B, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["fism", "dsmoe_plus"])

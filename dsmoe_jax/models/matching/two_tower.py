@@ -85,8 +85,14 @@ class Matcher(nn.Module):
     def with_known_prior(cls) -> "type[Matcher]":
         """The method with the scenarios' popularity in its inner product; see `KnownPrior`."""
         method: Any = cls
-        found: type[Matcher] = _add_known_prior(method)
+        form: Any = cls.known_prior_form()
+        found: type[Matcher] = _add_known_prior(method, form)
         return found
+
+    @classmethod
+    def known_prior_form(cls) -> "type[KnownPrior]":
+        """What adds that popularity, where a loss of the method's own wants another form."""
+        return KnownPrior
 
     def complete_user(self, user: Float[jax.Array, "... D"]) -> Float[jax.Array, "... _"]:
         """A user's vector as it is compared; a loss of the method's own calls it too."""
@@ -165,9 +171,9 @@ class KnownPrior(Matcher):
 
     P(i | s) is item i's share of what is known of scenario s (`statistics.known_log_prior`, or
     `log_prior` without exposures) and V the number of items, so that an item of average popularity
-    has the logit that the method gives it. The term is there in training and at serving; it is one
-    more entry of the item vectors, which users meet with a 1, and it is not learned. Every scenario
-    has an index of its own.
+    has the logit that the method gives it. The term is there in training and at serving (sequential
+    matchers: see `next_item.SequencePrior`); it is one more entry of the item vectors, which users
+    meet with a 1, and it is not learned. Every scenario has an index of its own.
 
     **Deviation:** ours, of no method's paper. Menon et al., "Long-tail learning via logit
     adjustment", ICLR 2021, section 4.2, add log priors in training alone, to rank without them.
@@ -217,9 +223,9 @@ class KnownPrior(Matcher):
 
 
 @functools.cache
-def _add_known_prior(method: Any) -> Any:
+def _add_known_prior(method: Any, form: Any) -> Any:
     """The subclass of a method that `KnownPrior` makes, under the method's name."""
-    return type(method.__name__, (KnownPrior, method), {"__module__": method.__module__})
+    return type(method.__name__, (form, method), {"__module__": method.__module__})
 
 
 class SymmetricMatcher(Matcher):
