@@ -245,7 +245,8 @@ def sequence_log_prior(store: store_lib.Store) -> Float[np.ndarray, "V"]:
     """Log share of every item among the positives of all users, float32, finite everywhere.
 
     A user's positives are those of training and of before the log, of any age and scenario, each
-    item once: what a loss of every position of a history is to predict. One user is added to those
+    item once: what a loss of every position of a history is to predict, and what was before the
+    longest history that is read. One user is added to those
     of every item; row 0, which is no candidate, holds that of an item nobody has.
     """
     count_V = np.asarray(read_interactions(store).sum(axis=0), np.float64).ravel()

@@ -69,11 +69,13 @@ def draw_all(
     *,
     results: Mapping[str, Any],
     metrics_path: pathlib.Path,
+    kept: Mapping[str, int],
     fig4: Mapping[str, Arrays],
 ) -> list[pathlib.Path]:
     """Draws every figure that a run has numbers for; returns the files.
 
-    Without metrics.jsonl there are no learning curves. `fig4` holds `scenario_coefficients` ([S, R]
+    Without metrics.jsonl there are no learning curves. `kept` is the step of the state that each
+    stage kept. `fig4` holds `scenario_coefficients` ([S, R]
     by layer) and `gate_weights` ([S, K] by tower), as far as the model has them. A figure that
     cannot be drawn is named in one line, and the others are drawn.
     """
@@ -86,7 +88,7 @@ def draw_all(
     drawings["fig4"] = lambda: draw_fig4(folder, names, fig4, scenarios)
     if points := runlog.read_points(metrics_path):
         name = "learning_curves"
-        drawings[name] = lambda: draw_curves(folder / name, points, results["k"][0])
+        drawings[name] = lambda: draw_curves(folder / name, points, results["k"][0], kept)
     written = []
     for name, draw in drawings.items():
         try:
@@ -204,15 +206,24 @@ def draw_gates(
 
 
 def draw_curves(
-    path: pathlib.Path, points: Sequence[Mapping[str, Any]], k: int
+    path: pathlib.Path,
+    points: Sequence[Mapping[str, Any]],
+    k: int,
+    kept: Mapping[str, int],
 ) -> list[pathlib.Path]:
-    """Losses and validation recall@k of every stage against its steps, of metrics.jsonl's lines."""
+    """Losses and validation recall@k of every stage against its steps, of metrics.jsonl's lines.
+
+    `kept` is as in `draw_all`.
+    """
     stages = list(dict.fromkeys(point["stage"] for point in points))
     with new_figure(9.0, 0.6 + 2.6 * len(stages)) as figure:
         axes = figure.subplots(len(stages), 2, squeeze=False)
         for stage, (left, right) in zip(stages, axes, strict=True):
             mine = [point for point in points if point["stage"] == stage]
-            titles = (_draw_losses(left, mine), _draw_validation(right, mine, f"recall@{k}"))
+            titles = (
+                _draw_losses(left, mine),
+                _draw_validation(right, mine, f"recall@{k}", kept.get(stage)),
+            )
             for axis, title in zip((left, right), titles, strict=True):
                 axis.set_title(f"{stage}: {title}", loc="left")
                 axis.set_xlim(0, None)
@@ -264,8 +275,10 @@ def _draw_losses(axis: Any, points: Sequence[Mapping[str, Any]]) -> str:
     return "training loss"
 
 
-def _draw_validation(axis: Any, points: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """Draws the validation recall of a stage, in %; returns the title."""
+def _draw_validation(
+    axis: Any, points: Sequence[Mapping[str, Any]], metric: str, kept: int | None
+) -> str:
+    """Draws the validation recall of a stage, in %, with the step kept; returns the title."""
     keys = _keys(points, lambda key: key.startswith("eval/") and key.endswith(f"/{metric}"))
     names = [key.split("/")[1] for key in keys]
     note = ""
@@ -275,10 +288,10 @@ def _draw_validation(axis: Any, points: Sequence[Mapping[str, Any]], metric: str
     if "macro" in names:
         style = {"label": "macro", "color": "#202020", "linewidth": 2.2}
         step, value = _plot(axis, points, f"eval/macro/{metric}", 100, **style)
-        if not np.isnan(value).all():
-            best = int(np.nanargmax(value))
-            axis.axvline(step[best], color="#606060", linewidth=0.8, linestyle=":")
-            note = f", best macro {value[best]:.1f}"
+        # The best epoch, or the last one where the step size falls to the end.
+        for place in np.flatnonzero((step == kept) & ~np.isnan(value))[-1:]:
+            axis.axvline(step[place], color="#606060", linewidth=0.8, linestyle=":")
+            note = f", kept: macro {value[place]:.1f}"
     if names:
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     # A stage that nothing selects in is not validated.

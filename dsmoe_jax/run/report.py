@@ -72,6 +72,11 @@ def write(run: stages.Stages) -> None:
             run.workdir / "figures",
             results=summary,
             metrics_path=run.workdir / runlog.METRICS_FILE,
+            kept={
+                trained.progress.stage: trained.progress.best_step
+                for trained in (student, teacher)
+                if trained is not None
+            },
             fig4=views,
         )
     for line in results.table(summary):

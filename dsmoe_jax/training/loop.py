@@ -411,7 +411,8 @@ class _Loop:
     def _tell(self, summary: Summary, is_best: bool) -> None:
         progress, stage, log = self._progress, self._stage, self._setting.log
         log.metrics(stage.name, progress.step, selection.metrics(summary))
-        log.line(selection.describe_epoch(progress, stage.score_name, summary, is_best))
+        mark = ("kept" if stage.keeps_last else "best") if is_best else ""
+        log.line(selection.describe_epoch(progress, stage.score_name, summary, mark))
 
     def _score(self, state: train_state.TrainState) -> tuple[float, Summary]:
         """The score that selects epochs, and the summary that it is of."""

@@ -25,13 +25,13 @@ def metrics(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def describe_epoch(
-    progress: checkpoint.Progress, score_name: str, summary: Mapping[str, Any], is_best: bool
+    progress: checkpoint.Progress, score_name: str, summary: Mapping[str, Any], mark: str
 ) -> str:
-    """The console's line of an evaluated epoch."""
+    """The console's line of an evaluated epoch; the mark says that its state is kept, and why."""
     recalls = "  ".join(
         f"{scenario} {100 * row[score_name]:.1f}" for scenario, row in summary["scenarios"].items()
     )
     return (
         f"{progress.stage} epoch {progress.epochs_evaluated:>3}  validation {score_name} % "
-        f"macro {100 * summary['macro'][score_name]:.2f}  {recalls}{'  best' if is_best else ''}"
+        f"macro {100 * summary['macro'][score_name]:.2f}  {recalls}{f'  {mark}' if mark else ''}"
     )

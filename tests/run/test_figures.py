@@ -57,6 +57,7 @@ def draw(folder, **changes):
     options = {
         "results": make_results(),
         "metrics_path": write_points(folder / "metrics.jsonl"),
+        "kept": {"teacher": 2, "student": 3},
         "fig4": make_fig4(),
         **changes,
     }
@@ -172,12 +173,16 @@ def test_many_scenarios_and_experts_fit(tmp_path):
     assert len(written) == 6
 
 
-def test_learning_curves_name_the_best_epoch_of_each_stage(tmp_path):
+def test_learning_curves_name_the_epoch_that_each_stage_kept(tmp_path):
     points = write_points(tmp_path / "metrics.jsonl").read_text().splitlines()
-    figures.draw_curves(tmp_path / "curves", [json.loads(point) for point in points], 5)
-    shown = text_of(tmp_path / "curves.svg")
-    for stage in ("teacher", "student"):
-        assert f"{stage}: validation Recall@5 (%), best macro 30.0" in shown
+    points = [json.loads(point) for point in points]
+    # Not the best, but the last of a schedule, or what another machine's metrics do not hold.
+    for step, note in ((3, ", kept: macro 30.0"), (2, ", kept: macro 20.0"), (7, ""), (None, "")):
+        kept = {"teacher": 3} if step is None else {"teacher": 3, "student": step}
+        figures.draw_curves(tmp_path / "curves", points, 5, kept)
+        shown = text_of(tmp_path / "curves.svg")
+        assert "teacher: validation Recall@5 (%), kept: macro 30.0" in shown
+        assert f"student: validation Recall@5 (%){note}" in shown
 
 
 def test_a_loss_of_one_part_is_one_curve(tmp_path):
@@ -186,7 +191,7 @@ def test_a_loss_of_one_part_is_one_curve(tmp_path):
         {"stage": "teacher", "step": 1, **whole},
         {"stage": "student", "step": 1, **whole, "train/loss_distill": 0.1},
     ]
-    figures.draw_curves(tmp_path / "curves", points, 5)
+    figures.draw_curves(tmp_path / "curves", points, 5, {})
     shown = text_of(tmp_path / "curves.svg")
     assert shown.count("loss task") == 1
     assert shown.count("loss distill") == 1

@@ -357,8 +357,13 @@ def test_a_stage_of_fixed_length_keeps_its_end_whatever_its_scores(store, tmp_pa
     options = {"devices": tiny.one_device(), "max_epochs": 3, "validate": validate}
     trainer = Trainer(store, tmp_path / "run", **options)
     trainer.stage = dataclasses.replace(trainer.stage, patience=1, keeps_last=True)
+    lines = []
+    trainer.log.line = lines.append
     state, progress = trainer.run()
     assert len(states) == 3 and progress.best_score == 0.1
+    # None of them is called the best.
+    epochs = [line.split("macro ")[1].split() for line in lines if "macro" in line]
+    assert epochs == [["50.00", "kept"], ["20.00", "kept"], ["10.00", "kept"]]
     assert_same_bits(state.params, states[2])
 
 

@@ -224,8 +224,8 @@ class SequencePrior(two_tower.KnownPrior):
 
     Positions are weeks old and of any scenario. Beside the prior of today, an item that was watched
     then and is rare now needs a large product with every user, and comes first for all once it is
-    shown again: HSTU on KuaiRand-Pure fell from 24 % recall@50 on validation days to 13 on test
-    days. The loss therefore has the items' share among all that it predicts
+    shown again: HSTU on KuaiRand-Pure lost half of its recall from validation days to test days
+    (`docs/results/plus.md`). The loss therefore has the items' share among all that it predicts
     (`statistics.sequence_log_prior`). What is learned, log P(i | user) / P(i), then meets the prior
     of the scenario and the day.
     """
@@ -245,5 +245,4 @@ class SequencePrior(two_tower.KnownPrior):
     def complete_target(
         self, item: Float[jax.Array, "B ... D"], id_B: Int[jax.Array, "B ..."]
     ) -> Float[jax.Array, "B ... _"]:
-        share_B = self.sequence_prior_V.value[id_B] + jnp.log(self.spec.num_items - 1.0)
-        return jnp.concatenate([item, share_B[..., None]], axis=-1)
+        return self.append_prior(item, self.sequence_prior_V.value[id_B])

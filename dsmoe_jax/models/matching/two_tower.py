@@ -91,7 +91,7 @@ class Matcher(nn.Module):
 
     @classmethod
     def known_prior_form(cls) -> "type[KnownPrior]":
-        """What adds that popularity, where a loss of the method's own wants another form."""
+        """What adds that popularity; another form where a loss of the method's own wants one."""
         return KnownPrior
 
     def complete_user(self, user: Float[jax.Array, "... D"]) -> Float[jax.Array, "... _"]:
@@ -206,8 +206,14 @@ class KnownPrior(Matcher):
         scenario_B: Int[jax.Array, "B"],
     ) -> Float[jax.Array, "B ... _"]:
         scenario_B = scenario_B.reshape(-1, *(1,) * (id_B.ndim - 1))
-        share_B = self.known_prior_SV.value[scenario_B, id_B] + jnp.log(self.spec.num_items - 1.0)
-        return jnp.concatenate([item, share_B[..., None]], axis=-1)
+        return self.append_prior(item, self.known_prior_SV.value[scenario_B, id_B])
+
+    def append_prior(
+        self, item: Float[jax.Array, "B ... D"], log_share_B: Float[jax.Array, "B ..."]
+    ) -> Float[jax.Array, "B ... _"]:
+        """An item's vector with one entry more: log (V P) of the log of its share P."""
+        prior_B = log_share_B + jnp.log(self.spec.num_items - 1.0)
+        return jnp.concatenate([item, prior_B[..., None]], axis=-1)
 
     def embed_user(
         self, users: batch_lib.Users, scenario_B: Int[jax.Array, "B"], *, train: bool
@@ -224,7 +230,7 @@ class KnownPrior(Matcher):
 
 @functools.cache
 def _add_known_prior(method: Any, form: Any) -> Any:
-    """The subclass of a method that `KnownPrior` makes, under the method's name."""
+    """The subclass of a method that a form of `KnownPrior` makes, under the method's name."""
     return type(method.__name__, (form, method), {"__module__": method.__module__})
 
 
