@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -77,7 +78,8 @@ class Attempt:
                 return False
             lines = str(error).strip().splitlines() or [type(error).__name__]
             self.failure = lines[0][:200]
-            # Its frames hold coroutines, of which Python tells when they are collected.
+            # Its frames hold coroutines, of which Python tells when it collects them, now or later.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             traceback.clear_frames(error.__traceback__)
             error.__cause__ = error.__context__ = error.__traceback__ = None
             gc.collect()
@@ -104,7 +106,10 @@ def _but_for_theirs(hook: Callable[..., object]) -> Callable[..., None]:
         one = len(arguments) == 1
         error = arguments[0].exc_value if one else arguments[1]
         trace = arguments[0].exc_traceback if one else arguments[2]
-        if not (str(error) == "Event loop is closed" or _passes_orbax(trace)):
+        # Where warnings are errors, that a coroutine was never awaited has no frame of its own.
+        code = getattr(getattr(arguments[0], "object", None), "cr_code", None)
+        is_theirs = "orbax" in getattr(code, "co_filename", "") or _passes_orbax(trace)
+        if not (str(error) == "Event loop is closed" or is_theirs):
             hook(*arguments)
 
     return call

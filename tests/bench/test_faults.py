@@ -1,6 +1,7 @@
 """The short form of the campaign, and that it tells a sound end from a fall."""
 
 import os
+import random
 import sys
 
 import pytest
@@ -20,6 +21,32 @@ def test_no_fault_changes_a_number_in_silence():
     assert [row["trials"] for row in found.values()] == [2, 2, 2]
     assert found["drift"]["ends"] == {"refused": 2}
     assert found["late_best"]["ends"] == {"equal": 2}
+
+
+class Told(faults.Case):
+    """A case with files, whose ends say in which process the command ended."""
+
+    def __init__(self, folder, *files):
+        self.folder, self.whole, self.random = folder, folder / "whole", random.Random(0)
+        for file in files:
+            (self.whole / file).parent.mkdir(parents=True, exist_ok=True)
+            (self.whole / file).write_text("content")
+
+    def again(self, workdir):
+        return "in this process"
+
+    def alone(self, workdir):
+        return "in its own"
+
+
+def test_what_may_train_again_ends_in_a_process_of_its_own(tmp_path):
+    # This one may compile otherwise, as tests do, and sum in another order.
+    root = "checkpoints/student"
+    files = f"{root}/latest/114/state/x", f"{root}/best/114/state/x", "store/x"
+    found = list(faults.damage(Told(tmp_path, *files)))
+    assert len(found) == 9
+    assert {trial.end for trial in found if "latest" in trial.what} == {"in its own"}
+    assert {trial.end for trial in found if "latest" not in trial.what} == {"in this process"}
 
 
 class Judged(faults.Case):

@@ -5,6 +5,7 @@ import gc
 import logging
 import sys
 import types
+import warnings
 
 import pytest
 
@@ -66,6 +67,31 @@ def test_a_read_that_fails_beside_the_refused_one_says_nothing(own_filters, capl
     assert caplog.messages == []
     fail_unwatched("/lib/another/reads.py")
     assert len(caplog.messages) == 1 and "never retrieved" in caplog.messages[0]
+
+
+def forget(file):
+    """A coroutine of a function in the file, collected before it began."""
+    names = {}
+    exec(compile("async def read():\n    pass", file, "exec"), names)
+    names["read"]()
+    gc.collect()
+
+
+def test_a_read_that_never_began_says_nothing(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    with warnings.catch_warnings():
+        with orbax_errors.quiet(), orbax_errors.Attempt():
+            forget("/lib/another/reads.py")
+            assert len(told) == 1
+            forget("/lib/orbax/reads.py")
+            raise ValueError("damaged")
+        forget("/lib/orbax/reads.py")
+    # Nor where warnings are errors again, as in the next test.
+    forget("/lib/orbax/reads.py")
+    assert len(told) == 1
+    forget("/lib/another/reads.py")
+    assert len(told) == 2
 
 
 def test_an_attempt_inside_a_quiet_block_leaves_it_quiet(own_filters, caplog):
