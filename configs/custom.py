@@ -53,8 +53,7 @@ def data_config() -> custom.CustomConfig:
         item_id="item",
         time="time",
         time_unit="iso",
-        # Or time_zone="Europe/Berlin", which follows daylight saving time.
-        utc_offset_hours=2.0,
+        # Days start at midnight UTC; on a place's clock with time_zone="Europe/Berlin".
         positive="action == buy",
         # A scenario is the page an event happened on; `scenarios` names the ones to keep.
         scenario="page",

@@ -255,8 +255,8 @@ def damage(case: Case) -> Iterator[Trial]:
         elif content:
             content[case.random.randrange(len(content))] ^= 1 << case.random.randrange(8)
             path.write_bytes(content)
-        # Without its newest state a run trains again from the one before.
-        end = case.alone if "latest" in file.parts else case.again
+        # Without its newest state, or that one's best, a run trains again from the one before.
+        end = case.alone if file.parts[0] == "checkpoints" else case.again
         yield Trial(f"{how} of {file}", end(case.folder / "copy"))
 
 

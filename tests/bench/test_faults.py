@@ -41,12 +41,11 @@ class Told(faults.Case):
 
 def test_what_may_train_again_ends_in_a_process_of_its_own(tmp_path):
     # This one may compile otherwise, as tests do, and sum in another order.
-    root = "checkpoints/student"
-    files = f"{root}/latest/114/state/x", f"{root}/best/114/state/x", "store/x"
+    files = "checkpoints/student/latest/114/state/x", "checkpoints/student/best/114/x", "store/x"
     found = list(faults.damage(Told(tmp_path, *files)))
     assert len(found) == 9
-    assert {trial.end for trial in found if "latest" in trial.what} == {"in its own"}
-    assert {trial.end for trial in found if "latest" not in trial.what} == {"in this process"}
+    assert {trial.end for trial in found if "checkpoints" in trial.what} == {"in its own"}
+    assert {trial.end for trial in found if "store" in trial.what} == {"in this process"}
 
 
 class Judged(faults.Case):

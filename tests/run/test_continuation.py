@@ -21,7 +21,6 @@ FIELDS = {
     "data.user_id": "user",
     "data.item_id": "item",
     "data.time_unit": "s",
-    "data.utc_offset_hours": 0.0,
     "data.positive": "",
     "data.scenario": "page",
     "data.scenarios": (),

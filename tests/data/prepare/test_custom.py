@@ -12,8 +12,9 @@ from dsmoe_jax.data.prepare import custom
 
 EXAMPLE = pathlib.Path(__file__).parents[3] / "configs" / "custom.py"
 PAGES = ("home", "search", "cart")
-# 2024-05-01 00:00 on a clock two hours ahead of UTC.
-START_S = 1_714_521_600 - 2 * 3600
+# 2024-05-01 00:00 UTC, and on a clock two hours ahead of it.
+START_UTC_S = 1_714_521_600
+START_S = START_UTC_S - 2 * 3600
 DAY_S = 86_400
 
 
@@ -110,7 +111,7 @@ def test_the_example_reads_its_csv_files(example, tmp_path):
         (pl.col("action") == "buy") & pl.col("page").is_in(PAGES) & (pl.col("second") < 6 * DAY_S)
     )
     expected = sorted(
-        (user, item, PAGES.index(page), START_S + second)
+        (user, item, PAGES.index(page), START_UTC_S + second)
         for user, item, page, second in log.select("user", "item", "page", "second").iter_rows()
     )
     assert pairs(store) == expected
