@@ -179,7 +179,8 @@ class Study:
                 seen.add(name_of(trial.params))
             elif trial.state.name == "RUNNING":
                 with processes.lock(self._lock_path(trial.params)) as lock:
-                    if lock is None:
+                    # A worker lets go when it has told the end, perhaps since the trials were read.
+                    if lock is None or self.trials()[trial.number].state.is_finished():
                         seen.add(name_of(trial.params))
                         continue
                 self._study.enqueue_trial(trial.params)

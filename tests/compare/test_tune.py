@@ -311,6 +311,27 @@ def test_a_teachers_own_values_are_searched_by_training_it_alone(searching):
     assert len({str(note["expert_dims"]) for note in searching.ran()}) == 3
 
 
+def test_a_trial_that_ends_while_another_worker_looks_is_done(searching, monkeypatch):
+    searching.folder.mkdir()
+    request = search.Request(CONFIG, 3, str(searching.folder), FIXED)
+    ours, others = search.Study(request), search.Study(request)
+    with contextlib.ExitStack() as running, contextlib.ExitStack() as stack:
+        ending = others.take(running)
+        read = ours.trials
+
+        def read_late():
+            found = read()
+            monkeypatch.setattr(ours, "trials", read)
+            others.tell(ending, "done", 0.2, 1.0)
+            running.close()
+            return found
+
+        monkeypatch.setattr(ours, "trials", read_late)
+        taken = ours.take(stack)
+    assert taken.params != ending.params
+    assert [trial.state.name for trial in ours.trials()] == ["COMPLETE", "RUNNING"]
+
+
 def test_only_one_search_works_on_a_folder(searching):
     searching.folder.mkdir()
     with (
